@@ -1,0 +1,293 @@
+"""The command line: a command parses its options, makes one call, and says what was written and where."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # `python cli.py` from any folder: make the checkout's `ditedge` importable
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import click
+
+from ditedge import __version__
+from ditedge.runtime.errors import Cancelled, DitedgeError
+
+FILE = click.Path(path_type=Path)
+
+
+class UserError(click.ClickException):
+    """A DitedgeError on its way out: one line, exit code 2."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """Turns what a user can mend into one line; everything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DitedgeError as error:
+            raise UserError(" ".join(str(error).split())) from None
+        except (KeyboardInterrupt, Cancelled):
+            click.echo("Interrupted: nothing was written.", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ditedge")
+def main() -> None:
+    """Compile a trained Diffusion Transformer, run it anywhere.
+
+    \b
+    ditedge export --ckpt DiT-XL-2-256x256.pt     checkpoint -> bundle
+    ditedge run --engine DiT-XL-2-256x256         bundle -> picture
+    """
+
+
+@main.command()
+@click.option("--ckpt", type=FILE, required=True, help="Checkpoint: .pt (flat, or train.py's) or .safetensors.")
+@click.option("--out", type=FILE, help="Bundle folder to write. [default: the checkpoint's name without suffix]")
+@click.option("--image-size", type=int, help="Picture size in pixels; checked. [default: what the checkpoint says]")
+@click.option("--heads", type=int, help="Attention heads. [default: those of the standard size S, B, L or XL]")
+@click.option("--classes", type=FILE, help="Text file with one class name a line, or a JSON list.")
+@click.option("--opset", type=click.IntRange(18, 25), default=20, show_default=True, help="ONNX operator set.")
+@click.option("--null-class/--no-null-class", default=None,
+              help="Whether the last label means 'no class'. [default: as train.py recorded, else yes]")  # fmt: skip
+@click.option("--guided-channels", type=int, help="Guidance acts on the first N channels. [default: 3]")
+@click.option("--prediction", type=click.Choice(["epsilon", "x0"]), default="epsilon", show_default=True,
+              help="What the network was trained to predict.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -> None:
+    """Export a checkpoint to a bundle, checked against PyTorch.
+
+    \b
+    Examples:
+      ditedge export --ckpt DiT-XL-2-256x256.pt
+      ditedge export --ckpt models/fashion-dit.safetensors --heads 3 --classes models/fashion-dit.classes.txt
+    """
+    exporter = _exporter()
+    target = out or Path(ckpt.with_suffix("").name)
+    settings = exporter.ExportOptions(labels=_class_names(classes), **options)
+    with _status() as report:
+        manifest = exporter.bundle_from_checkpoint(ckpt, target, settings, report)
+    size = sum(info.bytes for info in manifest.files.values())
+    click.echo(f"wrote {target}: {manifest.model.parameters / 1e6:.1f} M parameters, {size / 1e6:.1f} MB, checked")
+    click.echo(f"next: ditedge run --engine {target}")
+
+
+@main.command()
+@click.option("--engine", type=FILE, required=True, help="Bundle folder, or a graph or engine file inside one.")
+@click.option("--class", "classes", multiple=True, help="Class number or name; repeat it, one per image.")
+@click.option("--not", "away_from", multiple=True, help="Guide away from this class instead of from no class.")
+@click.option("--count", type=click.IntRange(min=1), help="Images; classes are cycled. [default: one per --class]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image; the next has seed + 1.")
+@click.option("--steps", type=int, help="Sampler steps, spaced evenly. [default: the bundle's]")
+@click.option("--sampler", type=click.Choice(["ddpm", "ddim"]), help="[default: the bundle's]")
+@click.option("--respacing", help="Steps as N, a,b,c or ddimN.")
+@click.option("--eta", type=float, default=0.0, show_default=True, help="DDIM's noise: 0 none, 1 as DDPM.")
+@click.option("--variance", type=click.Choice(["learned", "fixed-small", "fixed-large"]),
+              help="DDPM's variance. [default: learned, where the model did]")  # fmt: skip
+@click.option("--clip-x0", is_flag=True, help="Clamp the x0 estimate to [-1, 1].")
+@click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is none. [default: the bundle's]")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images at a time.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 uses all cores.")
+@click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, cuda, openvino ...")
+@click.option("--noise", type=FILE, help=".safetensors with z [B,C,H,W] and noise [N,B,C,H,W], instead of seeds.")
+@click.option("--save-latents", type=FILE, help="Also write the final latents (.safetensors).")
+@click.option("--save-trajectory", type=FILE, help="Also write the latents after each step, x [N,B,C,H,W].")
+@click.option("--like", type=FILE, help="Make a picture again from its own PNG: its classes, seeds and settings.")
+@click.option("-o", "--out", type=FILE, help="PNG (a grid for several images), or a folder: one PNG per image.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def run(as_json: bool, **options: Any) -> None:
+    """Sample images from a bundle.
+
+    \b
+    Examples:
+      ditedge run --engine fashion --class "Ankle boot" --seed 7 -o boot.png
+      ditedge run --engine dit-xl-2-256 --class 207 --class 360 --steps 25 --sampler ddim --guidance 4 -o out/
+    """
+    from ditedge.runtime.run import RunRequest, run_bundle
+
+    request = RunRequest(**options)
+    with _progress("sampling") as advance:
+        summary = run_bundle(request, advance)
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+        return
+    click.echo(
+        f"{summary['images']} image(s), {summary['program']}, guidance {summary['guidance']:g}: "
+        f"{summary['seconds']:.2f} s, {summary['seconds_per_image']:.2f} s per image"
+    )
+    for path in summary["written"][:20]:
+        click.echo(f"wrote {path}")
+    if len(summary["written"]) > 20:
+        click.echo(f"... and {len(summary['written']) - 20} more files")
+
+
+@main.command()
+@click.option("--engine", type=FILE, required=True, help="Bundle folder, or a graph or engine file inside one.")
+@click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, cuda, openvino ...")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 uses all cores.")
+def verify(engine: Path, provider: str, threads: int) -> None:
+    """Replay the bundle's golden trajectories, recorded from PyTorch. Exit code 1 when over tolerance.
+
+    \b
+    Examples:
+      ditedge verify --engine fashion
+      ditedge verify --engine dit-xl-2-256 --provider cuda
+    """
+    from ditedge.runtime import EngineOptions, Sampler, open_bundle
+    from ditedge.runtime.verify import replay
+
+    with Sampler(open_bundle(engine), EngineOptions(provider, threads)) as sampler:
+        results = [replay(sampler, golden) for golden in sampler.bundle.manifest.golden]
+    for result in results:
+        click.echo(f"{result.golden.program}, guidance {result.golden.guidance:g}")
+        for i, (timestep, error) in enumerate(zip(result.timestep, result.error, strict=True)):
+            click.echo(f"  step {i + 1:3d}  timestep {timestep:5.0f}  relative error {error:.2e}")
+        verdict = "passed" if result.passed else "FAILED"
+        click.echo(f"  {verdict}: worst {max(result.error):.2e}, allowed {result.golden.tolerance:.0e}")
+    if not results:
+        raise UserError(f"{engine}: the bundle has no golden trajectory to replay; export it again")
+    if not all(result.passed for result in results):
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("path", type=FILE)
+@click.option("--heads", type=int, help="Attention heads, for a checkpoint of a non-standard size.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def inspect(path: Path, heads: int | None, as_json: bool) -> None:
+    """Say what a bundle or a checkpoint is.
+
+    \b
+    Examples:
+      ditedge inspect fashion
+      ditedge inspect DiT-XL-2-256x256.pt --json
+    """
+    if path.is_file() and path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"):
+        _exporter()
+        from ditedge.export.describe import describe_checkpoint
+
+        description = describe_checkpoint(path, heads)
+    else:
+        from ditedge.runtime import open_bundle
+        from ditedge.runtime.describe import describe_bundle
+
+        description = describe_bundle(open_bundle(path))
+    click.echo(json.dumps(description, indent=1) if as_json else _readable(description))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(as_json: bool) -> None:
+    """Say which engines, providers and optional packages this machine has.
+
+    \b
+    Examples:
+      ditedge doctor
+      ditedge doctor --json
+    """
+    from dataclasses import asdict
+
+    from ditedge.runtime.doctor import examine
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+        return
+    for finding in findings:
+        found = finding.found or f"missing: {finding.remedy}"
+        click.echo(f"{finding.name:22} {finding.purpose:50} {found}")
+
+
+def _exporter() -> Any:
+    """ditedge.export, or one sentence when its libraries are not installed."""
+    try:
+        import ditedge.export
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'ditedge[export,cpu]' on a workstation") from None
+    return ditedge.export
+
+
+def _class_names(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    try:
+        text = path.read_text(encoding="utf-8")
+        names = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable list of class names ({error})") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: not a list of class names")
+    return tuple(name for name in names if name)
+
+
+def _status() -> Any:
+    """A context manager that yields report(message): a spinner on a terminal, lines elsewhere."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+
+    @contextmanager
+    def status() -> Any:
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            yield lambda message: click.echo(message, err=True)
+            return
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
+            task = bar.add_task("starting", total=None)
+            yield lambda message: bar.update(task, description=message)
+
+    return status()
+
+
+def _progress(description: str) -> Any:
+    """A context manager that yields advance(done, total): a bar with step rate and time left, on stderr."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextmanager
+    def progress() -> Any:
+        columns = [TextColumn(description), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(description, total=None, rate="")
+            start: list[float] = []
+
+            def advance(done: int, total: int) -> None:
+                start.append(time.monotonic()) if not start else None
+                seconds = time.monotonic() - start[0]
+                rate = f"{(done - 1) / seconds:.1f} steps/s" if done > 1 and seconds > 0 else ""
+                bar.update(task, completed=done, total=total, rate=rate)
+
+            yield advance
+
+    return progress()
+
+
+def _readable(value: Any, indent: int = 0) -> str:
+    """Nested dicts as indented lines; empty values are left out."""
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            lines.append("  " * indent + f"{key}:")
+            lines.append(_readable(item, indent + 1))
+        elif isinstance(item, list) and item and isinstance(item[0], dict):
+            lines += ["  " * indent + f"{key}:"] + [_readable(entry, indent + 1) for entry in item]
+        elif item not in (None, "", [], {}):
+            text = ", ".join(map(str, item)) if isinstance(item, list) else str(item)
+            lines.append("  " * indent + f"{key}: {text}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(prog_name="python cli.py")

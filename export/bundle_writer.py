@@ -1,0 +1,357 @@
+"""Checkpoint in, bundle out: export, check against PyTorch, record golden trajectories, hash, hand over.
+
+Everything is written into a temporary folder beside the target and renamed at the end: a bundle that failed any check
+never appears.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ditedge import __version__
+
+from ..runtime.bundle import open_bundle
+from ..runtime.engine import EngineOptions, open_engine
+from ..runtime.errors import BundleError, DitedgeError, RequestError
+from ..runtime.files import sha256_of_file, umask, write_tensors, write_text
+from ..runtime.manifest import (
+    MANIFEST_NAME,
+    DefaultsInfo,
+    FileInfo,
+    GoldenInfo,
+    GraphInfo,
+    Manifest,
+    ModelInfo,
+    ScheduleInfo,
+    TensorInfo,
+)
+from ..runtime.programs import make_program, write_program
+from ..runtime.sampler import Sampler, SeededNoise
+from ..runtime.schedule import linear_schedule, respaced_timesteps
+from ..runtime.verify import relative_error, replay
+from .checkpoint import Checkpoint, read_checkpoint
+from .graphs import Conditioner, PixelDecoder, Step
+from .network import DiT
+from .reference import guided_output, reference_trajectory
+from .to_onnx import DEFAULT_OPSET, onnx_from_module
+
+GRAPH_TOLERANCE = 2e-5  # float32 against float32, sums in another order: DiT-XL/2 measures 2e-6
+GOLDEN_TOLERANCE = 1e-4  # relative error at any step of a float32 trajectory; measured below 1e-5
+GOLDEN_GUIDANCE = 4.0
+LARGE_MODEL = 200_000_000  # parameters above which golden trajectories are shortened
+SCHEDULE = ScheduleInfo(kind="linear", beta_start=1e-4, beta_end=0.02, steps=1000)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What a user may decide about a bundle."""
+
+    heads: int | None = None  # None: the standard size's
+    image_size: int | None = None  # pixels; None: what the checkpoint says
+    labels: tuple[str, ...] = ()  # class names; empty: numbers only
+    null_class: bool | None = None  # None: as the checkpoint was trained, else yes
+    guided_channels: int | None = None  # None: 3, the habit of facebookresearch/DiT
+    prediction: str = "epsilon"
+    opset: int = DEFAULT_OPSET
+    force: bool = False  # replace an existing bundle
+
+
+def bundle_from_checkpoint(
+    source: Path, out: Path, options: ExportOptions, report: Callable[[str], None] = lambda _: None
+) -> Manifest:
+    """Exports the checkpoint `source` to the bundle folder `out`.
+
+    report: told what is being done. Raises CheckpointError (source), RequestError (options, out), BundleError when an
+    exported graph does not compute what PyTorch does; then nothing is left behind.
+    """
+    _check_target(out, options.force)
+    report(f"reading {source}")
+    null_class = options.null_class
+    checkpoint = read_checkpoint(source, heads=options.heads, null_class=null_class, image_size=options.image_size)
+    info = _model_info(checkpoint, options)
+    if options.labels and len(options.labels) != info.num_classes:
+        raise RequestError(
+            f"{len(options.labels)} class names for {info.num_classes} classes"
+            + (
+                "; was it trained without label dropout? then give --no-null-class"
+                if options.null_class is None
+                else ""
+            )
+        )
+    with _new_folder(out, options.force) as folder:
+        model = checkpoint.model()
+        graphs = _write_graphs(model, folder, options.opset, report)
+        programs = _write_programs(info, folder)
+        report("recording golden trajectories with PyTorch")
+        golden = _write_golden(model, info, folder)
+        del model
+        manifest = Manifest(
+            format="ditedge-bundle",
+            version=1,
+            name=out.name,
+            made_by=f"ditedge {__version__}",
+            source_sha256=checkpoint.sha256,
+            model=info,
+            schedule=SCHEDULE,
+            labels=list(options.labels),
+            graphs=graphs,  # type: ignore[arg-type]  # pydantic checks the names
+            programs=programs,
+            golden=golden,
+            defaults=DefaultsInfo(program="ddpm-50", guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0),
+            files=_hashed_files(folder),
+        )
+        del checkpoint
+        write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
+        report("replaying them through the bundle")
+        _replay_golden(folder)
+    return manifest
+
+
+def _check_target(out: Path, force: bool) -> None:
+    if not out.parent.is_dir():
+        raise RequestError(f"cannot write {out}: the folder {out.parent} does not exist")
+    if not (out.exists() or out.is_symlink()):
+        return
+    if out.is_symlink() or not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST_NAME).is_file()):
+        raise RequestError(f"{out} exists and is not a bundle: give another --out")
+    if not force and any(out.iterdir()):
+        raise RequestError(f"{out} already exists, use --force to replace it")
+
+
+@contextmanager
+def _new_folder(out: Path, force: bool) -> Iterator[Path]:
+    """A temporary folder that becomes `out` when the block succeeds, and vanishes when it does not."""
+    try:
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise RequestError(f"cannot write {out}: {error.strerror}") from None
+    try:
+        yield folder
+        folder.chmod(0o777 & ~umask())
+        if out.exists():
+            old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
+            os.replace(out, old / out.name)
+            os.replace(folder, out)
+            shutil.rmtree(old)
+        else:
+            os.replace(folder, out)
+    except OSError as error:
+        raise RequestError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
+    config = checkpoint.config
+    guided = options.guided_channels if options.guided_channels is not None else min(3, config.in_channels)
+    if not 1 <= guided <= config.in_channels:
+        raise RequestError(f"--guided-channels {guided} is not between 1 and the model's {config.in_channels} channels")
+    return ModelInfo(
+        architecture="dit",
+        input_size=config.input_size,
+        patch_size=config.patch_size,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        hidden_size=config.hidden_size,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        num_classes=config.num_classes,
+        null_class=config.num_classes if config.null_class else None,
+        learned_variance=config.learn_sigma,
+        prediction=options.prediction,  # type: ignore[arg-type]  # pydantic checks it
+        guided_channels=guided,
+        parameters=sum(tensor.numel() for tensor in checkpoint.weights.values()),
+    )
+
+
+@dataclass(frozen=True)
+class _GraphSpec:
+    """One graph to export. inputs: name -> (dtype, shape); letters are dynamic sizes."""
+
+    name: str
+    module: nn.Module
+    inputs: Mapping[str, tuple[torch.dtype, tuple[int | str, ...]]]
+    output: tuple[str, torch.dtype, tuple[int | str, ...]]
+
+
+def _graph_specs(model: DiT) -> list[_GraphSpec]:
+    config = model.config
+    f32, i64 = torch.float32, torch.int64
+    latent = (config.in_channels, config.input_size, config.input_size)
+    m = config.modulation_size
+    specs = [
+        _GraphSpec(
+            "conditioner",
+            Conditioner(model),
+            {"timestep": (f32, ("U",)), "label": (i64, ("U",))},
+            ("modulation", f32, ("U", m)),
+        ),
+        _GraphSpec(
+            "step",
+            Step(model),
+            {
+                "state": (f32, ("B", "K", *latent)),
+                "sample": (i64, ("E",)),
+                "condition": (i64, ("E",)),
+                "modulation": (f32, ("U", m)),
+                "combine": (f32, ("B", "E", config.out_channels)),
+                "x0_from": (f32, ("B", 2)),
+                "x0_bound": (f32, ("B",)),
+                "log_sigma": (f32, ("B", 2)),
+                "mix": (f32, ("B", "K", "K+2")),
+                "noise": (f32, ("B", *latent)),
+            },
+            ("next_state", f32, ("B", "K", *latent)),
+        ),
+    ]
+    if config.in_channels in (1, 3):  # a pixel-space model: its latents are images
+        image = ("B", config.input_size, config.input_size, config.in_channels)
+        inputs = {"latent": (f32, ("B", *latent))}
+        specs.append(_GraphSpec("decoder", PixelDecoder(), inputs, ("image", torch.uint8, image)))
+    return specs
+
+
+def _example(spec: _GraphSpec, sizes: dict[str, int], seed: int) -> dict[str, Tensor]:
+    """Random inputs of the given dynamic sizes; index inputs stay within every table."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {}
+    for name, (dtype, shape) in spec.inputs.items():
+        concrete = [sizes[d] if isinstance(d, str) else d for d in shape]
+        if dtype == torch.int64:
+            inputs[name] = torch.randint(0, 2, concrete, generator=generator)
+        elif name == "timestep":
+            inputs[name] = torch.rand(concrete, generator=generator) * 999
+        else:
+            inputs[name] = torch.randn(concrete, generator=generator)
+        if name == "x0_bound":
+            inputs[name] = inputs[name].abs() + 0.5
+        if name == "log_sigma":
+            inputs[name] = inputs[name] * 0.1
+    return inputs
+
+
+def _write_graphs(model: DiT, folder: Path, opset: int, report: Callable[[str], None]) -> dict[str, GraphInfo]:
+    """Exports each graph and checks it against PyTorch at other sizes than those it was traced with."""
+    trace_sizes = {"B": 2, "K": 3, "K+2": 5, "E": 4, "U": 7}
+    check_sizes = {"B": 3, "K": 1, "K+2": 3, "E": 2, "U": 5}
+    graphs = {}
+    for spec in _graph_specs(model):
+        report(f"exporting {spec.name}.onnx")
+        path = folder / f"{spec.name}.onnx"
+        dynamic = {
+            name: {i: d for i, d in enumerate(shape) if isinstance(d, str)} for name, (_, shape) in spec.inputs.items()
+        }
+        onnx_from_module(spec.module, _example(spec, trace_sizes, 1), spec.output[0], dynamic, path, opset)
+        report(f"checking {spec.name}.onnx against PyTorch")
+        _check_graph(spec, _example(spec, check_sizes, 2), path)
+        graphs[spec.name] = GraphInfo(
+            file=path.name,
+            inputs=[_tensor_info(name, dtype, shape) for name, (dtype, shape) in spec.inputs.items()],
+            outputs=[_tensor_info(*spec.output)],
+        )
+    return graphs
+
+
+def _tensor_info(name: str, dtype: torch.dtype, shape: tuple[int | str, ...]) -> TensorInfo:
+    return TensorInfo(name=name, dtype=str(dtype).removeprefix("torch."), shape=list(shape))  # type: ignore[arg-type]
+
+
+def _check_graph(spec: _GraphSpec, inputs: dict[str, Tensor], path: Path) -> None:
+    with torch.no_grad():
+        expected = spec.module(*inputs.values()).contiguous().numpy()
+    actual = np.empty_like(expected)
+    engine = open_engine(path, EngineOptions())
+    try:
+        engine.run({name: tensor.numpy() for name, tensor in inputs.items()}, {spec.output[0]: actual})
+    finally:
+        engine.close()
+    error = relative_error(actual, expected)
+    if not error <= GRAPH_TOLERANCE:
+        raise BundleError(
+            f"{path.name} does not compute what PyTorch does: relative error {error:.1e}, allowed {GRAPH_TOLERANCE:.0e}"
+        )
+
+
+def _golden_steps(info: ModelInfo) -> int:
+    return 4 if info.parameters > LARGE_MODEL else 10
+
+
+def _write_programs(info: ModelInfo, folder: Path) -> dict[str, str]:
+    (folder / "programs").mkdir()
+    schedule = linear_schedule(SCHEDULE.beta_start, SCHEDULE.beta_end, SCHEDULE.steps)
+    golden = _golden_steps(info)
+    programs = {}
+    for sampler, steps in [("ddpm", 250), ("ddpm", 50), ("ddpm", golden), ("ddim", 50), ("ddim", 25), ("ddim", golden)]:
+        program = make_program(
+            schedule,
+            sampler=sampler,
+            respacing=str(steps),
+            learned_variance=info.learned_variance,
+            prediction=info.prediction,
+        )
+        programs[program.name] = f"programs/{program.name}.json"
+        write_program(program, folder / programs[program.name])
+    return programs
+
+
+def _write_golden(model: DiT, info: ModelInfo, folder: Path) -> list[GoldenInfo]:
+    """Trajectories of the plain PyTorch sampler: DDPM guided (where the model can) and DDIM unguided."""
+    (folder / "golden").mkdir()
+    steps = _golden_steps(info)
+    labels = [0, info.num_classes - 1] if info.parameters <= LARGE_MODEL else [0]
+    source = SeededNoise(list(range(len(labels))), (info.in_channels, info.input_size, info.input_size))
+    z = torch.from_numpy(source.initial())
+    noise = torch.from_numpy(np.stack([source.step(i) for i in range(steps)]))
+    y = torch.tensor(labels)
+    golden = []
+    for sampler, guidance in [("ddpm", GOLDEN_GUIDANCE if info.null_class is not None else 1.0), ("ddim", 1.0)]:
+        x = reference_trajectory(
+            lambda x, t, g=guidance: guided_output(model, x, t, y, g, info.guided_channels),
+            z,
+            noise,
+            respaced_timesteps(str(steps)).tolist(),
+            sampler,
+            info.learned_variance,
+            info.prediction,
+        )
+        name = f"{sampler}-{steps}"
+        tensors = {"z": z, "noise": noise, "y": y, "x": x}
+        write_tensors(folder / "golden" / f"{name}.safetensors", {k: v.numpy() for k, v in tensors.items()})
+        golden.append(
+            GoldenInfo(file=f"golden/{name}.safetensors", program=name, guidance=guidance, tolerance=GOLDEN_TOLERANCE)
+        )
+    return golden
+
+
+def _hashed_files(folder: Path) -> dict[str, FileInfo]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): FileInfo(sha256=sha256_of_file(path), bytes=path.stat().st_size)
+        for path in files
+    }
+
+
+def _replay_golden(folder: Path) -> None:
+    try:
+        bundle = open_bundle(folder, check_hashes=False)  # written a moment ago, and hashed from the same files
+        with Sampler(bundle) as sampler:
+            for golden in bundle.manifest.golden:
+                result = replay(sampler, golden)
+                if not result.passed:
+                    worst = float(np.max(result.error))
+                    raise BundleError(
+                        f"the exported graphs leave PyTorch's {golden.program} trajectory: "
+                        f"relative error {worst:.1e}, allowed {golden.tolerance:.0e}"
+                    )
+    except DitedgeError as error:
+        raise BundleError(f"export failed its own check, nothing was written: {error}") from None

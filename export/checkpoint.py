@@ -1,0 +1,208 @@
+"""Reading a trained DiT: facebookresearch/DiT's flat `.pt`, its train.py's `.pt` (the "ema" weights), `.safetensors`.
+
+A checkpoint is untrusted: pickles are read with `weights_only=True` and one class allowed, argparse.Namespace, which
+train.py stores its arguments in. Every hyper-parameter but the number of heads is read from the shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import pickle
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runtime.errors import CheckpointError
+from ..runtime.files import sha256_of_file
+from .network import DiT, DiTConfig, sincos_position_embedding
+
+STANDARD_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}  # (D, L) of DiT-S, B, L, XL
+LATENT_FACTOR = 8  # a Stable Diffusion VAE makes one latent pixel of 8 x 8
+WRAPPERS = ("module.", "_orig_mod.")  # left in the keys by DistributedDataParallel and torch.compile
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A DiT's description and weights. `weights` has exactly the keys and shapes of `DiT(config)`, float32."""
+
+    config: DiTConfig
+    weights: dict[str, Tensor]
+    sha256: str  # of the file
+
+    def model(self) -> DiT:
+        """The network with these weights, in eval mode; shares their memory."""
+        with torch.device("meta"):
+            model = DiT(self.config)
+        model.load_state_dict(self.weights, assign=True)
+        return model.eval().requires_grad_(False)
+
+
+def read_checkpoint(
+    path: Path, *, heads: int | None = None, null_class: bool | None = None, image_size: int | None = None
+) -> Checkpoint:
+    """Reads and checks a DiT checkpoint.
+
+    heads: needed for sizes other than S, B, L and XL. null_class: whether the last row of the label table is "no
+    class"; None believes train.py's recorded arguments, else yes. image_size: the picture's size in pixels, checked.
+    Raises CheckpointError naming the file and the key.
+    """
+    state, arguments = _state_and_arguments(path)
+    try:
+        config = _config(state, arguments, heads, null_class, image_size)
+        weights = _fitted(state, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return Checkpoint(config, weights, sha256_of_file(path))
+
+
+def _state_and_arguments(path: Path) -> tuple[dict[str, Tensor], argparse.Namespace | None]:
+    """The state dict (EMA weights first) and train.py's arguments where the file has them."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist or is not a file")
+    data: Any = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    arguments = data.get("args") if isinstance(data, dict) else None
+    if isinstance(data, dict):
+        data = next((data[key] for key in ("ema", "model", "state_dict") if isinstance(data.get(key), dict)), data)
+    if not isinstance(data, dict) or not any(isinstance(value, Tensor) for value in data.values()):
+        raise CheckpointError(f"{path}: holds no state dict of tensors")
+    state = {_unwrapped(str(key)): value for key, value in data.items() if isinstance(value, Tensor)}
+    return state, arguments if isinstance(arguments, argparse.Namespace) else None
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable .safetensors file, perhaps cut short ({error})") from None
+
+
+def _load_pickle(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap can only be used" not in str(error):
+                    raise
+                return torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused:
+            raise CheckpointError(
+                f"{path}: refused, it would run code when read ({refused[1]}); save the state dict alone"
+            ) from None
+        raise CheckpointError(f"{path}: not a readable PyTorch checkpoint, perhaps cut short") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = str(error).split("\n")[0][:150]
+        raise CheckpointError(f"{path}: not a readable PyTorch checkpoint, perhaps cut short ({reason})") from None
+
+
+def _unwrapped(key: str) -> str:
+    for wrapper in WRAPPERS:
+        key = key.removeprefix(wrapper)
+    return key
+
+
+def _shape(state: dict[str, Tensor], key: str, dimensions: int) -> tuple[int, ...]:
+    if key not in state:
+        raise CheckpointError(f"key '{key}' is missing: not a DiT of facebookresearch/DiT's layout")
+    if state[key].ndim != dimensions:
+        raise CheckpointError(f"key '{key}' has shape {list(state[key].shape)}, expected {dimensions} dimensions")
+    return tuple(state[key].shape)
+
+
+def _config(
+    state: dict[str, Tensor],
+    arguments: argparse.Namespace | None,
+    heads: int | None,
+    null_class: bool | None,
+    image_size: int | None,
+) -> DiTConfig:
+    hidden, channels, patch, _ = _shape(state, "x_embedder.proj.weight", 4)
+    depth = 1 + max((int(m[1]) for key in state if (m := re.match(r"blocks\.(\d+)\.", key))), default=-1)
+    if depth == 0:
+        raise CheckpointError("no key starts with 'blocks.': not a DiT of facebookresearch/DiT's layout")
+    rows, _ = _shape(state, "y_embedder.embedding_table.weight", 2)
+    outputs, odd = divmod(_shape(state, "final_layer.linear.weight", 2)[0], patch * patch)
+    if odd or outputs not in (channels, 2 * channels):
+        raise CheckpointError(
+            f"key 'final_layer.linear.weight' makes {outputs} channels of {channels}: "
+            f"expected {channels} or {2 * channels}"
+        )
+    recorded_classes = getattr(arguments, "num_classes", None)
+    if null_class is None:
+        null_class = recorded_classes != rows
+    if null_class and rows < 2:
+        raise CheckpointError("the label table has one row, so there is no null class: give --no-null-class")
+    return DiTConfig(
+        input_size=_input_size(state, image_size, channels, patch, hidden),
+        patch_size=patch,
+        in_channels=channels,
+        hidden_size=hidden,
+        depth=depth,
+        num_heads=_heads(heads or getattr(arguments, "num_heads", None), hidden, depth),
+        num_classes=rows - int(null_class),
+        learn_sigma=outputs == 2 * channels,
+        null_class=null_class,
+    )
+
+
+def _heads(heads: int | None, hidden: int, depth: int) -> int:
+    heads = heads or STANDARD_HEADS.get((hidden, depth))
+    if heads is None:
+        raise CheckpointError(
+            f"width {hidden} with {depth} blocks is not a standard size (S, B, L, XL), and the number of attention "
+            "heads cannot be read from the weights: give --heads N"
+        )
+    if heads < 1 or hidden % heads:
+        raise CheckpointError(f"--heads {heads} does not divide the width {hidden}")
+    return heads
+
+
+def _input_size(state: dict[str, Tensor], image_size: int | None, channels: int, patch: int, hidden: int) -> int:
+    """The latent's side, from pos_embed or, where that was not saved, from the image size."""
+    factor = LATENT_FACTOR if channels == 4 else 1
+    if "pos_embed" not in state:
+        if image_size is None:
+            raise CheckpointError("key 'pos_embed' is missing, so the size is unknown: give --image-size N")
+        if image_size % (factor * patch):
+            raise CheckpointError(f"--image-size {image_size} is not a multiple of {factor * patch}")
+        return image_size // factor
+    tokens = _shape(state, "pos_embed", 3)[1]
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise CheckpointError(f"key 'pos_embed' has {tokens} positions, which is not a square")
+    size = side * patch
+    if image_size is not None and image_size != size * factor:
+        raise CheckpointError(f"--image-size {image_size}: this checkpoint was trained for {size * factor}")
+    return size
+
+
+def _fitted(state: dict[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
+    """The weights as float32, after every key, shape and number was checked; reports all misfits at once."""
+    state.setdefault("pos_embed", sincos_position_embedding(config))
+    with torch.device("meta"):
+        expected = DiT(config).state_dict()
+    problems = [f"key '{key}' is missing" for key in expected if key not in state]
+    problems += [f"key '{key}' is not part of a DiT" for key in state if key not in expected]
+    for key in expected.keys() & state.keys():
+        if state[key].shape != expected[key].shape:
+            problems.append(f"key '{key}' has shape {list(state[key].shape)}, expected {list(expected[key].shape)}")
+        elif not state[key].is_floating_point():
+            problems.append(f"key '{key}' has type {state[key].dtype}, expected floating point")
+        elif not torch.isfinite(state[key]).all():
+            problems.append(f"key '{key}' has numbers that are not finite")
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise CheckpointError("; ".join(problems[:3]) + more)
+    return {key: state[key].float().contiguous() for key in expected}

@@ -1,0 +1,69 @@
+"""The three graphs of a bundle as torch modules (DESIGN, "The graphs of a bundle").
+
+`Conditioner` runs once per image, `Step` once per sampler step, `PixelDecoder` at the end. The arithmetic of every
+sampler is in `Step.forward`; which sampler it is, is data.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .network import DiT
+
+
+class Conditioner(nn.Module):
+    """timestep [U] float32, label [U] int64 -> modulation [U, M] float32."""
+
+    def __init__(self, network: DiT) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, timestep: Tensor, label: Tensor) -> Tensor:
+        return self.network.conditioner(timestep, label)
+
+
+class Step(nn.Module):
+    """One sampler step, network included. B samples, K state slots, E network evaluations, U modulation rows."""
+
+    def __init__(self, network: DiT) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self,
+        state: Tensor,  # [B, K, C, H, W]; slot 0 is the network's input
+        sample: Tensor,  # [E] int64: which sample an evaluation belongs to
+        condition: Tensor,  # [E] int64: which row of modulation it uses
+        modulation: Tensor,  # [U, M]
+        combine: Tensor,  # [B, E, O]: guidance
+        x0_from: Tensor,  # [B, 2]
+        x0_bound: Tensor,  # [B]
+        log_sigma: Tensor,  # [B, 2]
+        mix: Tensor,  # [B, K, K + 2]: the solver
+        noise: Tensor,  # [B, C, H, W]
+    ) -> Tensor:  # next_state [B, K, C, H, W]
+        x = state[:, 0]
+        output = self.network.trunk(x.index_select(0, sample), modulation.index_select(0, condition))
+        prediction = torch.einsum("beo,eohw->bohw", combine, output)
+
+        def per_sample(column: Tensor) -> Tensor:
+            return column[:, None, None, None]
+
+        channels = self.network.config.in_channels
+        bound = per_sample(x0_bound)
+        x0 = per_sample(x0_from[:, 0]) * x + per_sample(x0_from[:, 1]) * prediction[:, :channels]
+        x0 = torch.minimum(torch.maximum(x0, -bound), bound)
+        log_scale = per_sample(log_sigma[:, 0])
+        if self.network.config.learn_sigma:
+            log_scale = log_scale + per_sample(log_sigma[:, 1]) * prediction[:, channels:]
+        slots = torch.cat([state, x0[:, None], (torch.exp(log_scale) * noise)[:, None]], dim=1)
+        return torch.einsum("bij,bjchw->bichw", mix, slots)
+
+
+class PixelDecoder(nn.Module):
+    """For models that work on pixels: [-1, 1] to uint8 as the reference's sample_ddp.py rounds, NCHW to NHWC."""
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """latent [B, C, H, W] float32 -> image [B, H, W, C] uint8."""
+        return (127.5 * latent + 128.0).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)

@@ -1,0 +1,219 @@
+"""The Diffusion Transformer (DiT) of Peebles & Xie, 2023 (arXiv:2212.09748), split where `ditedge` cuts it.
+
+`DiT.conditioner` is everything that depends only on (timestep, label): the embedders and all adaLN projections.
+`DiT.trunk` is everything that sees the latent. `forward` is the two in a row, so one module serves training, parity
+checks and export. Parameter names are those of facebookresearch/DiT `models.py`: its state dicts load as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TIMESTEP_CHANNELS = 256  # width of the sinusoid that feeds the timestep MLP, as in the reference
+MLP_RATIO = 4
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Hyper-parameters of a DiT. All but `num_heads` can be read from the shapes of its state dict."""
+
+    input_size: int  # H = W of the latent
+    patch_size: int
+    in_channels: int  # C
+    hidden_size: int  # D
+    depth: int  # L
+    num_heads: int
+    num_classes: int
+    learn_sigma: bool = True  # the network also predicts the variance: O = 2C output channels
+    null_class: bool = True  # trained with label dropout: the label table has one more row, index num_classes
+
+    @property
+    def out_channels(self) -> int:
+        """O: network output channels."""
+        return self.in_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def tokens(self) -> int:
+        return (self.input_size // self.patch_size) ** 2
+
+    @property
+    def modulation_size(self) -> int:
+        """M = (6L + 2) D: six adaLN vectors per block, two for the final layer."""
+        return (6 * self.depth + 2) * self.hidden_size
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        patch = config.patch_size
+        self.proj = nn.Conv2d(config.in_channels, config.hidden_size, kernel_size=patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> tokens [N, T, D], row-major."""
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class TimestepEmbedder(nn.Module):
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(TIMESTEP_CHANNELS, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+        # Not in the state dict, and a constant of the graph: torch's own float32 rounding of the frequencies decides
+        # the sinusoid at t = 999 to 1e-5. Made on the CPU also when the network itself is built on "meta".
+        half = TIMESTEP_CHANNELS // 2
+        exponent = torch.arange(half, dtype=torch.float32, device="cpu") / half
+        self.register_buffer("frequency", torch.exp(-math.log(10000) * exponent), persistent=False)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        """timestep [N] float32 in 0..999 -> [N, D]. The sinusoid's order is [cos, sin], its divisor 128."""
+        angle = timestep[:, None] * self.frequency[None]
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
+
+
+class LabelEmbedder(nn.Module):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(config.num_classes + int(config.null_class), config.hidden_size)
+
+    def forward(self, label: Tensor) -> Tensor:
+        """label [N] int64 -> [N, D]."""
+        return self.embedding_table(label)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = x.shape[2]
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, width // self.num_heads)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)  # each [N, heads, T, D / heads]
+        if torch.compiler.is_exporting():
+            # MatMul, scale, Softmax, MatMul and nothing between: the pattern that TensorRT fuses.
+            attended = torch.softmax(q @ k.transpose(2, 3) * q.shape[-1] ** -0.5, dim=-1) @ v
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, MLP_RATIO * hidden_size)
+        self.fc2 = nn.Linear(MLP_RATIO * hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def adaln_projection(hidden_size: int, vectors: int) -> nn.Sequential:
+    return nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, vectors * hidden_size))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x [N, T, D], shift and scale [N, D]."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class Block(nn.Module):
+    """A transformer block with adaLN-Zero conditioning (figure 3 of the paper)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(width)
+        self.adaLN_modulation = adaln_projection(width, 6)
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """x [N, T, D], modulation [N, 6D] -> [N, T, D]."""
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)
+        x = x + gate_msa[:, None] * self.attn(modulate(self.norm1(x), shift_msa, scale_msa))
+        return x + gate_mlp[:, None] * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, config.patch_size**2 * config.out_channels)
+        self.adaLN_modulation = adaln_projection(width, 2)
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        shift, scale = modulation.chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class DiT(nn.Module):
+    """facebookresearch/DiT's network: x [N, C, H, W], timestep [N], label [N] -> [N, O, H, W]."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.x_embedder = PatchEmbed(config)
+        self.t_embedder = TimestepEmbedder(config.hidden_size)
+        self.y_embedder = LabelEmbedder(config)
+        self.pos_embed = nn.Parameter(sincos_position_embedding(config), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_layer = FinalLayer(config)
+
+    def conditioner(self, timestep: Tensor, label: Tensor) -> Tensor:
+        """timestep [U] float32 (original timestep, 0..999), label [U] int64 -> modulation [U, M] float32."""
+        condition = self.t_embedder(timestep) + self.y_embedder(label)
+        layers: list[Block | FinalLayer] = [*self.blocks, self.final_layer]
+        return torch.cat([layer.adaLN_modulation(condition) for layer in layers], dim=1)
+
+    def trunk(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """x [N, C, H, W], modulation [N, M] -> network output [N, O, H, W]."""
+        width = self.config.hidden_size
+        tokens = self.x_embedder(x) + self.pos_embed
+        for i, block in enumerate(self.blocks):
+            tokens = block(tokens, modulation[:, 6 * i * width : 6 * (i + 1) * width])
+        return self.unpatchify(self.final_layer(tokens, modulation[:, -2 * width :]))
+
+    def unpatchify(self, tokens: Tensor) -> Tensor:
+        """[N, T, p * p * O] -> [N, O, H, W] (`nhwpqc -> nchpwq`)."""
+        side, patch = self.config.input_size // self.config.patch_size, self.config.patch_size
+        grid = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (side, side))
+        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+    def forward(self, x: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
+        return self.trunk(x, self.conditioner(timestep.float(), label))
+
+
+def sincos_position_embedding(config: DiTConfig) -> Tensor:
+    """2-D sin-cos positions [1, T, D] float32: width first, then height; each is [sin, cos] (MAE, arXiv:2111.06377)."""
+    side, quarter = config.input_size // config.patch_size, config.hidden_size // 4
+    omega = 1.0 / 10000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
+    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = [position.flatten()[:, None] * omega[None] for position in (column, row)]
+    return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1).float()[None]
+
+
+def initialize_weights(model: DiT) -> None:
+    """The reference's initialisation for training: Xavier linears, zero adaLN projections and final layer."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    nn.init.xavier_uniform_(model.x_embedder.proj.weight.view(model.config.hidden_size, -1))
+    nn.init.zeros_(model.x_embedder.proj.bias)
+    for weight in (model.y_embedder.embedding_table, model.t_embedder.mlp[0], model.t_embedder.mlp[2]):
+        nn.init.normal_(weight.weight, std=0.02)
+    for layer in [*model.blocks, model.final_layer]:
+        nn.init.zeros_(layer.adaLN_modulation[1].weight)
+        nn.init.zeros_(layer.adaLN_modulation[1].bias)
+    nn.init.zeros_(model.final_layer.linear.weight)
+    nn.init.zeros_(model.final_layer.linear.bias)

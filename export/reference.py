@@ -1,0 +1,77 @@
+"""A plain PyTorch sampler: what facebookresearch/DiT computes, step by step, without tables or graphs.
+
+It records the golden trajectories of a bundle. It shares no formula with `runtime.programs` on purpose: an error in
+either shows as a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .network import DiT
+
+
+def guided_output(model: DiT, x: Tensor, t: int, y: Tensor, guidance: float, guided_channels: int) -> Tensor:
+    """`forward_with_cfg` of models.py: guidance on the first `guided_channels` channels, the rest conditional."""
+    timestep = torch.full((len(x),), float(t))
+    conditional = model(x, timestep, y)
+    if guidance == 1.0:
+        return conditional
+    unconditional = model(x, timestep, torch.full_like(y, model.config.num_classes))
+    output = conditional.clone()
+    part = slice(0, guided_channels)
+    output[:, part] = unconditional[:, part] + guidance * (conditional[:, part] - unconditional[:, part])
+    return output
+
+
+@torch.no_grad()
+def reference_trajectory(
+    network: Callable[[Tensor, int], Tensor],
+    z: Tensor,
+    noise: Tensor,
+    timesteps: list[int],
+    sampler: str,
+    learn_sigma: bool,
+    prediction: str = "epsilon",
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+) -> Tensor:
+    """DDPM (learned or fixed-large variance) or DDIM (eta 0) over `timesteps` (falling).
+
+    network(x, t) -> [B, O, H, W]; z [B, C, H, W]; noise [N, B, C, H, W] -> x after each step
+    [N, B, C, H, W]. `p_sample` and `ddim_sample` of
+    diffusion/gaussian_diffusion.py with `clip_denoised=False`.
+    """
+    alphas_cumprod = torch.cumprod(1 - torch.linspace(beta_start, beta_end, 1000, dtype=torch.float64), 0)
+    abars = [float(alphas_cumprod[t]) for t in timesteps] + [1.0]
+    x, trajectory = z, []
+    for i, t in enumerate(timesteps):
+        output = network(x, t)
+        channels = x.shape[1]
+        predicted = output[:, :channels]
+        abar, previous = torch.tensor(abars[i], dtype=torch.float64), torch.tensor(abars[i + 1], dtype=torch.float64)
+        beta = 1 - abar / previous
+        if prediction == "x0":
+            x0 = predicted
+        else:
+            x0 = (1 / abar).sqrt().float() * x - (1 / abar - 1).sqrt().float() * predicted
+        last = i == len(timesteps) - 1
+        if sampler == "ddim":
+            epsilon = ((1 / abar).sqrt().float() * x - x0) / (1 / abar - 1).sqrt().float()
+            x = x0 * previous.sqrt().float() + (1 - previous).sqrt().float() * epsilon
+        else:
+            mean = (beta * previous.sqrt() / (1 - abar)).float() * x0
+            mean = mean + ((1 - previous) * (1 - beta).sqrt() / (1 - abar)).float() * x
+            if not last:
+                log_variance = beta.log().float()
+                if learn_sigma:
+                    low = (beta * (1 - previous) / (1 - abar)).log().float()
+                    fraction = (output[:, channels:] + 1) / 2
+                    log_variance = fraction * log_variance + (1 - fraction) * low
+                mean = mean + (0.5 * log_variance).exp() * noise[i]
+            x = mean
+        trajectory.append(x)
+    return torch.stack(trajectory)

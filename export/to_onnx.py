@@ -1,0 +1,92 @@
+"""A torch module to an ONNX file: names, dynamic sizes, opset, external weights."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+DEFAULT_OPSET = 20
+EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf files end at 2 GB; weights move to a .data file well before
+
+
+def onnx_from_module(
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    output: str | list[str],
+    dynamic: dict[str, dict[int, str]],
+    path: Path,
+    opset: int = DEFAULT_OPSET,
+) -> None:
+    """Exports `module(**inputs)` to `path` (and `path.data` above 1.5 GB of weights).
+
+    dynamic: per input, dimension -> the name it has in the graph ("B"), or a name plus a constant ("K+2"). Example
+    inputs need sizes of at least 2 there, all different, or the exporter takes them for constants. Paths of
+    this machine are not written.
+    """
+    sizes = {name: torch.export.Dim(name, min=1, max=1 << 20) for name in _names(dynamic)}
+    shapes = {name: {d: _size(n, sizes) for d, n in dynamic.get(name, {}).items()} for name in inputs}
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            module,
+            args=tuple(inputs.values()),
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(inputs),
+            output_names=[output] if isinstance(output, str) else output,
+            dynamic_shapes=tuple(shapes.values()),
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model
+    _strip_traces(model)
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    ir.save(model, path, external_data=f"{path.name}.data" if weights > EXTERNAL_DATA_BYTES else None)
+
+
+def _names(dynamic: dict[str, dict[int, str]]) -> list[str]:
+    return sorted({name.split("+")[0] for dimensions in dynamic.values() for name in dimensions.values()})
+
+
+def _size(name: str, sizes: dict[str, Any]) -> Any:
+    """The export dimension of "K", or of "K+2"."""
+    base, _, offset = name.partition("+")
+    return sizes[base] + int(offset) if offset else sizes[base]
+
+
+def _strip_traces(model: ir.Model) -> None:
+    """Removes the exporter's stack traces: they hold paths of the exporting machine and double a small graph's size."""
+    model.metadata_props.clear()
+    model.producer_name, model.producer_version = "ditedge", None
+    for graph in model.graphs():
+        graph.doc_string = None
+        graph.metadata_props.clear()
+        for value in [*graph.inputs, *graph.outputs, *graph.initializers.values()]:
+            value.metadata_props.clear()
+        for node in graph:
+            node.doc_string = None
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports its progress and its deprecations on stdout, stderr and the log; none is for the user."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        level = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)

@@ -1,0 +1,145 @@
+"""A bundle on disk: found, validated, its files hashed, its programs read. Loads no engine."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .errors import BundleError, RequestError
+from .files import sha256_of_file
+from .manifest import MANIFEST_NAME, Manifest, manifest_from_json
+from .programs import Program, make_program, read_program
+from .schedule import Schedule, linear_schedule
+
+MAX_MANIFEST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: a folder and its validated manifest."""
+
+    folder: Path
+    manifest: Manifest
+    sha256: str  # of manifest.json, which holds the hash of every other file
+
+    @property
+    def schedule(self) -> Schedule:
+        info = self.manifest.schedule
+        return linear_schedule(info.beta_start, info.beta_end, info.steps)
+
+    def file(self, name: str) -> Path:
+        """The path of a file listed in the manifest."""
+        return self.folder / name
+
+    def graph_file(self, graph: str) -> Path:
+        """Path of graph "conditioner", "step" or "decoder". Raises RequestError when the bundle has none."""
+        info = self.manifest.graphs.get(graph)  # type: ignore[call-overload]
+        if info is None:
+            raise RequestError(f"bundle {self.folder} has no {graph}: its latents cannot become images; save latents")
+        return self.file(info.file)
+
+    def program(
+        self,
+        name: str | None = None,
+        *,
+        sampler: str | None = None,
+        steps: int | None = None,
+        respacing: str | None = None,
+        eta: float = 0.0,
+        variance: str | None = None,
+        clip_x0: bool = False,
+    ) -> Program:
+        """A ready program of the bundle by name (None: its default), or one made from sampler settings.
+
+        Any of sampler ("ddpm", "ddim"), steps (1 .. training steps) or respacing ("N", "a,b,c", "ddimN") makes a new
+        program; what is not given is taken from the default program. Raises ProgramError or RequestError.
+        """
+        changed = (sampler, steps, respacing, variance) != (None,) * 4 or eta != 0.0 or clip_x0
+        if name is not None and changed:
+            raise RequestError(f"program '{name}' is ready-made: give either its name or sampler settings")
+        chosen = name or self.manifest.defaults.program
+        if chosen not in self.manifest.programs:
+            raise RequestError(f"no program '{chosen}' in the bundle; it has {', '.join(self.manifest.programs)}")
+        if not changed:
+            return read_program(self.file(self.manifest.programs[chosen]))
+        made: dict[str, Any] = read_program(self.file(self.manifest.programs[chosen])).made
+        if steps is not None and respacing is not None:
+            raise RequestError("steps and respacing both say how many steps to take: give one of them")
+        if steps is not None and not 1 <= steps <= self.schedule.steps:
+            raise RequestError(f"steps {steps} is not between 1 and {self.schedule.steps}")
+        return make_program(
+            self.schedule,
+            sampler=sampler or made["sampler"],
+            respacing=respacing or (str(steps) if steps is not None else made["respacing"]),
+            learned_variance=self.manifest.model.learned_variance,
+            prediction=self.manifest.model.prediction,
+            variance=variance,
+            eta=eta,
+            clip_x0=clip_x0,
+        )
+
+    def label(self, text: str) -> int:
+        """A class number from its number or its name (case does not matter). Raises RequestError."""
+        model, labels = self.manifest.model, self.manifest.labels
+        if text.isascii() and text.isdigit():
+            if int(text) >= model.num_classes:
+                raise RequestError(f"class {text}: the model has classes 0 to {model.num_classes - 1}")
+            return int(text)
+        lowered = [label.lower() for label in labels]
+        if text.lower() not in lowered:
+            have = f"one of {', '.join(labels[:20])}" if labels else f"a number, 0 to {model.num_classes - 1}"
+            raise RequestError(f"class '{text}' is unknown: give {have}")
+        return lowered.index(text.lower())
+
+    def label_name(self, label: int) -> str:
+        return self.manifest.labels[label] if self.manifest.labels else str(label)
+
+
+def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
+    """Opens the bundle at `path`: its folder, or any file inside it (an .onnx, a .plan).
+
+    Raises BundleError when something is missing, leaves the folder, has a wrong hash, or is of another version.
+    """
+    folder = bundle_folder(Path(path))
+    manifest_path = folder / MANIFEST_NAME
+    try:
+        if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{manifest_path}: larger than {MAX_MANIFEST_BYTES >> 20} MB, not a manifest")
+        raw = manifest_path.read_bytes()
+        manifest = manifest_from_json(raw.decode("utf-8"), manifest_path)
+    except OSError as error:
+        raise BundleError(f"cannot read {manifest_path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BundleError(f"{manifest_path}: not valid UTF-8 text") from None
+    for name, info in manifest.files.items():
+        file = _inside(folder, name)
+        if not file.is_file():
+            raise BundleError(f"{folder}: file {name} is missing; export the checkpoint again")
+        if file.stat().st_size != info.bytes or (check_hashes and sha256_of_file(file) != info.sha256):
+            raise BundleError(f"{file}: does not match its hash in the manifest: damaged or tampered with")
+    return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
+
+
+def bundle_folder(path: Path) -> Path:
+    """The folder with manifest.json: `path` itself, or the nearest folder above a file inside a bundle."""
+    if not path.exists():
+        raise BundleError(f"{path} does not exist")
+    if path.is_dir():
+        if not (path / MANIFEST_NAME).is_file():
+            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST_NAME} (make one with `ditedge export`)")
+        return path
+    for folder in list(path.absolute().parents)[:3]:
+        if (folder / MANIFEST_NAME).is_file():
+            return folder
+    raise BundleError(f"{path} is not inside a bundle: no {MANIFEST_NAME} in the folders above it")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """folder / name, refused when it would leave the folder by '..', an absolute path or a symbolic link."""
+    pure = PurePosixPath(name)
+    outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not pure.parts
+    if outside or not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{folder / MANIFEST_NAME}: path {name!r} leaves the bundle")
+    return folder / name

@@ -1,0 +1,48 @@
+"""What a bundle is, in numbers: for `inspect` and for programs that choose among bundles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .bundle import Bundle
+from .programs import read_program
+
+
+def describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    """A JSON-ready summary: model, graphs with their memory, programs, golden trajectories, hashes."""
+    manifest = bundle.manifest
+    graphs: dict[str, Any] = {}
+    for graph_name, graph in manifest.graphs.items():
+        weight_files = [graph.file, f"{graph.file}.data"]
+        stored = sum(manifest.files[file].bytes for file in weight_files if file in manifest.files)
+        graphs[graph_name] = {
+            "file": graph.file,
+            "bytes": stored,
+            "inputs": {tensor.name: f"{tensor.dtype} {_shape(tensor.shape)}" for tensor in graph.inputs},
+            "outputs": {tensor.name: f"{tensor.dtype} {_shape(tensor.shape)}" for tensor in graph.outputs},
+        }
+    programs: dict[str, Any] = {}
+    for name, file in manifest.programs.items():
+        program = read_program(bundle.file(file))
+        programs[name] = {"steps": program.steps, "slots": program.slots, "made": program.made}
+    return {
+        "kind": "bundle",
+        "name": manifest.name,
+        "folder": str(bundle.folder),
+        "sha256": bundle.sha256,
+        "made_by": manifest.made_by,
+        "source_sha256": manifest.source_sha256,
+        "model": manifest.model.model_dump(),
+        "schedule": manifest.schedule.model_dump(),
+        "labels": manifest.labels,
+        "graphs": graphs,
+        "programs": programs,
+        "defaults": manifest.defaults.model_dump(),
+        "golden": [golden.model_dump() for golden in manifest.golden],
+        "files": {name: info.model_dump() for name, info in manifest.files.items()},
+        "bytes": sum(info.bytes for info in manifest.files.values()),
+    }
+
+
+def _shape(shape: list[int | str]) -> str:
+    return "[" + ", ".join(str(dimension) for dimension in shape) + "]"

@@ -1,0 +1,46 @@
+"""An engine is one loaded graph. A new kind of engine is one file with these members and a line in `open_engine`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from .errors import EngineError
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to load engines. provider: "cpu", "cuda", ... of ONNX Runtime; threads: 0 lets the library choose."""
+
+    provider: str = "cpu"
+    threads: int = 0
+
+
+class Engine(Protocol):
+    """One loaded graph. Not thread-safe: one caller at a time."""
+
+    inputs: frozenset[str]
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        """Runs the graph once, writing into `outputs`.
+
+        Arrays are C-contiguous and have the dtype and shape of the graph's tensors; inputs that the graph does not
+        have are ignored. Every output given is overwritten in place; nothing is kept after the call.
+        Raises EngineError when the library refuses.
+        """
+
+    def close(self) -> None:
+        """Frees the graph. Calling it twice is fine."""
+
+
+def open_engine(path: Path, options: EngineOptions) -> Engine:
+    """Loads a graph file with the engine its suffix names."""
+    if path.suffix == ".onnx":
+        from .engine_ort import OrtEngine
+
+        return OrtEngine(path, options)
+    raise EngineError(f"{path}: no engine for '{path.suffix}' files; this version runs .onnx graphs")

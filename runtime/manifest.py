@@ -1,0 +1,141 @@
+"""`manifest.json`: what a bundle is. The models below are the format; docs/manifest.schema.json is made from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import BundleError
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION = 1
+
+Count = Annotated[int, Field(ge=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorInfo(_Strict):
+    """One input or output of a graph. A dimension is a number, or the letter of DESIGN's table (B, K, E, U)."""
+
+    name: str
+    dtype: Literal["float32", "int64", "uint8"]
+    shape: list[Count | str]
+
+
+class GraphInfo(_Strict):
+    """One ONNX graph: the file relative to the bundle, and its tensors."""
+
+    file: str
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+
+
+class FileInfo(_Strict):
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class ModelInfo(_Strict):
+    """The network (hyper-parameters as in the DiT paper) and how its numbers are to be read."""
+
+    architecture: Literal["dit"]
+    input_size: Count  # H = W of the latent
+    patch_size: Count
+    in_channels: Count  # C
+    out_channels: Count  # O
+    hidden_size: Count
+    depth: Count
+    num_heads: Count
+    num_classes: Count
+    null_class: int | None  # label of "no class", None when the model was trained without label dropout
+    learned_variance: bool
+    prediction: Literal["epsilon", "x0"]
+    guided_channels: Count  # guidance applies to the first so many epsilon channels
+    parameters: Count
+
+
+class ScheduleInfo(_Strict):
+    """The forward process of training: linear betas over `steps` timesteps."""
+
+    kind: Literal["linear"]
+    beta_start: Annotated[float, Field(gt=0, lt=1)]
+    beta_end: Annotated[float, Field(gt=0, lt=1)]
+    steps: Annotated[int, Field(ge=1, le=100_000)]
+
+
+class DefaultsInfo(_Strict):
+    """What `run` does when it is told nothing else."""
+
+    program: str
+    guidance: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class GoldenInfo(_Strict):
+    """A trajectory recorded from PyTorch: `verify` replays it. tolerance: relative error allowed at any step."""
+
+    file: str
+    program: str
+    guidance: Annotated[float, Field(allow_inf_nan=False)]
+    tolerance: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Manifest(_Strict):
+    format: Literal["ditedge-bundle"]
+    version: Literal[1]
+    name: str
+    made_by: str
+    source_sha256: Sha256  # the checkpoint the bundle was made from
+    model: ModelInfo
+    schedule: ScheduleInfo
+    labels: list[str]  # empty, or one name per class
+    graphs: dict[Literal["conditioner", "step", "decoder"], GraphInfo]
+    programs: dict[str, str]  # name -> file
+    golden: list[GoldenInfo]
+    defaults: DefaultsInfo
+    files: dict[str, FileInfo]  # every file of the bundle but this one and engines/
+
+    @model_validator(mode="after")
+    def _check(self) -> Manifest:
+        missing = {"conditioner", "step"} - set(self.graphs)
+        if missing:
+            raise ValueError(f"graph '{sorted(missing)[0]}' is missing")
+        if self.labels and len(self.labels) != self.model.num_classes:
+            raise ValueError(f"{len(self.labels)} labels for {self.model.num_classes} classes")
+        if self.defaults.program not in self.programs:
+            raise ValueError(f"default program '{self.defaults.program}' is not in programs")
+        named = [graph.file for graph in self.graphs.values()] + list(self.programs.values())
+        for file in named + [golden.file for golden in self.golden]:
+            if file not in self.files:
+                raise ValueError(f"'{file}' is used but not listed in files, so its hash is unknown")
+        for golden in self.golden:
+            if golden.program not in self.programs:
+                raise ValueError(f"golden program '{golden.program}' is not in programs")
+        return self
+
+
+def manifest_from_json(text: str, path: Path) -> Manifest:
+    """Parses and validates. Raises BundleError with one sentence; `path` is only for the message."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(data, dict) or data.get("format") != "ditedge-bundle":
+        raise BundleError(f"{path}: not the manifest of a ditedge bundle")
+    if data.get("version") != MANIFEST_VERSION:
+        raise BundleError(
+            f"{path}: bundle version {data.get('version')!r}, this ditedge reads version {MANIFEST_VERSION}: "
+            "update ditedge, or export the checkpoint again"
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise BundleError(f"{path}: {place}: {first['msg']}") from None

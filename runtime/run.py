@@ -1,0 +1,271 @@
+"""The `run` command as a function: a request with every option, files out, a summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ditedge import __version__
+
+from .bundle import Bundle, open_bundle
+from .engine import EngineOptions
+from .errors import RequestError
+from .files import check_writable, sha256_of_file, write_tensors
+from .generate import Progress, generate, read_noise
+from .images import grid, read_png_metadata, write_png
+from .programs import Program
+from .sampler import GivenNoise, Sampler
+
+DEFAULT_IMAGES = 8  # without --class and --count: one image of each of the first classes
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """Everything `ditedge run` can be told; None means the bundle's default."""
+
+    engine: Path
+    classes: tuple[str, ...] = ()
+    away_from: tuple[str, ...] = ()
+    count: int | None = None
+    seed: int = 0
+    steps: int | None = None
+    sampler: str | None = None
+    respacing: str | None = None
+    eta: float = 0.0
+    variance: str | None = None
+    clip_x0: bool = False
+    guidance: float | None = None
+    batch: int = 8
+    threads: int = 0
+    provider: str = "cpu"
+    noise: Path | None = None
+    save_latents: Path | None = None
+    save_trajectory: Path | None = None
+    like: Path | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A request resolved against its bundle: what will be sampled, and where it goes."""
+
+    bundle: Bundle
+    program: Program
+    labels: list[int]
+    away_from: list[int] | None
+    seeds: list[int]
+    columns: int | None  # of the grid; None is the squarest
+    guidance: float
+    noise: GivenNoise | None
+    out: Path | None  # None: only latents are wanted
+    folder: bool  # out is a folder with one file per image
+
+
+def run_bundle(
+    request: RunRequest, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
+    """Samples, writes every file asked for, and returns the summary. on_progress: (steps done, steps in all)."""
+    plan = _plan(request)
+    trajectory: list[np.ndarray] = []
+
+    def on_step(progress: Progress) -> None:
+        if request.save_trajectory:
+            trajectory.append(progress.latents.copy())
+        on_progress(progress.done, progress.total)
+
+    with Sampler(plan.bundle, EngineOptions(request.provider, request.threads)) as sampler:
+        sampler.engine("step"), sampler.engine("conditioner")  # loading is not sampling: keep it out of the timing
+        start = time.perf_counter()
+        latents = generate(
+            plan.bundle,
+            plan.labels,
+            plan.seeds,
+            program=plan.program,
+            guidance=plan.guidance,
+            away_from=plan.away_from,
+            batch=request.batch,
+            output="latents",
+            noise=plan.noise,
+            on_progress=on_step,
+            sampler=sampler,
+        )
+        images = None
+        if plan.out is not None:
+            parts = [latents[i : i + request.batch] for i in range(0, len(latents), request.batch)]
+            images = np.concatenate([sampler.images(part) for part in parts])
+        seconds = time.perf_counter() - start
+    written = _write_tensor_files(request, plan, latents, trajectory)
+    if images is not None:
+        written += _write_images(request, plan, images)
+    return {
+        "bundle": str(plan.bundle.folder),
+        "bundle_sha256": plan.bundle.sha256,
+        "images": len(plan.labels),
+        "labels": plan.labels,
+        "seeds": plan.seeds if plan.noise is None else None,
+        "program": plan.program.name,
+        "steps": plan.program.steps,
+        "made": plan.program.made,
+        "guidance": plan.guidance,
+        "provider": request.provider,
+        "seconds": seconds,
+        "seconds_per_image": seconds / len(plan.labels),
+        "written": [str(path) for path in written],
+    }
+
+
+def _plan(request: RunRequest) -> _Plan:
+    bundle = open_bundle(request.engine)
+    if request.engine.suffix == ".plan":
+        raise RequestError(
+            f"{request.engine}: this version runs ONNX graphs only; give the bundle folder {bundle.folder}"
+        )
+    if request.like is not None:
+        labels, seeds, away_from, guidance, program = _settings_of_picture(request, bundle)
+    else:
+        labels = _labels(request, bundle)
+        seeds = [request.seed + i for i in range(len(labels))]
+        others = [bundle.label(text) for text in request.away_from]
+        away_from = [others[i % len(others)] for i in range(len(labels))] if others else None
+        guidance = bundle.manifest.defaults.guidance if request.guidance is None else request.guidance
+        program = bundle.program(
+            sampler=request.sampler,
+            steps=request.steps,
+            respacing=request.respacing,
+            eta=request.eta,
+            variance=request.variance,
+            clip_x0=request.clip_x0,
+        )
+    noise = read_noise(request.noise) if request.noise else None
+    if noise is not None and not request.classes and request.count is None:
+        labels = [i % bundle.manifest.model.num_classes for i in range(len(noise.z))]
+        seeds = [0] * len(labels)
+    out, folder = _output(request, bundle)
+    for path in (request.save_latents, request.save_trajectory):
+        if path is not None:
+            check_writable(path)
+    return _Plan(bundle, program, labels, away_from, seeds, _columns(labels), guidance, noise, out, folder)
+
+
+def _labels(request: RunRequest, bundle: Bundle) -> list[int]:
+    chosen = [bundle.label(text) for text in request.classes]
+    if not chosen:
+        chosen = list(range(bundle.manifest.model.num_classes))
+        count = request.count or min(DEFAULT_IMAGES, len(chosen))
+    else:
+        count = request.count or len(chosen)
+    return [chosen[i % len(chosen)] for i in range(count)]
+
+
+def _columns(labels: list[int]) -> int | None:
+    """One column per class when the labels go round more than once, else the squarest grid."""
+    period = next((i for i in range(1, len(labels)) if labels[i] == labels[0]), len(labels))
+    return period if 1 < period < len(labels) else None
+
+
+def _settings_of_picture(
+    request: RunRequest, bundle: Bundle
+) -> tuple[list[int], list[int], list[int] | None, float, Program]:
+    """Labels, seeds, classes to guide away from, guidance and program from a PNG's own metadata."""
+    assert request.like is not None
+    asked = (request.classes, request.count, request.steps, request.sampler, request.respacing, request.guidance)
+    if any(asked) or request.noise or request.seed or request.away_from:
+        raise RequestError("--like takes classes, seeds and settings from the picture: leave the other options out")
+    data = read_png_metadata(request.like)
+    try:
+        if data["bundle_sha256"] != bundle.sha256:
+            raise RequestError(f"{request.like} was made with another bundle (sha256 {data['bundle_sha256'][:12]}...)")
+        if data["seeds"] is None:
+            raise RequestError(f"{request.like} was made from a noise file, so it has no seeds to make it again from")
+        made = data["made"]
+        program = bundle.program(
+            sampler=made["sampler"],
+            respacing=made["respacing"],
+            eta=made.get("eta", 0.0),
+            variance=made.get("variance"),
+            clip_x0=made["clip_x0"],
+        )
+        labels, seeds = [int(label) for label in data["labels"]], [int(seed) for seed in data["seeds"]]
+        away_from = [int(label) for label in data["away_from"]] if data["away_from"] else None
+        return labels, seeds, away_from, float(data["guidance"]), program
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"{request.like}: its metadata is not complete ({error})") from None
+
+
+def _output(request: RunRequest, bundle: Bundle) -> tuple[Path | None, bool]:
+    """Where pictures go, and whether that is a folder; checked now rather than after the sampling."""
+    out = request.out
+    if "decoder" not in bundle.manifest.graphs:
+        if out is not None or not (request.save_latents or request.save_trajectory):
+            bundle.graph_file("decoder")  # raises, with the remedy
+        return None, False
+    if out is None:
+        if request.save_latents or request.save_trajectory:
+            return None, False
+        out = Path(f"{bundle.folder.absolute().name}.png")
+    folder = out.is_dir() or out.suffix.lower() != ".png"
+    if not folder:
+        check_writable(out)
+        return out, False
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"cannot write {out}: give a name that ends in .png, or a folder")
+    try:
+        out.mkdir(exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"cannot write {out}: {error.strerror}") from None
+    check_writable(out / "0.png")
+    return out, True
+
+
+def _write_tensor_files(
+    request: RunRequest, plan: _Plan, latents: np.ndarray, trajectory: list[np.ndarray]
+) -> list[Path]:
+    written = []
+    y = np.array(plan.labels, dtype=np.int64)
+    if request.save_latents:
+        write_tensors(request.save_latents, {"latents": latents, "y": y})
+        written.append(request.save_latents)
+    if request.save_trajectory:
+        steps = plan.program.steps
+        batches = [np.stack(trajectory[i : i + steps]) for i in range(0, len(trajectory), steps)]
+        x = np.concatenate(batches, axis=1)
+        write_tensors(request.save_trajectory, {"x": x, "y": y, "timesteps": plan.program.timestep})
+        written.append(request.save_trajectory)
+    return written
+
+
+def _write_images(request: RunRequest, plan: _Plan, images: np.ndarray) -> list[Path]:
+    assert plan.out is not None
+    if not plan.folder:
+        picture = images[0] if len(images) == 1 else grid(images, plan.columns)
+        write_png(plan.out, picture, _metadata(request, plan, slice(None)))
+        return [plan.out]
+    digits, written = len(str(len(images) - 1)), []
+    for i, image in enumerate(images):
+        name = f"{i:0{max(4, digits)}d}-class{plan.labels[i]}-seed{plan.seeds[i]}.png"
+        write_png(plan.out / name, image, _metadata(request, plan, slice(i, i + 1)))
+        written.append(plan.out / name)
+    return written
+
+
+def _metadata(request: RunRequest, plan: _Plan, images: slice) -> dict[str, Any]:
+    """What it takes to make these images again."""
+    labels = plan.labels[images]
+    return {
+        "software": f"ditedge {__version__}",
+        "bundle": plan.bundle.manifest.name,
+        "bundle_sha256": plan.bundle.sha256,
+        "labels": labels,
+        "classes": [plan.bundle.label_name(label) for label in labels],
+        "away_from": plan.away_from[images] if plan.away_from else None,
+        "seeds": plan.seeds[images] if plan.noise is None else None,
+        "noise_sha256": sha256_of_file(request.noise) if request.noise else None,
+        "program": plan.program.name,
+        "made": plan.program.made,
+        "guidance": plan.guidance,
+    }

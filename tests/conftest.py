@@ -1,0 +1,52 @@
+"""Shared fixtures: the recorded truth in tests/golden, and one exported bundle per golden model (made once a session)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+FASHION = tuple((Path(__file__).parents[1] / "models" / "fashion-dit.classes.txt").read_text().splitlines())
+CASES = ("gray1_cfg", "latent4_learned_sigma", "pixel3_no_null_class")
+
+
+def golden_case(name: str) -> dict[str, Any]:
+    """case.json of a golden model: its config and its recorded loops."""
+    return json.loads((GOLDEN / name / "case.json").read_text())
+
+
+def has_null_class(name: str) -> bool:
+    return golden_case(name)["config"].get("class_dropout_prob", 0.1) > 0
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(tmp_path_factory: pytest.TempPathFactory):
+    """golden_bundle(case, prediction="epsilon", labels=False) -> folder of the exported bundle."""
+    from ditedge.export import ExportOptions, bundle_from_checkpoint
+
+    folder = tmp_path_factory.mktemp("bundles")
+
+    def export(case: str, prediction: str = "epsilon", labels: bool = False) -> Path:
+        out = folder / f"{case}-{prediction}{'-labels' if labels else ''}"
+        if not out.exists():
+            options = ExportOptions(
+                heads=golden_case(case)["config"]["num_heads"],
+                null_class=has_null_class(case),
+                prediction=prediction,
+                labels=FASHION if labels else (),
+            )
+            bundle_from_checkpoint(GOLDEN / case / "model.pt", out, options)
+        return out
+
+    return export
+
+
+@pytest.fixture
+def gray_bundle(golden_bundle, tmp_path: Path) -> Path:
+    """A private copy of the smallest bundle (1 channel, null class), to damage at will."""
+    import shutil
+
+    return Path(shutil.copytree(golden_bundle("gray1_cfg"), tmp_path / "gray"))

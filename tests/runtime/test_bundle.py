@@ -1,0 +1,107 @@
+"""Bundles are untrusted: what is damaged, foreign or dangerous is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ditedge.runtime import open_bundle
+from ditedge.runtime.errors import BundleError, RequestError
+from ditedge.runtime.manifest import Manifest
+
+
+def edit(bundle: Path, **changes: object) -> None:
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_opens_by_folder_and_by_file_inside(gray_bundle: Path) -> None:
+    for path in (gray_bundle, gray_bundle / "step.onnx", gray_bundle / "programs" / "ddpm-50.json"):
+        assert open_bundle(path).folder == gray_bundle
+
+
+def test_tampered_graph_is_refused(gray_bundle: Path) -> None:
+    raw = bytearray((gray_bundle / "step.onnx").read_bytes())
+    raw[len(raw) // 2] ^= 1  # same size, one bit
+    (gray_bundle / "step.onnx").write_bytes(raw)
+    with pytest.raises(BundleError, match=r"step\.onnx: does not match its hash"):
+        open_bundle(gray_bundle)
+
+
+def test_missing_file_is_named(gray_bundle: Path) -> None:
+    (gray_bundle / "conditioner.onnx").unlink()
+    with pytest.raises(BundleError, match=r"conditioner\.onnx is missing"):
+        open_bundle(gray_bundle)
+
+
+@pytest.mark.parametrize("name", ["../secret.json", "/etc/passwd", "a/../../b", "..\\x", "x\0y", "."])
+def test_paths_may_not_leave_the_bundle(gray_bundle: Path, name: str) -> None:
+    files = json.loads((gray_bundle / "manifest.json").read_text())["files"]
+    edit(gray_bundle, files=files | {name: {"sha256": "0" * 64, "bytes": 1}})
+    with pytest.raises(BundleError, match="leaves the bundle|is missing"):
+        open_bundle(gray_bundle)
+
+
+def test_symbolic_links_out_of_the_bundle_are_refused(gray_bundle: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.onnx"
+    os.replace(gray_bundle / "step.onnx", outside)
+    (gray_bundle / "step.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="leaves the bundle"):
+        open_bundle(gray_bundle)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"version": 99}, "bundle version 99"),
+        ({"version": "1"}, "bundle version '1'"),
+        ({"format": "something"}, "not the manifest of a ditedge bundle"),
+        ({"graphs": {}}, "graph 'conditioner' is missing"),
+        ({"surprise": 1}, "surprise"),
+        ({"labels": ["one"]}, "1 labels for 10 classes"),
+        ({"defaults": {"program": "nope", "guidance": 1.0}}, "default program 'nope'"),
+        ({"programs": {"ddpm-50": "unlisted.json"}}, "unlisted.json"),
+    ],
+)
+def test_bad_manifests_are_refused(gray_bundle: Path, changes: dict, complaint: str) -> None:
+    edit(gray_bundle, **changes)
+    with pytest.raises(BundleError, match=complaint):
+        open_bundle(gray_bundle)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"\xff\xfe", b'{"format": "ditedge-bundle"', b"[" * 100_000])
+def test_manifests_that_are_not_json(gray_bundle: Path, text: bytes) -> None:
+    (gray_bundle / "manifest.json").write_bytes(text)
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        open_bundle(gray_bundle)
+
+
+def test_labels_by_number_and_name(gray_bundle: Path) -> None:
+    edit(gray_bundle, labels=[f"Thing {i}" for i in range(10)])
+    bundle = open_bundle(gray_bundle)
+    assert (bundle.label("3"), bundle.label("thing 7"), bundle.label_name(7)) == (3, 7, "Thing 7")
+    for unknown in ("10", "-1", "Thing", ""):
+        with pytest.raises(RequestError, match=f"class '?{unknown}"):
+            bundle.label(unknown)
+
+
+def test_programs_by_name_and_by_settings(gray_bundle: Path) -> None:
+    bundle = open_bundle(gray_bundle)
+    assert bundle.program().name == "ddpm-50" and bundle.program("ddim-25").steps == 25
+    assert bundle.program(steps=7).name == "ddpm-7"
+    with pytest.raises(RequestError, match="no program 'x'"):
+        bundle.program("x")
+    with pytest.raises(RequestError, match="steps 1001"):
+        bundle.program(steps=1001)
+    with pytest.raises(RequestError, match="give one of them"):
+        bundle.program(steps=5, respacing="5")
+
+
+def test_published_schema_is_current() -> None:
+    published = Path(__file__).parents[2] / "docs" / "manifest.schema.json"
+    assert json.loads(published.read_text()) == Manifest.model_json_schema(), (
+        "the manifest changed: run `make schema` and raise MANIFEST_VERSION if old bundles no longer load"
+    )

@@ -1,0 +1,130 @@
+"""Programs: the file format, its checks, and the tables against literal formulas."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ditedge.runtime.errors import ProgramError
+from ditedge.runtime.programs import NO_BOUND, make_program, program_ddim, program_ddpm, read_program, write_program
+from ditedge.runtime.schedule import linear_schedule, respaced_timesteps
+
+SCHEDULE = linear_schedule()
+ARRAYS = ("timestep", "x0_from", "log_sigma", "mix", "guided")
+
+
+def ddpm(steps: int = 10, **options):
+    return make_program(SCHEDULE, sampler="ddpm", respacing=str(steps), learned_variance=True, **options)
+
+
+def test_written_programs_read_back_exactly(tmp_path: Path) -> None:
+    program = ddpm(clip_x0=True)
+    write_program(program, tmp_path / "p.json")
+    again = read_program(tmp_path / "p.json")
+    for name in ARRAYS:
+        assert np.array_equal(getattr(again, name), getattr(program, name)), name
+    assert (again.name, again.made, again.x0_bound, again.init_scale) == ("ddpm-10", program.made, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"version": 2}, "version"),
+        ({"mix": [[[1.0, 0.0]]]}, "mix has shape"),
+        ({"timestep": []}, "timestep"),
+        ({"log_sigma": [[0.0, float("nan")]] * 10}, "not finite"),
+        ({"x0_bound": -1.0}, "x0_bound"),
+        ({"x0_bound": float("inf")}, "x0_bound"),
+        ({"init_scale": float("inf")}, "not finite"),
+        ({"guided": [True]}, "guided has shape"),
+        ({"timestep": "abc"}, "could not convert"),
+        ({"made": 3}, "p.json"),
+    ],
+)
+def test_malformed_programs_are_refused(tmp_path: Path, change: dict, complaint: str) -> None:
+    path = tmp_path / "p.json"
+    write_program(ddpm(), path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ProgramError, match=complaint):
+        read_program(path)
+
+
+def test_missing_field_is_named(tmp_path: Path) -> None:
+    write_program(ddpm(), tmp_path / "p.json")
+    data = json.loads((tmp_path / "p.json").read_text())
+    del data["mix"]
+    (tmp_path / "p.json").write_text(json.dumps(data))
+    with pytest.raises(ProgramError, match="'mix' is missing"):
+        read_program(tmp_path / "p.json")
+
+
+@pytest.mark.parametrize("timesteps", ["1", "2", "10", "ddim25", "10,15,20"])
+def test_ddpm_is_the_posterior_of_the_forward_process(timesteps: str) -> None:
+    """Bayes: q(x_s | x_t, x_0) from q(x_s | x_0) and q(x_t | x_s), both Gaussian, derived per step in scalars."""
+    kept = respaced_timesteps(timesteps)
+    program = program_ddpm(SCHEDULE, kept, variance="fixed-small")
+    for i, t in enumerate(kept[:-1]):
+        abar_t, abar_s = SCHEDULE.alphas_cumprod[t], SCHEDULE.alphas_cumprod[kept[i + 1]]
+        alpha = abar_t / abar_s
+        precision = 1 / (1 - abar_s) + alpha / (1 - alpha)
+        from_x0 = math.sqrt(abar_s) / (1 - abar_s) / precision
+        from_x = math.sqrt(alpha) / (1 - alpha) / precision
+        np.testing.assert_allclose(program.mix[i, 0], [from_x, from_x0, 1.0], rtol=1e-11)
+        assert math.exp(2 * program.log_sigma[i, 0]) == pytest.approx(1 / precision, rel=1e-11)
+    np.testing.assert_allclose(program.mix[-1, 0], [0, 1, 0], atol=1e-15)  # the last step is the x0 estimate, no noise
+
+
+def test_learned_variance_spans_small_to_large() -> None:
+    kept = respaced_timesteps("20")
+    learned = program_ddpm(SCHEDULE, kept, variance="learned").log_sigma
+    small, large = (program_ddpm(SCHEDULE, kept, variance=v).log_sigma[:, 0] for v in ("fixed-small", "fixed-large"))
+    np.testing.assert_allclose((learned[:, 0] - learned[:, 1])[:-1], small[:-1], rtol=1e-12)  # v = -1
+    np.testing.assert_allclose((learned[:, 0] + learned[:, 1])[:-1], large[:-1], rtol=1e-12)  # v = +1
+
+
+@settings(deadline=None, max_examples=40)
+@given(steps=st.integers(2, 1000), eta=st.floats(0, 1))
+def test_ddim_keeps_the_marginals(steps: int, eta: float) -> None:
+    """If x has signal sqrt(abar) x0 and noise variance 1 - abar, so has the next x at its own abar (Song et al., eq. 9)."""
+    kept = respaced_timesteps(str(steps))
+    program = program_ddim(SCHEDULE, kept, eta=eta)
+    abar = SCHEDULE.alphas_cumprod[kept]
+    following = np.append(abar[1:], 1.0)
+    from_x, from_x0, from_noise = program.mix[:, 0, 0], program.mix[:, 0, 1], program.mix[:, 0, 2]
+    np.testing.assert_allclose(from_x * np.sqrt(abar) + from_x0, np.sqrt(following), atol=1e-9)
+    variance = from_x**2 * (1 - abar) + from_noise * np.exp(2 * program.log_sigma[:, 0])
+    np.testing.assert_allclose(variance, 1 - following, atol=1e-9)
+
+
+def test_clipping_is_a_bound() -> None:
+    assert ddpm(clip_x0=True).x0_bound == 1.0 and ddpm().x0_bound == NO_BOUND
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"sampler": "magic"}, "magic"),
+        ({"variance": "medium"}, "medium"),
+        ({"sampler": "ddim", "eta": -1.0}, "eta -1.0"),
+        ({"sampler": "ddim", "eta": float("nan")}, "eta nan"),
+        ({"sampler": "ddim", "eta": 5.0}, "eta 5.0"),
+        ({"prediction": "v"}, "prediction 'v'"),
+        ({"variance": "learned", "learned_variance": False}, "did not learn"),
+    ],
+)
+def test_bad_settings_name_the_value(options: dict, complaint: str) -> None:
+    settings = {"sampler": "ddpm", "respacing": "10", "learned_variance": True} | options
+    with pytest.raises(ProgramError, match=complaint):
+        make_program(SCHEDULE, **settings)
+
+
+def test_last_step_of_one_draws_no_noise() -> None:
+    program = replace(ddpm())
+    assert [program.draws_noise(i) for i in range(10)] == [True] * 9 + [False]

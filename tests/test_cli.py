@@ -1,0 +1,337 @@
+"""The command line: what works, and how everything a user can get wrong is answered in one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from ditedge.cli import main
+from tests.conftest import GOLDEN
+
+ROOT = Path(__file__).resolve().parents[1]
+GRAY = GOLDEN / "gray1_cfg" / "model.safetensors"
+
+
+def ditedge(*arguments: object):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def edit_manifest(bundle: Path, edit: Callable[[dict], None]) -> None:
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def test_checkpoint_to_picture(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"thing {i}" for i in range(10)))
+    bundle = tmp_path / "gray"
+    result = ditedge("export", "--ckpt", GRAY, "--heads", 2, "--classes", names, "--out", bundle)
+    assert result.exit_code == 0 and f"wrote {bundle}" in result.output
+    result = ditedge(
+        "run", "--engine", bundle, "--class", "thing 7", "--seed", 5, "--steps", 4, "-o", tmp_path / "a.png"
+    )
+    assert result.exit_code == 0 and f"wrote {tmp_path / 'a.png'}" in result.output
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (8, 8) and image.mode == "L"
+        metadata = json.loads(image.info["ditedge"])
+    assert metadata["classes"] == ["thing 7"] and metadata["seeds"] == [5] and metadata["program"] == "ddpm-4"
+
+
+def test_run_writes_what_it_is_asked_for(gray_bundle: Path, tmp_path: Path) -> None:
+    result = ditedge(
+        "run", "--engine", gray_bundle, "--count", 5, "--batch", 2, "--sampler", "ddim", "--respacing", "ddim5",
+        "--save-latents", tmp_path / "l.safetensors", "--save-trajectory", tmp_path / "t.safetensors",
+        "-o", tmp_path / "out", "--json",
+    )  # fmt: skip
+    summary = json.loads(result.stdout)
+    assert result.exit_code == 0 and summary["images"] == 5 and summary["seconds_per_image"] > 0
+    assert len(summary["written"]) == 7 and all(Path(path).is_file() for path in summary["written"])
+    latents, x = load_file(tmp_path / "l.safetensors")["latents"], load_file(tmp_path / "t.safetensors")["x"]
+    assert x.shape == (5, 5, 1, 8, 8) and np.array_equal(x[-1], latents)
+
+
+def test_recorded_noise_gives_the_recorded_trajectory(gray_bundle: Path, tmp_path: Path) -> None:
+    recorded = GOLDEN / "gray1_cfg" / "ddpm10.safetensors"
+    truth = load_file(recorded)
+    classes = [argument for label in truth["y"] for argument in ("--class", label)]
+    out = tmp_path / "t.safetensors"
+    result = ditedge(
+        "run", "--engine", gray_bundle, "--noise", recorded, *classes, "--sampler", "ddpm", "--steps", 10,
+        "--guidance", 4, "--batch", 2, "--save-trajectory", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    error = np.abs(load_file(out)["x"] - truth["x"]).max() / np.abs(truth["x"]).max()
+    assert error < 1e-5
+
+
+@pytest.mark.parametrize("out", ["grid.png", "folder"])
+def test_a_picture_is_made_again_from_its_own_file(gray_bundle: Path, tmp_path: Path, out: str) -> None:
+    made = ditedge(
+        "run", "--engine", gray_bundle, "--count", 3, "--seed", 9, "--steps", 6, "--guidance", 2.5, "--variance",
+        "fixed-small", "--clip-x0", "-o", tmp_path / out,
+    )  # fmt: skip
+    assert made.exit_code == 0
+    first = tmp_path / out if out.endswith("png") else sorted((tmp_path / out).iterdir())[0]
+    again = ditedge("run", "--engine", gray_bundle, "--like", first, "-o", tmp_path / "again.png")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again.png").read_bytes() == first.read_bytes()
+
+
+def test_verify_passes_and_fails(gray_bundle: Path) -> None:
+    result = ditedge("verify", "--engine", gray_bundle)
+    assert result.exit_code == 0 and result.output.count("passed") == 2 and "FAILED" not in result.output
+    golden = gray_bundle / "golden" / "ddpm-10.safetensors"
+    tensors = load_file(golden)
+    tensors["x"][4] += 0.01
+    save_file(tensors, golden)
+    rehash(gray_bundle, "golden/ddpm-10.safetensors")
+    result = ditedge("verify", "--engine", gray_bundle)
+    assert result.exit_code == 1 and "FAILED" in result.output
+
+
+def rehash(bundle: Path, name: str) -> None:
+    from ditedge.runtime.files import sha256_of_file
+
+    entry = {"sha256": sha256_of_file(bundle / name), "bytes": (bundle / name).stat().st_size}
+    edit_manifest(bundle, lambda manifest: manifest["files"].update({name: entry}))
+
+
+@pytest.mark.parametrize("path", [GRAY, GOLDEN / "latent4_learned_sigma" / "train_checkpoint.pt", None])
+def test_inspect(gray_bundle: Path, path: Path | None) -> None:
+    result = ditedge("inspect", path or gray_bundle, "--heads", 2, "--json")
+    description = json.loads(result.stdout)
+    assert result.exit_code == 0 and description["kind"] == ("checkpoint" if path else "bundle")
+    assert ditedge("inspect", path or gray_bundle, "--heads", 2).exit_code == 0
+
+
+def test_doctor_names_what_is_installed() -> None:
+    import onnxruntime
+
+    findings = {finding["name"]: finding for finding in json.loads(ditedge("doctor", "--json").stdout)}
+    assert findings["provider cpu"]["found"] == "yes"
+    assert findings["tensorrt"]["found"] or "TensorRT" in findings["tensorrt"]["purpose"]
+    assert onnxruntime.__version__ in (findings["onnxruntime"]["found"], findings["onnxruntime-gpu"]["found"])
+    assert ditedge("doctor").exit_code == 0
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_has_help_with_two_examples(command: str) -> None:
+    result = ditedge(command, "--help")
+    assert result.exit_code == 0
+    assert result.output.count(f"  ditedge {command}") == 2, "two real examples"
+
+
+# --- what a user can get wrong ---------------------------------------------------------------------------------------
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch it-ran",)
+
+
+def truncated(name: str, fraction: float = 0.6):
+    def make(folder: Path) -> list[object]:
+        raw = (GOLDEN / "gray1_cfg" / name).read_bytes()
+        (folder / name).write_bytes(raw[: int(len(raw) * fraction)])
+        return ["export", "--ckpt", folder / name, "--heads", 2, "--out", folder / "b"]
+
+    return make
+
+
+def changed(**changes: object):
+    """Exports the gray model with some tensors replaced (None: removed)."""
+
+    def make(folder: Path) -> list[object]:
+        state = load_file(GRAY) | changes
+        save_file({key: value for key, value in state.items() if value is not None}, folder / "m.safetensors")
+        return ["export", "--ckpt", folder / "m.safetensors", "--heads", 2, "--out", folder / "b"]
+
+    return make
+
+
+def code_in_pickle(folder: Path) -> list[object]:
+    import torch
+
+    torch.save({"model": Bomb()}, folder / "m.pt")
+    return ["export", "--ckpt", folder / "m.pt", "--out", folder / "b"]
+
+
+def plain_pickle(folder: Path) -> list[object]:
+    (folder / "m.pt").write_bytes(pickle.dumps(Bomb()))
+    return ["export", "--ckpt", folder / "m.pt", "--out", folder / "b"]
+
+
+def export(*options: object, ckpt: Path = GRAY):
+    return lambda folder: ["export", "--ckpt", ckpt, "--out", folder / "b", *options]
+
+
+def run(*options: object):
+    return lambda folder: ["run", "--engine", folder / "gray", "-o", folder / "out.png", *options]
+
+
+def damaged(edit: Callable[[Path], object]):
+    def make(folder: Path) -> list[object]:
+        edit(folder / "gray")
+        return ["run", "--engine", folder / "gray", "-o", folder / "out.png"]
+
+    return make
+
+
+def flip_byte(bundle: Path) -> None:
+    raw = bytearray((bundle / "step.onnx").read_bytes())
+    raw[1000] ^= 255
+    (bundle / "step.onnx").write_bytes(raw)
+
+
+def noise_file(**tensors: np.ndarray):
+    def make(folder: Path) -> list[object]:
+        save_file(tensors, folder / "noise.safetensors")
+        return ["run", "--engine", folder / "gray", "--noise", folder / "noise.safetensors", "-o", folder / "out.png"]
+
+    return make
+
+
+BAD = {
+    "truncated safetensors": (truncated("model.safetensors"), "cut short"),
+    "truncated pt": (truncated("model.pt"), "cut short"),
+    "pickle with code": (code_in_pickle, "would run code"),
+    "bare pickle with code": (plain_pickle, "m.pt"),
+    "no such checkpoint": (export(ckpt=Path("nowhere.pt")), "nowhere.pt does not exist"),
+    "not a checkpoint": (export(ckpt=Path(__file__)), "test_cli.py"),
+    "wrong shape": (changed(**{"blocks.0.attn.qkv.bias": np.ones(5, np.float32)}), "blocks.0.attn.qkv.bias"),
+    "missing key": (changed(**{"blocks.0.attn.qkv.bias": None}), "blocks.0.attn.qkv.bias"),
+    "unknown key": (changed(**{"lora.weight": np.ones(5, np.float32)}), "lora.weight"),
+    "weights that are not finite": (changed(**{"x_embedder.proj.bias": np.full(32, np.inf, np.float32)}), "finite"),
+    "heads not given": (export(), "--heads"),
+    "heads that do not divide": (export("--heads", 7), "--heads 7"),
+    "wrong image size": (export("--heads", 2, "--image-size", 512), "--image-size 512"),
+    "too many guided channels": (export("--heads", 2, "--guided-channels", 9), "--guided-channels 9"),
+    "wrong class list": (export("--heads", 2, "--classes", __file__), "class names for 10 classes"),
+    "missing class list": (export("--heads", 2, "--classes", "nope.txt"), "nope.txt"),
+    "export into no folder": (export("--heads", 2, "--out", "/no/such/folder/b"), "/no/such/folder"),
+    "export over a file": (export("--heads", 2, "--out", __file__), "test_cli.py exists"),
+    "opset out of range": (export("--heads", 2, "--opset", 7), "--opset"),
+    "no such bundle": (lambda f: ["run", "--engine", f / "nope"], "nope does not exist"),
+    "not a bundle": (lambda f: ["run", "--engine", f], "is not a bundle"),
+    "a tensorrt plan": (
+        lambda f: [(f / "gray" / "dit.plan").touch(), "run", "--engine", f / "gray" / "dit.plan"][1:],
+        "dit.plan",
+    ),
+    "tampered graph": (damaged(flip_byte), "does not match its hash"),
+    "missing graph": (damaged(lambda b: (b / "step.onnx").unlink()), "step.onnx is missing"),
+    "future manifest": (damaged(lambda b: edit_manifest(b, lambda m: m.update(version=2))), "version 2"),
+    "path out of the bundle": (
+        damaged(lambda b: edit_manifest(b, lambda m: m["files"].update({"../x": m["files"]["step.onnx"]}))),
+        "leaves the bundle",
+    ),
+    "manifest cut short": (damaged(lambda b: (b / "manifest.json").write_text('{"format": "dite')), "manifest.json"),
+    "unknown class name": (run("--class", "dragon"), "class 'dragon'"),
+    "class out of range": (run("--class", 10), "class 10"),
+    "steps 0": (run("--steps", 0), "steps 0"),
+    "steps 1001": (run("--steps", 1001), "steps 1001"),
+    "steps and respacing": (run("--steps", 5, "--respacing", "5"), "give one of them"),
+    "bad respacing": (run("--respacing", "ddim7x"), "ddim7x"),
+    "guidance nan": (run("--guidance", "nan"), "guidance nan"),
+    "guidance inf": (run("--guidance", "inf"), "guidance inf"),
+    "guidance is no number": (run("--guidance", "much"), "much"),
+    "eta nan": (run("--sampler", "ddim", "--eta", "nan"), "eta nan"),
+    "learned variance that was not": (run("--variance", "learned"), "did not learn"),
+    "negative seed": (run("--seed", -1), "seed -1"),
+    "seed too large": (run("--seed", 2**64), "seed"),
+    "no such provider": (run("--provider", "abacus"), "abacus"),
+    "unwritable picture": (lambda f: ["run", "--engine", f / "gray", "-o", "/no/such/folder/x.png"], "/no/such/folder"),
+    "unwritable latents": (run("--save-latents", "/no/such/folder/x"), "/no/such/folder"),
+    "noise of the wrong shape": (
+        noise_file(z=np.zeros((1, 1, 4, 4), np.float32), noise=np.zeros((50, 1, 1, 4, 4), np.float32)),
+        "this run needs",
+    ),
+    "noise without z": (noise_file(y=np.zeros(1)), "'z'"),
+    "noise that is not finite": (
+        noise_file(z=np.full((1, 1, 8, 8), np.nan, np.float32), noise=np.zeros((50, 1, 1, 8, 8), np.float32)),
+        "not finite",
+    ),
+    "a picture without metadata": (
+        lambda f: [Image.new("L", (8, 8)).save(f / "p.png"), "run", "--engine", f / "gray", "--like", f / "p.png"][1:],
+        "no ditedge metadata",
+    ),
+    "inspecting nothing": (lambda f: ["inspect", f / "nope"], "does not exist"),
+    "verifying nothing": (lambda f: ["verify", "--engine", f / "nope"], "does not exist"),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD)
+def test_mistakes_get_one_line_and_exit_code_2(
+    gray_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make, complaint = BAD[mistake]
+    arguments = make(tmp_path)
+    before = {path for path in tmp_path.rglob("*")}
+    result = ditedge(*arguments)
+    assert result.exit_code == 2, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1 and complaint in errors[0], result.stderr
+    assert "Traceback" not in result.output
+    assert {path for path in tmp_path.rglob("*")} == before, "something was left behind"
+
+
+def test_full_disk(gray_bundle: Path, tmp_path: Path) -> None:
+    """A tmpfs of 64 KB: exporting and saving both fail in one line, and leave nothing."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk]).returncode != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        for arguments in (
+            ["export", "--ckpt", GRAY, "--heads", 2, "--out", disk / "b"],
+            ["run", "--engine", gray_bundle, "--count", 300, "--steps", 2, "--save-trajectory", disk / "t.safetensors"],
+        ):
+            result = ditedge(*arguments)
+            assert result.exit_code == 2 and "No space left on device" in result.stderr, result.output
+            assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("command", ["export", "run"])
+def test_ctrl_c_leaves_nothing(gray_bundle: Path, tmp_path: Path, command: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    arguments = {
+        "export": ["--ckpt", GRAY, "--heads", 2, "--out", out / "b"],
+        "run": ["--engine", gray_bundle, "--count", 5000, "--steps", 1000, "-o", out / "x.png"],
+    }[command]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "cli.py", command, *map(str, arguments)], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while command == "export" and not list(out.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors.decode()
+    assert b"Traceback" not in errors and b"Interrupted" in errors
+    assert list(out.iterdir()) == []
+
+
+def test_runs_from_any_folder(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, ROOT / "cli.py", "--version"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "ditedge" in result.stdout or "version" in result.stdout

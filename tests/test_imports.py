@@ -1,0 +1,78 @@
+"""Who may import what: the runtime runs where torch and onnx are not installed, and help is quick."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("export", "runtime", "calibration")
+
+BLOCKED = """
+import importlib, pkgutil, sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "onnx", "onnx_ir", "onnxscript", "diffusers") or name.startswith(
+            ("ditedge.export", "ditedge.calibration")
+        ):
+            raise ImportError("blocked: " + name)
+sys.meta_path.insert(0, Block())
+import ditedge.runtime, ditedge.cli
+for module in pkgutil.walk_packages(ditedge.runtime.__path__, "ditedge.runtime."):
+    importlib.import_module(module.name)
+print(sum(name.startswith("ditedge.runtime.") for name in sys.modules))
+"""
+
+
+def test_runtime_imports_without_torch_and_onnx() -> None:
+    result = subprocess.run([sys.executable, "-c", BLOCKED], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) >= 15, "the walk over runtime/ found too few modules"
+
+
+def test_help_loads_no_engine() -> None:
+    code = (
+        "import sys; from ditedge.cli import main; main(['run', '--help'], standalone_mode=False);"
+        "print(sorted({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute names of everything a file imports, also inside functions."""
+    package = ["ditedge", *path.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *filter(None, [node.module])])
+            yield from (name, *(f"{name}.{alias.name}" for alias in node.names))  # `from .. import export` too
+
+
+FILES = [path for folder in (*FOLDERS, "tests", "bench", "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_rules(path: Path) -> None:
+    folder, found = path.relative_to(ROOT).parts[0], list(imports(path))
+    for name in found:
+        assert name.split(".")[0] not in FOLDERS, f"write ditedge.{name}: the bare name makes a second copy"
+        if folder == "runtime":
+            assert name.split(".")[0] not in ("torch", "onnx", "onnx_ir", "onnxscript", "diffusers"), name
+            assert not name.startswith(("ditedge.export", "ditedge.calibration")), name
+        if folder == "export":
+            assert not name.startswith("ditedge.calibration"), name
+        if folder == "calibration":
+            assert not name.startswith("ditedge.export") and name.split(".")[0] != "torch", name
+
+
+def test_no_file_is_named_like_a_library() -> None:
+    for path in FILES:
+        assert path.stem not in ("onnx", "onnxruntime", "torch", "tensorrt", "numpy", "click"), path
