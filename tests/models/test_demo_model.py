@@ -1,12 +1,10 @@
-"""What `models/` ships: the demo DiT and the classifier that judges it."""
+"""The demo model: small enough to ship, and its samples are what they were asked to be."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import onnx
-import pytest
 
 from ditedge.calibration import accuracy, image_features
 from ditedge.export import ExportOptions, bundle_from_checkpoint
@@ -20,23 +18,6 @@ NAMES = tuple((MODELS / "fashion-dit.classes.txt").read_text().splitlines())
 def test_sizes() -> None:
     assert (MODELS / "fashion-dit.safetensors").stat().st_size <= 12e6
     assert CLASSIFIER.stat().st_size < 1.5e6
-
-
-def test_classifier_says_what_it_is() -> None:
-    model = onnx.load(CLASSIFIER)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    assert float(metadata["test_accuracy"]) >= 0.88 and tuple(metadata["classes"].splitlines()) == NAMES
-    assert [tensor.name for tensor in model.graph.output] == ["logits", "features"]
-
-
-def test_classifier_on_real_images() -> None:
-    import fashion_mnist
-
-    if not fashion_mnist.PACKAGE_FOLDER.is_dir():
-        pytest.skip(f"real images are not here: apt-get install {fashion_mnist.PACKAGE}")
-    images, labels = fashion_mnist.load("test")
-    logits, features = image_features(CLASSIFIER, images[:2000].permute(0, 2, 3, 1).numpy())
-    assert accuracy(logits, labels[:2000].numpy()) >= 0.88 and features.shape == (2000, 128)
 
 
 def test_samples_are_what_they_were_asked_to_be(tmp_path: Path) -> None:
