@@ -87,13 +87,18 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
 @click.option("--count", type=click.IntRange(min=1), help="Images; classes are cycled. [default: one per --class]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image; the next has seed + 1.")
 @click.option("--steps", type=int, help="Sampler steps, spaced evenly. [default: the bundle's]")
-@click.option("--sampler", type=click.Choice(["ddpm", "ddim"]), help="[default: the bundle's]")
+@click.option("--sampler", help="ddpm, ddim, dpm++, sde-dpm++, unipc, deis, lms, euler, euler-ancestral or heun.")
 @click.option("--respacing", help="Steps as N, a,b,c or ddimN.")
-@click.option("--eta", type=float, default=0.0, show_default=True, help="DDIM's noise: 0 none, 1 as DDPM.")
+@click.option("--spacing", type=click.Choice(["linspace", "leading", "trailing"]), help="Where the timesteps lie.")
+@click.option("--sigmas", type=click.Choice(["karras", "exponential"]), help="Space sigma instead of timesteps.")
+@click.option("--order", type=click.IntRange(1, 4), help="Order of dpm++, sde-dpm++, unipc, deis, lms.")
+@click.option("--program", help="A ready program of the bundle, or a program file (see `schedule`).")
+@click.option("--eta", type=float, help="DDIM's noise: 0 none (the default), 1 as DDPM.")
 @click.option("--variance", type=click.Choice(["learned", "fixed-small", "fixed-large"]),
               help="DDPM's variance. [default: learned, where the model did]")  # fmt: skip
 @click.option("--clip-x0", is_flag=True, help="Clamp the x0 estimate to [-1, 1].")
 @click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is none. [default: the bundle's]")
+@click.option("--guidance-interval", help="Guide only while LO < sigma <= HI: LO,HI (or timesteps: tLO,tHI).")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images at a time.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 uses all cores.")
 @click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, cuda, openvino ...")
@@ -127,6 +132,30 @@ def run(as_json: bool, **options: Any) -> None:
         click.echo(f"wrote {path}")
     if len(summary["written"]) > 20:
         click.echo(f"... and {len(summary['written']) - 20} more files")
+
+
+@main.command()
+@click.option("--from", "source", type=FILE, required=True, help="A diffusers scheduler_config.json.")
+@click.option("--steps", type=click.IntRange(1, 1000), required=True, help="Inference steps.")
+@click.option("--eta", type=float, help="Given to every step, for the schedulers that take it (DDIM).")
+@click.option("-o", "--out", type=FILE, required=True, help="Program file to write.")
+def schedule(source: Path, steps: int, eta: float | None, out: Path) -> None:
+    """Compile a diffusers scheduler into a program, proved on random histories.
+
+    \b
+    Examples:
+      ditedge schedule --from scheduler/scheduler_config.json --steps 20 -o dpm-20.json
+      ditedge schedule --from scheduler_config.json --steps 50 --eta 0.5 -o ddim-50.json
+    """
+    _exporter()
+    from ditedge.export.probe import read_scheduler_program
+    from ditedge.runtime.programs import write_program
+
+    options = {} if eta is None else {"eta": eta}
+    program = read_scheduler_program(source, steps, options)
+    write_program(program, out)
+    click.echo(f"wrote {out}: {program.name}, {program.steps} evaluations, {program.slots} state slot(s), proved")
+    click.echo(f"next: ditedge run --engine BUNDLE --program {out}")
 
 
 @main.command()

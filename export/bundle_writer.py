@@ -35,8 +35,9 @@ from ..runtime.manifest import (
     ScheduleInfo,
     TensorInfo,
 )
-from ..runtime.programs import make_program, write_program
+from ..runtime.programs import write_program
 from ..runtime.sampler import Sampler, SeededNoise
+from ..runtime.samplers.settings import SamplerSettings, make_program
 from ..runtime.schedule import linear_schedule, respaced_timesteps
 from ..runtime.verify import relative_error, replay
 from .checkpoint import Checkpoint, read_checkpoint
@@ -294,8 +295,7 @@ def _write_programs(info: ModelInfo, folder: Path) -> dict[str, str]:
     for sampler, steps in [("ddpm", 250), ("ddpm", 50), ("ddpm", golden), ("ddim", 50), ("ddim", 25), ("ddim", golden)]:
         program = make_program(
             schedule,
-            sampler=sampler,
-            respacing=str(steps),
+            SamplerSettings(sampler=sampler, steps=steps),
             learned_variance=info.learned_variance,
             prediction=info.prediction,
         )

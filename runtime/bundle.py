@@ -10,7 +10,8 @@ from typing import Any
 from .errors import BundleError, RequestError
 from .files import sha256_of_file
 from .manifest import MANIFEST_NAME, Manifest, manifest_from_json
-from .programs import Program, make_program, read_program
+from .programs import Program, read_program
+from .samplers.settings import SamplerSettings, make_program, settings_from_made
 from .schedule import Schedule, linear_schedule
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -40,44 +41,31 @@ class Bundle:
             raise RequestError(f"bundle {self.folder} has no {graph}: its latents cannot become images; save latents")
         return self.file(info.file)
 
-    def program(
-        self,
-        name: str | None = None,
-        *,
-        sampler: str | None = None,
-        steps: int | None = None,
-        respacing: str | None = None,
-        eta: float = 0.0,
-        variance: str | None = None,
-        clip_x0: bool = False,
-    ) -> Program:
+    def program(self, name: str | None = None, **settings: Any) -> Program:
         """A ready program of the bundle by name (None: its default), or one made from sampler settings.
 
-        Any of sampler ("ddpm", "ddim"), steps (1 .. training steps) or respacing ("N", "a,b,c", "ddimN") makes a new
-        program; what is not given is taken from the default program. Raises ProgramError or RequestError.
+        settings: the fields of `SamplerSettings`: sampler, steps, respacing, spacing, sigmas, order, eta, variance,
+        clip_x0, guidance_interval. Any of them makes a new program; sampler and steps that are not given are those of
+        the default program. Raises ProgramError or RequestError.
         """
-        changed = (sampler, steps, respacing, variance) != (None,) * 4 or eta != 0.0 or clip_x0
-        if name is not None and changed:
+        settings = {key: value for key, value in settings.items() if value is not None and value is not False}
+        if name is not None and settings:
             raise RequestError(f"program '{name}' is ready-made: give either its name or sampler settings")
         chosen = name or self.manifest.defaults.program
         if chosen not in self.manifest.programs:
             raise RequestError(f"no program '{chosen}' in the bundle; it has {', '.join(self.manifest.programs)}")
-        if not changed:
-            return read_program(self.file(self.manifest.programs[chosen]))
-        made: dict[str, Any] = read_program(self.file(self.manifest.programs[chosen])).made
-        if steps is not None and respacing is not None:
-            raise RequestError("steps and respacing both say how many steps to take: give one of them")
-        if steps is not None and not 1 <= steps <= self.schedule.steps:
-            raise RequestError(f"steps {steps} is not between 1 and {self.schedule.steps}")
+        program = read_program(self.file(self.manifest.programs[chosen]))
+        if not settings:
+            return program
+        default = settings_from_made(program.made)
+        settings.setdefault("sampler", default.sampler)
+        if "steps" not in settings and "respacing" not in settings:
+            settings["steps"] = program.steps
         return make_program(
             self.schedule,
-            sampler=sampler or made["sampler"],
-            respacing=respacing or (str(steps) if steps is not None else made["respacing"]),
+            SamplerSettings(**settings),
             learned_variance=self.manifest.model.learned_variance,
             prediction=self.manifest.model.prediction,
-            variance=variance,
-            eta=eta,
-            clip_x0=clip_x0,
         )
 
     def label(self, text: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from .errors import RequestError
 from .files import check_writable, sha256_of_file, write_tensors
 from .generate import Progress, generate, read_noise
 from .images import grid, read_png_metadata, write_png
-from .programs import Program
+from .programs import Program, read_program
 from .sampler import GivenNoise, Sampler
+from .samplers.settings import SamplerSettings, guidance_interval_from_text, settings_from_made
 
 DEFAULT_IMAGES = 8  # without --class and --count: one image of each of the first classes
 
@@ -36,10 +37,15 @@ class RunRequest:
     steps: int | None = None
     sampler: str | None = None
     respacing: str | None = None
-    eta: float = 0.0
+    spacing: str | None = None
+    sigmas: str | None = None
+    order: int | None = None
+    eta: float | None = None
     variance: str | None = None
     clip_x0: bool = False
+    program: str | None = None  # name of a ready program, or a program file
     guidance: float | None = None
+    guidance_interval: str | None = None  # "LO,HI" in sigma, or "tLO,tHI" in timesteps
     batch: int = 8
     threads: int = 0
     provider: str = "cpu"
@@ -133,14 +139,7 @@ def _plan(request: RunRequest) -> _Plan:
         others = [bundle.label(text) for text in request.away_from]
         away_from = [others[i % len(others)] for i in range(len(labels))] if others else None
         guidance = bundle.manifest.defaults.guidance if request.guidance is None else request.guidance
-        program = bundle.program(
-            sampler=request.sampler,
-            steps=request.steps,
-            respacing=request.respacing,
-            eta=request.eta,
-            variance=request.variance,
-            clip_x0=request.clip_x0,
-        )
+        program = _program(request, bundle)
     noise = read_noise(request.noise) if request.noise else None
     if noise is not None and not request.classes and request.count is None:
         labels = [i % bundle.manifest.model.num_classes for i in range(len(noise.z))]
@@ -150,6 +149,30 @@ def _plan(request: RunRequest) -> _Plan:
         if path is not None:
             check_writable(path)
     return _Plan(bundle, program, labels, away_from, seeds, _columns(labels), guidance, noise, out, folder)
+
+
+def _settings(request: RunRequest) -> dict[str, Any]:
+    return {field.name: getattr(request, field.name) for field in fields(SamplerSettings)}
+
+
+def _interval(request: RunRequest, bundle: Bundle) -> tuple[float, float] | None:
+    text = request.guidance_interval
+    return None if text is None else guidance_interval_from_text(text, bundle.schedule)
+
+
+def _program(request: RunRequest, bundle: Bundle) -> Program:
+    """From sampler settings, a ready program's name, or a program file."""
+    if request.program is None or request.program in bundle.manifest.programs:
+        settings = _settings(request) | {"guidance_interval": _interval(request, bundle)}
+        return bundle.program(request.program, **settings)
+    if any(_settings(request).values()):
+        raise RequestError(f"program '{request.program}' is ready-made: leave sampler, steps and their like out")
+    if not Path(request.program).is_file():
+        raise RequestError(
+            f"program '{request.program}' is neither a file nor in the bundle, which has "
+            f"{', '.join(bundle.manifest.programs)}"
+        )
+    return read_program(Path(request.program))
 
 
 def _labels(request: RunRequest, bundle: Bundle) -> list[int]:
@@ -173,8 +196,8 @@ def _settings_of_picture(
 ) -> tuple[list[int], list[int], list[int] | None, float, Program]:
     """Labels, seeds, classes to guide away from, guidance and program from a PNG's own metadata."""
     assert request.like is not None
-    asked = (request.classes, request.count, request.steps, request.sampler, request.respacing, request.guidance)
-    if any(asked) or request.noise or request.seed or request.away_from:
+    asked = [request.classes, request.away_from, request.count, request.seed, request.guidance, request.noise]
+    if any(asked) or request.program or any(_settings(request).values()):
         raise RequestError("--like takes classes, seeds and settings from the picture: leave the other options out")
     data = read_png_metadata(request.like)
     try:
@@ -182,14 +205,7 @@ def _settings_of_picture(
             raise RequestError(f"{request.like} was made with another bundle (sha256 {data['bundle_sha256'][:12]}...)")
         if data["seeds"] is None:
             raise RequestError(f"{request.like} was made from a noise file, so it has no seeds to make it again from")
-        made = data["made"]
-        program = bundle.program(
-            sampler=made["sampler"],
-            respacing=made["respacing"],
-            eta=made.get("eta", 0.0),
-            variance=made.get("variance"),
-            clip_x0=made["clip_x0"],
-        )
+        program = bundle.program(**asdict(settings_from_made(data["made"])))
         labels, seeds = [int(label) for label in data["labels"]], [int(seed) for seed in data["seeds"]]
         away_from = [int(label) for label in data["away_from"]] if data["away_from"] else None
         return labels, seeds, away_from, float(data["guidance"]), program

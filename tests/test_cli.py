@@ -246,6 +246,13 @@ BAD = {
     "steps 1001": (run("--steps", 1001), "steps 1001"),
     "steps and respacing": (run("--steps", 5, "--respacing", "5"), "give one of them"),
     "bad respacing": (run("--respacing", "ddim7x"), "ddim7x"),
+    "unknown sampler": (run("--sampler", "magic", "--steps", 5), "sampler 'magic'"),
+    "order of a sampler that has none": (run("--sampler", "euler", "--order", 2), "order is a setting of"),
+    "empty guidance interval": (run("--guidance-interval", "1e5,1e6"), "holds none of this program's sigmas"),
+    "bad guidance interval": (run("--guidance-interval", "low,high"), "guidance interval 'low,high'"),
+    "unknown program": (run("--program", "nope"), "program 'nope'"),
+    "program and settings": (run("--program", "ddpm-50", "--steps", 5), "program 'ddpm-50' is ready-made"),
+    "class to avoid is unknown": (run("--not", "dragon"), "class 'dragon'"),
     "guidance nan": (run("--guidance", "nan"), "guidance nan"),
     "guidance inf": (run("--guidance", "inf"), "guidance inf"),
     "guidance is no number": (run("--guidance", "much"), "much"),
@@ -335,3 +342,42 @@ def test_runs_from_any_folder(tmp_path: Path) -> None:
         [sys.executable, ROOT / "cli.py", "--version"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert "ditedge" in result.stdout or "version" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--sampler", "dpm++", "--order", 3, "--steps", 6],
+        ["--sampler", "unipc", "--steps", 6, "--guidance-interval", "0.3,5"],
+        ["--sampler", "heun", "--steps", 4, "--sigmas", "karras"],
+        ["--sampler", "euler-ancestral", "--steps", 6, "--spacing", "trailing", "--guidance-interval", "t100,t600"],
+        ["--sampler", "ddim", "--steps", 6, "--eta", 0.5, "--not", 3],
+        ["--program", "ddim-25"],
+    ],
+)
+def test_every_kind_of_sampler_runs_and_runs_again(gray_bundle: Path, tmp_path: Path, options: list) -> None:
+    first, again = tmp_path / "first.png", tmp_path / "again.png"
+    result = ditedge("run", "--engine", gray_bundle, "--count", 2, *options, "-o", first)
+    assert result.exit_code == 0, result.output
+    result = ditedge("run", "--engine", gray_bundle, "--like", first, "-o", again)
+    assert result.exit_code == 0, result.output
+    assert again.read_bytes() == first.read_bytes()
+
+
+def test_a_diffusers_scheduler_becomes_a_program(gray_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    config, program = tmp_path / "scheduler_config.json", tmp_path / "p.json"
+    config.write_text(json.dumps({"_class_name": "UniPCMultistepScheduler", "beta_start": 1e-4, "beta_end": 0.02}))
+    result = ditedge("schedule", "--from", config, "--steps", 8, "-o", program)
+    assert result.exit_code == 0 and "8 evaluations, 3 state slot(s), proved" in result.output, result.output
+    result = ditedge("run", "--engine", gray_bundle, "--program", program, "-o", tmp_path / "a.png")
+    assert result.exit_code == 0, result.output
+    for text, complaint in (
+        ("{", "not a readable"),
+        ("{}", "_class_name"),
+        ('{"_class_name": "Nope"}', "'Nope' is not"),
+    ):
+        config.write_text(text)
+        result = ditedge("schedule", "--from", config, "--steps", 8, "-o", tmp_path / "q.json")
+        assert result.exit_code == 2 and complaint in result.stderr, result.output
+        assert not (tmp_path / "q.json").exists()

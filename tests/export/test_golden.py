@@ -81,8 +81,9 @@ def test_trajectory_through_graphs_and_loop(golden_bundle, case: str, name: str)
     variance = None
     if loop["loop"] == "ddpm" and not bundle.manifest.model.learned_variance:
         variance = "fixed-small" if loop.get("sigma_small") else "fixed-large"
+    eta = loop["eta"] if loop["loop"] == "ddim" else None
     program = bundle.program(
-        sampler=loop["loop"], respacing=loop["respacing"], eta=loop["eta"], clip_x0=loop["clip"], variance=variance
+        sampler=loop["loop"], respacing=loop["respacing"], eta=eta, clip_x0=loop["clip"], variance=variance
     )
     recorded = load_file(GOLDEN / case / f"{name}.safetensors")
     assert program.timestep.tolist() == recorded["timesteps"].tolist()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ditedge.runtime import open_bundle
-from ditedge.runtime.errors import BundleError, RequestError
+from ditedge.runtime.errors import BundleError, ProgramError, RequestError
 from ditedge.runtime.manifest import Manifest
 
 
@@ -94,9 +94,9 @@ def test_programs_by_name_and_by_settings(gray_bundle: Path) -> None:
     assert bundle.program(steps=7).name == "ddpm-7"
     with pytest.raises(RequestError, match="no program 'x'"):
         bundle.program("x")
-    with pytest.raises(RequestError, match="steps 1001"):
+    with pytest.raises(ProgramError, match="steps 1001"):
         bundle.program(steps=1001)
-    with pytest.raises(RequestError, match="give one of them"):
+    with pytest.raises(ProgramError, match="give one of them"):
         bundle.program(steps=5, respacing="5")
 
 

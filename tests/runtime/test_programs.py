@@ -13,7 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditedge.runtime.errors import ProgramError
-from ditedge.runtime.programs import NO_BOUND, make_program, program_ddim, program_ddpm, read_program, write_program
+from ditedge.runtime.programs import NO_BOUND, read_program, write_program
+from ditedge.runtime.samplers import ddim as ddim_on_grid
+from ditedge.runtime.samplers import ddpm as ddpm_on_grid
+from ditedge.runtime.samplers import grid_from_timesteps
+from ditedge.runtime.samplers.settings import SamplerSettings, make_program, settings_from_made
 from ditedge.runtime.schedule import linear_schedule, respaced_timesteps
 
 SCHEDULE = linear_schedule()
@@ -21,7 +25,7 @@ ARRAYS = ("timestep", "x0_from", "log_sigma", "mix", "guided")
 
 
 def ddpm(steps: int = 10, **options):
-    return make_program(SCHEDULE, sampler="ddpm", respacing=str(steps), learned_variance=True, **options)
+    return make_program(SCHEDULE, SamplerSettings("ddpm", steps, **options), learned_variance=True)
 
 
 def test_written_programs_read_back_exactly(tmp_path: Path) -> None:
@@ -69,7 +73,7 @@ def test_missing_field_is_named(tmp_path: Path) -> None:
 def test_ddpm_is_the_posterior_of_the_forward_process(timesteps: str) -> None:
     """Bayes: q(x_s | x_t, x_0) from q(x_s | x_0) and q(x_t | x_s), both Gaussian, derived per step in scalars."""
     kept = respaced_timesteps(timesteps)
-    program = program_ddpm(SCHEDULE, kept, variance="fixed-small")
+    program = ddpm_on_grid(grid_from_timesteps(SCHEDULE, kept), variance="fixed-small")
     for i, t in enumerate(kept[:-1]):
         abar_t, abar_s = SCHEDULE.alphas_cumprod[t], SCHEDULE.alphas_cumprod[kept[i + 1]]
         alpha = abar_t / abar_s
@@ -83,8 +87,9 @@ def test_ddpm_is_the_posterior_of_the_forward_process(timesteps: str) -> None:
 
 def test_learned_variance_spans_small_to_large() -> None:
     kept = respaced_timesteps("20")
-    learned = program_ddpm(SCHEDULE, kept, variance="learned").log_sigma
-    small, large = (program_ddpm(SCHEDULE, kept, variance=v).log_sigma[:, 0] for v in ("fixed-small", "fixed-large"))
+    grid = grid_from_timesteps(SCHEDULE, kept)
+    learned = ddpm_on_grid(grid, variance="learned").log_sigma
+    small, large = (ddpm_on_grid(grid, variance=v).log_sigma[:, 0] for v in ("fixed-small", "fixed-large"))
     np.testing.assert_allclose((learned[:, 0] - learned[:, 1])[:-1], small[:-1], rtol=1e-12)  # v = -1
     np.testing.assert_allclose((learned[:, 0] + learned[:, 1])[:-1], large[:-1], rtol=1e-12)  # v = +1
 
@@ -94,7 +99,7 @@ def test_learned_variance_spans_small_to_large() -> None:
 def test_ddim_keeps_the_marginals(steps: int, eta: float) -> None:
     """If x has signal sqrt(abar) x0 and noise variance 1 - abar, so has the next x at its own abar (Song et al., eq. 9)."""
     kept = respaced_timesteps(str(steps))
-    program = program_ddim(SCHEDULE, kept, eta=eta)
+    program = ddim_on_grid(grid_from_timesteps(SCHEDULE, kept), eta=eta)
     abar = SCHEDULE.alphas_cumprod[kept]
     following = np.append(abar[1:], 1.0)
     from_x, from_x0, from_noise = program.mix[:, 0, 0], program.mix[:, 0, 1], program.mix[:, 0, 2]
@@ -115,14 +120,53 @@ def test_clipping_is_a_bound() -> None:
         ({"sampler": "ddim", "eta": -1.0}, "eta -1.0"),
         ({"sampler": "ddim", "eta": float("nan")}, "eta nan"),
         ({"sampler": "ddim", "eta": 5.0}, "eta 5.0"),
-        ({"prediction": "v"}, "prediction 'v'"),
-        ({"variance": "learned", "learned_variance": False}, "did not learn"),
+        ({"variance": "learned"}, "did not learn"),
+        ({"eta": 0.5}, "eta is a setting of ddim; ddpm has none"),
+        ({"sampler": "ddim", "variance": "learned"}, "variance is a setting of ddpm"),
+        ({"sampler": "euler", "order": 2}, "order is a setting of"),
+        ({"sampler": "dpm++", "order": 4}, "order 4"),
+        ({"sampler": "flow-euler"}, "flow-euler"),
+        ({"steps": 0}, "steps 0"),
+        ({"steps": 1001}, "steps 1001"),
+        ({"respacing": "10"}, "give one of them"),
+        ({"spacing": "random"}, "spacing 'random'"),
+        ({"sigmas": "cosmic"}, "sigmas 'cosmic'"),
+        ({"sigmas": "karras", "spacing": "leading"}, "spacing and sigmas"),
+        ({"guidance_interval": (2.0, 1.0)}, "guidance interval"),
     ],
 )
 def test_bad_settings_name_the_value(options: dict, complaint: str) -> None:
-    settings = {"sampler": "ddpm", "respacing": "10", "learned_variance": True} | options
+    settings = SamplerSettings(**({"sampler": "ddpm", "steps": 10} | options))
     with pytest.raises(ProgramError, match=complaint):
-        make_program(SCHEDULE, **settings)
+        make_program(SCHEDULE, settings, learned_variance=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": "ddpm", "respacing": "10,15,20"},
+        {"sampler": "ddim", "eta": 0.3, "clip_x0": True, "spacing": "trailing"},
+        {"sampler": "dpm++", "order": 3, "sigmas": "karras"},
+        {"sampler": "unipc", "guidance_interval": (0.3, 5.0)},
+        {"sampler": "heun"},
+    ],
+)
+def test_a_program_is_made_again_from_what_it_says_of_itself(options: dict) -> None:
+    settings = SamplerSettings(**({"steps": None if "respacing" in options else 12} | options))
+    program = make_program(SCHEDULE, settings, learned_variance=True)
+    again = make_program(SCHEDULE, settings_from_made(json.loads(json.dumps(program.made))), learned_variance=True)
+    for name in ARRAYS:
+        assert np.array_equal(getattr(again, name), getattr(program, name)), name
+    assert (again.name, again.made, again.x0_bound) == (program.name, program.made, program.x0_bound)
+
+
+def test_every_sampler_makes_a_program_by_its_name() -> None:
+    from ditedge.runtime.samplers import SAMPLERS
+
+    for name in SAMPLERS:
+        if not name.startswith("flow"):
+            program = make_program(SCHEDULE, SamplerSettings(name, 8), learned_variance=True)
+            assert program.steps == (15 if name == "heun" else 8)
 
 
 def test_last_step_of_one_draws_no_noise() -> None:

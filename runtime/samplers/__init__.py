@@ -1,0 +1,60 @@
+"""Every sampler as a table. `SAMPLERS[name](grid, prediction=..., **options) -> Program`; numpy only.
+
+A new sampler is one function in one file of this folder and one line below: docs/adding-a-sampler.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from ..programs import Program
+from .adams import deis, lms
+from .ancestral import ddim, ddpm
+from .dpm_solver import dpm_solver
+from .euler import euler, euler_ancestral, heun
+from .flow import flow_grid, flow_grid_diffusers, flow_grid_from_sigmas, flow_heun
+from .grid import PREDICTIONS, Grid, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at, x0_from
+from .guidance import step_sigmas, with_guidance_interval
+from .unipc import unipc
+
+SAMPLERS: dict[str, Callable[..., Program]] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "dpm++": dpm_solver,
+    "sde-dpm++": partial(dpm_solver, stochastic=True),
+    "unipc": unipc,
+    "deis": deis,
+    "lms": lms,
+    "euler": euler,
+    "euler-ancestral": euler_ancestral,
+    "heun": heun,
+    "flow-euler": partial(euler, prediction="flow"),
+    "flow-heun": flow_heun,
+}
+
+__all__ = [
+    "PREDICTIONS",
+    "SAMPLERS",
+    "Grid",
+    "ddim",
+    "ddpm",
+    "deis",
+    "dpm_solver",
+    "euler",
+    "euler_ancestral",
+    "flow_grid",
+    "flow_grid_diffusers",
+    "flow_grid_from_sigmas",
+    "flow_heun",
+    "grid_from_sigmas",
+    "grid_from_timesteps",
+    "heun",
+    "lms",
+    "sigmas_at",
+    "step_sigmas",
+    "timesteps_at",
+    "unipc",
+    "with_guidance_interval",
+    "x0_from",
+]

@@ -1,0 +1,36 @@
+"""Guidance only where it helps (Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval")."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..errors import ProgramError
+from ..programs import Program
+from ..schedule import Schedule
+from .grid import sigmas_at
+
+
+def with_guidance_interval(program: Program, low: float, high: float, sigmas: np.ndarray) -> Program:
+    """Guides a step only while low < sigma <= high; the others run one evaluation instead of two.
+
+    sigmas [N]: sqrt((1 - abar) / abar) of each step, see `step_sigmas`. DiT-XL/2-512: (0.34, 1.02].
+    """
+    if not (np.isfinite(low) and 0 <= low < high):
+        raise ProgramError(f"guidance interval ({low:g}, {high:g}]: needs 0 <= low < high")
+    if np.shape(sigmas) != (program.steps,):
+        raise ProgramError(f"{np.size(sigmas)} sigmas for {program.steps} steps")
+    guided = (sigmas > low) & (sigmas <= high)
+    if not guided.any():
+        raise ProgramError(
+            f"guidance interval ({low:g}, {high:g}] holds none of this program's sigmas, "
+            f"which go from {sigmas.max():.4g} to {sigmas.min():.4g}"
+        )
+    made = program.made | {"guidance_interval": [low, high]}
+    return replace(program, guided=program.guided & guided, made=made)
+
+
+def step_sigmas(schedule: Schedule, program: Program) -> np.ndarray:
+    """sigma = sqrt((1 - abar) / abar) of each step, from the timestep its network is told. [N]"""
+    return sigmas_at(schedule, program.timestep)

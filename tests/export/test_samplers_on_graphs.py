@@ -1,0 +1,49 @@
+"""Samplers through step.onnx and the run-time loop, against diffusers' schedulers driving the PyTorch network."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ditedge.export import read_checkpoint
+from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime.sampler import GivenNoise
+from ditedge.runtime.verify import relative_error
+from tests.conftest import GOLDEN
+from tests.runtime import test_samplers as reference
+
+pytestmark = reference.pytestmark
+LABEL, SHAPE = 3, (1, 1, 8, 8)
+TOLERANCE = 1e-4  # float32 graphs against a float64 sampler around a float32 network
+CASES = [(name, prediction) for name, _, _, _, predictions, _ in reference.CASES for prediction in predictions]
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize(("name", "prediction"), CASES)
+def test_trajectory_equals_diffusers(
+    golden_bundle, monkeypatch: pytest.MonkeyPatch, name: str, prediction: str, steps: int
+) -> None:
+    _, ours, scheduler, config, _, options = next(case for case in reference.CASES if case[0] == name)
+    model = read_checkpoint(GOLDEN / "gray1_cfg" / "model.pt", heads=2).model()
+
+    def network(x: np.ndarray, t: float, _: str) -> np.ndarray:
+        image = torch.from_numpy(x.reshape(SHAPE)).float()
+        return model(image, torch.tensor([t]), torch.tensor([LABEL])).double().numpy().ravel()
+
+    assert np.prod(SHAPE) == reference.SIZE
+    monkeypatch.setattr(reference, "network", network)
+    expected = reference.diffusers_trajectory(monkeypatch, scheduler, config, steps, prediction, **options)
+    program = ours(steps, prediction)
+    z, *noise = reference.noises(program.steps + 1).astype(np.float32)
+    given = GivenNoise(z.reshape(SHAPE), np.array(noise).reshape(program.steps, *SHAPE))
+    errors = []
+    with Sampler(open_bundle(golden_bundle("gray1_cfg"), check_hashes=False)) as sampler:
+        sampler.latents(
+            program,
+            [LABEL],
+            1.0,
+            given,
+            on_step=lambda event: errors.append(relative_error(event.latents.ravel(), expected[event.step])),
+        )
+    assert len(errors) == len(expected) - 1 and max(errors) < TOLERANCE
