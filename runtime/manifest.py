@@ -22,7 +22,7 @@ class _Strict(BaseModel):
 
 
 class TensorInfo(_Strict):
-    """One input or output of a graph. A dimension is a number, or the letter of DESIGN's table (B, K, E, U)."""
+    """One input or output of a graph. A dimension is a number, or a letter of docs/format.md (B, K, E, U)."""
 
     name: str
     dtype: Literal["float32", "int64", "uint8"]

@@ -1,4 +1,4 @@
-"""Programs: a sampler as a table of small matrices, computed once in float64 (DESIGN, "Programs").
+"""Programs: a sampler as a table of small matrices, computed once in float64 (docs/format.md).
 
 A step of any linear sampler is, for one sample with slots s_0 .. s_{K-1} (s_0 is what the network sees),
 

@@ -1,4 +1,4 @@
-"""Noise schedules and their respacing, in float64 (facebookresearch/DiT `diffusion/`, SEMANTICS section 3)."""
+"""Noise schedules and their respacing, in float64 (facebookresearch/DiT `diffusion/`)."""
 
 from __future__ import annotations
 

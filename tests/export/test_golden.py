@@ -34,7 +34,7 @@ def test_network_of_every_checkpoint_layout(case: str, layout: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_forward_through_the_graphs(golden_bundle, case: str) -> None:
-    """The step graph with identity tables returns the raw network output, guided and not (DESIGN)."""
+    """The step graph with identity tables returns the raw network output, guided and not."""
     bundle = open_bundle(golden_bundle(case))
     model = bundle.manifest.model
     recorded = load_file(GOLDEN / case / "forward.safetensors")

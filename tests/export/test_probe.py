@@ -110,7 +110,7 @@ def test_what_no_table_can_hold_is_refused_with_the_reason(name: str, config: di
 
 
 def trajectory(program: Program) -> np.ndarray:
-    """The contract of DESIGN's step graph in float64, with a nonlinear network and a learned variance. [N + 1, 32]"""
+    """The contract of docs/format.md's step graph in float64, with a nonlinear network and a learned variance. [N + 1, 32]"""
     z, *noise = np.random.default_rng(3).standard_normal((program.steps + 1, 32))
     state = np.zeros((program.slots, 32))
     state[0] = program.init_scale * z

@@ -74,7 +74,7 @@ def noises(count: int) -> np.ndarray:
 
 
 def replay(program: Program, prediction: str) -> np.ndarray:
-    """The contract of DESIGN's step graph in float64: what the network sees before every step, and the sample. [N+1, SIZE]"""
+    """The contract of docs/format.md's step graph in float64: what the network sees before every step, and the sample. [N+1, SIZE]"""
     z, *noise = noises(program.steps + 1)
     state = np.zeros((program.slots, SIZE))
     state[0] = program.init_scale * z
@@ -350,7 +350,7 @@ def test_settings_that_make_no_sense_are_named(make, complaint: str) -> None:
 
 
 def test_guidance_interval_of_the_paper() -> None:
-    """(0.34, 1.02] on the linear schedule is t of about 100 to 261 (SEMANTICS section 2)."""
+    """(0.34, 1.02] on the linear schedule is t of about 100 to 261."""
     program = ddim(grid_from_timesteps(LINEAR, np.arange(999, -1, -1)))
     guided = with_guidance_interval(program, 0.34, 1.02, step_sigmas(LINEAR, program))
     inside = guided.timestep[guided.guided]
