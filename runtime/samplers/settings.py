@@ -11,17 +11,20 @@ from ..errors import ProgramError
 from ..programs import Program
 from ..schedule import Schedule, respaced_timesteps
 from . import SAMPLERS
+from .flow import flow_grid
 from .grid import Grid, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at
 from .guidance import step_sigmas, with_guidance_interval
 from .spacing import exponential_sigmas, karras_sigmas, spaced_timesteps
 
 SIGMAS = {"karras": karras_sigmas, "exponential": exponential_sigmas}
+MOST_FLOW_STEPS = 1000
 REFERENCE = ("ddpm", "ddim")  # spaced as facebookresearch/DiT does, unless told otherwise; the others as their papers
 OPTIONS = {  # which sampler takes which option
     "eta": ("ddim",),
     "variance": ("ddpm",),
     "order": ("dpm++", "sde-dpm++", "unipc", "deis", "lms"),
 }
+DIFFUSION_SPACING = ("respacing", "spacing", "sigmas", "guidance_interval")  # settings that speak of a schedule
 
 
 @dataclass(frozen=True)
@@ -36,18 +39,27 @@ class SamplerSettings:
     order: int | None = None
     eta: float | None = None
     variance: str | None = None
+    shift: float | None = None  # flow models: more points at high noise; 1 is none
     clip_x0: bool = False  # clamp the x0 estimate to [-1, 1]
     guidance_interval: tuple[float, float] | None = None  # guide only while low < sigma <= high
 
 
 def make_program(
-    schedule: Schedule, settings: SamplerSettings, *, learned_variance: bool, prediction: str = "epsilon"
+    schedule: Schedule | None,
+    settings: SamplerSettings,
+    *,
+    learned_variance: bool,
+    prediction: str = "epsilon",
+    timestep_range: tuple[float, float] = (999.0, 0.0),
 ) -> Program:
-    """A program from settings, on a model's schedule. Raises ProgramError naming the setting that does not fit."""
+    """A program from settings, on a model's schedule. Raises ProgramError naming the setting that does not fit.
+
+    schedule: None for a flow model. timestep_range: what a flow's network is told of pure noise, and of data.
+    """
     name = settings.sampler
-    if name not in SAMPLERS or name.startswith("flow"):
-        choices = [known for known in SAMPLERS if not known.startswith("flow")]
-        raise ProgramError(f"sampler '{name}' is not one of {', '.join(choices)}")
+    choices = [known for known in SAMPLERS if known.startswith("flow") == (schedule is None)]
+    if name not in choices:
+        raise ProgramError(f"sampler '{name}' is not one of {', '.join(choices)}, which fit this model")
     options = {key: value for key in OPTIONS if (value := getattr(settings, key)) is not None}
     for key in options:
         if name not in OPTIONS[key]:
@@ -56,12 +68,13 @@ def make_program(
         raise ProgramError("variance 'learned': this model did not learn one; use fixed-small or fixed-large")
     if name == "ddpm":
         options.setdefault("variance", "learned" if learned_variance else "fixed-large")
-    program = SAMPLERS[name](_grid(schedule, settings), prediction=prediction, **options)
+    grid = _flow_grid(settings, timestep_range) if schedule is None else _grid(schedule, settings)
+    program = SAMPLERS[name](grid, prediction=prediction, **options)
     made = {key: value for key, value in asdict(settings).items() if value is not None} | options
     program = replace(program, name=_name(settings), made=made | {"prediction": prediction})
     if settings.clip_x0:
         program = replace(program, x0_bound=1.0)
-    if settings.guidance_interval is not None:
+    if settings.guidance_interval is not None and schedule is not None:
         low, high = settings.guidance_interval
         program = with_guidance_interval(program, low, high, step_sigmas(schedule, program))
     return program
@@ -93,8 +106,22 @@ def guidance_interval_from_text(text: str, schedule: Schedule) -> tuple[float, f
     return below, float(sigmas_at(schedule, np.array([high]))[0])
 
 
+def _flow_grid(settings: SamplerSettings, timestep_range: tuple[float, float]) -> Grid:
+    """Equal steps of a flow, shifted; the network's time runs over `timestep_range` from noise to data."""
+    for key in DIFFUSION_SPACING:
+        if getattr(settings, key) is not None:
+            raise ProgramError(f"{key} is for diffusion models; a flow takes steps and shift")
+    if settings.steps is None or not 1 <= settings.steps <= MOST_FLOW_STEPS:
+        raise ProgramError(f"steps {settings.steps} is not between 1 and {MOST_FLOW_STEPS}")
+    noise, data = timestep_range
+    shift = 1.0 if settings.shift is None else settings.shift
+    return flow_grid(settings.steps, shift=shift, timestep_scale=max(noise, data), data_at_one=data > noise)
+
+
 def _grid(schedule: Schedule, settings: SamplerSettings) -> Grid:
-    """The points a sampler visits."""
+    """The points a diffusion sampler visits."""
+    if settings.shift is not None:
+        raise ProgramError("shift is for flow models; a diffusion model takes spacing or sigmas")
     given = [key for key in ("respacing", "spacing", "sigmas") if getattr(settings, key) is not None]
     if len(given) > 1:
         raise ProgramError(f"{' and '.join(given)} both say where the steps lie: give one of them")

@@ -126,6 +126,7 @@ def test_clipping_is_a_bound() -> None:
         ({"sampler": "euler", "order": 2}, "order is a setting of"),
         ({"sampler": "dpm++", "order": 4}, "order 4"),
         ({"sampler": "flow-euler"}, "flow-euler"),
+        ({"shift": 3.0}, "shift is for flow models"),
         ({"steps": 0}, "steps 0"),
         ({"steps": 1001}, "steps 1001"),
         ({"respacing": "10"}, "give one of them"),
@@ -158,6 +159,35 @@ def test_a_program_is_made_again_from_what_it_says_of_itself(options: dict) -> N
     for name in ARRAYS:
         assert np.array_equal(getattr(again, name), getattr(program, name)), name
     assert (again.name, again.made, again.x0_bound) == (program.name, program.made, program.x0_bound)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"sampler": "ddim"}, "sampler 'ddim' is not one of flow-euler, flow-heun"),
+        ({"spacing": "leading"}, "spacing is for diffusion models"),
+        ({"steps": 0}, "steps 0"),
+        ({"shift": -1.0}, "shift -1"),
+    ],
+)
+def test_bad_settings_of_a_flow(options: dict, complaint: str) -> None:
+    settings = SamplerSettings(**({"sampler": "flow-euler", "steps": 4} | options))
+    with pytest.raises(ProgramError, match=complaint):
+        make_program(None, settings, learned_variance=False, prediction="flow-to-data", timestep_range=(0.0, 1.0))
+
+
+def test_a_flow_walks_its_straight_path() -> None:
+    """With the true velocity of one image, x0 - noise, every Euler step lands on t x0 + (1 - t) noise; t is what is told."""
+    settings = SamplerSettings("flow-euler", 5, shift=2.0)
+    program = make_program(None, settings, learned_variance=False, prediction="flow-to-data", timestep_range=(0.0, 1.0))
+    x0, noise = 0.7, -1.3
+    x = noise
+    for i in range(program.steps):
+        t = program.timestep[i]
+        assert x == pytest.approx(t * x0 + (1 - t) * noise)
+        a, b = program.x0_from[i]
+        x = program.mix[i, 0] @ [x, a * x + b * (x0 - noise), 0.0]
+    assert program.timestep[0] == 0.0 and x == pytest.approx(x0)
 
 
 def test_every_sampler_makes_a_program_by_its_name() -> None:
