@@ -13,7 +13,7 @@ from .adams import deis, lms
 from .ancestral import ddim, ddpm
 from .dpm_solver import dpm_solver
 from .euler import euler, euler_ancestral, heun
-from .flow import flow_grid, flow_grid_diffusers, flow_grid_from_sigmas, flow_heun
+from .flow import flow_grid, flow_grid_diffusers, flow_grid_from_sigmas, flow_heun, flow_sde
 from .grid import PREDICTIONS, Grid, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at, x0_from
 from .guidance import step_sigmas, with_guidance_interval
 from .unipc import unipc
@@ -31,6 +31,7 @@ SAMPLERS: dict[str, Callable[..., Program]] = {
     "heun": heun,
     "flow-euler": partial(euler, prediction="flow"),
     "flow-heun": flow_heun,
+    "flow-sde": flow_sde,
 }
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "flow_grid_diffusers",
     "flow_grid_from_sigmas",
     "flow_heun",
+    "flow_sde",
     "grid_from_sigmas",
     "grid_from_timesteps",
     "heun",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..errors import ProgramError
@@ -71,3 +73,20 @@ def flow_heun(grid: Grid, *, prediction: str = "flow") -> Program:
         rows.append(i + 1)
         mix.append([start + change / grid.sigma[i + 1] / 2 * (x - x0), np.zeros(4)])
     return program_on_grid("flow-heun", grid, prediction, np.array(mix), rows=np.array(rows))
+
+
+def flow_sde(grid: Grid, *, prediction: str = "flow") -> Program:
+    """Euler-Maruyama on SiT's reverse SDE (Ma et al. 2024, section 2.4) with its default diffusion w = sigma.
+
+    dx = (u + w score) dt + sqrt(2 w) dW along t = alpha, u = (x0 - x) / sigma, score = -(x - alpha x0) / sigma^2; the
+    last step is the mean alone (last_step "Mean"). Equal steps are SiT's with last_step_size = 1 / N.
+    """
+    if not np.allclose(grid.alpha + grid.sigma, 1, rtol=0, atol=1e-9):
+        raise ProgramError("flow-sde needs a flow grid; use sde-dpm++ for diffusion")
+    mix = np.zeros((grid.steps, 1, 3))
+    for i in range(grid.steps):
+        x, x0, noise = np.eye(3)
+        sigma, dt = grid.sigma[i], grid.sigma[i] - grid.sigma[i + 1]
+        mean = x + dt / sigma * ((x0 - x) - (x - grid.alpha[i] * x0))
+        mix[i, 0] = mean + (math.sqrt(2 * sigma * dt) * noise if i + 1 < grid.steps else 0)
+    return program_on_grid("flow-sde", grid, prediction, mix)
