@@ -26,8 +26,11 @@ class Bundle:
     sha256: str  # of manifest.json, which holds the hash of every other file
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> Schedule | None:
+        """The model's betas; None for a flow model, which has none."""
         info = self.manifest.schedule
+        if info is None:
+            return None
         return linear_schedule(info.beta_start, info.beta_end, info.steps)
 
     def file(self, name: str) -> Path:
@@ -44,7 +47,7 @@ class Bundle:
     def program(self, name: str | None = None, **settings: Any) -> Program:
         """A ready program of the bundle by name (None: its default), or one made from sampler settings.
 
-        settings: the fields of `SamplerSettings`: sampler, steps, respacing, spacing, sigmas, order, eta, variance,
+        settings: the fields of `SamplerSettings`: sampler, steps, respacing, spacing, sigmas, order, shift, eta, variance,
         clip_x0, guidance_interval. Any of them makes a new program; sampler and steps that are not given are those of
         the default program. Raises ProgramError or RequestError.
         """
@@ -66,20 +69,26 @@ class Bundle:
             SamplerSettings(**settings),
             learned_variance=self.manifest.model.learned_variance,
             prediction=self.manifest.model.prediction,
+            timestep_range=self.manifest.model.timestep_range,
         )
 
     def label(self, text: str) -> int:
-        """A class number from its number or its name (case does not matter). Raises RequestError."""
+        """A class number from its number, its name or one of its names (case does not matter). Raises RequestError."""
         model, labels = self.manifest.model, self.manifest.labels
         if text.isascii() and text.isdigit():
             if int(text) >= model.num_classes:
                 raise RequestError(f"class {text}: the model has classes 0 to {model.num_classes - 1}")
             return int(text)
-        lowered = [label.lower() for label in labels]
-        if text.lower() not in lowered:
+        wanted = text.strip().lower()
+        found = [i for i, label in enumerate(labels) if label.lower() == wanted]
+        if not found:  # ImageNet's names are lists: "great white shark, white shark, ..."
+            found = [i for i, label in enumerate(labels) if wanted in map(str.strip, label.lower().split(","))]
+        if len(found) > 1:
+            raise RequestError(f"class '{text}' has several meanings: give its number, {' or '.join(map(str, found))}")
+        if not found:
             have = f"one of {', '.join(labels[:20])}" if labels else f"a number, 0 to {model.num_classes - 1}"
             raise RequestError(f"class '{text}' is unknown: give {have}")
-        return lowered.index(text.lower())
+        return found[0]
 
     def label_name(self, label: int) -> str:
         return self.manifest.labels[label] if self.manifest.labels else str(label)

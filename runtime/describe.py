@@ -33,7 +33,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "made_by": manifest.made_by,
         "source_sha256": manifest.source_sha256,
         "model": manifest.model.model_dump(),
-        "schedule": manifest.schedule.model_dump(),
+        "schedule": manifest.schedule.model_dump() if manifest.schedule else None,
         "labels": manifest.labels,
         "graphs": graphs,
         "programs": programs,

@@ -45,7 +45,7 @@ class FileInfo(_Strict):
 class ModelInfo(_Strict):
     """The network (hyper-parameters as in the DiT paper) and how its numbers are to be read."""
 
-    architecture: Literal["dit"]
+    architecture: Literal["dit", "custom"]  # custom: a module of the user's with DiT's interface
     input_size: Count  # H = W of the latent
     patch_size: Count
     in_channels: Count  # C
@@ -56,13 +56,16 @@ class ModelInfo(_Strict):
     num_classes: Count
     null_class: int | None  # label of "no class", None when the model was trained without label dropout
     learned_variance: bool
-    prediction: Literal["epsilon", "x0"]
+    prediction: Literal["epsilon", "x0", "v", "flow-to-data"]  # flow-to-data: SiT's velocity, x0 - noise
     guided_channels: Count  # guidance applies to the first so many epsilon channels
     parameters: Count
+    timestep_range: tuple[float, float] = (999.0, 0.0)  # what the network is told of pure noise, and of data
+    frequency_divisor: Count = 128  # of the timestep sinusoid's exponents; 127 in diffusers' DiT
+    mlp_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6  # of the norm before each MLP; 1e-5 in diffusers' DiT
 
 
 class ScheduleInfo(_Strict):
-    """The forward process of training: linear betas over `steps` timesteps."""
+    """The forward process of diffusion training: linear betas over `steps` timesteps."""
 
     kind: Literal["linear"]
     beta_start: Annotated[float, Field(gt=0, lt=1)]
@@ -93,7 +96,7 @@ class Manifest(_Strict):
     made_by: str
     source_sha256: Sha256  # the checkpoint the bundle was made from
     model: ModelInfo
-    schedule: ScheduleInfo
+    schedule: ScheduleInfo | None  # None: a flow model, x_t = t data + (1 - t) noise, has no betas
     labels: list[str]  # empty, or one name per class
     graphs: dict[Literal["conditioner", "step", "decoder"], GraphInfo]
     programs: dict[str, str]  # name -> file
@@ -103,6 +106,8 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
+        if (self.schedule is None) != (self.model.prediction == "flow-to-data"):
+            raise ValueError("a flow model has no schedule, and every other model has one")
         missing = {"conditioner", "step"} - set(self.graphs)
         if missing:
             raise ValueError(f"graph '{sorted(missing)[0]}' is missing")

@@ -40,6 +40,7 @@ class RunRequest:
     spacing: str | None = None
     sigmas: str | None = None
     order: int | None = None
+    shift: float | None = None
     eta: float | None = None
     variance: str | None = None
     clip_x0: bool = False
@@ -157,7 +158,10 @@ def _settings(request: RunRequest) -> dict[str, Any]:
 
 def _interval(request: RunRequest, bundle: Bundle) -> tuple[float, float] | None:
     text = request.guidance_interval
-    return None if text is None else guidance_interval_from_text(text, bundle.schedule)
+    schedule = bundle.schedule
+    if text is not None and schedule is None:
+        raise RequestError("a guidance interval is for diffusion models: a flow has no sigma schedule to speak of")
+    return None if text is None or schedule is None else guidance_interval_from_text(text, schedule)
 
 
 def _program(request: RunRequest, bundle: Bundle) -> Program:

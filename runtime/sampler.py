@@ -206,8 +206,8 @@ class Sampler:
 
     def _modulations(self, tables: StepTables) -> Iterator[np.ndarray]:
         """The adaLN rows [R, M] of each step in order, computed a block of steps at a time: memory stays bounded."""
-        model = self.bundle.manifest.model
-        width, rows = (6 * model.depth + 2) * model.hidden_size, len(tables.labels)
+        modulation = self.bundle.manifest.graphs["conditioner"].outputs[0]
+        width, rows = int(modulation.shape[1]), len(tables.labels)
         block = max(1, min(len(tables.timestep), MODULATION_BYTES // (4 * width * rows)))
         buffer = np.empty((block * rows, width), dtype=np.float32)
         for start in range(0, len(tables.timestep), block):
