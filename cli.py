@@ -50,17 +50,24 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--ckpt", type=FILE, required=True, help="Checkpoint: .pt (flat, or train.py's) or .safetensors.")
-@click.option("--out", type=FILE, help="Bundle folder to write. [default: the checkpoint's name without suffix]")
+@click.option(
+    "--ckpt",
+    type=FILE,
+    required=True,
+    help="Checkpoint: .pt (flat, or train.py's), .safetensors, or a diffusers DiT folder.",
+)
+@click.option("--out", type=FILE,
+              help="Bundle folder to write. [default: the checkpoint's name, or NAME-bundle]")  # fmt: skip
 @click.option("--image-size", type=int, help="Picture size in pixels; checked. [default: what the checkpoint says]")
 @click.option("--heads", type=int, help="Attention heads. [default: those of the standard size S, B, L or XL]")
 @click.option("--classes", type=FILE, help="Text file with one class name a line, or a JSON list.")
 @click.option("--opset", type=click.IntRange(18, 25), default=20, show_default=True, help="ONNX operator set.")
 @click.option("--null-class/--no-null-class", default=None,
               help="Whether the last label means 'no class'. [default: as train.py recorded, else yes]")  # fmt: skip
-@click.option("--guided-channels", type=int, help="Guidance acts on the first N channels. [default: 3]")
-@click.option("--prediction", type=click.Choice(["epsilon", "x0"]), default="epsilon", show_default=True,
-              help="What the network was trained to predict.")  # fmt: skip
+@click.option("--guided-channels", type=int, help="Guidance acts on the first N channels. [default: 3; diffusers: all]")
+@click.option("--prediction", type=click.Choice(["epsilon", "x0", "v", "flow-to-data"]),
+              help="What the network predicts; SiT: flow-to-data. [default: the source's, or epsilon]")  # fmt: skip
+@click.option("--model", metavar="MODULE:FACTORY", help="Your own network, see docs/custom-models.md. Runs that code.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -> None:
     """Export a checkpoint to a bundle, checked against PyTorch.
@@ -71,7 +78,7 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
       ditedge export --ckpt models/fashion-dit.safetensors --heads 3 --classes models/fashion-dit.classes.txt
     """
     exporter = _exporter()
-    target = out or Path(ckpt.with_suffix("").name)
+    target = out or Path(f"{ckpt.absolute().name}-bundle" if ckpt.is_dir() else ckpt.with_suffix("").name)
     settings = exporter.ExportOptions(labels=_class_names(classes), **options)
     with _status() as report:
         manifest = exporter.bundle_from_checkpoint(ckpt, target, settings, report)
@@ -87,7 +94,8 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
 @click.option("--count", type=click.IntRange(min=1), help="Images; classes are cycled. [default: one per --class]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image; the next has seed + 1.")
 @click.option("--steps", type=int, help="Sampler steps, spaced evenly. [default: the bundle's]")
-@click.option("--sampler", help="ddpm, ddim, dpm++, sde-dpm++, unipc, deis, lms, euler, euler-ancestral or heun.")
+@click.option("--sampler", help="ddpm, ddim, dpm++, sde-dpm++, unipc, deis, lms, euler, euler-ancestral, heun, flow-*.")
+@click.option("--shift", type=float, help="Flow models: more steps at high noise; 1 is none.")
 @click.option("--respacing", help="Steps as N, a,b,c or ddimN.")
 @click.option("--spacing", type=click.Choice(["linspace", "leading", "trailing"]), help="Where the timesteps lie.")
 @click.option("--sigmas", type=click.Choice(["karras", "exponential"]), help="Space sigma instead of timesteps.")
@@ -199,7 +207,8 @@ def inspect(path: Path, heads: int | None, as_json: bool) -> None:
       ditedge inspect fashion
       ditedge inspect DiT-XL-2-256x256.pt --json
     """
-    if path.is_file() and path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"):
+    diffusers = (path / "model_index.json").is_file() or (path / "config.json").is_file()
+    if diffusers or (path.is_file() and path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")):
         _exporter()
         from ditedge.export.describe import describe_checkpoint
 

@@ -2,6 +2,18 @@
 
 from .bundle_writer import ExportOptions, bundle_from_checkpoint
 from .checkpoint import Checkpoint, read_checkpoint
+from .diffusers_folder import read_diffusers_folder, vae_folder
 from .network import DiT, DiTConfig
+from .sources import read_source
 
-__all__ = ["Checkpoint", "DiT", "DiTConfig", "ExportOptions", "bundle_from_checkpoint", "read_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "DiT",
+    "DiTConfig",
+    "ExportOptions",
+    "bundle_from_checkpoint",
+    "read_checkpoint",
+    "read_diffusers_folder",
+    "read_source",
+    "vae_folder",
+]

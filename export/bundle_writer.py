@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,10 +41,11 @@ from ..runtime.sampler import Sampler, SeededNoise
 from ..runtime.samplers.settings import SamplerSettings, make_program
 from ..runtime.schedule import linear_schedule, respaced_timesteps
 from ..runtime.verify import relative_error, replay
-from .checkpoint import Checkpoint, read_checkpoint
+from .checkpoint import Checkpoint
 from .graphs import Conditioner, PixelDecoder, Step
-from .network import DiT
-from .reference import guided_output, reference_trajectory
+from .network import Network
+from .reference import flow_trajectory, guided_output, reference_trajectory
+from .sources import read_source
 from .to_onnx import DEFAULT_OPSET, onnx_from_module
 
 GRAPH_TOLERANCE = 2e-5  # float32 against float32, sums in another order: DiT-XL/2 measures 2e-6
@@ -61,8 +63,9 @@ class ExportOptions:
     image_size: int | None = None  # pixels; None: what the checkpoint says
     labels: tuple[str, ...] = ()  # class names; empty: numbers only
     null_class: bool | None = None  # None: as the checkpoint was trained, else yes
-    guided_channels: int | None = None  # None: 3, the habit of facebookresearch/DiT
-    prediction: str = "epsilon"
+    guided_channels: int | None = None  # None: 3, the habit of facebookresearch/DiT; all for a diffusers folder
+    prediction: str | None = None  # None: what the source says, else epsilon; "flow-to-data" is SiT
+    model: str | None = None  # package.module:factory of a custom network; None: DiT
     opset: int = DEFAULT_OPSET
     force: bool = False  # replace an existing bundle
 
@@ -70,19 +73,27 @@ class ExportOptions:
 def bundle_from_checkpoint(
     source: Path, out: Path, options: ExportOptions, report: Callable[[str], None] = lambda _: None
 ) -> Manifest:
-    """Exports the checkpoint `source` to the bundle folder `out`.
+    """Exports the checkpoint or diffusers folder `source` to the bundle folder `out`.
 
     report: told what is being done. Raises CheckpointError (source), RequestError (options, out), BundleError when an
     exported graph does not compute what PyTorch does; then nothing is left behind.
     """
     _check_target(out, options.force)
     report(f"reading {source}")
-    null_class = options.null_class
-    checkpoint = read_checkpoint(source, heads=options.heads, null_class=null_class, image_size=options.image_size)
+    checkpoint = read_source(
+        source,
+        heads=options.heads,
+        null_class=options.null_class,
+        image_size=options.image_size,
+        model=options.model,
+        prediction=options.prediction,
+    )
     info = _model_info(checkpoint, options)
-    if options.labels and len(options.labels) != info.num_classes:
+    schedule = None if info.prediction == "flow-to-data" else checkpoint.schedule or SCHEDULE
+    labels = options.labels or checkpoint.labels
+    if labels and len(labels) != info.num_classes:
         raise RequestError(
-            f"{len(options.labels)} class names for {info.num_classes} classes"
+            f"{len(labels)} class names for {info.num_classes} classes"
             + (
                 "; was it trained without label dropout? then give --no-null-class"
                 if options.null_class is None
@@ -91,10 +102,10 @@ def bundle_from_checkpoint(
         )
     with _new_folder(out, options.force) as folder:
         model = checkpoint.model()
-        graphs = _write_graphs(model, folder, options.opset, report)
-        programs = _write_programs(info, folder)
+        graphs = _write_graphs(model, info, folder, options.opset, report)
+        programs, default = _write_programs(info, schedule, checkpoint.sampling, folder)
         report("recording golden trajectories with PyTorch")
-        golden = _write_golden(model, info, folder)
+        golden = _write_golden(model, info, schedule, folder)
         del model
         manifest = Manifest(
             format="ditedge-bundle",
@@ -103,12 +114,12 @@ def bundle_from_checkpoint(
             made_by=f"ditedge {__version__}",
             source_sha256=checkpoint.sha256,
             model=info,
-            schedule=SCHEDULE,
-            labels=list(options.labels),
+            schedule=schedule,
+            labels=list(labels),
             graphs=graphs,  # type: ignore[arg-type]  # pydantic checks the names
             programs=programs,
             golden=golden,
-            defaults=DefaultsInfo(program="ddpm-50", guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0),
+            defaults=DefaultsInfo(program=default, guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0),
             files=_hashed_files(folder),
         )
         del checkpoint
@@ -154,11 +165,14 @@ def _new_folder(out: Path, force: bool) -> Iterator[Path]:
 
 def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
     config = checkpoint.config
-    guided = options.guided_channels if options.guided_channels is not None else min(3, config.in_channels)
+    guided = options.guided_channels
+    if guided is None:
+        guided = checkpoint.guided_channels or min(3, config.in_channels)
     if not 1 <= guided <= config.in_channels:
         raise RequestError(f"--guided-channels {guided} is not between 1 and the model's {config.in_channels} channels")
+    last_timestep = float((checkpoint.schedule or SCHEDULE).steps - 1)
     return ModelInfo(
-        architecture="dit",
+        architecture="dit" if checkpoint.module is None else "custom",
         input_size=config.input_size,
         patch_size=config.patch_size,
         in_channels=config.in_channels,
@@ -169,9 +183,12 @@ def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
         num_classes=config.num_classes,
         null_class=config.num_classes if config.null_class else None,
         learned_variance=config.learn_sigma,
-        prediction=options.prediction,  # type: ignore[arg-type]  # pydantic checks it
+        prediction=checkpoint.prediction,  # type: ignore[arg-type]  # pydantic checks it
         guided_channels=guided,
         parameters=sum(tensor.numel() for tensor in checkpoint.weights.values()),
+        timestep_range=(0.0, 1.0) if checkpoint.prediction == "flow-to-data" else (last_timestep, 0.0),
+        frequency_divisor=config.frequency_divisor,
+        mlp_norm_eps=config.mlp_norm_eps,
     )
 
 
@@ -185,11 +202,11 @@ class _GraphSpec:
     output: tuple[str, torch.dtype, tuple[int | str, ...]]
 
 
-def _graph_specs(model: DiT) -> list[_GraphSpec]:
+def _graph_specs(model: Network) -> list[_GraphSpec]:
     config = model.config
     f32, i64 = torch.float32, torch.int64
     latent = (config.in_channels, config.input_size, config.input_size)
-    m = config.modulation_size
+    m = model.conditioner(torch.zeros(1), torch.zeros(1, dtype=i64)).shape[1]  # a custom network may have its own M
     specs = [
         _GraphSpec(
             "conditioner",
@@ -222,7 +239,7 @@ def _graph_specs(model: DiT) -> list[_GraphSpec]:
     return specs
 
 
-def _example(spec: _GraphSpec, sizes: dict[str, int], seed: int) -> dict[str, Tensor]:
+def _example(spec: _GraphSpec, sizes: dict[str, int], seed: int, largest_timestep: float) -> dict[str, Tensor]:
     """Random inputs of the given dynamic sizes; index inputs stay within every table."""
     generator = torch.Generator().manual_seed(seed)
     inputs = {}
@@ -231,7 +248,7 @@ def _example(spec: _GraphSpec, sizes: dict[str, int], seed: int) -> dict[str, Te
         if dtype == torch.int64:
             inputs[name] = torch.randint(0, 2, concrete, generator=generator)
         elif name == "timestep":
-            inputs[name] = torch.rand(concrete, generator=generator) * 999
+            inputs[name] = torch.rand(concrete, generator=generator) * largest_timestep
         else:
             inputs[name] = torch.randn(concrete, generator=generator)
         if name == "x0_bound":
@@ -241,20 +258,22 @@ def _example(spec: _GraphSpec, sizes: dict[str, int], seed: int) -> dict[str, Te
     return inputs
 
 
-def _write_graphs(model: DiT, folder: Path, opset: int, report: Callable[[str], None]) -> dict[str, GraphInfo]:
+def _write_graphs(
+    model: Network, info: ModelInfo, folder: Path, opset: int, report: Callable[[str], None]
+) -> dict[str, GraphInfo]:
     """Exports each graph and checks it against PyTorch at other sizes than those it was traced with."""
     trace_sizes = {"B": 2, "K": 3, "K+2": 5, "E": 4, "U": 7}
     check_sizes = {"B": 3, "K": 1, "K+2": 3, "E": 2, "U": 5}
-    graphs = {}
+    graphs, largest = {}, max(info.timestep_range)
     for spec in _graph_specs(model):
         report(f"exporting {spec.name}.onnx")
         path = folder / f"{spec.name}.onnx"
         dynamic = {
             name: {i: d for i, d in enumerate(shape) if isinstance(d, str)} for name, (_, shape) in spec.inputs.items()
         }
-        onnx_from_module(spec.module, _example(spec, trace_sizes, 1), spec.output[0], dynamic, path, opset)
+        onnx_from_module(spec.module, _example(spec, trace_sizes, 1, largest), spec.output[0], dynamic, path, opset)
         report(f"checking {spec.name}.onnx against PyTorch")
-        _check_graph(spec, _example(spec, check_sizes, 2), path)
+        _check_graph(spec, _example(spec, check_sizes, 2, largest), path)
         graphs[spec.name] = GraphInfo(
             file=path.name,
             inputs=[_tensor_info(name, dtype, shape) for name, (dtype, shape) in spec.inputs.items()],
@@ -287,25 +306,37 @@ def _golden_steps(info: ModelInfo) -> int:
     return 4 if info.parameters > LARGE_MODEL else 10
 
 
-def _write_programs(info: ModelInfo, folder: Path) -> dict[str, str]:
+def _write_programs(
+    info: ModelInfo, schedule: ScheduleInfo | None, sampling: dict[str, Any], folder: Path
+) -> tuple[dict[str, str], str]:
+    """Ready programs -> name and file of each, and the default's name. sampling: the source's settings, or empty."""
     (folder / "programs").mkdir()
-    schedule = linear_schedule(SCHEDULE.beta_start, SCHEDULE.beta_end, SCHEDULE.steps)
+    betas = linear_schedule(schedule.beta_start, schedule.beta_end, schedule.steps) if schedule is not None else None
     golden = _golden_steps(info)
+    if schedule is None:
+        wanted, default = [("flow-euler", steps) for steps in (250, 50, 25, golden)], "flow-euler-50"
+    else:
+        wanted, default = [("ddpm", 250), ("ddpm", 50), ("ddim", 50), ("ddim", 25)], "ddpm-50"
+        wanted = [(name, steps) for name, steps in wanted if steps <= schedule.steps]
+        wanted += [("ddpm", golden), ("ddim", golden)]
+    settings: list[dict[str, Any]] = [{"sampler": sampler, "steps": steps} for sampler, steps in wanted]
     programs = {}
-    for sampler, steps in [("ddpm", 250), ("ddpm", 50), ("ddpm", golden), ("ddim", 50), ("ddim", 25), ("ddim", golden)]:
+    for chosen in [*settings, sampling] if sampling else settings:
         program = make_program(
-            schedule,
-            SamplerSettings(sampler=sampler, steps=steps),
+            betas,
+            SamplerSettings(**chosen),
             learned_variance=info.learned_variance,
             prediction=info.prediction,
+            timestep_range=info.timestep_range,
         )
         programs[program.name] = f"programs/{program.name}.json"
-        write_program(program, folder / programs[program.name])
-    return programs
+        write_program(program, folder / programs[program.name])  # the source's own replaces one of the same name
+        default = program.name if chosen is sampling else default
+    return programs, default
 
 
-def _write_golden(model: DiT, info: ModelInfo, folder: Path) -> list[GoldenInfo]:
-    """Trajectories of the plain PyTorch sampler: DDPM guided (where the model can) and DDIM unguided."""
+def _write_golden(model: Network, info: ModelInfo, schedule: ScheduleInfo | None, folder: Path) -> list[GoldenInfo]:
+    """Trajectories of the plain PyTorch sampler: DDPM guided (where the model can) and DDIM not; or flow, both ways."""
     (folder / "golden").mkdir()
     steps = _golden_steps(info)
     labels = [0, info.num_classes - 1] if info.parameters <= LARGE_MODEL else [0]
@@ -313,23 +344,35 @@ def _write_golden(model: DiT, info: ModelInfo, folder: Path) -> list[GoldenInfo]
     z = torch.from_numpy(source.initial())
     noise = torch.from_numpy(np.stack([source.step(i) for i in range(steps)]))
     y = torch.tensor(labels)
-    golden = []
-    for sampler, guidance in [("ddpm", GOLDEN_GUIDANCE if info.null_class is not None else 1.0), ("ddim", 1.0)]:
-        x = reference_trajectory(
-            lambda x, t, g=guidance: guided_output(model, x, t, y, g, info.guided_channels),
-            z,
-            noise,
-            respaced_timesteps(str(steps)).tolist(),
-            sampler,
-            info.learned_variance,
-            info.prediction,
-        )
-        name = f"{sampler}-{steps}"
+    most, golden = GOLDEN_GUIDANCE if info.null_class is not None else 1.0, []
+    runs = {"ddpm": ("ddpm", most), "ddim": ("ddim", 1.0)}
+    if schedule is None:
+        runs = {"flow-euler": ("flow-euler", most), "flow-euler-unguided": ("flow-euler", 1.0)}
+    for run, (sampler, guidance) in runs.items():
+
+        def network(x: Tensor, t: float, guidance: float = guidance) -> Tensor:
+            return guided_output(model, x, t, y, guidance, info.guided_channels)
+
+        if schedule is None:
+            x = flow_trajectory(network, z, steps)
+        else:
+            x = reference_trajectory(
+                network,
+                z,
+                noise,
+                respaced_timesteps(str(steps), schedule.steps).tolist(),
+                sampler,
+                info.learned_variance,
+                info.prediction,
+                schedule.beta_start,
+                schedule.beta_end,
+                schedule.steps,
+            )
+        file = f"golden/{run}-{steps}.safetensors"
         tensors = {"z": z, "noise": noise, "y": y, "x": x}
-        write_tensors(folder / "golden" / f"{name}.safetensors", {k: v.numpy() for k, v in tensors.items()})
-        golden.append(
-            GoldenInfo(file=f"golden/{name}.safetensors", program=name, guidance=guidance, tolerance=GOLDEN_TOLERANCE)
-        )
+        write_tensors(folder / file, {k: v.numpy() for k, v in tensors.items()})
+        program = f"{sampler}-{steps}"
+        golden.append(GoldenInfo(file=file, program=program, guidance=guidance, tolerance=GOLDEN_TOLERANCE))
     return golden
 
 

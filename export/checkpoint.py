@@ -11,7 +11,7 @@ import math
 import pickle
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..runtime.errors import CheckpointError
 from ..runtime.files import sha256_of_file
-from .network import DiT, DiTConfig, sincos_position_embedding
+from ..runtime.manifest import ScheduleInfo
+from .network import DiT, DiTConfig, Network, sincos_position_embedding
 
 STANDARD_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}  # (D, L) of DiT-S, B, L, XL
 LATENT_FACTOR = 8  # a Stable Diffusion VAE makes one latent pixel of 8 x 8
@@ -29,14 +30,26 @@ WRAPPERS = ("module.", "_orig_mod.")  # left in the keys by DistributedDataParal
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A DiT's description and weights. `weights` has exactly the keys and shapes of `DiT(config)`, float32."""
+    """A DiT's description and weights, and what else its files say: None or empty where they do not.
+
+    `weights` has exactly the keys and shapes of `DiT(config)`, float32, unless the network is `module`, the user's own.
+    """
 
     config: DiTConfig
     weights: dict[str, Tensor]
-    sha256: str  # of the file
+    sha256: str  # of the file, or of a folder's files
+    files: tuple[Path, ...] = ()  # what was read
+    module: Network | None = None
+    labels: tuple[str, ...] = ()
+    schedule: ScheduleInfo | None = None
+    prediction: str | None = None
+    guided_channels: int | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)  # settings of `make_program`
 
-    def model(self) -> DiT:
+    def model(self) -> Network:
         """The network with these weights, in eval mode; shares their memory."""
+        if self.module is not None:
+            return self.module
         with torch.device("meta"):
             model = DiT(self.config)
         model.load_state_dict(self.weights, assign=True)
@@ -55,10 +68,27 @@ def read_checkpoint(
     state, arguments = _state_and_arguments(path)
     try:
         config = _config(state, arguments, heads, null_class, image_size)
-        weights = _fitted(state, config)
+        weights = fitted_weights(state, config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return Checkpoint(config, weights, sha256_of_file(path))
+    return Checkpoint(config, weights, sha256_of_file(path), (path,))
+
+
+def without_variance(checkpoint: Checkpoint) -> Checkpoint:
+    """The same network without its last C output channels: SiT has them from DiT and uses the first C only."""
+    config = checkpoint.config
+    if not config.learn_sigma or checkpoint.module is not None:
+        return checkpoint
+    weights = dict(checkpoint.weights)
+    for key in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        pixels = weights[key].unflatten(0, (config.patch_size**2, config.out_channels))  # a row per (p, q, channel)
+        weights[key] = pixels[:, : config.in_channels].flatten(0, 1).contiguous()
+    return replace(checkpoint, config=replace(config, learn_sigma=False), weights=weights)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict of a .safetensors or PyTorch file, EMA weights first. Runs no code. Raises CheckpointError."""
+    return _state_and_arguments(path)[0]
 
 
 def _state_and_arguments(path: Path) -> tuple[dict[str, Tensor], argparse.Namespace | None]:
@@ -150,14 +180,15 @@ def _config(
         in_channels=channels,
         hidden_size=hidden,
         depth=depth,
-        num_heads=_heads(heads or getattr(arguments, "num_heads", None), hidden, depth),
+        num_heads=checked_heads(heads or getattr(arguments, "num_heads", None), hidden, depth),
         num_classes=rows - int(null_class),
         learn_sigma=outputs == 2 * channels,
         null_class=null_class,
     )
 
 
-def _heads(heads: int | None, hidden: int, depth: int) -> int:
+def checked_heads(heads: int | None, hidden: int, depth: int) -> int:
+    """The given number of heads, or the standard size's."""
     heads = heads or STANDARD_HEADS.get((hidden, depth))
     if heads is None:
         raise CheckpointError(
@@ -182,27 +213,42 @@ def _input_size(state: dict[str, Tensor], image_size: int | None, channels: int,
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise CheckpointError(f"key 'pos_embed' has {tokens} positions, which is not a square")
-    size = side * patch
-    if image_size is not None and image_size != size * factor:
-        raise CheckpointError(f"--image-size {image_size}: this checkpoint was trained for {size * factor}")
+    return checked_image_size(side * patch, image_size, channels)
+
+
+def checked_image_size(size: int, image_size: int | None, channels: int) -> int:
+    """The latent's side, after the picture's size in pixels was compared where it is given."""
+    trained = size * (LATENT_FACTOR if channels == 4 else 1)
+    if image_size is not None and image_size != trained:
+        raise CheckpointError(f"--image-size {image_size}: this checkpoint was trained for {trained}")
     return size
 
 
-def _fitted(state: dict[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
+def fitted_weights(state: dict[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
     """The weights as float32, after every key, shape and number was checked; reports all misfits at once."""
     state.setdefault("pos_embed", sincos_position_embedding(config))
     with torch.device("meta"):
         expected = DiT(config).state_dict()
-    problems = [f"key '{key}' is missing" for key in expected if key not in state]
-    problems += [f"key '{key}' is not part of a DiT" for key in state if key not in expected]
-    for key in expected.keys() & state.keys():
-        if state[key].shape != expected[key].shape:
-            problems.append(f"key '{key}' has shape {list(state[key].shape)}, expected {list(expected[key].shape)}")
-        elif not state[key].is_floating_point():
-            problems.append(f"key '{key}' has type {state[key].dtype}, expected floating point")
-        elif not torch.isfinite(state[key]).all():
-            problems.append(f"key '{key}' has numbers that are not finite")
+    problems = [problem for key in expected if (problem := misfit(state, key, tuple(expected[key].shape)))]
+    raise_misfits(problems + [f"key '{key}' is not part of a DiT" for key in state if key not in expected])
+    return {key: state[key].float().contiguous() for key in expected}
+
+
+def misfit(state: dict[str, Tensor], key: str, shape: tuple[int, ...]) -> str | None:
+    """What is wrong with one tensor of a state dict, None when it fits."""
+    if key not in state:
+        return f"key '{key}' is missing"
+    if tuple(state[key].shape) != shape:
+        return f"key '{key}' has shape {list(state[key].shape)}, expected {list(shape)}"
+    if not state[key].is_floating_point():
+        return f"key '{key}' has type {state[key].dtype}, expected floating point"
+    if not torch.isfinite(state[key]).all():
+        return f"key '{key}' has numbers that are not finite"
+    return None
+
+
+def raise_misfits(problems: list[str]) -> None:
+    """Raises CheckpointError with the first three problems and the number of the others; nothing when there is none."""
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CheckpointError("; ".join(problems[:3]) + more)
-    return {key: state[key].float().contiguous() for key in expected}

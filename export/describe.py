@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import read_checkpoint
+from .sources import read_source
 
 
 def describe_checkpoint(path: Path, heads: int | None = None) -> dict[str, Any]:
-    """A JSON-ready summary of a DiT checkpoint. Raises CheckpointError."""
-    checkpoint = read_checkpoint(path, heads=heads)
+    """A JSON-ready summary of a DiT checkpoint or diffusers folder. Raises CheckpointError."""
+    checkpoint = read_source(path, heads=heads)
     conditioner = ("t_embedder.", "y_embedder.")
     parameters = {"conditioner": 0, "trunk": 0}
     for key, tensor in checkpoint.weights.items():
@@ -21,7 +21,10 @@ def describe_checkpoint(path: Path, heads: int | None = None) -> dict[str, Any]:
         "kind": "checkpoint",
         "file": str(path),
         "sha256": checkpoint.sha256,
-        "bytes": path.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in checkpoint.files),
         "model": asdict(checkpoint.config),
+        "prediction": checkpoint.prediction,
+        "schedule": checkpoint.schedule.model_dump() if checkpoint.schedule else None,
+        "labels": list(checkpoint.labels),
         "parameters": parameters | {"total": sum(parameters.values())},
     }

@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .network import DiT
+from .network import Network
 
 
 class Conditioner(nn.Module):
     """timestep [U] float32, label [U] int64 -> modulation [U, M] float32."""
 
-    def __init__(self, network: DiT) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
@@ -26,7 +26,7 @@ class Conditioner(nn.Module):
 class Step(nn.Module):
     """One sampler step, network included. B samples, K state slots, E network evaluations, U modulation rows."""
 
-    def __init__(self, network: DiT) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ MLP_RATIO = 4
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """Hyper-parameters of a DiT. All but `num_heads` can be read from the shapes of its state dict."""
+    """Hyper-parameters of a DiT. All but `num_heads` and the last two can be read from the shapes of its state dict."""
 
     input_size: int  # H = W of the latent
     patch_size: int
@@ -31,6 +32,8 @@ class DiTConfig:
     num_classes: int
     learn_sigma: bool = True  # the network also predicts the variance: O = 2C output channels
     null_class: bool = True  # trained with label dropout: the label table has one more row, index num_classes
+    frequency_divisor: int = 128  # of the timestep sinusoid's exponents; diffusers divides by 127
+    mlp_norm_eps: float = 1e-6  # of the norm before each MLP; diffusers uses 1e-5. Every other norm has 1e-6
 
     @property
     def out_channels(self) -> int:
@@ -47,6 +50,15 @@ class DiTConfig:
         return (6 * self.depth + 2) * self.hidden_size
 
 
+class Network(Protocol):
+    """What the graphs of a bundle need of a network: `DiT` below, or a module of the user's (docs/custom-models.md)."""
+
+    config: DiTConfig
+
+    def conditioner(self, timestep: Tensor, label: Tensor) -> Tensor: ...  # [U] float32, [U] int64 -> [U, M]
+    def trunk(self, x: Tensor, modulation: Tensor) -> Tensor: ...  # [N, C, H, W], [N, M] -> [N, O, H, W]
+
+
 class PatchEmbed(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -59,19 +71,17 @@ class PatchEmbed(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(TIMESTEP_CHANNELS, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
+        width = config.hidden_size
+        self.mlp = nn.Sequential(nn.Linear(TIMESTEP_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
         # Not in the state dict, and a constant of the graph: torch's own float32 rounding of the frequencies decides
         # the sinusoid at t = 999 to 1e-5. Made on the CPU also when the network itself is built on "meta".
-        half = TIMESTEP_CHANNELS // 2
-        exponent = torch.arange(half, dtype=torch.float32, device="cpu") / half
-        self.register_buffer("frequency", torch.exp(-math.log(10000) * exponent), persistent=False)
+        exponent = -math.log(10000) * torch.arange(TIMESTEP_CHANNELS // 2, dtype=torch.float32, device="cpu")
+        self.register_buffer("frequency", torch.exp(exponent / config.frequency_divisor), persistent=False)
 
     def forward(self, timestep: Tensor) -> Tensor:
-        """timestep [N] float32 in 0..999 -> [N, D]. The sinusoid's order is [cos, sin], its divisor 128."""
+        """timestep [N] float32 (0..999, or 0..1 in flow models) -> [N, D]. The sinusoid's order is [cos, sin]."""
         angle = timestep[:, None] * self.frequency[None]
         return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
 
@@ -132,7 +142,7 @@ class Block(nn.Module):
         width = config.hidden_size
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(config)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=config.mlp_norm_eps)
         self.mlp = Mlp(width)
         self.adaLN_modulation = adaln_projection(width, 6)
 
@@ -163,14 +173,14 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         self.x_embedder = PatchEmbed(config)
-        self.t_embedder = TimestepEmbedder(config.hidden_size)
+        self.t_embedder = TimestepEmbedder(config)
         self.y_embedder = LabelEmbedder(config)
         self.pos_embed = nn.Parameter(sincos_position_embedding(config), requires_grad=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
 
     def conditioner(self, timestep: Tensor, label: Tensor) -> Tensor:
-        """timestep [U] float32 (original timestep, 0..999), label [U] int64 -> modulation [U, M] float32."""
+        """timestep [U] float32 (0..999; 0..1 in flow models), label [U] int64 -> modulation [U, M] float32."""
         condition = self.t_embedder(timestep) + self.y_embedder(label)
         layers: list[Block | FinalLayer] = [*self.blocks, self.final_layer]
         return torch.cat([layer.adaLN_modulation(condition) for layer in layers], dim=1)

@@ -11,16 +11,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .network import DiT
+from .network import Network
 
 
-def guided_output(model: DiT, x: Tensor, t: int, y: Tensor, guidance: float, guided_channels: int) -> Tensor:
+def guided_output(model: Network, x: Tensor, t: float, y: Tensor, guidance: float, guided_channels: int) -> Tensor:
     """`forward_with_cfg` of models.py: guidance on the first `guided_channels` channels, the rest conditional."""
     timestep = torch.full((len(x),), float(t))
-    conditional = model(x, timestep, y)
+    conditional = model.trunk(x, model.conditioner(timestep, y))
     if guidance == 1.0:
         return conditional
-    unconditional = model(x, timestep, torch.full_like(y, model.config.num_classes))
+    null = torch.full_like(y, model.config.num_classes)
+    unconditional = model.trunk(x, model.conditioner(timestep, null))
     output = conditional.clone()
     part = slice(0, guided_channels)
     output[:, part] = unconditional[:, part] + guidance * (conditional[:, part] - unconditional[:, part])
@@ -38,6 +39,7 @@ def reference_trajectory(
     prediction: str = "epsilon",
     beta_start: float = 1e-4,
     beta_end: float = 0.02,
+    training_steps: int = 1000,
 ) -> Tensor:
     """DDPM (learned or fixed-large variance) or DDIM (eta 0) over `timesteps` (falling).
 
@@ -45,7 +47,7 @@ def reference_trajectory(
     [N, B, C, H, W]. `p_sample` and `ddim_sample` of
     diffusion/gaussian_diffusion.py with `clip_denoised=False`.
     """
-    alphas_cumprod = torch.cumprod(1 - torch.linspace(beta_start, beta_end, 1000, dtype=torch.float64), 0)
+    alphas_cumprod = torch.cumprod(1 - torch.linspace(beta_start, beta_end, training_steps, dtype=torch.float64), 0)
     abars = [float(alphas_cumprod[t]) for t in timesteps] + [1.0]
     x, trajectory = z, []
     for i, t in enumerate(timesteps):
@@ -56,6 +58,8 @@ def reference_trajectory(
         beta = 1 - abar / previous
         if prediction == "x0":
             x0 = predicted
+        elif prediction == "v":  # v = sqrt(abar) epsilon - sqrt(1 - abar) x0 (Salimans & Ho 2022, appendix D)
+            x0 = abar.sqrt().float() * x - (1 - abar).sqrt().float() * predicted
         else:
             x0 = (1 / abar).sqrt().float() * x - (1 / abar - 1).sqrt().float() * predicted
         last = i == len(timesteps) - 1
@@ -73,5 +77,19 @@ def reference_trajectory(
                     log_variance = fraction * log_variance + (1 - fraction) * low
                 mean = mean + (0.5 * log_variance).exp() * noise[i]
             x = mean
+        trajectory.append(x)
+    return torch.stack(trajectory)
+
+
+@torch.no_grad()
+def flow_trajectory(network: Callable[[Tensor, float], Tensor], z: Tensor, steps: int) -> Tensor:
+    """Euler's method on SiT's ODE dx/dt = velocity from t = 0 (noise) to t = 1 (data) in equal steps.
+
+    network(x, t) -> [B, C, H, W] velocity; z [B, C, H, W] -> x after each step [N, B, C, H, W]. SiT's
+    transport/integrators.py `ode` with method "euler" (torchdiffeq) and a linear path.
+    """
+    x, trajectory = z, []
+    for i in range(steps):
+        x = x + network(x, i / steps)[:, : z.shape[1]] / steps
         trajectory.append(x)
     return torch.stack(trajectory)

@@ -47,9 +47,9 @@ class Bundle:
     def program(self, name: str | None = None, **settings: Any) -> Program:
         """A ready program of the bundle by name (None: its default), or one made from sampler settings.
 
-        settings: the fields of `SamplerSettings`: sampler, steps, respacing, spacing, sigmas, order, shift, eta, variance,
-        clip_x0, guidance_interval. Any of them makes a new program; sampler and steps that are not given are those of
-        the default program. Raises ProgramError or RequestError.
+        settings: the fields of `SamplerSettings`: sampler, steps, respacing, spacing, sigmas, order, shift, eta,
+        variance, clip_x0, guidance_interval. Any of them makes a new program; sampler and steps that are not given are
+        those of the default program. Raises ProgramError or RequestError.
         """
         settings = {key: value for key, value in settings.items() if value is not None and value is not False}
         if name is not None and settings:

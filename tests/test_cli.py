@@ -180,6 +180,19 @@ def export(*options: object, ckpt: Path = GRAY):
     return lambda folder: ["export", "--ckpt", ckpt, "--out", folder / "b", *options]
 
 
+def diffusers_config(**values: object):
+    """Exports a transformer folder that holds a config.json only."""
+    sizes = {"in_channels": 4, "patch_size": 2, "sample_size": 8, "num_attention_heads": 2, "attention_head_dim": 16}
+    config = {"_class_name": "DiTTransformer2DModel", "num_layers": 1, "num_embeds_ada_norm": 10} | sizes | values
+
+    def make(folder: Path) -> list[object]:
+        (folder / "t").mkdir()
+        (folder / "t" / "config.json").write_text(json.dumps(config))
+        return ["export", "--ckpt", folder / "t", "--out", folder / "b"]
+
+    return make
+
+
 def run(*options: object):
     return lambda folder: ["run", "--engine", folder / "gray", "-o", folder / "out.png", *options]
 
@@ -225,6 +238,13 @@ BAD = {
     "missing class list": (export("--heads", 2, "--classes", "nope.txt"), "nope.txt"),
     "export into no folder": (export("--heads", 2, "--out", "/no/such/folder/b"), "/no/such/folder"),
     "export over a file": (export("--heads", 2, "--out", __file__), "test_cli.py exists"),
+    "a folder that is no model": (lambda f: ["export", "--ckpt", f, "--out", f / "b"], "not a diffusers DiT"),
+    "a diffusers model of another class": (diffusers_config(_class_name="UNet2DModel"), "'UNet2DModel', not a DiT"),
+    "a diffusers folder without weights": (diffusers_config(), "no weights, expected"),
+    "custom model misspelt": (export("--model", "my_dit"), "--model my_dit: write it as package.module:factory"),
+    "custom model nowhere": (export("--model", "no_such:build"), "No module named 'no_such'"),
+    "custom model and heads": (export("--model", "json:loads", "--heads", 2), "leave --heads"),
+    "custom model that is none": (export("--model", "json:dumps"), "the factory failed"),
     "opset out of range": (export("--heads", 2, "--opset", 7), "--opset"),
     "no such bundle": (lambda f: ["run", "--engine", f / "nope"], "nope does not exist"),
     "not a bundle": (lambda f: ["run", "--engine", f], "is not a bundle"),
@@ -245,6 +265,7 @@ BAD = {
     "steps 0": (run("--steps", 0), "steps 0"),
     "steps 1001": (run("--steps", 1001), "steps 1001"),
     "steps and respacing": (run("--steps", 5, "--respacing", "5"), "give one of them"),
+    "a flow sampler for a diffusion model": (run("--sampler", "flow-euler"), "which fit this model"),
     "bad respacing": (run("--respacing", "ddim7x"), "ddim7x"),
     "unknown sampler": (run("--sampler", "magic", "--steps", 5), "sampler 'magic'"),
     "order of a sampler that has none": (run("--sampler", "euler", "--order", 2), "order is a setting of"),

@@ -1,0 +1,82 @@
+"""A diffusers scheduler's config: the betas a model was trained with, and the program that samples like it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..runtime.errors import CheckpointError
+from ..runtime.manifest import ScheduleInfo
+
+PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
+PIPELINE_STEPS = 50  # DiTPipeline's num_inference_steps
+VARIANCES = {"fixed_small": "fixed-small", "fixed_large": "fixed-large"}
+
+
+@dataclass(frozen=True)
+class SchedulerFacts:
+    """What a scheduler folder says about a model."""
+
+    schedule: ScheduleInfo
+    prediction: str
+    sampling: dict[str, Any] = field(default_factory=dict)  # fields of `SamplerSettings`; empty: none is the same
+
+
+def read_scheduler(path: Path, values: dict[str, Any]) -> SchedulerFacts:
+    """The facts in `scheduler_config.json`. Raises CheckpointError for betas that a bundle cannot say.
+
+    Defaults are those of diffusers 0.42's DDIMScheduler, DDPMScheduler and their relatives.
+    """
+    if "num_train_timesteps" not in values or "FlowMatch" in str(values.get("_class_name")):
+        raise CheckpointError(f"{path}: '_class_name' {values.get('_class_name')!r} is not a scheduler with betas")
+    kind = values.get("beta_schedule", "linear")
+    for key, value in (("beta_schedule", kind), ("trained_betas", values.get("trained_betas"))):
+        if value not in (None, "linear"):
+            raise CheckpointError(f"{path}: '{key}' is {str(value)[:40]!r}: only linear betas can be exported so far")
+    if values.get("rescale_betas_zero_snr"):
+        raise CheckpointError(f"{path}: 'rescale_betas_zero_snr' is set: only linear betas can be exported so far")
+    prediction = values.get("prediction_type", "epsilon")
+    if prediction not in PREDICTIONS:
+        raise CheckpointError(f"{path}: 'prediction_type' is {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
+    try:
+        schedule = ScheduleInfo(
+            kind="linear",
+            beta_start=values.get("beta_start", 1e-4),
+            beta_end=values.get("beta_end", 0.02),
+            steps=values["num_train_timesteps"],
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = "num_train_timesteps" if first["loc"] == ("steps",) else str(first["loc"][0])
+        raise CheckpointError(f"{path}: '{key}': {first['msg']}") from None
+    if schedule.steps < PIPELINE_STEPS:
+        raise CheckpointError(
+            f"{path}: 'num_train_timesteps' is {schedule.steps}: samplers need at least {PIPELINE_STEPS}"
+        )
+    return SchedulerFacts(schedule, PREDICTIONS[prediction], _sampling(values, schedule.steps))
+
+
+def _sampling(values: dict[str, Any], trained: int) -> dict[str, Any]:
+    """DiTPipeline's 50 steps with this scheduler as a program, where it is DDIM or DDPM with leading spacing.
+
+    Leading spacing is the respacing "ddim50" when 50 divides the steps of training.
+    """
+    clip = values.get("clip_sample", True)
+    same = (
+        trained % PIPELINE_STEPS == 0
+        and values.get("timestep_spacing", "leading") == "leading"
+        and values.get("steps_offset", 0) == 0
+        and not values.get("thresholding")
+        and not (clip and values.get("clip_sample_range", 1.0) != 1.0)
+    )
+    settings = {"respacing": f"ddim{PIPELINE_STEPS}", "clip_x0": bool(clip)}
+    # With clip_sample, diffusers' DDIM clamps x0 but goes on with the unclamped epsilon: no table is the same.
+    if same and not clip and values.get("_class_name") == "DDIMScheduler" and values.get("set_alpha_to_one", True):
+        return settings | {"sampler": "ddim"}
+    variance = VARIANCES.get(values.get("variance_type", "fixed_small"))
+    if same and values.get("_class_name") == "DDPMScheduler" and variance:
+        return settings | {"sampler": "ddpm", "variance": variance}
+    return {}
