@@ -91,6 +91,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return _state_and_arguments(path)[0]
 
 
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of an untrusted .pt or .safetensors file. Raises CheckpointError."""
+    return _state_and_arguments(path)[0]
+
+
 def _state_and_arguments(path: Path) -> tuple[dict[str, Tensor], argparse.Namespace | None]:
     """The state dict (EMA weights first) and train.py's arguments where the file has them."""
     if not path.is_file():
