@@ -68,6 +68,9 @@ def main() -> None:
 @click.option("--prediction", type=click.Choice(["epsilon", "x0", "v", "flow-to-data"]),
               help="What the network predicts; SiT: flow-to-data. [default: the source's, or epsilon]")  # fmt: skip
 @click.option("--model", metavar="MODULE:FACTORY", help="Your own network, see docs/custom-models.md. Runs that code.")
+@click.option("--vae", type=FILE, help="VAE of a latent model: a diffusers folder, or a file of weights; TAESD too.")
+@click.option("--vae-precision", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
+              help="Of the decoder's weights and arithmetic.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -> None:
     """Export a checkpoint to a bundle, checked against PyTorch.

@@ -33,8 +33,10 @@ from ..runtime.manifest import (
     GraphInfo,
     Manifest,
     ModelInfo,
+    PreviewInfo,
     ScheduleInfo,
     TensorInfo,
+    VaeInfo,
 )
 from ..runtime.programs import write_program
 from ..runtime.sampler import Sampler, SeededNoise
@@ -42,11 +44,15 @@ from ..runtime.samplers.settings import SamplerSettings, make_program
 from ..runtime.schedule import linear_schedule, respaced_timesteps
 from ..runtime.verify import relative_error, replay
 from .checkpoint import Checkpoint
-from .graphs import Conditioner, PixelDecoder, Step
+from .decoder import check_decoder, fitted_preview, plain_preview
+from .diffusers_folder import vae_folder
+from .graphs import Conditioner, LatentDecoder, PixelDecoder, Step
 from .network import Network
 from .reference import flow_trajectory, guided_output, reference_trajectory
 from .sources import read_source
 from .to_onnx import DEFAULT_OPSET, onnx_from_module
+from .vae import half_precision
+from .vae_checkpoint import VaeCheckpoint, read_vae
 
 GRAPH_TOLERANCE = 2e-5  # float32 against float32, sums in another order: DiT-XL/2 measures 2e-6
 GOLDEN_TOLERANCE = 1e-4  # relative error at any step of a float32 trajectory; measured below 1e-5
@@ -66,6 +72,8 @@ class ExportOptions:
     guided_channels: int | None = None  # None: 3, the habit of facebookresearch/DiT; all for a diffusers folder
     prediction: str | None = None  # None: what the source says, else epsilon; "flow-to-data" is SiT
     model: str | None = None  # package.module:factory of a custom network; None: DiT
+    vae: Path | None = None  # folder or file of the VAE whose latents the model makes; None: no pictures
+    vae_precision: str = "float32"  # or "float16"
     opset: int = DEFAULT_OPSET
     force: bool = False  # replace an existing bundle
 
@@ -90,6 +98,7 @@ def bundle_from_checkpoint(
     )
     info = _model_info(checkpoint, options)
     schedule = None if info.prediction == "flow-to-data" else checkpoint.schedule or SCHEDULE
+    vae = _read_vae(options, info, source)
     labels = options.labels or checkpoint.labels
     if labels and len(labels) != info.num_classes:
         raise RequestError(
@@ -103,6 +112,8 @@ def bundle_from_checkpoint(
     with _new_folder(out, options.force) as folder:
         model = checkpoint.model()
         graphs = _write_graphs(model, info, folder, options.opset, report)
+        if vae is not None:
+            graphs["decoder"] = _write_decoder(vae, info, folder, options, report)
         programs, default = _write_programs(info, schedule, checkpoint.sampling, folder)
         report("recording golden trajectories with PyTorch")
         golden = _write_golden(model, info, schedule, folder)
@@ -119,10 +130,12 @@ def bundle_from_checkpoint(
             graphs=graphs,  # type: ignore[arg-type]  # pydantic checks the names
             programs=programs,
             golden=golden,
+            vae=_vae_info(vae, options) if vae is not None else None,
+            preview=_preview_info(info, vae),
             defaults=DefaultsInfo(program=default, guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0),
             files=_hashed_files(folder),
         )
-        del checkpoint
+        del checkpoint, vae
         write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
         report("replaying them through the bundle")
         _replay_golden(folder)
@@ -192,6 +205,65 @@ def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
     )
 
 
+def _works_on_pixels(channels: int) -> bool:
+    return channels in (1, 3)
+
+
+def _read_vae(options: ExportOptions, info: ModelInfo, source: Path) -> VaeCheckpoint | None:
+    """The VAE of --vae or of a diffusers pipeline folder, checked to fit the model."""
+    folder = options.vae or (vae_folder(source) if source.is_dir() else None)
+    if folder is None:
+        return None
+    if _works_on_pixels(info.in_channels):
+        raise RequestError(f"--vae {folder}: the model makes pixels ({info.in_channels} channels), not latents")
+    vae = read_vae(folder)
+    config = vae.decoder.config
+    if config.latent_channels != info.in_channels or config.out_channels not in (1, 3):
+        raise RequestError(
+            f"--vae {folder}: it decodes {config.latent_channels} channels to {config.out_channels}, "
+            f"the model makes {info.in_channels} and a picture has 1 or 3"
+        )
+    return vae
+
+
+def _vae_info(vae: VaeCheckpoint, options: ExportOptions) -> VaeInfo:
+    return VaeInfo(
+        kind=vae.kind,
+        source_sha256=vae.sha256,
+        precision=options.vae_precision,  # type: ignore[arg-type]  # pydantic checks it
+        scaling_factor=vae.decoder.config.scaling_factor,
+        shift_factor=vae.decoder.config.shift_factor,
+    )
+
+
+def _preview_info(info: ModelInfo, vae: VaeCheckpoint | None) -> PreviewInfo | None:
+    """None where the decoder itself is quick enough for previews: pixels, and tiny decoders."""
+    if _works_on_pixels(info.in_channels) or (vae is not None and vae.kind == "tiny"):
+        return None
+    return fitted_preview(vae.decoder) if vae is not None else plain_preview(info.in_channels)
+
+
+def _write_decoder(
+    vae: VaeCheckpoint, info: ModelInfo, folder: Path, options: ExportOptions, report: Callable[[str], None]
+) -> GraphInfo:
+    """Exports the VAE's decoder in its precision and checks it against the float32 one in PyTorch."""
+    report("exporting decoder.onnx")
+    config, path = vae.decoder.config, folder / "decoder.onnx"
+    decoder = half_precision(vae.decoder) if options.vae_precision == "float16" else vae.decoder
+    latent = (config.latent_channels, info.input_size, info.input_size)
+    picture = (info.input_size * config.factor,) * 2
+    spec = _GraphSpec(
+        "decoder",
+        LatentDecoder(decoder),
+        {"latent": (torch.float32, ("B", *latent))},
+        ("image", torch.uint8, ("B", *picture, config.out_channels)),
+    )
+    _export_graph(spec, {"latent": torch.randn(2, *latent)}, path, options.opset)
+    report("checking decoder.onnx against PyTorch")
+    check_decoder(path, vae.decoder, info.input_size, options.vae_precision)
+    return _graph_info(spec, path)
+
+
 @dataclass(frozen=True)
 class _GraphSpec:
     """One graph to export. inputs: name -> (dtype, shape); letters are dynamic sizes."""
@@ -232,7 +304,7 @@ def _graph_specs(model: Network) -> list[_GraphSpec]:
             ("next_state", f32, ("B", "K", *latent)),
         ),
     ]
-    if config.in_channels in (1, 3):  # a pixel-space model: its latents are images
+    if _works_on_pixels(config.in_channels):
         image = ("B", config.input_size, config.input_size, config.in_channels)
         inputs = {"latent": (f32, ("B", *latent))}
         specs.append(_GraphSpec("decoder", PixelDecoder(), inputs, ("image", torch.uint8, image)))
@@ -268,18 +340,26 @@ def _write_graphs(
     for spec in _graph_specs(model):
         report(f"exporting {spec.name}.onnx")
         path = folder / f"{spec.name}.onnx"
-        dynamic = {
-            name: {i: d for i, d in enumerate(shape) if isinstance(d, str)} for name, (_, shape) in spec.inputs.items()
-        }
-        onnx_from_module(spec.module, _example(spec, trace_sizes, 1, largest), spec.output[0], dynamic, path, opset)
+        _export_graph(spec, _example(spec, trace_sizes, 1, largest), path, opset)
         report(f"checking {spec.name}.onnx against PyTorch")
         _check_graph(spec, _example(spec, check_sizes, 2, largest), path)
-        graphs[spec.name] = GraphInfo(
-            file=path.name,
-            inputs=[_tensor_info(name, dtype, shape) for name, (dtype, shape) in spec.inputs.items()],
-            outputs=[_tensor_info(*spec.output)],
-        )
+        graphs[spec.name] = _graph_info(spec, path)
     return graphs
+
+
+def _export_graph(spec: _GraphSpec, example: dict[str, Tensor], path: Path, opset: int) -> None:
+    dynamic = {
+        name: {i: d for i, d in enumerate(shape) if isinstance(d, str)} for name, (_, shape) in spec.inputs.items()
+    }
+    onnx_from_module(spec.module, example, spec.output[0], dynamic, path, opset)
+
+
+def _graph_info(spec: _GraphSpec, path: Path) -> GraphInfo:
+    return GraphInfo(
+        file=path.name,
+        inputs=[_tensor_info(name, dtype, shape) for name, (dtype, shape) in spec.inputs.items()],
+        outputs=[_tensor_info(*spec.output)],
+    )
 
 
 def _tensor_info(name: str, dtype: torch.dtype, shape: tuple[int | str, ...]) -> TensorInfo:

@@ -1,7 +1,7 @@
 """The three graphs of a bundle as torch modules (docs/format.md).
 
-`Conditioner` runs once per image, `Step` once per sampler step, `PixelDecoder` at the end. The arithmetic of every
-sampler is in `Step.forward`; which sampler it is, is data.
+`Conditioner` runs once per image, `Step` once per sampler step, `PixelDecoder` or `LatentDecoder` at the end. The
+arithmetic of every sampler is in `Step.forward`; which sampler it is, is data.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .network import Network
+from .vae import VaeDecoder
 
 
 class Conditioner(nn.Module):
@@ -61,9 +62,26 @@ class Step(nn.Module):
         return torch.einsum("bij,bjchw->bichw", mix, slots)
 
 
+def uint8_image(picture: Tensor) -> Tensor:
+    """[B, C, h, w] float32 in [-1, 1] -> [B, h, w, C] uint8, rounded as the reference's sample_ddp.py does."""
+    return (127.5 * picture + 128.0).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
+
+
 class PixelDecoder(nn.Module):
-    """For models that work on pixels: [-1, 1] to uint8 as the reference's sample_ddp.py rounds, NCHW to NHWC."""
+    """For models that work on pixels."""
 
     def forward(self, latent: Tensor) -> Tensor:
         """latent [B, C, H, W] float32 -> image [B, H, W, C] uint8."""
-        return (127.5 * latent + 128.0).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
+        return uint8_image(latent)
+
+
+class LatentDecoder(nn.Module):
+    """For models that work on a VAE's latents; the latents' scaling and shift are undone inside `vae`."""
+
+    def __init__(self, vae: VaeDecoder) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """latent [B, C, H, W] float32 -> image [B, H * factor, W * factor, 1 or 3] uint8."""
+        return uint8_image(self.vae(latent))

@@ -14,6 +14,7 @@ MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
 
 Count = Annotated[int, Field(ge=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -73,6 +74,24 @@ class ScheduleInfo(_Strict):
     steps: Annotated[int, Field(ge=1, le=100_000)]
 
 
+class VaeInfo(_Strict):
+    """The VAE inside the decoder graph, and what the graph does to the network's latents: z / scaling + shift."""
+
+    kind: Literal["kl", "tiny"]
+    source_sha256: Sha256  # the file of weights it was made from
+    precision: Literal["float32", "float16"]
+    scaling_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    shift_factor: Finite
+
+
+class PreviewInfo(_Strict):
+    """A rough picture of latents without their decoder: weight @ latent + bias in [-1, 1], each pixel scale x scale."""
+
+    weight: list[list[Finite]]  # [1 or 3 colours][C]
+    bias: list[Finite]
+    scale: Annotated[int, Field(ge=1, le=64)]
+
+
 class DefaultsInfo(_Strict):
     """What `run` does when it is told nothing else."""
 
@@ -102,6 +121,8 @@ class Manifest(_Strict):
     programs: dict[str, str]  # name -> file
     golden: list[GoldenInfo]
     defaults: DefaultsInfo
+    vae: VaeInfo | None = None  # None: a model of pixels, or latents without decoder
+    preview: PreviewInfo | None = None  # None: previews are made by the decoder
     files: dict[str, FileInfo]  # every file of the bundle but this one and engines/
 
     @model_validator(mode="after")
@@ -113,6 +134,10 @@ class Manifest(_Strict):
             raise ValueError(f"graph '{sorted(missing)[0]}' is missing")
         if self.labels and len(self.labels) != self.model.num_classes:
             raise ValueError(f"{len(self.labels)} labels for {self.model.num_classes} classes")
+        if self.preview is not None:
+            rows, channels = self.preview.weight, self.model.in_channels
+            if len(rows) not in (1, 3) or len(self.preview.bias) != len(rows) or {*map(len, rows)} != {channels}:
+                raise ValueError(f"preview: expected 1 or 3 rows of {channels} weights, with one bias each")
         if self.defaults.program not in self.programs:
             raise ValueError(f"default program '{self.defaults.program}' is not in programs")
         named = [graph.file for graph in self.graphs.values()] + list(self.programs.values())
