@@ -34,7 +34,7 @@ class Commands(click.Group):
         except DitedgeError as error:
             raise UserError(" ".join(str(error).split())) from None
         except (KeyboardInterrupt, Cancelled):
-            click.echo("Interrupted: nothing was written.", err=True)
+            click.echo("Interrupted: no result was written.", err=True)
             ctx.exit(130)
 
 
@@ -117,6 +117,7 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
 @click.option("--save-latents", type=FILE, help="Also write the final latents (.safetensors).")
 @click.option("--save-trajectory", type=FILE, help="Also write the latents after each step, x [N,B,C,H,W].")
 @click.option("--like", type=FILE, help="Make a picture again from its own PNG: its classes, seeds and settings.")
+@click.option("--preview-every", type=click.IntRange(min=1), help="Also write the x0 estimate of every K-th step.")
 @click.option("-o", "--out", type=FILE, help="PNG (a grid for several images), or a folder: one PNG per image.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def run(as_json: bool, **options: Any) -> None:

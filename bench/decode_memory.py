@@ -1,11 +1,12 @@
 """Memory and time of decoding on the CPU: a VAE decoder of Stable Diffusion's size, random weights.
 
-    python bench/decode_memory.py                        # 512 px: the claim is under 2 GB
-    python bench/decode_memory.py --size 256 --batch 4   # as many pixels, in one run of the graph
+    python bench/decode_memory.py                        # 512 px: the claim is under 2 GB, for any number of pictures
+    python bench/decode_memory.py --size 256 --count 8
     python bench/decode_memory.py --tiny                 # TAESD's layout
+    python bench/decode_memory.py --keep-buffers         # ONNX Runtime's own defaults, which the sampler turns off
 
-The decoder is exported as `ditedge export --vae` does it. A process of its own, without PyTorch, decodes: its peak
-resident memory holds Python, ONNX Runtime, the weights and all buffers.
+The decoder is exported as `ditedge export --vae` does it. A process of its own, without PyTorch, decodes as the sampler
+does: its peak resident memory holds Python, ONNX Runtime, the weights and all buffers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from ditedge.runtime.engine import EngineOptions, open_engine  # noqa: E402
+from ditedge.runtime.sampler import decode_images  # noqa: E402
 
 SD_WIDTHS, SD_LAYERS, FACTOR = (128, 256, 512, 512), 2, 8
 
@@ -41,37 +45,36 @@ def export_random_decoder(path: Path, size: int, tiny: bool, precision: str) -> 
     onnx_from_module(LatentDecoder(vae), {"latent": latent}, "image", {"latent": {0: "B"}}, path)
 
 
-def decode(path: Path, size: int, batch: int, threads: int) -> None:
-    """Decodes once and prints the peak memory [bytes] and seconds as JSON. Runs in the child process."""
+def decode(path: Path, size: int, count: int, options: EngineOptions) -> None:
+    """Decodes `count` pictures and prints the peak memory [bytes] and seconds as JSON. Runs in the child process."""
     import resource
     import time
 
     import numpy as np
 
-    from ditedge.runtime.engine import EngineOptions, open_engine
-
-    latent = np.random.default_rng(0).standard_normal((batch, 4, size, size), dtype=np.float32)
-    image = np.empty((batch, size * FACTOR, size * FACTOR, 3), np.uint8)
-    engine = open_engine(path, EngineOptions(threads=threads))
+    latent = np.random.default_rng(0).standard_normal((count, 4, size, size), dtype=np.float32)
+    engine = open_engine(path, options)
     start = time.perf_counter()
-    engine.run({"latent": latent}, {"image": image})
-    seconds = time.perf_counter() - start
+    decode_images(engine, latent, (size * FACTOR, size * FACTOR, 3))
+    seconds = (time.perf_counter() - start) / count
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    print(json.dumps({"peak_bytes": peak, "seconds": seconds}))
+    print(json.dumps({"peak_bytes": peak, "seconds_per_picture": seconds}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=512, help="of the picture, in pixels")
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--count", type=int, default=3, help="pictures to decode")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--precision", choices=["float32", "float16"], default="float32")
+    parser.add_argument("--keep-buffers", action="store_true")
     parser.add_argument("--decode", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     size = arguments.size // FACTOR
     if arguments.decode:
-        decode(arguments.decode, size, arguments.batch, arguments.threads)
+        options = EngineOptions(threads=arguments.threads, keep_buffers=arguments.keep_buffers)
+        decode(arguments.decode, size, arguments.count, options)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "decoder.onnx"
@@ -81,9 +84,10 @@ def main() -> None:
         )
         megabytes = path.stat().st_size / 1e6
     result = json.loads(child.stdout)
+    name = "tiny" if arguments.tiny else "SD"
     print(
-        f"{'tiny' if arguments.tiny else 'SD'} decoder, {arguments.precision}, {megabytes:.0f} MB: {arguments.batch} x "
-        f"{arguments.size} px in {result['seconds']:.1f} s, peak memory {result['peak_bytes'] / 1e9:.2f} GB"
+        f"{name} decoder, {arguments.precision}, {megabytes:.0f} MB: {arguments.count} x {arguments.size} px, "
+        f"{result['seconds_per_picture']:.1f} s each, peak memory {result['peak_bytes'] / 1e9:.2f} GB"
     )
 
 

@@ -30,6 +30,7 @@ class OrtEngine:
             raise EngineError("onnxruntime is not installed: pip install 'ditedge[cpu]' (or 'ditedge[gpu]')") from None
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = options.threads
+        settings.enable_cpu_mem_arena = settings.enable_mem_pattern = options.keep_buffers
         settings.log_severity_level = 3  # errors only: they are raised as well
         provider = _provider(options.provider, onnxruntime.get_available_providers())
         try:

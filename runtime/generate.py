@@ -25,6 +25,7 @@ class Progress:
     total: int
     first: int  # index of the running batch's first image
     latents: np.ndarray  # [B, C, H, W] float32, a view: copy it to keep it
+    state: np.ndarray  # [B, K, C, H, W] float32, every slot of the program, a view
 
 
 def generate(
@@ -85,7 +86,7 @@ def generate(
 def _step_callback(
     on_progress: Callable[[Progress], None], done: int, total: int, first: int
 ) -> Callable[[StepEvent], None]:
-    return lambda event: on_progress(Progress(done + event.step, total, first, event.latents))
+    return lambda event: on_progress(Progress(done + event.step, total, first, event.latents, event.state))
 
 
 def _noise_of(bundle: Bundle, seeds: Sequence[int], noise: GivenNoise | None, part: slice) -> NoiseSource:

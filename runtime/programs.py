@@ -12,7 +12,7 @@ so a sampler is nothing but the numbers a, b, k0, k1 and mix, one row per step. 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,19 @@ class Program:
     def draws_noise(self, step: int) -> bool:
         """Whether this step adds noise: its mix has a non-zero noise column."""
         return bool(np.any(self.mix[step, :, -1]))
+
+
+def with_x0_slot(program: Program) -> Program:
+    """The same sampler with one more state slot, the last, in which every step leaves its x0 estimate.
+
+    It costs no evaluation. No other row has a weight in its column, so the other slots are what they were, but for the
+    last bit of a float32: a matrix of another size may be summed in another order, as with another batch size.
+    """
+    steps, slots = program.steps, program.slots
+    mix = np.zeros((steps, slots + 1, slots + 3))
+    mix[:, :slots, :slots], mix[:, :slots, slots + 1 :] = program.mix[:, :, :slots], program.mix[:, :, slots:]
+    mix[:, slots, slots + 1] = 1.0
+    return replace(program, mix=mix)
 
 
 def write_program(program: Program, path: Path) -> None:

@@ -18,7 +18,8 @@ from .errors import RequestError
 from .files import check_writable, sha256_of_file, write_tensors
 from .generate import Progress, generate, read_noise
 from .images import grid, read_png_metadata, write_png
-from .programs import Program, read_program
+from .preview import Previews, check_previews, preview_path
+from .programs import Program, read_program, with_x0_slot
 from .sampler import GivenNoise, Sampler
 from .samplers.settings import SamplerSettings, guidance_interval_from_text, settings_from_made
 
@@ -54,6 +55,7 @@ class RunRequest:
     save_latents: Path | None = None
     save_trajectory: Path | None = None
     like: Path | None = None
+    preview_every: int | None = None
     out: Path | None = None
 
 
@@ -83,16 +85,19 @@ def run_bundle(
     def on_step(progress: Progress) -> None:
         if request.save_trajectory:
             trajectory.append(progress.latents.copy())
+        if previews is not None:
+            previews.on_progress(progress)
         on_progress(progress.done, progress.total)
 
     with Sampler(plan.bundle, EngineOptions(request.provider, request.threads)) as sampler:
         sampler.engine("step"), sampler.engine("conditioner")  # loading is not sampling: keep it out of the timing
+        previews = _previews(request, plan, sampler)
         start = time.perf_counter()
         latents = generate(
             plan.bundle,
             plan.labels,
             plan.seeds,
-            program=plan.program,
+            program=plan.program if previews is None else with_x0_slot(plan.program),
             guidance=plan.guidance,
             away_from=plan.away_from,
             batch=request.batch,
@@ -106,7 +111,8 @@ def run_bundle(
             parts = [latents[i : i + request.batch] for i in range(0, len(latents), request.batch)]
             images = np.concatenate([sampler.images(part) for part in parts])
         seconds = time.perf_counter() - start
-    written = _write_tensor_files(request, plan, latents, trajectory)
+    written = [*previews.written] if previews is not None else []
+    written += _write_tensor_files(request, plan, latents, trajectory)
     if images is not None:
         written += _write_images(request, plan, images)
     return {
@@ -149,6 +155,8 @@ def _plan(request: RunRequest) -> _Plan:
     for path in (request.save_latents, request.save_trajectory):
         if path is not None:
             check_writable(path)
+    if request.preview_every is not None:
+        check_previews(bundle, program, request.preview_every)
     return _Plan(bundle, program, labels, away_from, seeds, _columns(labels), guidance, noise, out, folder)
 
 
@@ -259,22 +267,39 @@ def _write_tensor_files(
     return written
 
 
-def _write_images(request: RunRequest, plan: _Plan, images: np.ndarray) -> list[Path]:
-    assert plan.out is not None
+def _write_images(
+    request: RunRequest, plan: _Plan, images: np.ndarray, step: int | None = None, first: int = 0
+) -> list[Path]:
+    """The pictures, or the previews of a step: then of the first images only, those before `first` written already."""
+    place = plan.out or request.save_latents or request.save_trajectory
+    assert place is not None
     if not plan.folder:
-        picture = images[0] if len(images) == 1 else grid(images, plan.columns)
-        write_png(plan.out, picture, _metadata(request, plan, slice(None)))
-        return [plan.out]
-    digits, written = len(str(len(images) - 1)), []
-    for i, image in enumerate(images):
-        name = f"{i:0{max(4, digits)}d}-class{plan.labels[i]}-seed{plan.seeds[i]}.png"
-        write_png(plan.out / name, image, _metadata(request, plan, slice(i, i + 1)))
-        written.append(plan.out / name)
+        columns = plan.columns or int(np.ceil(np.sqrt(len(plan.labels))))
+        picture = images[0] if len(plan.labels) == 1 else grid(images, columns)
+        path = place if step is None else preview_path(place, step)
+        write_png(path, picture, _metadata(request, plan, slice(0, len(images)), step))
+        return [path]
+    digits, written = len(str(len(plan.labels) - 1)), []
+    for i in range(first, len(images)):
+        path = place / f"{i:0{max(4, digits)}d}-class{plan.labels[i]}-seed{plan.seeds[i]}.png"
+        path = path if step is None else preview_path(path, step)
+        write_png(path, images[i], _metadata(request, plan, slice(i, i + 1), step))
+        written.append(path)
     return written
 
 
-def _metadata(request: RunRequest, plan: _Plan, images: slice) -> dict[str, Any]:
-    """What it takes to make these images again."""
+def _previews(request: RunRequest, plan: _Plan, sampler: Sampler) -> Previews | None:
+    if request.preview_every is None:
+        return None
+
+    def write(step: int, images: np.ndarray, first: int) -> list[Path]:
+        return _write_images(request, plan, images, step, first)
+
+    return Previews(sampler, request.preview_every, plan.program.steps, write)
+
+
+def _metadata(request: RunRequest, plan: _Plan, images: slice, step: int | None) -> dict[str, Any]:
+    """What it takes to make these images again. step: of a preview."""
     labels = plan.labels[images]
     return {
         "software": f"ditedge {__version__}",
@@ -288,4 +313,5 @@ def _metadata(request: RunRequest, plan: _Plan, images: slice) -> dict[str, Any]
         "program": plan.program.name,
         "made": plan.program.made,
         "guidance": plan.guidance,
+        **({} if step is None else {"preview_step": step}),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -16,20 +16,23 @@ import numpy as np
 from .bundle import Bundle
 from .engine import Engine, EngineOptions, open_engine
 from .errors import Cancelled, RequestError
+from .images import linear_picture
 from .manifest import ModelInfo
 from .noise import standard_normal
 from .programs import Program
 
+DECODE_PIXELS = 512 * 512  # of pictures decoded at a time: Stable Diffusion's decoder takes 5 kB a pixel
 MODULATION_BYTES = 64 << 20  # adaLN rows held at a time; a row of DiT-XL is 0.8 MB
 
 
 @dataclass(frozen=True)
 class StepEvent:
-    """What a progress callback is told after each step. `latents` is a view: copy it to keep it."""
+    """What a progress callback is told after each step. Arrays are views: copy them to keep them."""
 
     step: int  # steps done of this batch, 1 .. steps
     steps: int
     latents: np.ndarray  # [B, C, H, W] float32, slot 0 of the state
+    state: np.ndarray  # [B, K, C, H, W] float32, every slot of the program
 
 
 class NoiseSource(Protocol):
@@ -152,6 +155,16 @@ def step_tables(
     )
 
 
+def decode_images(engine: Engine, latents: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+    """latents [B, C, H, W] float32 -> uint8 [B, *size], a few pictures at a time, so that memory stays bounded."""
+    latents = np.ascontiguousarray(latents)
+    images = np.empty((len(latents), *size), dtype=np.uint8)
+    count = max(1, DECODE_PIXELS // (size[0] * size[1]))
+    for i in range(0, len(latents), count):
+        engine.run({"latent": latents[i : i + count]}, {"image": images[i : i + count]})
+    return images
+
+
 class Sampler:
     """The loaded engines of one bundle. One caller at a time; `close` frees them (or use it in a `with`)."""
 
@@ -163,7 +176,8 @@ class Sampler:
     def engine(self, graph: str) -> Engine:
         """The engine of a graph, loaded at first use."""
         if graph not in self._engines:
-            self._engines[graph] = open_engine(self.bundle.graph_file(graph), self._options)
+            options = replace(self._options, keep_buffers=False) if graph == "decoder" else self._options
+            self._engines[graph] = open_engine(self.bundle.graph_file(graph), options)
         return self._engines[graph]
 
     def latents(
@@ -191,7 +205,7 @@ class Sampler:
             step_engine.run(inputs, {"next_state": next_state})
             state, next_state = next_state, state
             if on_step is not None:
-                on_step(StepEvent(step + 1, program.steps, state[:, 0]))
+                on_step(StepEvent(step + 1, program.steps, state[:, 0], state))
         return state[:, 0].copy()
 
     def images(self, latents: np.ndarray) -> np.ndarray:
@@ -199,10 +213,15 @@ class Sampler:
         info = self.bundle.manifest.graphs.get("decoder")
         engine = self.engine("decoder")
         assert info is not None  # self.engine raised otherwise
-        size = [int(dimension) for dimension in info.outputs[0].shape[1:]]
-        image = np.empty((len(latents), *size), dtype=np.uint8)
-        engine.run({"latent": np.ascontiguousarray(latents)}, {"image": image})
-        return image
+        height, width, channels = (int(dimension) for dimension in info.outputs[0].shape[1:])
+        return decode_images(engine, latents, (height, width, channels))
+
+    def preview(self, latents: np.ndarray) -> np.ndarray:
+        """latents [B, C, H, W] float32 -> uint8 [B, h, w, 1 or 3]: by the bundle's projection, else by its decoder."""
+        projection = self.bundle.manifest.preview
+        if projection is None:
+            return self.images(latents)
+        return linear_picture(latents, projection.weight, projection.bias, projection.scale)
 
     def _modulations(self, tables: StepTables) -> Iterator[np.ndarray]:
         """The adaLN rows [R, M] of each step in order, computed a block of steps at a time: memory stays bounded."""

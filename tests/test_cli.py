@@ -193,6 +193,17 @@ def diffusers_config(**values: object):
     return make
 
 
+def latent_export(*options: object):
+    return export("--heads", 4, *options, ckpt=GOLDEN / "latent4_learned_sigma" / "model.safetensors")
+
+
+def vae_with_code(folder: Path) -> list[object]:
+    import torch
+
+    torch.save({"decoder.conv_in.weight": Bomb()}, folder / "vae.pt")
+    return latent_export("--vae", folder / "vae.pt")(folder)
+
+
 def run(*options: object):
     return lambda folder: ["run", "--engine", folder / "gray", "-o", folder / "out.png", *options]
 
@@ -245,6 +256,12 @@ BAD = {
     "custom model nowhere": (export("--model", "no_such:build"), "No module named 'no_such'"),
     "custom model and heads": (export("--model", "json:loads", "--heads", 2), "leave --heads"),
     "custom model that is none": (export("--model", "json:dumps"), "the factory failed"),
+    "a vae for a model of pixels": (export("--heads", 2, "--vae", GOLDEN), "makes pixels"),
+    "no such vae": (latent_export("--vae", "nowhere"), "nowhere does not exist"),
+    "a vae folder without config": (latent_export("--vae", GOLDEN), "has no config.json"),
+    "a vae that is a DiT": (latent_export("--vae", GRAY), "not the decoder of an AutoencoderKL"),
+    "a vae with code": (vae_with_code, "would run code"),
+    "unknown vae precision": (latent_export("--vae", GRAY, "--vae-precision", "float8"), "float8"),
     "opset out of range": (export("--heads", 2, "--opset", 7), "--opset"),
     "no such bundle": (lambda f: ["run", "--engine", f / "nope"], "nope does not exist"),
     "not a bundle": (lambda f: ["run", "--engine", f], "is not a bundle"),
@@ -281,6 +298,8 @@ BAD = {
     "learned variance that was not": (run("--variance", "learned"), "did not learn"),
     "negative seed": (run("--seed", -1), "seed -1"),
     "seed too large": (run("--seed", 2**64), "seed"),
+    "previews of no step": (run("--preview-every", 0), "preview-every"),
+    "previews after the last step": (run("--steps", 4, "--preview-every", 5), "--preview-every 5"),
     "no such provider": (run("--provider", "abacus"), "abacus"),
     "unwritable picture": (lambda f: ["run", "--engine", f / "gray", "-o", "/no/such/folder/x.png"], "/no/such/folder"),
     "unwritable latents": (run("--save-latents", "/no/such/folder/x"), "/no/such/folder"),
