@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime  # noqa: F401  # every export is checked with it: missing, it should be missed now
 import torch
 from torch import Tensor, nn
 
