@@ -91,11 +91,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return _state_and_arguments(path)[0]
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of an untrusted .pt or .safetensors file. Raises CheckpointError."""
-    return _state_and_arguments(path)[0]
-
-
 def _state_and_arguments(path: Path) -> tuple[dict[str, Tensor], argparse.Namespace | None]:
     """The state dict (EMA weights first) and train.py's arguments where the file has them."""
     if not path.is_file():
@@ -230,12 +225,20 @@ def checked_image_size(size: int, image_size: int | None, channels: int) -> int:
 
 
 def fitted_weights(state: dict[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
-    """The weights as float32, after every key, shape and number was checked; reports all misfits at once."""
+    """The weights of a DiT, see `fitted_tensors`; positions that were not saved are computed."""
     state.setdefault("pos_embed", sincos_position_embedding(config))
     with torch.device("meta"):
         expected = DiT(config).state_dict()
+    return fitted_tensors(state, expected, "a DiT")
+
+
+def fitted_tensors(state: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> dict[str, Tensor]:
+    """The tensors as float32, after every key, shape and number was checked; reports all misfits at once.
+
+    expected: keys and shapes, may be on "meta". what: whose they are, for the message. Raises CheckpointError.
+    """
     problems = [problem for key in expected if (problem := misfit(state, key, tuple(expected[key].shape)))]
-    raise_misfits(problems + [f"key '{key}' is not part of a DiT" for key in state if key not in expected])
+    raise_misfits(problems + [f"key '{key}' is not part of {what}" for key in state if key not in expected])
     return {key: state[key].float().contiguous() for key in expected}
 
 

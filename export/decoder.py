@@ -15,6 +15,7 @@ from ..runtime.engine import EngineOptions, open_engine
 from ..runtime.errors import BundleError
 from ..runtime.manifest import PreviewInfo
 from ..runtime.verify import relative_error
+from .checkpoint import LATENT_FACTOR
 from .graphs import uint8_image
 from .vae import VaeDecoder
 
@@ -23,7 +24,6 @@ DECODER_TOLERANCE = {"float32": 1e-4, "float16": 1e-2}
 FLOAT16_RANGE = 65504.0  # a CPU that computes in float32 hides an overflow: activations are measured in PyTorch
 CLOSE_PIXELS = 0.999  # share of the picture's numbers that must be within 1 of 255 after rounding
 CHECK_PIXELS = 3 * 256 * 256  # a check decodes three pictures where they are this small together, else one
-LATENT_FACTOR = 8  # picture pixels per latent pixel, where no VAE says
 PREVIEW_SAMPLES, PREVIEW_SIZE = 8, 16  # 2,048 equations for at most 17 unknowns per colour
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..runtime.errors import CheckpointError
 from ..runtime.files import sha256_of_file
-from .checkpoint import read_state
+from .checkpoint import fitted_tensors, load_tensors
 from .vae import KlConfig, KlDecoder, TinyConfig, TinyDecoder, VaeDecoder
 
 CONFIG_NAME = "config.json"
@@ -115,14 +115,14 @@ def read_vae(path: Path) -> VaeCheckpoint:
     """
     weights, described = _locate(path)
     try:
-        state = _diffusers_names(read_state(weights))
+        state = _diffusers_names(load_tensors(weights))
         tiny = "layers.0.weight" in state
         if described is not None and tiny != isinstance(described, TinyConfig):
             raise CheckpointError(f"the weights are not of the class that {CONFIG_NAME} names")
         config = described or (_tiny_config(state) if tiny else _kl_config(state))
         with torch.device("meta"):
             decoder = TinyDecoder(config) if isinstance(config, TinyConfig) else KlDecoder(config)
-        decoder.load_state_dict(_fitted(state, decoder.state_dict()), assign=True)
+        decoder.load_state_dict(fitted_tensors(state, decoder.state_dict(), "the decoder"), assign=True)
     except CheckpointError as error:
         named = str(error) if str(error).startswith(str(weights)) else f"{weights}: {error}"
         raise CheckpointError(named) from None
@@ -262,18 +262,3 @@ def _tiny_config(state: dict[str, Tensor]) -> TinyConfig:
         raise CheckpointError("its layers do not end with a convolution: not a TAESD decoder, perhaps cut short")
     inputs = _channels(state, "layers.0.weight")[1]
     return TinyConfig(inputs, outputs, block_out_channels=tuple(widths), num_blocks=tuple(blocks))
-
-
-def _fitted(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as float32, after every key, shape and number was checked; reports all misfits at once."""
-    problems = [f"key '{key}' is missing" for key in expected if key not in state]
-    problems += [f"key '{key}' is not part of the decoder" for key in state if key not in expected]
-    for key in expected.keys() & state.keys():
-        if state[key].shape != expected[key].shape:
-            problems.append(f"key '{key}' has shape {list(state[key].shape)}, expected {list(expected[key].shape)}")
-        elif not state[key].is_floating_point() or not torch.isfinite(state[key]).all():
-            problems.append(f"key '{key}' has numbers that are not finite floating point")
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise CheckpointError("; ".join(problems[:3]) + more)
-    return {key: state[key].float().contiguous() for key in expected}
