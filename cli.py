@@ -67,6 +67,9 @@ def main() -> None:
 @click.option("--guided-channels", type=int, help="Guidance acts on the first N channels. [default: 3; diffusers: all]")
 @click.option("--prediction", type=click.Choice(["epsilon", "x0", "v", "flow-to-data"]),
               help="What the network predicts; SiT: flow-to-data. [default: the source's, or epsilon]")  # fmt: skip
+@click.option("--betas", metavar="KIND[:START,END]|FILE",
+              help="Of training: linear, scaled_linear, cosine, a JSON list. [default: the source's]")  # fmt: skip
+@click.option("--zero-terminal-snr", is_flag=True, help="The betas were rescaled to end in pure noise.")
 @click.option("--model", metavar="MODULE:FACTORY", help="Your own network, see docs/custom-models.md. Runs that code.")
 @click.option("--vae", type=FILE, help="VAE of a latent model: a diffusers folder, or a file of weights; TAESD too.")
 @click.option("--vae-precision", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,

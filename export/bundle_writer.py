@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,15 @@ from ..runtime.manifest import (
 from ..runtime.programs import write_program
 from ..runtime.sampler import Sampler, SeededNoise
 from ..runtime.samplers.settings import SamplerSettings, make_program
-from ..runtime.schedule import linear_schedule, respaced_timesteps
+from ..runtime.schedule import respaced_timesteps, schedule_from_info
 from ..runtime.verify import relative_error, replay
+from .betas import DDPM_SCHEDULE, read_betas
 from .checkpoint import Checkpoint
 from .decoder import check_decoder, fitted_preview, plain_preview
 from .diffusers_folder import vae_folder
 from .graphs import Conditioner, LatentDecoder, PixelDecoder, Step
 from .network import Network
-from .reference import flow_trajectory, guided_output, reference_trajectory
+from .reference import flow_trajectory, guided_output, reference_trajectory, trained_alphas_cumprod
 from .sources import read_source
 from .to_onnx import DEFAULT_OPSET, onnx_from_module
 from .vae import half_precision
@@ -59,7 +60,6 @@ GRAPH_TOLERANCE = 2e-5  # float32 against float32, sums in another order: DiT-XL
 GOLDEN_TOLERANCE = 1e-4  # relative error at any step of a float32 trajectory; measured below 1e-5
 GOLDEN_GUIDANCE = 4.0
 LARGE_MODEL = 200_000_000  # parameters above which golden trajectories are shortened
-SCHEDULE = ScheduleInfo(kind="linear", beta_start=1e-4, beta_end=0.02, steps=1000)
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class ExportOptions:
     null_class: bool | None = None  # None: as the checkpoint was trained, else yes
     guided_channels: int | None = None  # None: 3, the habit of facebookresearch/DiT; all for a diffusers folder
     prediction: str | None = None  # None: what the source says, else epsilon; "flow-to-data" is SiT
+    betas: str | None = None  # of training, see `read_betas`; None: what the source says, else DDPM's
+    zero_terminal_snr: bool = False  # the betas were rescaled so that the last timestep is pure noise
     model: str | None = None  # package.module:factory of a custom network; None: DiT
     vae: Path | None = None  # folder or file of the VAE whose latents the model makes; None: no pictures
     vae_precision: str = "float32"  # or "float16"
@@ -97,8 +99,9 @@ def bundle_from_checkpoint(
         model=options.model,
         prediction=options.prediction,
     )
+    checkpoint = _with_betas(checkpoint, options)
     info = _model_info(checkpoint, options)
-    schedule = None if info.prediction == "flow-to-data" else checkpoint.schedule or SCHEDULE
+    schedule = None if info.prediction == "flow-to-data" else checkpoint.schedule or DDPM_SCHEDULE
     vae = _read_vae(options, info, source)
     labels = options.labels or checkpoint.labels
     if labels and len(labels) != info.num_classes:
@@ -177,6 +180,18 @@ def _new_folder(out: Path, force: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _with_betas(checkpoint: Checkpoint, options: ExportOptions) -> Checkpoint:
+    """The checkpoint with the betas of --betas and --zero-terminal-snr, which replace what its folder says."""
+    if options.betas is None and not options.zero_terminal_snr:
+        return checkpoint
+    if checkpoint.prediction == "flow-to-data":
+        raise RequestError("--betas and --zero-terminal-snr are for diffusion models: a flow model has no betas")
+    if options.zero_terminal_snr and checkpoint.prediction == "epsilon":
+        raise RequestError("--zero-terminal-snr: epsilon says nothing where no data is left; give --prediction v or x0")
+    schedule = read_betas(options.betas or "linear", options.zero_terminal_snr)
+    return replace(checkpoint, schedule=schedule, sampling={})
+
+
 def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
     config = checkpoint.config
     guided = options.guided_channels
@@ -184,7 +199,7 @@ def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
         guided = checkpoint.guided_channels or min(3, config.in_channels)
     if not 1 <= guided <= config.in_channels:
         raise RequestError(f"--guided-channels {guided} is not between 1 and the model's {config.in_channels} channels")
-    last_timestep = float((checkpoint.schedule or SCHEDULE).steps - 1)
+    last_timestep = float((checkpoint.schedule or DDPM_SCHEDULE).steps - 1)
     return ModelInfo(
         architecture="dit" if checkpoint.module is None else "custom",
         input_size=config.input_size,
@@ -392,7 +407,7 @@ def _write_programs(
 ) -> tuple[dict[str, str], str]:
     """Ready programs -> name and file of each, and the default's name. sampling: the source's settings, or empty."""
     (folder / "programs").mkdir()
-    betas = linear_schedule(schedule.beta_start, schedule.beta_end, schedule.steps) if schedule is not None else None
+    betas = schedule_from_info(schedule) if schedule is not None else None
     golden = _golden_steps(info)
     if schedule is None:
         wanted, default = [("flow-euler", steps) for steps in (250, 50, 25, golden)], "flow-euler-50"
@@ -445,9 +460,7 @@ def _write_golden(model: Network, info: ModelInfo, schedule: ScheduleInfo | None
                 sampler,
                 info.learned_variance,
                 info.prediction,
-                schedule.beta_start,
-                schedule.beta_end,
-                schedule.steps,
+                trained_alphas_cumprod(schedule),
             )
         file = f"golden/{run}-{steps}.safetensors"
         tensors = {"z": z, "noise": noise, "y": y, "x": x}

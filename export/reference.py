@@ -6,11 +6,13 @@ either shows as a difference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..runtime.manifest import ScheduleInfo
 from .network import Network
 
 
@@ -28,6 +30,25 @@ def guided_output(model: Network, x: Tensor, t: float, y: Tensor, guidance: floa
     return output
 
 
+def trained_alphas_cumprod(schedule: ScheduleInfo) -> Tensor:
+    """abar_t of training [T] float64: `get_named_beta_schedule` of gaussian_diffusion.py, and its relatives."""
+    steps, start, end = schedule.steps, schedule.beta_start or 0.0, schedule.beta_end or 0.0
+    if schedule.kind == "linear":
+        betas = torch.linspace(start, end, steps, dtype=torch.float64)
+    elif schedule.kind == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+    elif schedule.kind == "cosine":
+        abar = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+        betas = torch.tensor([min(1 - abar[i + 1] / abar[i], 0.999) for i in range(steps)], dtype=torch.float64)
+    else:
+        betas = torch.tensor(schedule.betas, dtype=torch.float64)
+    abars = torch.cumprod(1 - betas, 0)
+    if schedule.zero_terminal_snr:  # Lin et al. 2024, algorithm 1
+        root = abars.sqrt()
+        abars = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return abars
+
+
 @torch.no_grad()
 def reference_trajectory(
     network: Callable[[Tensor, int], Tensor],
@@ -36,18 +57,14 @@ def reference_trajectory(
     timesteps: list[int],
     sampler: str,
     learn_sigma: bool,
-    prediction: str = "epsilon",
-    beta_start: float = 1e-4,
-    beta_end: float = 0.02,
-    training_steps: int = 1000,
+    prediction: str,
+    alphas_cumprod: Tensor,
 ) -> Tensor:
     """DDPM (learned or fixed-large variance) or DDIM (eta 0) over `timesteps` (falling).
 
-    network(x, t) -> [B, O, H, W]; z [B, C, H, W]; noise [N, B, C, H, W] -> x after each step
-    [N, B, C, H, W]. `p_sample` and `ddim_sample` of
-    diffusion/gaussian_diffusion.py with `clip_denoised=False`.
+    network(x, t) -> [B, O, H, W]; z [B, C, H, W]; noise [N, B, C, H, W]; alphas_cumprod [T] float64 -> x after each
+    step [N, B, C, H, W]. `p_sample` and `ddim_sample` of diffusion/gaussian_diffusion.py with `clip_denoised=False`.
     """
-    alphas_cumprod = torch.cumprod(1 - torch.linspace(beta_start, beta_end, training_steps, dtype=torch.float64), 0)
     abars = [float(alphas_cumprod[t]) for t in timesteps] + [1.0]
     x, trajectory = z, []
     for i, t in enumerate(timesteps):
@@ -64,7 +81,7 @@ def reference_trajectory(
             x0 = (1 / abar).sqrt().float() * x - (1 / abar - 1).sqrt().float() * predicted
         last = i == len(timesteps) - 1
         if sampler == "ddim":
-            epsilon = ((1 / abar).sqrt().float() * x - x0) / (1 / abar - 1).sqrt().float()
+            epsilon = (x - abar.sqrt().float() * x0) / (1 - abar).sqrt().float()  # finite at zero terminal SNR, too
             x = x0 * previous.sqrt().float() + (1 - previous).sqrt().float() * epsilon
         else:
             mean = (beta * previous.sqrt() / (1 - abar)).float() * x0

@@ -12,6 +12,7 @@ from ..runtime.errors import CheckpointError
 from ..runtime.manifest import ScheduleInfo
 
 PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
+BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 PIPELINE_STEPS = 50  # DiTPipeline's num_inference_steps
 VARIANCES = {"fixed_small": "fixed-small", "fixed_large": "fixed-large"}
 
@@ -32,31 +33,39 @@ def read_scheduler(path: Path, values: dict[str, Any]) -> SchedulerFacts:
     """
     if "num_train_timesteps" not in values or "FlowMatch" in str(values.get("_class_name")):
         raise CheckpointError(f"{path}: '_class_name' {values.get('_class_name')!r} is not a scheduler with betas")
-    kind = values.get("beta_schedule", "linear")
-    for key, value in (("beta_schedule", kind), ("trained_betas", values.get("trained_betas"))):
-        if value not in (None, "linear"):
-            raise CheckpointError(f"{path}: '{key}' is {str(value)[:40]!r}: only linear betas can be exported so far")
-    if values.get("rescale_betas_zero_snr"):
-        raise CheckpointError(f"{path}: 'rescale_betas_zero_snr' is set: only linear betas can be exported so far")
     prediction = values.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         raise CheckpointError(f"{path}: 'prediction_type' is {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
-    try:
-        schedule = ScheduleInfo(
-            kind="linear",
-            beta_start=values.get("beta_start", 1e-4),
-            beta_end=values.get("beta_end", 0.02),
-            steps=values["num_train_timesteps"],
+    zero_snr = bool(values.get("rescale_betas_zero_snr"))
+    if zero_snr and prediction == "epsilon":
+        raise CheckpointError(
+            f"{path}: 'rescale_betas_zero_snr' with 'prediction_type' epsilon: epsilon says nothing about the picture "
+            "where no data is left; such a model was trained to predict v_prediction or sample"
         )
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = "num_train_timesteps" if first["loc"] == ("steps",) else str(first["loc"][0])
-        raise CheckpointError(f"{path}: '{key}': {first['msg']}") from None
+    schedule = _schedule(path, values, zero_snr)
     if schedule.steps < PIPELINE_STEPS:
         raise CheckpointError(
             f"{path}: 'num_train_timesteps' is {schedule.steps}: samplers need at least {PIPELINE_STEPS}"
         )
     return SchedulerFacts(schedule, PREDICTIONS[prediction], _sampling(values, schedule.steps))
+
+
+def _schedule(path: Path, values: dict[str, Any], zero_snr: bool) -> ScheduleInfo:
+    """diffusers' defaults where the config leaves a value out."""
+    kind, trained = values.get("beta_schedule", "linear"), values.get("trained_betas")
+    if trained is None and kind not in BETAS:
+        raise CheckpointError(f"{path}: 'beta_schedule' is {str(kind)[:40]!r}, expected one of {', '.join(BETAS)}")
+    fields: dict[str, Any] = {"kind": BETAS.get(kind), "steps": values["num_train_timesteps"]}
+    if trained is not None:
+        fields |= {"kind": "given", "betas": trained}
+    elif fields["kind"] != "cosine":
+        fields |= {"beta_start": values.get("beta_start", 1e-4), "beta_end": values.get("beta_end", 0.02)}
+    try:
+        return ScheduleInfo(**fields, zero_terminal_snr=zero_snr)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = {"steps": "num_train_timesteps", "betas": "trained_betas"}.get(str((first["loc"] or ("betas",))[0]))
+        raise CheckpointError(f"{path}: '{key or first['loc'][0]}': {first['msg']}") from None
 
 
 def _sampling(values: dict[str, Any], trained: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .files import sha256_of_file
 from .manifest import MANIFEST_NAME, Manifest, manifest_from_json
 from .programs import Program, read_program
 from .samplers.settings import SamplerSettings, make_program, settings_from_made
-from .schedule import Schedule, linear_schedule
+from .schedule import Schedule, schedule_from_info
 
 MAX_MANIFEST_BYTES = 16 << 20
 
@@ -29,9 +29,7 @@ class Bundle:
     def schedule(self) -> Schedule | None:
         """The model's betas; None for a flow model, which has none."""
         info = self.manifest.schedule
-        if info is None:
-            return None
-        return linear_schedule(info.beta_start, info.beta_end, info.steps)
+        return None if info is None else schedule_from_info(info)
 
     def file(self, name: str) -> Path:
         """The path of a file listed in the manifest."""

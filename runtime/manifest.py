@@ -14,6 +14,7 @@ MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
 
 Count = Annotated[int, Field(ge=1)]
+Beta = Annotated[float, Field(gt=0, lt=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -66,12 +67,29 @@ class ModelInfo(_Strict):
 
 
 class ScheduleInfo(_Strict):
-    """The forward process of diffusion training: linear betas over `steps` timesteps."""
+    """The betas a diffusion model was trained with, over `steps` timesteps.
 
-    kind: Literal["linear"]
-    beta_start: Annotated[float, Field(gt=0, lt=1)]
-    beta_end: Annotated[float, Field(gt=0, lt=1)]
+    linear: equal steps of beta, scaled_linear: of sqrt(beta), both from beta_start to beta_end; cosine: Nichol &
+    Dhariwal 2021, eq. 17, at most 0.999; given: `betas`. zero_terminal_snr: rescaled by Lin et al. 2024, algorithm 1.
+    """
+
+    kind: Literal["linear", "scaled_linear", "cosine", "given"]
+    beta_start: Beta | None = None
+    beta_end: Beta | None = None
+    betas: Annotated[list[Beta], Field(max_length=100_000)] | None = None
     steps: Annotated[int, Field(ge=1, le=100_000)]
+    zero_terminal_snr: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> ScheduleInfo:
+        has_ends = (self.beta_start is not None, self.beta_end is not None)
+        if has_ends != (self.kind in ("linear", "scaled_linear"),) * 2:
+            raise ValueError("beta_start and beta_end belong to linear and scaled_linear betas, and only to them")
+        if (self.betas is not None) != (self.kind == "given"):
+            raise ValueError("betas are listed for kind 'given', and only for it")
+        if self.betas is not None and len(self.betas) != self.steps:
+            raise ValueError(f"{len(self.betas)} betas for {self.steps} steps")
+        return self
 
 
 class VaeInfo(_Strict):

@@ -1,12 +1,14 @@
-"""Noise schedules and their respacing, in float64 (facebookresearch/DiT `diffusion/`)."""
+"""Noise schedules (betas of training) and their respacing, in float64."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from .errors import ProgramError
+from .manifest import ScheduleInfo
 
 TRAINING_STEPS = 1000
 
@@ -23,9 +25,61 @@ class Schedule:
         return len(self.alphas_cumprod)
 
 
+def linear_betas(start: float = 1e-4, end: float = 0.02, steps: int = TRAINING_STEPS) -> np.ndarray:
+    """Ho et al. 2020, section 4."""
+    return np.linspace(start, end, steps)
+
+
+def scaled_linear_betas(start: float = 0.00085, end: float = 0.012, steps: int = TRAINING_STEPS) -> np.ndarray:
+    """Linear in sqrt(beta): latent diffusion (Rombach et al. 2022; diffusers)."""
+    return np.linspace(math.sqrt(start), math.sqrt(end), steps) ** 2
+
+
+def cosine_betas(steps: int = TRAINING_STEPS, largest: float = 0.999) -> np.ndarray:
+    """Nichol & Dhariwal 2021, eq. 17, s = 0.008 (diffusers' squaredcos_cap_v2)."""
+    abar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
+    return np.minimum(1 - abar[1:] / abar[:-1], largest)
+
+
+def schedule_from_betas(betas: np.ndarray) -> Schedule:
+    """A schedule from any betas [T], each in (0, 1). Raises ProgramError naming the first that is not."""
+    betas = np.asarray(betas, dtype=np.float64)
+    if betas.ndim != 1 or betas.size == 0:
+        raise ProgramError("betas must be a list of at least one number")
+    wrong = np.flatnonzero(~((betas > 0) & (betas < 1)))
+    if wrong.size:
+        raise ProgramError(f"beta {wrong[0]} is {betas[wrong[0]]:g}, not between 0 and 1")
+    return Schedule(np.cumprod(1 - betas))
+
+
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """Lin et al. 2024, algorithm 1: shifts and scales sqrt(abar) so that the last timestep is pure noise, abar 0."""
+    root = np.sqrt(schedule.alphas_cumprod)
+    return Schedule(((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2)
+
+
+def positive_snr(schedule: Schedule) -> Schedule:
+    """The schedule with its last abar above 0, as solvers in log SNR need it: 2^-24 there, as in diffusers."""
+    abar = schedule.alphas_cumprod
+    return Schedule(np.append(abar[:-1], max(abar[-1], 2.0**-24)))
+
+
 def linear_schedule(beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = TRAINING_STEPS) -> Schedule:
-    """DDPM's schedule (Ho et al. 2020, section 4): betas equally spaced from `beta_start` to `beta_end`."""
-    return Schedule(np.cumprod(1.0 - np.linspace(beta_start, beta_end, steps, dtype=np.float64)))
+    """The schedule of DDPM and of facebookresearch/DiT."""
+    return schedule_from_betas(linear_betas(beta_start, beta_end, steps))
+
+
+def schedule_from_info(info: ScheduleInfo) -> Schedule:
+    """The schedule that a manifest describes. With zero terminal SNR its last abar is 0: see `positive_snr`."""
+    if info.kind == "given":
+        schedule = schedule_from_betas(np.array(info.betas))
+    elif info.kind == "cosine":
+        schedule = schedule_from_betas(cosine_betas(info.steps))
+    else:
+        assert info.beta_start is not None and info.beta_end is not None  # ScheduleInfo checks it
+        betas = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}[info.kind]
+        schedule = schedule_from_betas(betas(info.beta_start, info.beta_end, info.steps))
+    return zero_terminal_snr(schedule) if info.zero_terminal_snr else schedule
 
 
 def respaced_timesteps(respacing: str, steps: int = TRAINING_STEPS) -> np.ndarray:

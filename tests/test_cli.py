@@ -244,6 +244,7 @@ BAD = {
     "heads not given": (export(), "--heads"),
     "heads that do not divide": (export("--heads", 7), "--heads 7"),
     "wrong image size": (export("--heads", 2, "--image-size", 512), "--image-size 512"),
+    "unknown betas": (export("--heads", 2, "--betas", "quadratic"), "--betas 'quadratic'"),
     "too many guided channels": (export("--heads", 2, "--guided-channels", 9), "--guided-channels 9"),
     "wrong class list": (export("--heads", 2, "--classes", __file__), "class names for 10 classes"),
     "missing class list": (export("--heads", 2, "--classes", "nope.txt"), "nope.txt"),

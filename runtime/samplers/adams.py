@@ -51,7 +51,7 @@ def _adams(
     init_scale: float,
 ) -> Program:
     if np.any(grid.alpha == 0):
-        raise ProgramError(f"{name} needs some data at every step: give zero_terminal_snr a last value above 0")
+        raise ProgramError(f"{name} needs some data at every step: use positive_snr(schedule)")
     rho, mix = grid.ratio, np.zeros((grid.steps, slots, slots + 2))
     for i, order in enumerate(orders):
         x, *past, x0, _ = np.eye(slots + 2)

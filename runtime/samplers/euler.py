@@ -45,7 +45,7 @@ def heun(grid: Grid, *, prediction: str = "epsilon", init_scale: float = 1.0) ->
     Slot 1 carries x^ + half of Euler's change between the two, scaled to the next point: all that the second needs.
     """
     if np.any(grid.alpha == 0):
-        raise ProgramError("heun needs some data at every step: give zero_terminal_snr a last value above 0")
+        raise ProgramError("heun needs some data at every step: use positive_snr(schedule)")
     mix, rows = [], []
     for i in range(grid.steps):
         x, start, x0, _ = np.eye(4)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ProgramError
 from ..programs import Program
-from ..schedule import Schedule, respaced_timesteps
+from ..schedule import Schedule, positive_snr, respaced_timesteps
 from . import SAMPLERS
 from .flow import flow_grid
 from .grid import Grid, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at
@@ -76,7 +76,7 @@ def make_program(
         program = replace(program, x0_bound=1.0)
     if settings.guidance_interval is not None and schedule is not None:
         low, high = settings.guidance_interval
-        program = with_guidance_interval(program, low, high, step_sigmas(schedule, program))
+        program = with_guidance_interval(program, low, high, step_sigmas(positive_snr(schedule), program))
     return program
 
 
@@ -127,6 +127,8 @@ def _grid(schedule: Schedule, settings: SamplerSettings) -> Grid:
         raise ProgramError(f"{' and '.join(given)} both say where the steps lie: give one of them")
     if (settings.steps is None) == (settings.respacing is None):
         raise ProgramError("steps and respacing both say how many steps to take: give one of them")
+    if settings.sampler not in REFERENCE or settings.sigmas is not None:
+        schedule = positive_snr(schedule)
     if settings.respacing is not None:
         return grid_from_timesteps(schedule, respaced_timesteps(settings.respacing, schedule.steps))
     steps = settings.steps

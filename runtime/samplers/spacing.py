@@ -1,4 +1,4 @@
-"""Noise schedules and the points a sampler visits: betas, timestep spacings, sigma spacings. numpy float64."""
+"""The points a sampler visits: spacings of timesteps and of sigma, numpy float64."""
 
 from __future__ import annotations
 
@@ -7,49 +7,9 @@ import math
 import numpy as np
 
 from ..errors import ProgramError
-from ..schedule import TRAINING_STEPS, Schedule
+from ..schedule import TRAINING_STEPS
 
 SPACINGS = ("linspace", "leading", "trailing")
-
-
-def linear_betas(start: float = 1e-4, end: float = 0.02, steps: int = TRAINING_STEPS) -> np.ndarray:
-    """Ho et al. 2020, section 4."""
-    return np.linspace(start, end, steps)
-
-
-def scaled_linear_betas(start: float = 0.00085, end: float = 0.012, steps: int = TRAINING_STEPS) -> np.ndarray:
-    """Linear in sqrt(beta): latent diffusion (Rombach et al. 2022; diffusers)."""
-    return np.linspace(math.sqrt(start), math.sqrt(end), steps) ** 2
-
-
-def cosine_betas(steps: int = TRAINING_STEPS, largest: float = 0.999) -> np.ndarray:
-    """Nichol & Dhariwal 2021, eq. 17, s = 0.008 (diffusers' squaredcos_cap_v2)."""
-    abar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
-    return np.minimum(1 - abar[1:] / abar[:-1], largest)
-
-
-BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "squaredcos_cap_v2": cosine_betas}
-
-
-def schedule_from_betas(betas: np.ndarray) -> Schedule:
-    """A schedule from any betas [T], each in (0, 1). Raises ProgramError naming the first that is not."""
-    betas = np.asarray(betas, dtype=np.float64)
-    if betas.ndim != 1 or betas.size == 0:
-        raise ProgramError("betas must be a list of at least one number")
-    wrong = np.flatnonzero(~((betas > 0) & (betas < 1)))
-    if wrong.size:
-        raise ProgramError(f"beta {wrong[0]} is {betas[wrong[0]]:g}, not between 0 and 1")
-    return Schedule(np.cumprod(1 - betas))
-
-
-def zero_terminal_snr(schedule: Schedule, last: float = 2.0**-24) -> Schedule:
-    """Lin et al. 2024, algorithm 1: shifts and scales sqrt(abar) so that the last timestep is pure noise.
-
-    last: abar there. Solvers in log SNR need it above 0 (diffusers uses 2^-24); DDIM with v prediction accepts 0.
-    """
-    root = np.sqrt(schedule.alphas_cumprod)
-    abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-    return Schedule(np.append(abar[:-1], last))
 
 
 def spaced_timesteps(

@@ -27,7 +27,7 @@ def unipc(
     if not lower_order_final and order > 1 and grid.sigma[-1] == 0:
         raise ProgramError("UniPC needs lower_order_final when it ends at sigma 0: its last log SNR step is infinite")
     if np.any(grid.alpha == 0):
-        raise ProgramError("UniPC needs some data at every step: give zero_terminal_snr a last value above 0")
+        raise ProgramError("UniPC needs some data at every step: use positive_snr(schedule)")
     h, slots = grid.log_snr_steps, order + 1
     mix, correction = np.zeros((grid.steps, slots, slots + 2)), 0.0
     for i in range(grid.steps):

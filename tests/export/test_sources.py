@@ -20,6 +20,7 @@ from ditedge.export import DiT, DiTConfig, ExportOptions, bundle_from_checkpoint
 from ditedge.export.scheduler_config import read_scheduler
 from ditedge.runtime import Sampler, generate, open_bundle
 from ditedge.runtime.errors import CheckpointError, ProgramError, RequestError
+from ditedge.runtime.manifest import ScheduleInfo
 from ditedge.runtime.sampler import GivenNoise
 from ditedge.runtime.samplers.settings import SamplerSettings, make_program
 from ditedge.runtime.schedule import linear_schedule
@@ -114,6 +115,84 @@ def test_default_run_equals_the_ddim_pipeline(pipeline_folder: Path, pipeline_bu
     with Sampler(bundle) as sampler:
         ours = sampler.latents(program, [207, 360], guidance, GivenNoise(z, np.zeros((50, *z.shape), np.float32)))
     assert relative_error(ours, latents) < 1e-4  # measured 1e-6
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"trained_betas": [0.0001 + 0.00003 * i for i in range(1000)]},
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+    ],
+    ids=["scaled_linear", "cosine", "given", "zero-snr"],
+)
+def test_other_betas_equal_the_ddim_pipeline(pipeline_folder: Path, tmp_path: Path, config: dict) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, **config)
+    folder = Path(shutil.copytree(pipeline_folder, tmp_path / "p", ignore=shutil.ignore_patterns("vae")))
+    scheduler.save_pretrained(folder / "scheduler")
+    bundle_from_checkpoint(folder, tmp_path / "bundle", ExportOptions())
+    latents, z = latents_of_pipeline(pipeline_folder, 4.0, scheduler)
+    with Sampler(open_bundle(tmp_path / "bundle")) as sampler:
+        program = sampler.bundle.program()
+        ours = sampler.latents(program, [207, 360], 4.0, GivenNoise(z, np.zeros((50, *z.shape), np.float32)))
+    assert program.name == "ddim-50"
+    assert relative_error(ours, latents) < 1e-4  # diffusers' float32 betas; the pipeline's betas swapped give over 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "schedule"),
+    [
+        ({"betas": "cosine"}, {"kind": "cosine", "steps": 1000}),
+        (
+            {"betas": "linear:0.0002,0.03"},
+            {"kind": "linear", "beta_start": 0.0002, "beta_end": 0.03, "steps": 1000},
+        ),
+        (
+            {"betas": "scaled_linear", "zero_terminal_snr": True, "prediction": "v"},
+            {
+                "kind": "scaled_linear",
+                "beta_start": 0.00085,
+                "beta_end": 0.012,
+                "steps": 1000,
+                "zero_terminal_snr": True,
+            },
+        ),
+    ],
+)
+def test_betas_of_a_checkpoint_are_given(options: dict, schedule: dict, tmp_path: Path) -> None:
+    manifest = bundle_from_checkpoint(LATENT, tmp_path / "b", ExportOptions(heads=2, **options))
+    assert manifest.schedule == ScheduleInfo(**schedule)  # and its golden trajectories were replayed by the export
+
+
+def test_betas_from_a_file(tmp_path: Path) -> None:
+    betas = [0.0001 + 0.0001 * i for i in range(60)]
+    (tmp_path / "betas.json").write_text(json.dumps(betas))
+    options = ExportOptions(heads=2, betas=str(tmp_path / "betas.json"))
+    manifest = bundle_from_checkpoint(LATENT, tmp_path / "b", options)
+    assert manifest.schedule is not None and manifest.schedule.betas == betas
+    assert manifest.model.timestep_range == (59.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"betas": "quadratic"}, "--betas 'quadratic' is not linear"),
+        ({"betas": "linear:0.1"}, "--betas 'linear:0.1': "),
+        ({"betas": "linear:0.1,2"}, "--betas 'linear:0.1,2': beta_end"),
+        ({"betas": "SHORT"}, "not a list of at least 50"),
+        ({"betas": "cosine", "prediction": "flow-to-data"}, "a flow model has no betas"),
+        ({"zero_terminal_snr": True}, "epsilon says nothing"),
+    ],
+)
+def test_betas_that_cannot_be(options: dict, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "short.json").write_text("[0.1]")
+    if options.get("betas") == "SHORT":
+        options = {"betas": str(tmp_path / "short.json")}
+    with pytest.raises(RequestError, match=re.escape(complaint)):
+        bundle_from_checkpoint(LATENT, tmp_path / "b", ExportOptions(heads=2, **options))
+    assert not (tmp_path / "b").exists()
 
 
 def test_pictures_equal_the_pipelines(pipeline_folder: Path, pipeline_bundle: Path) -> None:
@@ -289,9 +368,10 @@ def test_only_a_scheduler_that_is_the_same_is_followed(values: dict, sampling: d
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"beta_schedule": "squaredcos_cap_v2"}, "'beta_schedule' is 'squaredcos_cap_v2'"),
-        ({"trained_betas": [0.1]}, "'trained_betas'"),
-        ({"rescale_betas_zero_snr": True}, "'rescale_betas_zero_snr'"),
+        ({"beta_schedule": "sigmoid"}, "'beta_schedule' is 'sigmoid'"),
+        ({"trained_betas": [0.1]}, "'trained_betas': .*1 betas for 1000"),
+        ({"trained_betas": [0.1] * 999 + [1.5]}, "'trained_betas'"),
+        ({"rescale_betas_zero_snr": True}, "'rescale_betas_zero_snr' with 'prediction_type' epsilon"),
         ({"prediction_type": "flow_prediction"}, "'prediction_type' is 'flow_prediction'"),
         ({"num_train_timesteps": 10}, "'num_train_timesteps' is 10"),
         ({"num_train_timesteps": "many"}, "'num_train_timesteps': "),

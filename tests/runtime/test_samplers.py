@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditedge.runtime.errors import ProgramError
+from ditedge.runtime.manifest import ScheduleInfo
 from ditedge.runtime.programs import Program, check_program
 from ditedge.runtime.samplers import (
     SAMPLERS,
@@ -39,17 +40,18 @@ from ditedge.runtime.samplers import (
     with_guidance_interval,
 )
 from ditedge.runtime.samplers.grid import phi
-from ditedge.runtime.samplers.spacing import (
-    BETAS,
+from ditedge.runtime.samplers.settings import SamplerSettings, make_program
+from ditedge.runtime.samplers.spacing import exponential_sigmas, karras_sigmas, spaced_timesteps
+from ditedge.runtime.schedule import (
+    Schedule,
     cosine_betas,
-    exponential_sigmas,
-    karras_sigmas,
+    linear_schedule,
+    positive_snr,
     scaled_linear_betas,
     schedule_from_betas,
-    spaced_timesteps,
+    schedule_from_info,
     zero_terminal_snr,
 )
-from ditedge.runtime.schedule import Schedule, linear_schedule
 
 pytestmark = pytest.mark.filterwarnings(  # diffusers gives tensors to numpy
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
@@ -164,8 +166,9 @@ def from_sigma(sampler, grid: Grid, **options) -> Program:
 
 SCALED = schedule_from_betas(scaled_linear_betas())
 COSINE = schedule_from_betas(cosine_betas())
-OWN = schedule_from_betas(np.linspace(0.0003, 0.03, 1000) ** 1.1)
-ZERO_SNR = zero_terminal_snr(LINEAR)
+OWN_BETAS = [float(beta) for beta in np.linspace(0.0003, 0.03, 1000) ** 1.1]
+OWN = schedule_from_betas(np.array(OWN_BETAS))
+ZERO_SNR = positive_snr(zero_terminal_snr(LINEAR))
 ALL, NO_X0 = ("epsilon", "x0", "v"), ("epsilon", "v")
 DPM, UNI, DEIS = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"
 EULER, ANCESTRAL = "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"
@@ -239,7 +242,7 @@ CASES: list[tuple[str, Any, str, dict, tuple[str, ...], dict]] = [
     ("ddim-eta", lambda n, p: ddim(plain_grid(LINEAR, n), eta=0.7, prediction=p), DDIM, {"clip_sample": False}, ALL[:1], {"eta": 0.7}),
     ("ddim-alpha-not-one", lambda n, p: ddim(plain_grid(LINEAR, n, final="sigma_min"), prediction=p),
      DDIM, {"clip_sample": False, "set_alpha_to_one": False}, ALL[:1], {}),
-    ("ddim-zero-snr", lambda n, p: ddim(plain_grid(zero_terminal_snr(LINEAR, 0.0), n, spacing="trailing"), prediction=p),
+    ("ddim-zero-snr", lambda n, p: ddim(plain_grid(zero_terminal_snr(LINEAR), n, spacing="trailing"), prediction=p),
      DDIM, {"clip_sample": False, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, ("v",), {}),
     ("ddpm-small", lambda n, p: ddpm(plain_grid(LINEAR, n), prediction=p), DDPM, {"clip_sample": False}, ALL, {}),
     ("ddpm-large", lambda n, p: ddpm(plain_grid(LINEAR, n, spacing="linspace"), variance="fixed-large", prediction=p),
@@ -328,10 +331,10 @@ def test_a_known_image_is_reached_along_the_forward_process(steps: int, name: st
         (lambda: ddpm(multistep_grid(LINEAR, 5, final="sigma_min")), "final 'zero'"),
         (lambda: ddim(flow_grid(5), prediction="flow"), "variance-preserving"),
         (lambda: flow_heun(multistep_grid(LINEAR, 5)), "flow grid"),
-        (lambda: euler(plain_grid(zero_terminal_snr(LINEAR, 0.0), 5, spacing="trailing")), "use v"),
-        (lambda: unipc(plain_grid(zero_terminal_snr(LINEAR, 0.0), 5, spacing="trailing")), "zero_terminal_snr"),
-        (lambda: heun(flow_grid(5), prediction="flow"), "zero_terminal_snr"),
-        (lambda: lms(flow_grid(5), prediction="flow"), "zero_terminal_snr"),
+        (lambda: euler(plain_grid(zero_terminal_snr(LINEAR), 5, spacing="trailing")), "use v"),
+        (lambda: unipc(plain_grid(zero_terminal_snr(LINEAR), 5, spacing="trailing")), "positive_snr"),
+        (lambda: heun(flow_grid(5), prediction="flow"), "positive_snr"),
+        (lambda: lms(flow_grid(5), prediction="flow"), "positive_snr"),
         (lambda: multistep_grid(LINEAR, 5, final="one"), "final 'one'"),
         (lambda: grid_from_timesteps(LINEAR, np.array([5.0, 9.0])), "must fall"),
         (lambda: grid_from_timesteps(LINEAR, np.array([1000.0])), "between 0 and 999"),
@@ -425,12 +428,42 @@ def test_phi_is_one_function_on_both_sides_of_its_switch(k: int) -> None:
     assert phi(k, -3.0) == pytest.approx(integral / math.factorial(k - 1), rel=1e-6)  # its definition as an integral
 
 
-@pytest.mark.parametrize("kind", sorted(BETAS))
-def test_beta_schedules_equal_diffusers(kind: str) -> None:
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"beta_schedule": "linear", "beta_end": 0.012}, {"kind": "linear", "beta_start": 1e-4, "beta_end": 0.012}),
+        ({"beta_schedule": "scaled_linear"}, {"kind": "scaled_linear", "beta_start": 1e-4, "beta_end": 0.02}),
+        ({"beta_schedule": "squaredcos_cap_v2"}, {"kind": "cosine"}),
+        ({"trained_betas": OWN_BETAS}, {"kind": "given", "betas": OWN_BETAS}),
+    ],
+)
+def test_schedules_of_a_manifest_equal_diffusers_and_the_plain_ones(theirs: dict, ours: dict, zero_snr: bool) -> None:
     diffusers = pytest.importorskip("diffusers")
-    theirs = diffusers.DDIMScheduler(beta_schedule=kind, beta_start=0.00085, beta_end=0.012).alphas_cumprod.numpy()
-    ours = BETAS[kind]() if kind == "squaredcos_cap_v2" else BETAS[kind](0.00085, 0.012)
-    np.testing.assert_allclose(schedule_from_betas(ours).alphas_cumprod, theirs, rtol=2e-4)  # theirs is float32
+    torch = pytest.importorskip("torch")
+    from ditedge.export.reference import trained_alphas_cumprod
+
+    scheduler = diffusers.DDIMScheduler(**theirs, rescale_betas_zero_snr=zero_snr)
+    info = ScheduleInfo(**ours, steps=1000, zero_terminal_snr=zero_snr)
+    abar = schedule_from_info(info).alphas_cumprod
+    # theirs is float32 throughout: abar is good to 1e-6 of 1; relative errors are larger where it is small
+    np.testing.assert_allclose(abar, scheduler.alphas_cumprod.numpy(), rtol=0, atol=5e-6)
+    plain = trained_alphas_cumprod(info)
+    assert plain.dtype == torch.float64
+    np.testing.assert_allclose(abar, plain.numpy(), rtol=1e-9, atol=1e-15)
+    assert (abar[-1] == 0) == zero_snr
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if not name.startswith("flow")])
+def test_every_sampler_takes_zero_terminal_snr(sampler: str) -> None:
+    info = ScheduleInfo(kind="linear", beta_start=1e-4, beta_end=0.02, steps=1000, zero_terminal_snr=True)
+    settings = SamplerSettings(sampler, steps=10, guidance_interval=(0.3, 5.0))
+    program = make_program(schedule_from_info(info), settings, learned_variance=True, prediction="v")
+    for table in (program.mix, program.x0_from, program.log_sigma, program.init_scale):
+        assert np.isfinite(table).all()
+    assert 0 < program.guided.sum() < program.steps
+    with pytest.raises(ProgramError, match="epsilon says nothing"):
+        make_program(schedule_from_info(info), SamplerSettings("ddim", steps=10), learned_variance=True)
 
 
 def test_the_page_on_adding_a_sampler_runs() -> None:
