@@ -59,6 +59,7 @@ from .vae_checkpoint import VaeCheckpoint, read_vae
 GRAPH_TOLERANCE = 2e-5  # float32 against float32, sums in another order: DiT-XL/2 measures 2e-6
 GOLDEN_TOLERANCE = 1e-4  # relative error at any step of a float32 trajectory; measured below 1e-5
 GOLDEN_GUIDANCE = 4.0
+DEFAULT_STEPS = 20  # of DPM-Solver++: what the table of docs/samplers.md says
 LARGE_MODEL = 200_000_000  # parameters above which golden trajectories are shortened
 
 
@@ -412,7 +413,8 @@ def _write_programs(
     if schedule is None:
         wanted, default = [("flow-euler", steps) for steps in (250, 50, 25, golden)], "flow-euler-50"
     else:
-        wanted, default = [("ddpm", 250), ("ddpm", 50), ("ddim", 50), ("ddim", 25)], "ddpm-50"
+        wanted = [("dpm++", DEFAULT_STEPS), ("ddpm", 250), ("ddpm", 50), ("ddim", 50), ("ddim", 25)]
+        default = f"dpm++-{DEFAULT_STEPS}"
         wanted = [(name, steps) for name, steps in wanted if steps <= schedule.steps]
         wanted += [("ddpm", golden), ("ddim", golden)]
     settings: list[dict[str, Any]] = [{"sampler": sampler, "steps": steps} for sampler, steps in wanted]

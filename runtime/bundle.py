@@ -11,7 +11,7 @@ from .errors import BundleError, RequestError
 from .files import sha256_of_file
 from .manifest import MANIFEST_NAME, Manifest, manifest_from_json
 from .programs import Program, read_program
-from .samplers.settings import SamplerSettings, make_program, settings_from_made
+from .samplers.settings import SamplerSettings, implied_sampler, make_program, settings_from_made
 from .schedule import Schedule, schedule_from_info
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -47,7 +47,7 @@ class Bundle:
 
         settings: the fields of `SamplerSettings`: sampler, steps, respacing, spacing, sigmas, order, shift, eta,
         variance, clip_x0, guidance_interval. Any of them makes a new program; sampler and steps that are not given are
-        those of the default program. Raises ProgramError or RequestError.
+        those of the default program (eta alone means ddim, variance ddpm). Raises ProgramError or RequestError.
         """
         settings = {key: value for key, value in settings.items() if value is not None and value is not False}
         if name is not None and settings:
@@ -59,7 +59,7 @@ class Bundle:
         if not settings:
             return program
         default = settings_from_made(program.made)
-        settings.setdefault("sampler", default.sampler)
+        settings.setdefault("sampler", implied_sampler(settings, default.sampler))
         if "steps" not in settings and "respacing" not in settings:
             settings["steps"] = program.steps
         return make_program(

@@ -49,7 +49,7 @@ def test_checkpoint_to_picture(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.png") as image:
         assert image.size == (8, 8) and image.mode == "L"
         metadata = json.loads(image.info["ditedge"])
-    assert metadata["classes"] == ["thing 7"] and metadata["seeds"] == [5] and metadata["program"] == "ddpm-4"
+    assert metadata["classes"] == ["thing 7"] and metadata["seeds"] == [5] and metadata["program"] == "dpm++-4"
 
 
 def test_run_writes_what_it_is_asked_for(gray_bundle: Path, tmp_path: Path) -> None:

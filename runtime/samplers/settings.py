@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -78,6 +79,15 @@ def make_program(
         low, high = settings.guidance_interval
         program = with_guidance_interval(program, low, high, step_sigmas(positive_snr(schedule), program))
     return program
+
+
+def implied_sampler(given: Iterable[str], default: str) -> str:
+    """The sampler of settings that name none: eta means ddim and variance ddpm, as no other sampler has them."""
+    for key in given:
+        takers = OPTIONS.get(key, ())
+        if len(takers) == 1:
+            return takers[0]
+    return default
 
 
 def settings_from_made(made: dict[str, Any]) -> SamplerSettings:

@@ -63,7 +63,7 @@ def test_symbolic_links_out_of_the_bundle_are_refused(gray_bundle: Path, tmp_pat
         ({"surprise": 1}, "surprise"),
         ({"labels": ["one"]}, "1 labels for 10 classes"),
         ({"defaults": {"program": "nope", "guidance": 1.0}}, "default program 'nope'"),
-        ({"programs": {"ddpm-50": "unlisted.json"}}, "unlisted.json"),
+        ({"programs": {"dpm++-20": "unlisted.json"}}, "unlisted.json"),
     ],
 )
 def test_bad_manifests_are_refused(gray_bundle: Path, changes: dict, complaint: str) -> None:
@@ -90,8 +90,9 @@ def test_labels_by_number_and_name(gray_bundle: Path) -> None:
 
 def test_programs_by_name_and_by_settings(gray_bundle: Path) -> None:
     bundle = open_bundle(gray_bundle)
-    assert bundle.program().name == "ddpm-50" and bundle.program("ddim-25").steps == 25
-    assert bundle.program(steps=7).name == "ddpm-7"
+    assert bundle.program().name == "dpm++-20" and bundle.program("ddim-25").steps == 25
+    assert bundle.program(steps=7).name == "dpm++-7"
+    assert bundle.program(variance="fixed-small").name == "ddpm-20" and bundle.program(eta=0.5).name == "ddim-20"
     with pytest.raises(RequestError, match="no program 'x'"):
         bundle.program("x")
     with pytest.raises(ProgramError, match="steps 1001"):
