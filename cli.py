@@ -174,6 +174,35 @@ def schedule(source: Path, steps: int, eta: float | None, out: Path) -> None:
 
 
 @main.command()
+@click.option("--engine", type=FILE, required=True, help="The float32 bundle to quantise.")
+@click.option("--out", type=FILE, required=True, help="Bundle folder to write.")
+@click.option("--precision", type=click.Choice(["int8"]), default="int8", show_default=True,
+              help="Of the weights, and with int8 of the activations of every linear.")  # fmt: skip
+@click.option("--runtime", type=click.Choice(["onnxruntime"]), default="onnxruntime", show_default=True,
+              help="Whose kernels the graph is written for.")  # fmt: skip
+@click.option("--activations", type=click.Choice(["per-token", "per-tensor"]), default="per-token", show_default=True,
+              help="Scales of the activations.")  # fmt: skip
+@click.option(
+    "--keep-layer", "keep", multiple=True, help="Leave this layer in float32: blocks.0.mlp.fc2, blocks.0, fc2."
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+def quantize(engine: Path, out: Path, **options: Any) -> None:
+    """Make a smaller, faster bundle from a float32 one.
+
+    \b
+    Examples:
+      ditedge quantize --engine fashion --precision int8 --out fashion-int8
+    """
+    from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
+
+    with _status() as report:
+        manifest = quantize_bundle(engine, out, QuantizeOptions(**options), report)
+    size = sum(info.bytes for info in manifest.files.values())
+    click.echo(f"wrote {out}: {size / 1e6:.1f} MB")
+    click.echo(f"next: ditedge run --engine {out}")
+
+
+@main.command()
 @click.option("--engine", type=FILE, required=True, help="Bundle folder, or a graph or engine file inside one.")
 @click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, cuda, openvino ...")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 uses all cores.")

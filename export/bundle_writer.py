@@ -6,11 +6,7 @@ never appears.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +21,10 @@ from ditedge import __version__
 from ..runtime.bundle import open_bundle
 from ..runtime.engine import EngineOptions, open_engine
 from ..runtime.errors import BundleError, DitedgeError, RequestError
-from ..runtime.files import sha256_of_file, umask, write_tensors, write_text
+from ..runtime.files import write_tensors, write_text
 from ..runtime.manifest import (
     MANIFEST_NAME,
     DefaultsInfo,
-    FileInfo,
     GoldenInfo,
     GraphInfo,
     Manifest,
@@ -39,6 +34,7 @@ from ..runtime.manifest import (
     TensorInfo,
     VaeInfo,
 )
+from ..runtime.new_bundle import check_target, hashed_files, new_folder
 from ..runtime.programs import write_program
 from ..runtime.sampler import Sampler, SeededNoise
 from ..runtime.samplers.settings import SamplerSettings, make_program
@@ -90,7 +86,7 @@ def bundle_from_checkpoint(
     report: told what is being done. Raises CheckpointError (source), RequestError (options, out), BundleError when an
     exported graph does not compute what PyTorch does; then nothing is left behind.
     """
-    _check_target(out, options.force)
+    check_target(out, options.force)
     report(f"reading {source}")
     checkpoint = read_source(
         source,
@@ -114,7 +110,7 @@ def bundle_from_checkpoint(
                 else ""
             )
         )
-    with _new_folder(out, options.force) as folder:
+    with new_folder(out, options.force) as folder:
         model = checkpoint.model()
         graphs = _write_graphs(model, info, folder, options.opset, report)
         if vae is not None:
@@ -138,47 +134,13 @@ def bundle_from_checkpoint(
             vae=_vae_info(vae, options) if vae is not None else None,
             preview=_preview_info(info, vae),
             defaults=DefaultsInfo(program=default, guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0),
-            files=_hashed_files(folder),
+            files=hashed_files(folder),
         )
         del checkpoint, vae
         write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
         report("replaying them through the bundle")
         _replay_golden(folder)
     return manifest
-
-
-def _check_target(out: Path, force: bool) -> None:
-    if not out.parent.is_dir():
-        raise RequestError(f"cannot write {out}: the folder {out.parent} does not exist")
-    if not (out.exists() or out.is_symlink()):
-        return
-    if out.is_symlink() or not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST_NAME).is_file()):
-        raise RequestError(f"{out} exists and is not a bundle: give another --out")
-    if not force and any(out.iterdir()):
-        raise RequestError(f"{out} already exists, use --force to replace it")
-
-
-@contextmanager
-def _new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder that becomes `out` when the block succeeds, and vanishes when it does not."""
-    try:
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise RequestError(f"cannot write {out}: {error.strerror}") from None
-    try:
-        yield folder
-        folder.chmod(0o777 & ~umask())
-        if out.exists():
-            old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
-            os.replace(out, old / out.name)
-            os.replace(folder, out)
-            shutil.rmtree(old)
-        else:
-            os.replace(folder, out)
-    except OSError as error:
-        raise RequestError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _with_betas(checkpoint: Checkpoint, options: ExportOptions) -> Checkpoint:
@@ -470,14 +432,6 @@ def _write_golden(model: Network, info: ModelInfo, schedule: ScheduleInfo | None
         program = f"{sampler}-{steps}"
         golden.append(GoldenInfo(file=file, program=program, guidance=guidance, tolerance=GOLDEN_TOLERANCE))
     return golden
-
-
-def _hashed_files(folder: Path) -> dict[str, FileInfo]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): FileInfo(sha256=sha256_of_file(path), bytes=path.stat().st_size)
-        for path in files
-    }
 
 
 def _replay_golden(folder: Path) -> None:

@@ -126,6 +126,19 @@ class GoldenInfo(_Strict):
     tolerance: Annotated[float, Field(gt=0, lt=1)]
 
 
+class QuantizationInfo(_Strict):
+    """How a bundle was quantised. Linears are named as in the checkpoint: blocks.3.mlp.fc2."""
+
+    precision: Literal["int8", "fp8", "int4"]  # of the weights of the step graph's linears
+    form: Literal["onnxruntime", "tensorrt"]  # whose kernels the graph is written for
+    activations: Literal["per-token", "per-tensor", "static", "float32"]  # float32: only the weights are rounded
+    smoothing: Annotated[float, Field(ge=0, le=1)] | None  # SmoothQuant's alpha; None: not smoothed
+    kept: list[str]  # linears of the step graph left in float32
+    conditioner: Literal["float32", "int8"]  # its weights at rest; its arithmetic is float32
+    source_bundle: Sha256  # manifest of the bundle it was made from
+    calibration: Sha256 | None  # of the statistics: source bundle, program and set; None: nothing was collected
+
+
 class Manifest(_Strict):
     format: Literal["ditedge-bundle"]
     version: Literal[1]
@@ -141,6 +154,7 @@ class Manifest(_Strict):
     defaults: DefaultsInfo
     vae: VaeInfo | None = None  # None: a model of pixels, or latents without decoder
     preview: PreviewInfo | None = None  # None: previews are made by the decoder
+    quantization: QuantizationInfo | None = None  # None: the weights are the checkpoint's
     files: dict[str, FileInfo]  # every file of the bundle but this one and engines/
 
     @model_validator(mode="after")

@@ -1,0 +1,121 @@
+"""INT8 for ONNX Runtime: the numbers of the rewrite, the kernels that really run, and the bundle around them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from ditedge.calibration.int8 import quantised_weight
+from ditedge.calibration.linears import find_linears, load_graph
+from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
+from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime.errors import RequestError
+from ditedge.runtime.sampler import SeededNoise
+from ditedge.runtime.verify import relative_error, replay
+
+RNG = np.random.default_rng(0)
+
+
+def optimised_kernels(graph: Path, folder: Path) -> Counter[str]:
+    """Operators of the graph as ONNX Runtime runs it."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(folder / "optimised.onnx"), 3
+    onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
+
+
+@pytest.fixture(scope="module")
+def quantised(golden_bundle, tmp_path_factory: pytest.TempPathFactory):
+    """quantised(activations) -> (float bundle, int8 bundle) of the smallest golden model."""
+    made: dict[str, Path] = {}
+
+    def make(activations: str) -> tuple[Path, Path]:
+        if activations not in made:
+            made[activations] = tmp_path_factory.mktemp("int8") / "bundle"
+            quantize_bundle(golden_bundle("gray1_cfg"), made[activations], QuantizeOptions(activations=activations))
+        return golden_bundle("gray1_cfg"), made[activations]
+
+    return make
+
+
+def test_weights_are_rounded_to_half_a_step_per_column() -> None:
+    matrix = (RNG.standard_normal((64, 8)) * 10.0 ** RNG.uniform(-4, 2, 8)).astype(np.float32)
+    matrix[:, 3] = 0
+    weight, scale = quantised_weight(matrix)
+    assert weight.dtype == np.int8 and np.abs(weight).max() == 127
+    assert np.all(np.abs(weight * scale - matrix) <= 0.501 * scale)
+
+
+def test_linears_carry_the_checkpoints_names(golden_bundle) -> None:
+    bundle = open_bundle(golden_bundle("gray1_cfg"))
+    depth = bundle.manifest.model.depth
+    layers = [f"blocks.{i}.{layer}" for i in range(depth) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+    step = find_linears(load_graph(bundle.graph_file("step")))
+    assert [linear.name for linear in step] == [*layers, "final_layer.linear"]
+    assert [linear.name for linear in step if linear.after_gelu] == [f"blocks.{i}.mlp.fc2" for i in range(depth)]
+    names = {linear.name for linear in find_linears(load_graph(bundle.graph_file("conditioner")))}
+    assert names >= {f"blocks.{i}.adaLN_modulation.1" for i in range(depth)} | {"t_embedder.mlp.2"}
+
+
+@pytest.mark.parametrize(
+    "activations,kernel", [("per-token", "MatMulIntegerToFloat"), ("per-tensor", "DynamicQuantizeMatMul")]
+)
+def test_integer_kernels_run(quantised, activations: str, kernel: str, tmp_path: Path) -> None:
+    """Nothing folds back to float32: one integer kernel per linear but the protected one."""
+    bundle = open_bundle(quantised(activations)[1])
+    kernels = optimised_kernels(bundle.graph_file("step"), tmp_path)
+    integer = kernels[kernel] + kernels["MatMulInteger"]
+    assert integer == 4 * bundle.manifest.model.depth, kernels
+    floats = optimised_kernels(open_bundle(quantised(activations)[0]).graph_file("step"), tmp_path)
+    products = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm")
+    assert sum(floats[name] for name in products) - sum(kernels[name] for name in products) == integer
+
+
+@pytest.mark.parametrize("activations", ["per-token", "per-tensor"])
+def test_int8_stays_near_float_and_verifies(quantised, activations: str) -> None:
+    """Weights and activations of 8 bits: a relative error of about 1 % per linear, a few per cent on a trajectory."""
+    float_bundle, int8_bundle = (open_bundle(path) for path in quantised(activations))
+    with Sampler(int8_bundle) as sampler:
+        results = [replay(sampler, golden) for golden in int8_bundle.manifest.golden]
+    assert results and all(result.passed for result in results)
+    worst = max(float(np.max(result.error)) for result in results)
+    assert 1e-4 < worst < 0.2, "either nothing was rounded, or the network is broken"
+    assert int8_bundle.manifest.quantization is not None
+    assert int8_bundle.manifest.quantization.source_bundle == float_bundle.sha256
+
+
+def test_per_token_images_do_not_depend_on_their_batch(quantised) -> None:
+    bundle = open_bundle(quantised("per-token")[1])
+    model = bundle.manifest.model
+    shape, program = (model.in_channels, model.input_size, model.input_size), bundle.program(steps=4, sampler="ddim")
+    with Sampler(bundle) as sampler:
+        together = sampler.latents(program, [0, 1, 1], 3.0, SeededNoise([5, 6, 7], shape))
+        alone = sampler.latents(program, [1], 3.0, SeededNoise([6], shape))
+    # float32 sums of another size may differ in their last bit, and that may move an activation by one of 255 levels
+    assert relative_error(together[1:2], alone) < 0.02
+
+
+def test_what_is_kept_stays_float(golden_bundle, tmp_path: Path) -> None:
+    manifest = quantize_bundle(
+        golden_bundle("gray1_cfg"), tmp_path / "kept", QuantizeOptions(keep=("fc2", "blocks.0.attn.qkv"))
+    )
+    assert manifest.quantization is not None
+    kept = {linear.name for linear in find_linears(load_graph(tmp_path / "kept" / "step.onnx"))}
+    assert kept == set(manifest.quantization.kept)
+    assert {"final_layer.linear", "blocks.0.mlp.fc2", "blocks.0.attn.qkv"} <= kept
+
+
+def test_refusals(golden_bundle, quantised, tmp_path: Path) -> None:
+    source, done = quantised("per-token")
+    with pytest.raises(RequestError, match="quantised already"):
+        quantize_bundle(done, tmp_path / "twice", QuantizeOptions())
+    with pytest.raises(RequestError, match="no such layer"):
+        quantize_bundle(source, tmp_path / "layer", QuantizeOptions(keep=("blocks.99",)))
+    with pytest.raises(RequestError, match="already exists"):
+        quantize_bundle(source, done, QuantizeOptions())
+    assert list(tmp_path.iterdir()) == []
