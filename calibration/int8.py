@@ -60,7 +60,7 @@ def _per_tensor(model: Any, linear: Linear, q_weight: Any, s_weight: Any) -> Any
 def _per_token(model: Any, linear: Linear, q_weight: Any, s_weight: Any) -> Any:
     """One scale per row. Rows are flattened to one axis, over which QuantizeLinear takes a vector of scales."""
     node, name = linear.node, linear.name
-    inputs, outputs = linear.matrix.shape
+    inputs, outputs = linear.features
     zero_point = GELU_ZERO_POINT if linear.after_gelu else 128
     levels = 255 - zero_point
     floor = GELU_MINIMUM / zero_point if linear.after_gelu else SMALLEST_SCALE

@@ -36,6 +36,12 @@ class Linear:
         return self.node.inputs[1]
 
     @property
+    def features(self) -> tuple[int, int]:
+        """(in, out), without reading the weight."""
+        first, second = self.weight.shape
+        return (int(second), int(first)) if self.transposed else (int(first), int(second))
+
+    @property
     def matrix(self) -> np.ndarray:
         """[in, out] float32."""
         array = np.asarray(self.weight.const_value.numpy(), dtype=np.float32)

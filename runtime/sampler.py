@@ -7,7 +7,7 @@ device can upload them once and address them by offset. `Sampler` holds the load
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -168,10 +168,13 @@ def decode_images(engine: Engine, latents: np.ndarray, size: tuple[int, int, int
 class Sampler:
     """The loaded engines of one bundle. One caller at a time; `close` frees them (or use it in a `with`)."""
 
-    def __init__(self, bundle: Bundle, options: EngineOptions | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, options: EngineOptions | None = None, engines: Mapping[str, Engine] | None = None
+    ) -> None:
+        """engines: by graph name, instead of those of the bundle's files; `close` closes them, too."""
         self.bundle = bundle
         self._options = options or EngineOptions()
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[str, Engine] = dict(engines or {})
 
     def engine(self, graph: str) -> Engine:
         """The engine of a graph, loaded at first use."""
