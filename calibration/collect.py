@@ -137,6 +137,11 @@ def statistics_fingerprint(bundle: Bundle, program: Program, points: Calibration
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
+def spread_classes(count: int, classes: int) -> list[int]:
+    """`count` labels, evenly spread over the classes, or cycling through them when there are enough."""
+    return [i * classes // count if count < classes else i % classes for i in range(count)]
+
+
 @dataclass(frozen=True)
 class _Batch:
     labels: list[int]
@@ -156,7 +161,7 @@ def _batches(bundle: Bundle, points: CalibrationSet) -> list[_Batch]:
     batches = []
     for half, scale in enumerate(halves):
         count = len(range(half, points.samples, len(halves)))
-        labels = [i * classes // count if count < classes else i % classes for i in range(count)]
+        labels = spread_classes(count, classes)
         seeds = [FIRST_SEED + points.seed + i * len(halves) + half for i in range(count)]
         for i in range(0, count, points.batch):
             part = slice(i, i + points.batch)

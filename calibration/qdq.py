@@ -119,7 +119,9 @@ def _store_weight(model: Any, linear: Linear, weight: np.ndarray, scale: np.ndar
     linear.node.replace_input_with(1, _dequantised(model, linear, weight, scale, dtype, **attributes))
 
 
-def _dequantised(model: Any, linear: Linear, weight: np.ndarray, scale: np.ndarray, dtype: Any, **attributes: Any) -> Any:
+def _dequantised(
+    model: Any, linear: Linear, weight: np.ndarray, scale: np.ndarray, dtype: Any, **attributes: Any
+) -> Any:
     """DequantizeLinear of a stored weight [I, O]. The exporter's step graphs hold every linear that way round."""
     stored = constant(model, f"{linear.name}.weight_rounded", np.ascontiguousarray(weight), dtype)
     step = constant(model, f"{linear.name}.weight_scale", scale)

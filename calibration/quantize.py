@@ -7,9 +7,12 @@ quantised network that was measured here, and not whether quantisation is harmle
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +25,67 @@ from ..runtime.errors import BundleError, RequestError
 from ..runtime.files import write_text
 from ..runtime.manifest import MANIFEST_NAME, Manifest, QuantizationInfo
 from ..runtime.new_bundle import check_target, hashed_files, new_folder
+from ..runtime.programs import Program
 from ..runtime.sampler import Sampler
 from ..runtime.verify import replay
+from .collect import CalibrationSet, Statistics, collect_statistics, statistics_fingerprint
 from .int8 import dynamic_int8, int8_at_rest
 from .linears import Linear, find_linears, load_graph, save_graph
+from .qdq import blockwise_int4, static_fp8, static_int8
+from .sensitivity import (
+    LARGE_MODEL,
+    Rounding,
+    Sensitivity,
+    drift,
+    fewest_kept,
+    latents_of,
+    layer_sensitivities,
+)
+from .smooth import STRENGTH, smooth
 
 GOLDEN_MARGIN = 1.5  # allowed over the measured error: another processor rounds some activations the other way
 GOLDEN_MOST = 0.95  # relative error of a trajectory that has nothing to do with the recorded one any more
+PRECISIONS, RUNTIMES = ("int8", "fp8", "int4"), ("onnxruntime", "tensorrt")
+FIRST_FP8_GPU = 89  # Ada; NVIDIA's compute capability 8.9
+SENSITIVITY_NAME = "sensitivity.json"  # in the bundle, where layers were ranked
 PROTECTED = ("final_layer.linear",)  # of the step graph; the embedders are not linears there, adaLN is elsewhere
 CONDITIONER_PREFIXES = ("blocks.", "final_layer.")  # adaLN projections; the timestep MLP stays float32
 
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """What a user may decide about a quantised bundle."""
+    """What a user may decide about a quantised bundle. None: what suits the precision and the runtime."""
 
     precision: str = "int8"  # fp8, int4
     runtime: str = "onnxruntime"  # or "tensorrt": whose kernels the step graph is written for
-    activations: str = "per-token"  # or "per-tensor"
+    activations: str | None = None  # int8 for onnxruntime: "per-token" or "per-tensor"
+    smoothing: float | None = None  # SmoothQuant's alpha, 0 .. 1; 0 is off
+    naive: bool = False  # static scales, one per tensor, nothing smoothed or protected: the baseline to beat
     keep: tuple[str, ...] = ()  # linears to leave in float32, besides the protected ones
+    keep_count: int | None = None  # leave the N linears in float32 that gain most per byte
+    budget: float | None = None  # leave as few in float32 as keep the drift of final latents within this
+    target: str | None = None  # GPU architecture, "sm86": refused when it has no such arithmetic
+    program: str | None = None  # for calibration: a ready program's name
+    sampler: str | None = None  # ... or these
+    steps: int | None = None
+    samples: int | None = None  # of the calibration set
+    statistics: Path | None = None  # file to keep the statistics in
     force: bool = False  # replace an existing bundle
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The options with every default filled in."""
+
+    options: QuantizeOptions
+    activations: str
+    weights: str
+    smoothing: float | None
+    program: Program
+
+    @property
+    def needs_statistics(self) -> bool:
+        return self.activations == "static" or self.smoothing is not None
 
 
 def quantize_bundle(
@@ -55,21 +99,34 @@ def quantize_bundle(
         raise RequestError(f"{source} is quantised already: quantise the float bundle that it was made from")
     if out.exists() and out.resolve() == bundle.folder.resolve():
         raise RequestError(f"{out} is the bundle to quantise: give another --out")
-    with new_folder(out, options.force) as folder:
+    plan = _plan(bundle, options)
+    select_linears(find_linears(load_graph(bundle.graph_file("step"))), options.keep)  # refuses unknown names now
+    statistics = _statistics(bundle, plan, report) if plan.needs_statistics else None
+    with new_folder(out, options.force) as folder, tempfile.TemporaryDirectory(dir=out.parent, prefix=".work.") as work:
         copy_without_graphs(bundle, folder)
-        report("quantising step.onnx")
-        kept = _write_step(bundle, folder, options)
+        exact, layers = bundle, statistics
+        if plan.smoothing is not None and statistics is not None:
+            report("smoothing")
+            exact, layers = _smoothed(bundle, statistics, plan.smoothing, Path(work))
         report("quantising conditioner.onnx")
-        _write_conditioner(bundle, folder)
+        _write_conditioner(exact, folder)
+        rounding = _rounding(plan, layers)
+        kept, ranked = _choose_kept(bundle, exact, plan, rounding, folder, report)
+        report("quantising step.onnx")
+        _write_step(exact, folder, rounding, kept)
+        if ranked:
+            text = json.dumps([asdict(entry) for entry in ranked], indent=1)
+            write_text(folder / SENSITIVITY_NAME, text + "\n")
         info = QuantizationInfo(
             precision=options.precision,  # type: ignore[arg-type]  # pydantic checks it
             form=options.runtime,  # type: ignore[arg-type]
-            activations=options.activations,  # type: ignore[arg-type]
-            smoothing=None,
+            weights=plan.weights,  # type: ignore[arg-type]
+            activations=plan.activations,  # type: ignore[arg-type]
+            smoothing=plan.smoothing,
             kept=kept,
             conditioner="int8",
             source_bundle=bundle.sha256,
-            calibration=None,
+            calibration=statistics.fingerprint if statistics is not None else None,
         )
         report("replaying golden trajectories")
         return write_manifest(bundle, folder, out.name, info)
@@ -119,15 +176,134 @@ def _matches(name: str, wanted: str) -> bool:
     return name == wanted or name.startswith(f"{wanted}.") or name.endswith(f".{wanted}")
 
 
-def _write_step(bundle: Bundle, folder: Path, options: QuantizeOptions) -> list[str]:
-    model = load_graph(bundle.graph_file("step"))
-    chosen, kept = select_linears(find_linears(model), options.keep)
-    dynamic_int8(model, chosen, options.activations)
-    save_graph(model, folder / bundle.manifest.graphs["step"].file)
-    return kept
+def _plan(bundle: Bundle, options: QuantizeOptions) -> _Plan:
+    """Fills the defaults in. Raises RequestError for options that do not go together."""
+    dynamic = options.precision == "int8" and options.runtime == "onnxruntime" and not options.naive
+    if options.precision not in PRECISIONS or options.runtime not in RUNTIMES:
+        raise RequestError(
+            f"precision '{options.precision}' for runtime '{options.runtime}': "
+            f"known are {', '.join(PRECISIONS)} and {', '.join(RUNTIMES)}"
+        )
+    if options.activations is not None and not dynamic:
+        raise RequestError(f"--activations {options.activations}: a choice of int8 for onnxruntime alone")
+    if options.naive and (options.precision != "int8" or options.smoothing or options.keep or options.budget):
+        raise RequestError("--naive is plain static int8, with nothing smoothed, kept or chosen: leave the rest out")
+    if options.smoothing is not None and not 0 <= options.smoothing <= 1:
+        raise RequestError(f"--smoothing {options.smoothing} is not between 0 and 1")
+    if options.keep_count is not None and options.budget is not None:
+        raise RequestError("--keep and --budget both say how many layers stay in float32: give one of them")
+    _check_gpu(options)
+    activations = (options.activations or "per-token") if dynamic else "static"
+    smoothing = options.smoothing
+    if options.precision == "int4":
+        activations, smoothing = "float32", None
+    elif smoothing is None and options.precision == "int8" and not dynamic and not options.naive:
+        smoothing = STRENGTH
+    weights = "blocks" if options.precision == "int4" else "per-tensor" if options.naive else "per-channel"
+    if options.program is not None:
+        program = bundle.program(options.program)
+    else:
+        program = bundle.program(sampler=options.sampler, steps=options.steps)
+    return _Plan(options, activations, weights, smoothing or None, program)
 
 
-def _write_conditioner(bundle: Bundle, folder: Path) -> None:
-    model = load_graph(bundle.graph_file("conditioner"))
+def _check_gpu(options: QuantizeOptions) -> None:
+    if options.target is None:
+        return
+    number = options.target.lower().removeprefix("sm").replace("_", "").replace(".", "")
+    if not number.isdigit():
+        raise RequestError(f"--target {options.target} is not a GPU architecture such as sm86 or sm89")
+    if options.precision == "fp8" and int(number) < FIRST_FP8_GPU:
+        raise RequestError(
+            f"--precision fp8: sm{number} has no FP8 arithmetic, which begins with sm{FIRST_FP8_GPU}; use int8"
+        )
+
+
+def _statistics(bundle: Bundle, plan: _Plan, report: Callable[[str], None]) -> Statistics:
+    options = plan.options
+    samples = options.samples or (32 if bundle.manifest.model.parameters < LARGE_MODEL else 4)
+    points = CalibrationSet(samples=samples)
+    cache = options.statistics
+    if cache is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        cache = home / "ditedge" / f"{statistics_fingerprint(bundle, plan.program, points)}.safetensors"
+    report(f"collecting statistics: {samples} samples of {plan.program.name}")
+    shown = -1
+
+    def advance(done: int, total: int) -> None:
+        nonlocal shown
+        if 20 * done // total > shown:
+            shown = 20 * done // total
+            report(f"collecting statistics: {done} of {total} sampler steps")
+
+    return collect_statistics(bundle, plan.program, points, cache, advance)
+
+
+def _smoothed(bundle: Bundle, statistics: Statistics, strength: float, folder: Path) -> tuple[Bundle, Statistics]:
+    """The same network with smoothed weights, in `folder`, and the statistics of its linears' inputs."""
+    graphs = {name: load_graph(bundle.graph_file(name)) for name in ("step", "conditioner")}
+    layers = smooth(graphs["step"], graphs["conditioner"], statistics, strength)
+    for name, model in graphs.items():
+        save_graph(model, folder / bundle.manifest.graphs[name].file)  # type: ignore[index]
+    return Bundle(folder, bundle.manifest, bundle.sha256), layers
+
+
+def _rounding(plan: _Plan, statistics: Statistics | None) -> Rounding:
+    """The rewrite of the chosen linears that the plan asks for."""
+    precision, runtime = plan.options.precision, plan.options.runtime
+    if precision == "int4":
+        return lambda model, linears: blockwise_int4(model, linears, runtime)
+    if plan.activations != "static":
+        return lambda model, linears: dynamic_int8(model, linears, plan.activations)
+    assert statistics is not None
+    amax = {name: float(layer.channel_amax.max()) for name, layer in statistics.layers.items()}
+    if precision == "fp8":
+        return lambda model, linears: static_fp8(model, linears, amax)
+    return lambda model, linears: static_int8(model, linears, amax, plan.weights == "per-channel")
+
+
+def _choose_kept(
+    bundle: Bundle, exact: Bundle, plan: _Plan, rounding: Rounding, folder: Path, report: Callable[[str], None]
+) -> tuple[list[str], list[Sensitivity]]:
+    """Names of the linears to leave in float32, and the measured ranking where one was asked for.
+
+    bundle: what it is measured against. exact: the same network, smoothed. folder: where trials are written.
+    """
+    options = plan.options
+    linears = find_linears(load_graph(exact.graph_file("step")))
+    chosen, kept = (linears, []) if options.naive else select_linears(linears, options.keep)
+    if options.keep_count is None and options.budget is None:
+        return kept, []
+    names, bits = [linear.name for linear in chosen], 4 if options.precision == "int4" else 8
+    ranked = layer_sensitivities(exact, plan.program, names, rounding, bits, report)
+    order = [entry.layer for entry in ranked]
+    count = min(options.keep_count or 0, len(order))
+    if options.budget is not None:
+        reference = latents_of(bundle, plan.program)
+
+        def drift_with(more: list[str]) -> float:
+            _write_step(exact, folder, rounding, [*kept, *more])
+            measured = drift(latents_of(Bundle(folder, bundle.manifest, ""), plan.program), reference)
+            report(f"{len(more)} layers kept: drift {measured:.4f}")
+            return measured
+
+        found = fewest_kept(order, drift_with, options.budget)
+        if found is None:
+            raise RequestError(
+                f"--budget drift={options.budget:g}: not reached even with every linear in float32, because the "
+                "conditioner's weights are rounded, too; allow more"
+            )
+        count = found[0]
+    return kept + order[:count], ranked
+
+
+def _write_step(exact: Bundle, folder: Path, rounding: Rounding, kept: list[str]) -> None:
+    model = load_graph(exact.graph_file("step"))
+    rounding(model, [linear for linear in find_linears(model) if linear.name not in kept])
+    save_graph(model, folder / exact.manifest.graphs["step"].file)
+
+
+def _write_conditioner(exact: Bundle, folder: Path) -> None:
+    model = load_graph(exact.graph_file("conditioner"))
     int8_at_rest(model, [linear for linear in find_linears(model) if linear.name.startswith(CONDITIONER_PREFIXES)])
-    save_graph(model, folder / bundle.manifest.graphs["conditioner"].file)
+    save_graph(model, folder / exact.manifest.graphs["conditioner"].file)

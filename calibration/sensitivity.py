@@ -1,0 +1,181 @@
+"""Which layers cost quality when they are rounded: measured one by one on states of the sampler's own trajectory.
+
+One graph holds every linear twice, exact and rounded, and an input says which of the two is used, so a layer's error is
+one run of the graph, on states that the exact network really visits (random inputs rank layers differently: they have
+neither the outliers nor the correlations of activations). A layer's contribution is the error that rounding it alone
+adds to the latents over a whole trajectory, relative to the final latents, steps taken as independent:
+
+    contribution^2 = (N / P) sum over P recorded steps of ||next_state(layer rounded) - next_state||^2 / ||final||^2
+
+Layers are left in float32 in the order of contribution^2 per byte that this costs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..runtime.bundle import Bundle
+from ..runtime.engine import Engine, EngineOptions, open_engine
+from ..runtime.programs import Program
+from ..runtime.sampler import Sampler, SeededNoise
+from .collect import FIRST_SEED, spread_classes
+from .linears import Linear, constant, find_linears, insert, load_graph, save_graph
+
+POINTS = 10  # recorded steps
+LARGE_MODEL = 200_000_000  # parameters
+SEED = FIRST_SEED + (1 << 20)  # neither calibration's images nor an evaluation's
+FLAGS = "rounded"  # the extra input: [layers] bool
+
+Rounding = Callable[[Any, list[Linear]], None]  # rewrites these linears of an ir.Model in place
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """contribution: to the relative error of the final latents. bytes: what leaving the layer in float32 costs."""
+
+    layer: str
+    contribution: float
+    bytes: int
+
+    @property
+    def gain(self) -> float:
+        """Squared error avoided per byte."""
+        return self.contribution**2 / self.bytes
+
+
+def layer_sensitivities(
+    bundle: Bundle,
+    program: Program,
+    layers: list[str],
+    rounding: Rounding,
+    weight_bits: int,
+    report: Callable[[str], None] = lambda _: None,
+) -> list[Sensitivity]:
+    """The layers of the float `bundle`, the one to be left in float32 first at the head."""
+    points, final = _record(bundle, program)
+    model = load_graph(bundle.graph_file("step"))
+    chosen = [linear for linear in find_linears(model) if linear.name in layers]
+    sizes = {
+        linear.name: max(1, linear.features[0] * linear.features[1] * (32 - weight_bits) // 8) for linear in chosen
+    }
+    _twin(model, chosen)
+    rounding(model, chosen)
+    names = [linear.name for linear in chosen]
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        save_graph(model, Path(folder) / "step.onnx")
+        del model
+        engine = open_engine(Path(folder) / "step.onnx", EngineOptions())
+    exact = [_next_state(engine, point, np.zeros(len(names), bool)) for point in points]
+    for i, name in enumerate(names):
+        report(f"measuring layer {i + 1} of {len(names)}: {name}")
+        flags = np.arange(len(names)) == i
+        errors = [
+            np.sum((np.float64(_next_state(engine, point, flags)) - state) ** 2)
+            for point, state in zip(points, exact, strict=True)
+        ]
+        squared = program.steps / len(points) * np.sum(errors) / np.sum(np.float64(final) ** 2)
+        found.append(Sensitivity(name, float(np.sqrt(squared)), sizes[name]))
+    engine.close()
+    return sorted(found, key=lambda entry: -entry.gain)
+
+
+def latents_of(bundle: Bundle, program: Program) -> np.ndarray:
+    """Final latents [S, C, H, W] of the sensitivity set: evenly spread classes, the bundle's own guidance."""
+    with Sampler(bundle) as sampler:
+        return _run(sampler, program)
+
+
+def drift(latents: np.ndarray, reference: np.ndarray) -> float:
+    """Mean over samples of ||latents - reference|| / ||reference||."""
+    count = len(reference)
+    difference = np.linalg.norm((np.float64(latents) - reference).reshape(count, -1), axis=1)
+    return float(np.mean(difference / np.linalg.norm(np.float64(reference).reshape(count, -1), axis=1)))
+
+
+def fewest_kept(ranked: list[str], drift_with: Callable[[list[str]], float], budget: float) -> tuple[int, float] | None:
+    """The shortest head of `ranked` to keep so that the measured drift is within `budget`, by bisection.
+
+    Returns its length and the drift measured with it; None when not even keeping every layer is enough.
+    """
+    measured = drift_with([])
+    if measured <= budget:
+        return 0, measured
+    measured = drift_with(ranked)
+    if measured > budget:
+        return None
+    low, high, best = 0, len(ranked), (len(ranked), measured)
+    while high - low > 1:
+        middle = (low + high) // 2
+        measured = drift_with(ranked[:middle])
+        if measured <= budget:
+            high, best = middle, (middle, measured)
+        else:
+            low = middle
+    return best
+
+
+def _run(sampler: Sampler, program: Program) -> np.ndarray:
+    info = sampler.bundle.manifest.model
+    samples = 8 if info.parameters < LARGE_MODEL else 2
+    labels = spread_classes(samples, info.num_classes)
+    noise = SeededNoise([SEED + i for i in range(samples)], (info.in_channels, info.input_size, info.input_size))
+    return sampler.latents(program, labels, sampler.bundle.manifest.defaults.guidance, noise)
+
+
+class _Inputs:
+    """A step engine that keeps the inputs of some of its runs."""
+
+    def __init__(self, engine: Engine, wanted: set[int]) -> None:
+        self._engine, self.inputs, self._wanted, self._runs = engine, engine.inputs, wanted, 0
+        self.kept: list[dict[str, np.ndarray]] = []
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        if self._runs in self._wanted:
+            self.kept.append({name: array.copy() for name, array in inputs.items()})
+        self._runs += 1
+        self._engine.run(inputs, outputs)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def _record(bundle: Bundle, program: Program) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
+    """Inputs of the step graph at evenly spread steps, and the final latents [samples, C, H, W]."""
+    wanted = set(np.linspace(0, program.steps - 1, POINTS).round().astype(int).tolist())
+    engine = _Inputs(open_engine(bundle.graph_file("step"), EngineOptions()), wanted)
+    with Sampler(bundle, engines={"step": engine}) as sampler:
+        final = _run(sampler, program)
+    return engine.kept, final
+
+
+def _next_state(engine: Engine, point: dict[str, np.ndarray], flags: np.ndarray) -> np.ndarray:
+    result = np.empty_like(point["state"])
+    engine.run({**point, FLAGS: flags}, {"next_state": result})
+    return result
+
+
+def _twin(model: Any, linears: list[Linear]) -> None:
+    """Beside every linear a second one that stays exact, and a switch behind the two."""
+    flags = ir.Value(name=FLAGS, shape=ir.Shape([len(linears)]), type=ir.TensorType(ir.DataType.BOOL))
+    model.graph.inputs.append(flags)
+    for i, linear in enumerate(linears):
+        node, output = linear.node, linear.node.outputs[0]
+        exact = ir.node(node.op_type, list(node.inputs), dict(node.attributes), name=f"node_{linear.name}:exact")
+        exact.outputs[0].name = f"{linear.name}:exact"
+        model.graph.insert_before(node, exact)
+        switch = ir.node("Where", [None, output, exact.outputs[0]], name=f"node_{linear.name}:switch")
+        switch.outputs[0].name = f"{linear.name}:switch"
+        switch.outputs[0].shape, switch.outputs[0].type = output.shape, output.type
+        ir.convenience.replace_all_uses_with(output, switch.outputs[0])
+        switch.replace_input_with(1, output)
+        model.graph.insert_after(node, switch)
+        index = constant(model, f":layer_{i}", np.array(i))
+        switch.replace_input_with(0, insert(model, switch, "Gather", [flags, index], f"{linear.name}:flag", axis=0))
