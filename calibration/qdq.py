@@ -4,8 +4,8 @@ TensorRT since 10 builds strongly typed networks: it does what the graph says an
 
     x -> Q(s_x) -> DQ(s_x) -> MatMul(., DQ(q_w, s_w)) -> + bias
 
-it makes one INT8 or FP8 product. Its rules (met by building with TensorRT-RTX): scales are constants, zero points are 0,
-and weights are stored rounded with a DQ alone: Q and DQ of float weights are refused. Each linear input has one Q/DQ
+it makes one INT8 or FP8 product. Its rules (met by building with TensorRT-RTX): scales are constants, zero points are
+0, and weights are stored rounded with a DQ alone: Q and DQ of float weights are refused. Each linear input has one Q/DQ
 pair; q, k and v are one linear, so they share theirs. Everything else, attention among it, stays as it was. The pairs
 begin and end in the graph's own type, so a later pass may change that type and the scales' with it.
 
@@ -86,7 +86,7 @@ def _int4_blocks(matrix: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _matmul_nbits(model: Any, linear: Linear, weight: np.ndarray, scale: np.ndarray, block: int) -> None:
-    """com.microsoft MatMulNBits: unsigned nibbles [O, I / block, block / 2] with zero point 8, scales [O * I / block]."""
+    """com.microsoft MatMulNBits: nibbles [O, I / block, block / 2] with zero point 8, scales [O * I / block]."""
     inputs, outputs = linear.features
     nibbles = (weight.T.reshape(outputs, inputs // block, block) + 8).astype(np.uint8)
     packed = constant(model, f"{linear.name}.weight_int4", nibbles[..., 0::2] | (nibbles[..., 1::2] << 4))

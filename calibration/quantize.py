@@ -60,6 +60,7 @@ class QuantizeOptions:
     runtime: str = "onnxruntime"  # or "tensorrt": whose kernels the step graph is written for
     activations: str | None = None  # int8 for onnxruntime: "per-token" or "per-tensor"
     smoothing: float | None = None  # SmoothQuant's alpha, 0 .. 1; 0 is off
+    protect: bool = True  # leave the final layer in float32
     naive: bool = False  # static scales, one per tensor, nothing smoothed or protected: the baseline to beat
     keep: tuple[str, ...] = ()  # linears to leave in float32, besides the protected ones
     keep_count: int | None = None  # leave the N linears in float32 that gain most per byte
@@ -163,12 +164,15 @@ def write_manifest(bundle: Bundle, folder: Path, name: str, info: QuantizationIn
     return manifest
 
 
-def select_linears(linears: list[Linear], keep: tuple[str, ...]) -> tuple[list[Linear], list[str]]:
+def select_linears(
+    linears: list[Linear], keep: tuple[str, ...], protect: bool = True
+) -> tuple[list[Linear], list[str]]:
     """(to quantise, names kept in float32). keep: names, or the beginning or the end of some ("blocks.0", "fc2")."""
     for wanted in keep:
         if not any(_matches(linear.name, wanted) for linear in linears):
             raise RequestError(f"--keep-layer {wanted}: no such layer; there are {', '.join(l.name for l in linears)}")
-    kept = [linear.name for linear in linears if any(_matches(linear.name, name) for name in (*PROTECTED, *keep))]
+    wanted_names = (*PROTECTED, *keep) if protect else keep
+    kept = [linear.name for linear in linears if any(_matches(linear.name, name) for name in wanted_names)]
     return [linear for linear in linears if linear.name not in kept], kept
 
 
@@ -271,7 +275,7 @@ def _choose_kept(
     """
     options = plan.options
     linears = find_linears(load_graph(exact.graph_file("step")))
-    chosen, kept = (linears, []) if options.naive else select_linears(linears, options.keep)
+    chosen, kept = select_linears(linears, options.keep, options.protect and not options.naive)
     if options.keep_count is None and options.budget is None:
         return kept, []
     names, bits = [linear.name for linear in chosen], 4 if options.precision == "int4" else 8

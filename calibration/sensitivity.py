@@ -5,7 +5,7 @@ one run of the graph, on states that the exact network really visits (random inp
 neither the outliers nor the correlations of activations). A layer's contribution is the error that rounding it alone
 adds to the latents over a whole trajectory, relative to the final latents, steps taken as independent:
 
-    contribution^2 = (N / P) sum over P recorded steps of ||next_state(layer rounded) - next_state||^2 / ||final||^2
+    contribution^2 = (N / P) sum over P recorded steps of ||x'(layer rounded) - x'||^2 / ||final x||^2, x' the next latents
 
 Layers are left in float32 in the order of contribution^2 per byte that this costs.
 """
@@ -73,13 +73,13 @@ def layer_sensitivities(
         save_graph(model, Path(folder) / "step.onnx")
         del model
         engine = open_engine(Path(folder) / "step.onnx", EngineOptions())
-    exact = [_next_state(engine, point, np.zeros(len(names), bool)) for point in points]
+    exact = [_next_latents(engine, point, np.zeros(len(names), bool)) for point in points]
     for i, name in enumerate(names):
         report(f"measuring layer {i + 1} of {len(names)}: {name}")
         flags = np.arange(len(names)) == i
         errors = [
-            np.sum((np.float64(_next_state(engine, point, flags)) - state) ** 2)
-            for point, state in zip(points, exact, strict=True)
+            np.sum((_next_latents(engine, point, flags) - latents) ** 2)
+            for point, latents in zip(points, exact, strict=True)
         ]
         squared = program.steps / len(points) * np.sum(errors) / np.sum(np.float64(final) ** 2)
         found.append(Sensitivity(name, float(np.sqrt(squared)), sizes[name]))
@@ -156,10 +156,11 @@ def _record(bundle: Bundle, program: Program) -> tuple[list[dict[str, np.ndarray
     return engine.kept, final
 
 
-def _next_state(engine: Engine, point: dict[str, np.ndarray], flags: np.ndarray) -> np.ndarray:
+def _next_latents(engine: Engine, point: dict[str, np.ndarray], flags: np.ndarray) -> np.ndarray:
+    """Slot 0 [B, C, H, W] float64: the other slots are solver memory, which enters it later, scaled down."""
     result = np.empty_like(point["state"])
     engine.run({**point, FLAGS: flags}, {"next_state": result})
-    return result
+    return np.float64(result[:, 0])
 
 
 def _twin(model: Any, linears: list[Linear]) -> None:

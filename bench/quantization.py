@@ -1,0 +1,156 @@
+"""What each part of quantisation is worth, on the demo model: the ablation table of docs/quantization.md.
+
+    python bench/quantization.py --engine build/demo/fashion                      # about 2 hours on 2 cores; resumable
+    python bench/quantization.py --engine build/demo/fashion --count 500 --out build/quantization-500.json
+    python bench/quantization.py --table                                          # what is measured already
+
+Each row is one bundle from `ditedge quantize`, sampled with seeds 0, 1, ... and cycled classes. Accuracy, kernel and
+Frechet distance are those of bench/quality.py; drift is the mean over images of ||latent - float latent|| / ||float
+latent||, at equal seeds. The row "other seeds" is the float bundle again with seeds from 1,000,000 on: what two sets of
+the same model differ by anyhow. Rows that are in the output file already are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "examples")]
+
+from quality import image_features, measure, real_images  # noqa: E402
+
+from ditedge.calibration import psnr  # noqa: E402
+from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle  # noqa: E402
+from ditedge.calibration.sensitivity import drift  # noqa: E402
+from ditedge.runtime import Sampler, generate, open_bundle  # noqa: E402
+from ditedge.runtime.bundle import Bundle  # noqa: E402
+from ditedge.runtime.files import write_text  # noqa: E402
+
+OTHER_SEEDS = 1_000_000
+TENSORRT: dict[str, Any] = {"runtime": "tensorrt"}
+ROWS: dict[str, dict[str, Any] | None] = {  # None: the float bundle itself
+    "float32": None,
+    "float32, other seeds": None,
+    "int8 onnxruntime: per-token": {},
+    "int8 tensorrt: static, smoothed": TENSORRT,
+    "int8 tensorrt: naive (one scale per tensor, all layers)": TENSORRT | {"naive": True},
+    "fp8 tensorrt": TENSORRT | {"precision": "fp8"},
+    "int4 weights, onnxruntime": {"precision": "int4"},
+    "int8 onnxruntime: per-tensor (quantize_dynamic's scheme)": {"activations": "per-tensor"},
+    "int8 onnxruntime: per-token, smoothed": {"smoothing": 0.5},
+    "int8 onnxruntime: per-tensor, smoothed": {"activations": "per-tensor", "smoothing": 0.5},
+    "int8 onnxruntime: per-token, final layer too": {"protect": False},
+    "int8 tensorrt: static, not smoothed": TENSORRT | {"smoothing": 0.0},
+    "int8 tensorrt: static, smoothed, final layer too": TENSORRT | {"protect": False},
+    "int8 tensorrt: static, smoothed, fc2 kept": TENSORRT | {"keep": ("fc2",)},
+    "int8 tensorrt: static, smoothed, 4 layers kept by sensitivity": TENSORRT | {"keep_count": 4},
+    "int4 weights, tensorrt": TENSORRT | {"precision": "int4"},
+}
+
+
+def bundle_size(bundle: Bundle) -> int:
+    """Bytes of the conditioner and the step graph, their .data files included."""
+    graphs = tuple(bundle.manifest.graphs[name].file for name in ("conditioner", "step"))
+    return sum(info.bytes for name, info in bundle.manifest.files.items() if name.startswith(graphs))
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = [
+        "| | accuracy | Frechet distance | kernel distance x 1000 | drift | PSNR, dB | size, MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        near = f"{100 * row['drift']:.2f} % | {row['psnr']:.1f}" if row["drift"] is not None else "|"
+        lines.append(
+            f"| {row['name']} | {100 * row['accuracy']:.1f} % | {row['frechet_distance']:.3f} | "
+            f"{1000 * row['kernel_distance']:.2f} | {near} | {row['bytes'] / 1e6:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def sample(bundle: Bundle, program: Any, seeds: range, guidance: float, batch: int, show: Any) -> tuple[Any, Any]:
+    """-> latents [n, C, H, W] float32, images [n, h, w, c] uint8."""
+    labels = [i % bundle.manifest.model.num_classes for i in range(len(seeds))]
+    with Sampler(bundle) as sampler:
+        latents = generate(bundle, labels, seeds, program=program, guidance=guidance, batch=batch, output="latents",
+                           on_progress=lambda p: show(p.done, p.total), sampler=sampler)  # fmt: skip
+        return latents, sampler.images(latents)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", type=Path, default=ROOT / "build" / "demo" / "fashion")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "quantization.json")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "quantization", help="folder for the bundles")
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--sampler", default="dpm++")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--table", action="store_true", help="print what is measured already, and stop")
+    arguments = parser.parse_args()
+    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
+    if arguments.table:
+        print(table(results))
+        return
+    source = open_bundle(arguments.engine)
+    program = source.program(sampler=arguments.sampler, steps=arguments.steps)
+    setting = {
+        "count": arguments.count,
+        "program": program.name,
+        "guidance": arguments.guidance,
+        "bundle": source.sha256,
+    }
+    if results["rows"] and {key: results.get(key) for key in setting} != setting:
+        sys.exit(f"{arguments.out} was measured with other settings: give another --out")
+    results |= setting
+    classifier = ROOT / "models" / "fashion_classifier.onnx"
+    _, real = image_features(classifier, real_images("test")[0])
+    labels = np.arange(arguments.count) % source.manifest.model.num_classes
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    kept_latents = arguments.work / f"float-{program.name}-{arguments.count}-{source.sha256[:12]}.npz"
+    todo = [name for name in ROWS if name not in {row["name"] for row in results["rows"]}]
+    with Progress() as progress:
+        overall, current = progress.add_task("rows", total=len(todo)), progress.add_task("samples")
+
+        def show(done: int, total: int) -> None:
+            progress.update(current, completed=done, total=total)
+
+        for name in todo:
+            progress.update(current, description=name, completed=0)
+            options, bundle, start = ROWS[name], source, time.perf_counter()
+            if options is not None:
+                out = arguments.work / "bundle"
+                given = {"sampler": arguments.sampler, "steps": arguments.steps, "force": True, **options}
+                quantize_bundle(arguments.engine, out, QuantizeOptions(**given))
+                bundle = open_bundle(out)
+            quantised = time.perf_counter()
+            first = OTHER_SEEDS if name == "float32, other seeds" else 0
+            seeds = range(first, first + arguments.count)
+            latents, images = sample(bundle, program, seeds, arguments.guidance, arguments.batch, show)
+            row = {"name": name, "bytes": bundle_size(bundle), "drift": None, "psnr": None}
+            row |= {"quantize_seconds": round(quantised - start, 1)}
+            row |= {"sample_seconds": round(time.perf_counter() - quantised, 1)}
+            if name == "float32":
+                np.savez(kept_latents, latents=latents, images=images)
+            elif first == 0:
+                exact = np.load(kept_latents)
+                row |= {"drift": drift(latents, exact["latents"]), "psnr": psnr(images, exact["images"])}
+            if bundle.manifest.quantization is not None:
+                row["kept"] = bundle.manifest.quantization.kept
+            results["rows"].append(row | measure(images, labels, real, classifier))
+            write_text(arguments.out, json.dumps(results, indent=1) + "\n")
+            progress.advance(overall)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
