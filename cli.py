@@ -232,6 +232,111 @@ def verify(engine: Path, provider: str, threads: int) -> None:
 
 
 @main.command()
+@click.option("--engine", type=FILE, required=True, help="Bundle A, the reference: a folder, or a file inside one.")
+@click.option("--against", type=FILE, required=True, help="Bundle B, which is judged; may be A with --provider-b.")
+@click.option("--count", type=click.IntRange(min=1), default=64, show_default=True, help="Images; classes are cycled.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image; the next has seed + 1.")
+@click.option("--sampler", help="As in `run`. [default: A's default program]")
+@click.option("--steps", type=int, help="Sampler steps. [default: those of A's default program]")
+@click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is none. [default: A's]")
+@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Images at a time.")
+@click.option("--features", type=FILE, help="Feature extractor: .onnx with outputs logits and features.")
+@click.option("--reference", type=FILE, help="Real pictures: .npz (images or arr_0, uint8 [N,h,w,c]) or a folder.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 uses all cores.")
+@click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider of A, and of B.")
+@click.option("--provider-b", help="ONNX Runtime provider of B. [default: A's]")
+@click.option("--speed-rounds", type=click.IntRange(min=0), default=15, show_default=True,
+              help="Interleaved timings of one step; 0 measures no speed.")  # fmt: skip
+@click.option("--max-drift", type=float, help="Gate: relative drift of the final latents.")
+@click.option("--min-psnr", type=float, help="Gate: PSNR of the pictures, dB.")
+@click.option("--max-accuracy-loss", type=float, help="Gate: loss of accuracy, points; needs --features.")
+@click.option("--max-frechet-increase", type=float,
+              help="Gate: increase of the Frechet distance, percent; needs --features and --reference.")  # fmt: skip
+@click.option("--min-speedup", type=float, help="Gate: speed of B over A's.")
+@click.option("--max-size", type=float, help="Gate: B's graphs, percent of A's bytes.")
+@click.option("-o", "--out", type=FILE, help="Folder for quality.json and report.html (the pictures are inside).")
+@click.option("--json", "as_json", is_flag=True, help="Print quality.json instead of the table.")
+def compare(
+    engine: Path,
+    against: Path,
+    provider: str,
+    provider_b: str | None,
+    threads: int,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure what bundle B loses and saves against bundle A. Exit code 1 when over a limit.
+
+    Both sample the same seeds and classes with A's program; A's own noise from seed to seed stands beside it.
+
+    \b
+    Examples:
+      ditedge compare --engine fashion --against fashion-int8 -o report/
+      ditedge compare --engine fashion --against fashion-int8 --count 2000 --features models/fashion_classifier.onnx \\
+          --reference real.npz --max-accuracy-loss 1 --max-frechet-increase 10
+    """
+    from dataclasses import fields
+
+    from ditedge.calibration.compare import CompareRequest, compare_bundles
+    from ditedge.calibration.quality import Gate, check_gate_can_be_measured
+    from ditedge.calibration.report import summary_lines, write_report
+    from ditedge.runtime import EngineOptions, open_bundle
+
+    gate = Gate(**{field.name: options.pop(field.name) for field in fields(Gate)})
+    options_a, options_b = EngineOptions(provider, threads), EngineOptions(provider_b or provider, threads)
+    request = CompareRequest(options_a=options_a, options_b=options_b, **options)
+    a, b = open_bundle(engine), open_bundle(against)
+    check_gate_can_be_measured(
+        gate,
+        features=request.features is not None,
+        reference=request.reference is not None,
+        decoder=all("decoder" in bundle.manifest.graphs for bundle in (a, b)),
+        speed=request.speed_rounds > 0,
+    )
+    with _stages() as advance:
+        comparison, failed = compare_bundles(a, b, request, advance).with_gate(gate)
+    written = write_report(comparison, out) if out is not None else []
+    if as_json:
+        click.echo(comparison.quality.model_dump_json(indent=1))
+    else:
+        settings = comparison.quality.settings
+        click.echo(f"{settings.count} images, {settings.program}, guidance {settings.guidance:g}")
+        click.echo(f"{'':22} {'A':>12} {'B':>22} {'A, other seeds':>15}")
+        for name, *values in summary_lines(comparison.quality):
+            click.echo(f"{name:22} {values[0]:>12} {values[1]:>22} {values[2]:>15}".rstrip())
+        for path in written:
+            click.echo(f"wrote {path}")
+    for result in failed:
+        click.echo(f"FAILED: {result.sentence}", err=True)
+    if failed:
+        sys.exit(1)
+
+
+def _stages() -> Any:
+    """A context manager that yields advance(what, done, total): one bar for each thing that is done, on stderr."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextmanager
+    def stages() -> Any:
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            tasks: dict[str, Any] = {}
+
+            def advance(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bar.add_task(what)
+                bar.update(tasks[what], completed=done, total=total)
+
+            yield advance
+
+    return stages()
+
+
+@main.command()
 @click.argument("path", type=FILE)
 @click.option("--heads", type=int, help="Attention heads, for a checkpoint of a non-standard size.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")

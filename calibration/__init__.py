@@ -1,6 +1,25 @@
-"""Quality of a bundle's samples, measured; quantisation will be built on it. Needs onnxruntime, no torch."""
+"""Quality of a bundle's samples, measured; quantisation is built on it. Needs onnxruntime, no torch."""
 
-from .features import image_features
+from .compare import CompareRequest, Comparison, compare_bundles
+from .features import FeatureExtractor, image_features
 from .metrics import accuracy, frechet_distance, kernel_distance, psnr
+from .quality import Gate, GateResult, Quality, check_gate, read_quality
+from .report import write_report
 
-__all__ = ["accuracy", "frechet_distance", "image_features", "kernel_distance", "psnr"]
+__all__ = [
+    "CompareRequest",
+    "Comparison",
+    "FeatureExtractor",
+    "Gate",
+    "GateResult",
+    "Quality",
+    "accuracy",
+    "check_gate",
+    "compare_bundles",
+    "frechet_distance",
+    "image_features",
+    "kernel_distance",
+    "psnr",
+    "read_quality",
+    "write_report",
+]
