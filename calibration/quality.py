@@ -112,11 +112,11 @@ class Timing(_Strict):
 
 
 class Speed(_Strict):
-    """Steps of A and B in turns, each in a process of its own. ratio: median of A's time / B's, above 1: B is faster."""
+    """Steps of A and B in turns, each in a process of its own. Ratios are A's time / B's: above 1, B is faster."""
 
     a: Timing
     b: Timing
-    ratio: Positive  # median over rounds of (A's time / B's time)
+    ratio: Positive  # median over rounds
     ratio_min: Positive
     ratio_max: Positive
     rounds: Count

@@ -1,4 +1,4 @@
-"""A comparison as files: `quality.json` for machines, `report.html` for people: one page, nothing loaded from outside."""
+"""A comparison as files: `quality.json` for machines, `report.html` for people, which loads nothing from outside."""
 
 from __future__ import annotations
 
@@ -81,11 +81,12 @@ def report_html(comparison: Comparison) -> str:
         _table(q),
         _provenance(q),
     ]
+    body = "\n".join(filter(None, parts))
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{chr(10).join(filter(None, parts))}\n</main>\n</body>\n</html>\n"
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -207,7 +208,8 @@ def _curve(q: Quality) -> str:
         f'<text x="{x(i):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{q.steps[i].timestep:g}</text>'
         for i in shown
     )
-    axis = f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">timestep, noise to image</text>'
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    axis = f'<text x="{middle:.0f}" y="{HEIGHT - 6}" text-anchor="middle">timestep, noise to image</text>'
     return (
         "<section><h2>Error along the trajectory</h2>"
         '<p class=note>Relative error of B\'s latents after each step, ||B - A|| / ||A||. <span class="key all">all '
@@ -291,7 +293,8 @@ STYLE = """
 @media (prefers-color-scheme:dark){:root{--back:#12151b;--card:#1b2029;--ink:#e8ebf0;--soft:#9aa4b2;--line:#2d3440;
 --all:#78a9ff;--worst:#f0ac61;--good:#57c78b;--bad:#ff7b82}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--back);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+body{margin:0;background:var(--back);color:var(--ink);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1080px;margin:0 auto;padding:28px 20px 48px}
 .kicker{margin:0;color:var(--soft);font-size:13px;letter-spacing:.06em;text-transform:uppercase}
 h1{margin:.1em 0 .3em;font-size:clamp(24px,5vw,34px);line-height:1.2;overflow-wrap:anywhere}
