@@ -214,10 +214,11 @@ def verify(engine: Path, provider: str, threads: int) -> None:
       ditedge verify --engine fashion
       ditedge verify --engine dit-xl-2-256 --provider cuda
     """
-    from ditedge.runtime import EngineOptions, Sampler, open_bundle
+    from ditedge.runtime import Sampler, open_bundle
+    from ditedge.runtime.engine import options_for
     from ditedge.runtime.verify import replay
 
-    with Sampler(open_bundle(engine), EngineOptions(provider, threads)) as sampler:
+    with Sampler(open_bundle(engine), options_for(engine, provider, threads)) as sampler:
         results = [replay(sampler, golden) for golden in sampler.bundle.manifest.golden]
     for result in results:
         click.echo(f"{result.golden.program}, guidance {result.golden.guidance:g}")

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .errors import EngineError
+from .errors import EngineError, RequestError
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,17 @@ class EngineOptions:
     provider: str = "cpu"
     threads: int = 0
     keep_buffers: bool = True  # between runs: quicker for many runs of one shape; False halves the memory of a decoder
+    plans: Path | None = None  # a folder of TensorRT plans to run instead of the graphs (engine_trt.py)
+    cuda_graphs: bool = True  # of plans: capture each run and replay it; False enqueues every step anew
+
+
+def options_for(path: Path, provider: str = "cpu", threads: int = 0) -> EngineOptions:
+    """What `--engine PATH` means: a .plan selects all plans of its folder, anything else the bundle's graphs."""
+    if path.suffix != ".plan":
+        return EngineOptions(provider, threads)
+    if provider != EngineOptions.provider:
+        raise RequestError(f"{path}: a plan does not run on ONNX Runtime's provider '{provider}': leave it out")
+    return EngineOptions(plans=path.parent)
 
 
 class Engine(Protocol):
@@ -44,4 +55,4 @@ def open_engine(path: Path, options: EngineOptions) -> Engine:
         from .engine_ort import OrtEngine
 
         return OrtEngine(path, options)
-    raise EngineError(f"{path}: no engine for '{path.suffix}' files; this version runs .onnx graphs")
+    raise EngineError(f"{path}: no engine for '{path.suffix}' files; give the bundle folder, an .onnx graph or a .plan")

@@ -67,7 +67,7 @@ def generate(
     total, results = program.steps * -(-len(labels) // batch), []
     with opened as engines:
         if output == "images":
-            engines.engine("decoder")  # fails now, not after minutes of sampling
+            engines.load("decoder")  # fails now, not after minutes of sampling
         for first in range(0, len(labels), batch):
             part = slice(first, first + batch)
             latents = engines.latents(

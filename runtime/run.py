@@ -13,7 +13,7 @@ import numpy as np
 from ditedge import __version__
 
 from .bundle import Bundle, open_bundle
-from .engine import EngineOptions
+from .engine import options_for
 from .errors import RequestError
 from .files import check_writable, sha256_of_file, write_tensors
 from .generate import Progress, generate, read_noise
@@ -89,8 +89,9 @@ def run_bundle(
             previews.on_progress(progress)
         on_progress(progress.done, progress.total)
 
-    with Sampler(plan.bundle, EngineOptions(request.provider, request.threads)) as sampler:
-        sampler.engine("step"), sampler.engine("conditioner")  # loading is not sampling: keep it out of the timing
+    options = options_for(request.engine, request.provider, request.threads)
+    with Sampler(plan.bundle, options) as sampler:
+        sampler.load("step"), sampler.load("conditioner")  # loading is not sampling: keep it out of the timing
         previews = _previews(request, plan, sampler)
         start = time.perf_counter()
         latents = generate(
@@ -125,7 +126,7 @@ def run_bundle(
         "steps": plan.program.steps,
         "made": plan.program.made,
         "guidance": plan.guidance,
-        "provider": request.provider,
+        "provider": request.provider if request.engine.suffix != ".plan" else "plan",
         "seconds": seconds,
         "seconds_per_image": seconds / len(plan.labels),
         "written": [str(path) for path in written],
@@ -134,10 +135,7 @@ def run_bundle(
 
 def _plan(request: RunRequest) -> _Plan:
     bundle = open_bundle(request.engine)
-    if request.engine.suffix == ".plan":
-        raise RequestError(
-            f"{request.engine}: this version runs ONNX graphs only; give the bundle folder {bundle.folder}"
-        )
+    options_for(request.engine, request.provider)  # raises when they do not go together
     if request.like is not None:
         labels, seeds, away_from, guidance, program = _settings_of_picture(request, bundle)
     else:

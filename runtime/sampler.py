@@ -1,7 +1,8 @@
 """The sampling loop. It has no mathematics: bind row i of the tables, run the engine, swap two buffers.
 
 `step_tables` turns (program, labels, guidance) into the arrays that the step graph reads, all steps at once, so that a
-device can upload them once and address them by offset. `Sampler` holds the loaded engines of one bundle and loops.
+device can upload them once and address them by offset. `Sampler` holds the loaded engines of one bundle and loops, or
+hands the tables to the plans' own loop (device_loop.py).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from .images import linear_picture
 from .manifest import ModelInfo
 from .noise import standard_normal
 from .programs import Program
+
+if TYPE_CHECKING:
+    from .device_loop import DeviceSampler
 
 DECODE_PIXELS = 512 * 512  # of pictures decoded at a time: Stable Diffusion's decoder takes 5 kB a pixel
 MODULATION_BYTES = 64 << 20  # adaLN rows held at a time; a row of DiT-XL is 0.8 MB
@@ -155,11 +159,15 @@ def step_tables(
     )
 
 
+def decoded_at_a_time(size: tuple[int, int, int]) -> int:
+    return max(1, DECODE_PIXELS // (size[0] * size[1]))
+
+
 def decode_images(engine: Engine, latents: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
     """latents [B, C, H, W] float32 -> uint8 [B, *size], a few pictures at a time, so that memory stays bounded."""
     latents = np.ascontiguousarray(latents)
     images = np.empty((len(latents), *size), dtype=np.uint8)
-    count = max(1, DECODE_PIXELS // (size[0] * size[1]))
+    count = decoded_at_a_time(size)
     for i in range(0, len(latents), count):
         engine.run({"latent": latents[i : i + count]}, {"image": images[i : i + count]})
     return images
@@ -175,9 +183,26 @@ class Sampler:
         self.bundle = bundle
         self._options = options or EngineOptions()
         self._engines: dict[str, Engine] = dict(engines or {})
+        self._device: DeviceSampler | None = None
+
+    def load(self, graph: str) -> None:
+        """Loads a graph now rather than at first use. Raises RequestError when the bundle has none."""
+        self.bundle.graph_file(graph)
+        if self._options.plans is None:
+            self.engine(graph)
+        else:
+            self._plans()
+
+    def _plans(self) -> DeviceSampler | None:
+        """The plans that the options name, loaded at first use; None without."""
+        if self._device is None and self._options.plans is not None:
+            from .device_loop import DeviceSampler
+
+            self._device = DeviceSampler(self.bundle, self._options.plans, self._options.cuda_graphs)
+        return self._device
 
     def engine(self, graph: str) -> Engine:
-        """The engine of a graph, loaded at first use."""
+        """The engine of a graph in ONNX, loaded at first use."""
         if graph not in self._engines:
             options = replace(self._options, keep_buffers=False) if graph == "decoder" else self._options
             self._engines[graph] = open_engine(self.bundle.graph_file(graph), options)
@@ -195,6 +220,8 @@ class Sampler:
     ) -> np.ndarray:
         """Runs the whole program on one batch -> latents [B, C, H, W] float32. Raises Cancelled, RequestError."""
         tables = step_tables(program, self.bundle.manifest.model, labels, guidance, away_from)
+        if (device := self._plans()) is not None:
+            return device.latents(program, tables, noise, on_step, cancel)
         start = noise.initial()
         state = np.zeros((len(labels), program.slots, *start.shape[1:]), dtype=np.float32)
         state[:, 0] = start * np.float32(program.init_scale)
@@ -213,11 +240,12 @@ class Sampler:
 
     def images(self, latents: np.ndarray) -> np.ndarray:
         """latents [B, C, H, W] float32 -> uint8 [B, h, w, 1 or 3]. Raises RequestError without a decoder."""
-        info = self.bundle.manifest.graphs.get("decoder")
-        engine = self.engine("decoder")
-        assert info is not None  # self.engine raised otherwise
-        height, width, channels = (int(dimension) for dimension in info.outputs[0].shape[1:])
-        return decode_images(engine, latents, (height, width, channels))
+        self.bundle.graph_file("decoder")  # raises when there is none
+        shape = self.bundle.manifest.graphs["decoder"].outputs[0].shape
+        size = (int(shape[1]), int(shape[2]), int(shape[3]))
+        if (device := self._plans()) is not None:
+            return device.images(latents, size, decoded_at_a_time(size))
+        return decode_images(self.engine("decoder"), latents, size)
 
     def preview(self, latents: np.ndarray) -> np.ndarray:
         """latents [B, C, H, W] float32 -> uint8 [B, h, w, 1 or 3]: by the bundle's projection, else by its decoder."""
@@ -243,6 +271,9 @@ class Sampler:
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
+        if self._device is not None:
+            self._device.close()
+            self._device = None
 
     def __enter__(self) -> Sampler:
         return self
