@@ -203,6 +203,95 @@ def quantize(engine: Path, out: Path, **options: Any) -> None:
 
 
 @main.command()
+@click.option("--engine", type=FILE, required=True, help="Bundle folder, or a graph inside one.")
+@click.option("--target", type=click.Choice(["tensorrt", "tensorrt-rtx", "onnxruntime"]), required=True,
+              help="tensorrt: on the device. tensorrt-rtx: anywhere, no GPU needed.")  # fmt: skip
+@click.option("--arch", "archs", metavar="sm86,...", help="GPUs to build for ahead of time. [default: any; RTX only]")
+@click.option("--max-batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images at a time.")
+@click.option("--max-rows", type=click.IntRange(min=1), help="Distinct classes of one batch. [default: 2 x max-batch]")
+@click.option("--workspace", type=click.IntRange(min=1), help="MB of GPU memory a kernel may use. [default: all]")
+@click.option("--timing-cache", type=FILE, help="Kernel timings: read if there, written after. Repeated builds: quick.")
+@click.option("--version-compatible", is_flag=True, help="Later TensorRT versions of the same major run the plans.")
+@click.option("--hardware-compatible", is_flag=True, help="Any GPU from Ampere on runs the plans; slower.")
+@click.option("--refit", is_flag=True, help="Weights can be replaced in the plans.")
+@click.option("--strip-weights", is_flag=True, help="Leave the weights out: they are refitted before the first run.")
+@click.option("--weight-streaming", type=click.IntRange(min=0), metavar="MB", help="Weights kept on the GPU.")
+@click.option("--dla", type=click.IntRange(min=0), help="Use this DLA core of a Jetson, the GPU for the rest.")
+@click.option("--optimization-level", type=click.IntRange(0, 5), help="0 builds quickly, 5 searches longest.")
+@click.option("--print-trtexec", is_flag=True, help="Print the same build as trtexec commands, and build nothing.")
+@click.option("--force", is_flag=True, help="Replace existing plans.")
+def build(engine: Path, print_trtexec: bool, archs: str | None, **options: Any) -> None:
+    """Build a bundle's graphs into plans, in engines/TARGET of the bundle.
+
+    \b
+    Examples:
+      ditedge build --engine dit-xl-2-256 --target tensorrt --max-batch 4
+      ditedge build --engine fashion --target tensorrt-rtx --arch sm86,sm89,sm120
+      ditedge build --engine fashion --target tensorrt --print-trtexec
+    """
+    from ditedge.runtime import open_bundle
+    from ditedge.runtime.build import BuildOptions, check_target
+    from ditedge.runtime.trtexec import trtexec_commands
+
+    check_target(options["target"])
+    names = tuple(name.strip().lower() for name in (archs or "").split(",") if name.strip())
+    settings = BuildOptions(archs=names, **options)
+    bundle = open_bundle(engine)
+    if print_trtexec:
+        for command in trtexec_commands(bundle, settings):
+            click.echo(command)
+        return
+    _build_plans(bundle, settings)
+
+
+def _build_plans(bundle: Any, settings: Any) -> None:
+    """Forecast, build with a bar, and what was written. For `build`, and for `export --target`."""
+    from ditedge.runtime.build import build_bundle, engine_folder, prepare_build
+    from ditedge.runtime.build_profile import forecast
+
+    expected = forecast(bundle.manifest, prepare_build(bundle, settings).sizes)
+    click.echo(
+        f"building for {settings.target}, up to {settings.max_batch} image(s): about {expected.host / 1e9:.1f} GB of "
+        f"memory here; on the GPU {expected.weights / 1e9:.2f} GB of weights, {expected.activations / 1e9:.2f} GB more",
+        err=True,
+    )
+    with _fraction("building") as advance:
+        record = build_bundle(bundle, settings, advance)
+    folder = engine_folder(bundle, settings.target)
+    for plan in record.plans.values():
+        click.echo(f"wrote {folder / plan.file}: {plan.plan.bytes / 1e6:.1f} MB in {plan.seconds:.1f} s")
+    where = record.gpu or ", ".join(record.compute_capabilities) or "any GPU"
+    click.echo(f"by {record.library} {record.library_version} for {where}")
+    click.echo(f"next: ditedge run --engine {folder / record.plans['step'].file}")
+
+
+def _fraction(description: str) -> Any:
+    """A context manager that yields advance(fraction, phase): a bar with time passed and time left, on stderr."""
+    from contextlib import contextmanager
+
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    @contextmanager
+    def progress() -> Any:
+        console = Console(stderr=True)
+        columns = [
+            rich_progress.TextColumn(description),
+            rich_progress.BarColumn(),
+            rich_progress.TaskProgressColumn(),
+            rich_progress.TimeElapsedColumn(),
+            rich_progress.TextColumn("left"),
+            rich_progress.TimeRemainingColumn(),
+            rich_progress.TextColumn("{task.fields[phase]}"),
+        ]
+        with rich_progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task(description, total=1.0, phase="")
+            yield lambda fraction, phase: bar.update(task, completed=fraction, phase=phase[:50])
+
+    return progress()
+
+
+@main.command()
 @click.option("--engine", type=FILE, required=True, help="Bundle folder, or a graph or engine file inside one.")
 @click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, cuda, openvino ...")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 uses all cores.")

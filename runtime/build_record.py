@@ -54,6 +54,7 @@ class BuildRecord(_Strict):
     flags: list[str]  # builder flags by name, sorted
     max_batch: Annotated[int, Field(ge=1)]
     max_rows: Annotated[int, Field(ge=1)]  # conditioning rows (distinct labels) of one step
+    weight_streaming_mb: Annotated[int, Field(ge=0)] | None = None  # of weights kept on the device; None: all
     bundle_sha256: Sha256  # of the manifest.json
     plans: dict[Literal["conditioner", "step", "decoder"], PlanInfo]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,32 @@ def written_atomically(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_atomically(out: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `out` that takes its place (an older one goes) on success, and vanishes else.
+
+    Raises RequestError when the place cannot be written.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise RequestError(f"cannot write {out}: {error.strerror}") from None
+    old = folder.with_name(f"{folder.name}.old")
+    try:
+        yield folder
+        folder.chmod(0o777 & ~umask())
+        if out.exists():
+            os.replace(out, old)
+        os.replace(folder, out)
+    except OSError as error:
+        if old.exists() and not out.exists():
+            os.replace(old, out)
+        raise RequestError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
