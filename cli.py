@@ -58,6 +58,8 @@ def main() -> None:
 )
 @click.option("--out", type=FILE,
               help="Bundle folder to write. [default: the checkpoint's name, or NAME-bundle]")  # fmt: skip
+@click.option("--target", "plans_for", type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+              help="Also build the bundle's plans, as `build` does by default.")  # fmt: skip
 @click.option("--image-size", type=int, help="Picture size in pixels; checked. [default: what the checkpoint says]")
 @click.option("--heads", type=int, help="Attention heads. [default: those of the standard size S, B, L or XL]")
 @click.option("--classes", type=FILE, help="Text file with one class name a line, or a JSON list.")
@@ -83,6 +85,7 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
       ditedge export --ckpt DiT-XL-2-256x256.pt
       ditedge export --ckpt models/fashion-dit.safetensors --heads 3 --classes models/fashion-dit.classes.txt
     """
+    plans_for = options.pop("plans_for")
     exporter = _exporter()
     target = out or Path(f"{ckpt.absolute().name}-bundle" if ckpt.is_dir() else ckpt.with_suffix("").name)
     settings = exporter.ExportOptions(labels=_class_names(classes), **options)
@@ -91,6 +94,11 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
     size = sum(info.bytes for info in manifest.files.values())
     click.echo(f"wrote {target}: {manifest.model.parameters / 1e6:.1f} M parameters, {size / 1e6:.1f} MB, checked")
     click.echo(f"next: ditedge run --engine {target}")
+    if plans_for:
+        from ditedge.runtime import open_bundle
+        from ditedge.runtime.build import BuildOptions
+
+        _build_plans(open_bundle(target), BuildOptions(plans_for))
 
 
 @main.command()
@@ -429,15 +437,25 @@ def _stages() -> Any:
 @main.command()
 @click.argument("path", type=FILE)
 @click.option("--heads", type=int, help="Attention heads, for a checkpoint of a non-standard size.")
+@click.option("--lint", is_flag=True, help="What TensorRT makes of the step graph: is attention one kernel?")
+@click.option("--arch", default="sm86", show_default=True, help="The GPU that --lint builds for.")
+@click.option("--strict", is_flag=True, help="With --lint or a plan: exit code 1 unless attention is one kernel.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def inspect(path: Path, heads: int | None, as_json: bool) -> None:
-    """Say what a bundle or a checkpoint is.
+def inspect(path: Path, heads: int | None, lint: bool, arch: str, strict: bool, as_json: bool) -> None:
+    """Say what a bundle, a checkpoint or a plan is.
 
     \b
     Examples:
       ditedge inspect fashion
       ditedge inspect DiT-XL-2-256x256.pt --json
+      ditedge inspect fashion --lint --strict
+      ditedge inspect fashion/engines/tensorrt-rtx/dit.plan
     """
+    if lint or path.suffix == ".plan":
+        _inspect_kernels(path, arch, strict, as_json)
+        return
+    if strict:
+        raise UserError("--strict is for --lint and for plans")
     diffusers = (path / "model_index.json").is_file() or (path / "config.json").is_file()
     if diffusers or (path.is_file() and path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")):
         _exporter()
@@ -450,6 +468,24 @@ def inspect(path: Path, heads: int | None, as_json: bool) -> None:
 
         description = describe_bundle(open_bundle(path))
     click.echo(json.dumps(description, indent=1) if as_json else _readable(description))
+
+
+def _inspect_kernels(path: Path, arch: str, strict: bool, as_json: bool) -> None:
+    """The lint of a plan, or of a graph: that at `path`, or a bundle's step graph."""
+    from dataclasses import asdict
+
+    from ditedge.runtime.attention_trial import lint_graph
+    from ditedge.runtime.lint import lint_lines, lint_plan
+
+    if path.suffix == ".plan":
+        found = lint_plan(path)
+    else:
+        from ditedge.runtime import open_bundle
+
+        found = lint_graph(path if path.suffix == ".onnx" else open_bundle(path).graph_file("step"), arch)
+    click.echo(json.dumps(asdict(found), indent=1) if as_json else "\n".join(lint_lines(found)))
+    if strict and not found.fused:
+        sys.exit(1)
 
 
 @main.command()

@@ -7,6 +7,7 @@ first imported, so one process cannot hold both, and it logs refusals in paragra
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from .build_record import PLAN_NAMES, RECORD_NAME, BuildRecord, PlanInfo, ShapeR
 from .bundle import Bundle
 from .errors import Cancelled, EngineError, RequestError
 from .files import folder_written_atomically, sha256_of_file, write_text, written_atomically
-from .layers import LAYERS_NAME, Layer, layers_from_log, write_layers
+from .layers import LAYERS_NAME, PlanLayers, layers_from_log, write_layers
 from .manifest import FileInfo
 from .tensorrt_library import Gpu, Library, first_gpu, load_library, make_logger
 
@@ -51,17 +52,24 @@ class BuildOptions:
 
 
 @dataclass
-class _Log:
+class BuildLog:
     """What the library said during one build."""
 
     errors: list[str] = field(default_factory=list)
     layers: str = ""  # its own list of what it built
+    memory: dict[str, int] = field(default_factory=dict)  # "Activation", "Weights" -> bytes
 
     def __call__(self, severity: str, message: str) -> None:
         if severity == "ERROR":
             self.errors.append(message)
         elif "LayerType: " in message and "Name: " in message and len(message) > len(self.layers):
             self.layers = message
+        elif found := re.match(r"Total (Activation|Weights) Memory: (\d+) bytes", message):
+            self.memory[found.group(1)] = int(found.group(2))
+
+    def plan_layers(self) -> PlanLayers:
+        listed = tuple(layers_from_log(self.layers))
+        return PlanLayers(listed, self.memory.get("Activation", 0), self.memory.get("Weights", 0))
 
 
 def build_bundle(
@@ -89,7 +97,7 @@ def build_bundle(
     cancel = cancel or threading.Event()
     flags: set[str] = set()
     plans: dict[str, PlanInfo] = {}
-    layers: dict[str, list[Layer]] = {}
+    layers: dict[str, PlanLayers] = {}
     with folder_written_atomically(out) as folder:
         for name, path in graphs.items():
 
@@ -98,13 +106,13 @@ def build_bundle(
 
             profile = graph_profile(bundle.manifest, name, sizes)
             start = time.monotonic()
-            log = _Log()
+            log = BuildLog()
             plan = folder / PLAN_NAMES[name]
             work = partial(_build_graph, library, path, profile, options, log, advance, cancel, plan)
             flags |= _in_thread(work, cancel)
             seconds = time.monotonic() - start
             info = FileInfo(sha256=sha256_of_file(plan), bytes=plan.stat().st_size)
-            layers[name] = layers_from_log(log.layers)
+            layers[name] = log.plan_layers()
             plans[name] = PlanInfo(
                 file=PLAN_NAMES[name],  # type: ignore[arg-type]  # pydantic checks it
                 plan=info,
@@ -221,7 +229,7 @@ def _build_graph(
     path: Path,
     profile: dict[str, ShapeRange],
     options: BuildOptions,
-    log: _Log,
+    log: BuildLog,
     progress: Progress,
     cancel: threading.Event,
     plan: Path,
@@ -275,7 +283,7 @@ def parse_graph(library: Library, builder: Any, path: Path, errors: list[str]) -
     return network, parser
 
 
-def _configure(library: Library, builder: Any, config: Any, options: BuildOptions, log: _Log) -> set[str]:
+def _configure(library: Library, builder: Any, config: Any, options: BuildOptions, log: BuildLog) -> set[str]:
     """Sets every option on `config`, by name; returns the names of the builder flags."""
     flags = {
         "VERSION_COMPATIBLE": options.version_compatible,

@@ -58,21 +58,35 @@ def layers_from_json(text: str) -> list[Layer]:
         raise BundleError(f"the engine inspector's output is not understood ({error})") from None
 
 
-def write_layers(path: Path, layers: Mapping[str, list[Layer]]) -> None:
-    """layers.json: {"conditioner": [...], "step": [...], "decoder": [...]}."""
-    write_text(path, json.dumps({name: [asdict(layer) for layer in found] for name, found in layers.items()}) + "\n")
+@dataclass(frozen=True)
+class PlanLayers:
+    """The layers of one plan, and the device memory that its builder announced (bytes; 0: it did not say)."""
+
+    layers: tuple[Layer, ...]
+    activation_bytes: int = 0
+    weight_bytes: int = 0
 
 
-def read_layers(path: Path, graph: str) -> list[Layer]:
-    """One graph's layers of a layers.json. Raises BundleError."""
+def write_layers(path: Path, plans: Mapping[str, PlanLayers]) -> None:
+    """layers.json: {"conditioner": {"layers": [...], "activation_bytes": ...}, "step": ..., "decoder": ...}."""
+    write_text(path, json.dumps({name: asdict(plan) for name, plan in plans.items()}) + "\n")
+
+
+def read_layers(path: Path, graph: str) -> PlanLayers:
+    """One graph's entry of a layers.json. Raises BundleError."""
     try:
         if path.stat().st_size > MAX_LAYERS_BYTES:
             raise BundleError(f"{path}: larger than {MAX_LAYERS_BYTES >> 20} MB")
-        entries = json.loads(path.read_text(encoding="utf-8"))[graph]
-        fields = ("inputs", "constants", "outputs", "onnx")
-        return [Layer(**{**entry, **{field: tuple(entry[field]) for field in fields}}) for entry in entries]
+        entry = json.loads(path.read_text(encoding="utf-8"))[graph]
+        layers = tuple(_from_record(layer) for layer in entry["layers"])
+        return PlanLayers(layers, int(entry["activation_bytes"]), int(entry["weight_bytes"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise BundleError(f"{path}: no readable list of the layers of {graph}: build again") from None
+
+
+def _from_record(entry: Mapping[str, Any]) -> Layer:
+    lists = {field: tuple(map(str, entry[field])) for field in ("inputs", "constants", "outputs", "onnx")}
+    return Layer(str(entry["name"]), str(entry["kind"]), tactic=str(entry["tactic"]), **lists)
 
 
 def element_type(text: str) -> str:

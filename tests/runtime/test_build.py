@@ -63,7 +63,9 @@ def test_the_record_says_what_was_built(built: Path) -> None:
 
 @needs_rtx
 def test_the_layers_of_a_float32_plan_are_listed(built: Path) -> None:
-    layers = read_layers(built / "engines" / "tensorrt-rtx" / LAYERS_NAME, "step")
+    plan = read_layers(built / "engines" / "tensorrt-rtx" / LAYERS_NAME, "step")
+    layers = plan.layers
+    assert plan.activation_bytes > 0 and plan.weight_bytes > 0
     depth = open_bundle(built).manifest.model.depth
     nodes = {node for layer in layers for node in layer.onnx}
     assert sum("softmax" in node for node in nodes) == depth
