@@ -220,16 +220,9 @@ def test_the_command(gray: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0 and json.loads(result.stdout)["settings"]["count"] == 6
 
 
-@pytest.mark.parametrize(
-    ("other", "match"),
-    [
-        ("latent4_learned_sigma", r"cannot be compared: latent channels 1 against 4"),
-        ("pixel3_no_null_class", r"cannot be compared: latent channels 1 against 3"),
-    ],
-)
-def test_bundles_of_other_shapes(gray: Path, golden_bundle, other: str, match: str) -> None:
-    with pytest.raises(RequestError, match=match):
-        compare_bundles(gray, golden_bundle(other), CompareRequest(**QUICK))
+def test_bundles_of_other_shapes(gray: Path, golden_bundle) -> None:
+    with pytest.raises(RequestError, match="cannot be compared: latent channels 1 against 4"):
+        compare_bundles(gray, golden_bundle("latent4_learned_sigma"), CompareRequest(**QUICK))
 
 
 def test_bundles_of_other_classes(gray: Path, tmp_path: Path) -> None:

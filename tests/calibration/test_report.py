@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditedge.calibration import Comparison, CompareRequest, Gate, Quality, compare_bundles, read_quality, write_report
+from ditedge.calibration import CompareRequest, Comparison, Gate, Quality, compare_bundles, read_quality, write_report
 from ditedge.calibration.report import _ticks, difference, report_html
 from ditedge.runtime.errors import RequestError
 from tests.calibration.variants import rounded, variant
@@ -49,7 +49,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def comparison(golden_bundle, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    gray = golden_bundle("gray1_cfg", labels=True)
+    gray = golden_bundle("gray1_cfg")
     coarse = variant(gray, tmp_path_factory.mktemp("b") / "coarse <b>&", rounded(15))
     request = CompareRequest(count=9, steps=4, speed_rounds=0)
     return compare_bundles(gray, coarse, request).with_gate(Gate(max_drift=1e-9))[0]
