@@ -22,7 +22,7 @@ from ..runtime.files import sha256_of_file
 from ..runtime.programs import Program
 from ..runtime.sampler import Sampler, SeededNoise, StepEvent
 from .features import FeatureExtractor
-from .metrics import accuracy, frechet_distance, kernel_distance
+from .metrics import accuracy, frechet_distance, kernel_distance, kernel_distance_of_sets
 from .quality import (
     Contender,
     Drift,
@@ -365,9 +365,9 @@ def _features(
         b=scores(b),
         a_other_seeds=scores(other),
         frechet_between=frechet_distance(a.features, b.features),
-        kernel_between=kernel_distance(a.features, b.features)[0],
+        kernel_between=kernel_distance_of_sets(a.features, b.features),
         frechet_between_seeds=frechet_distance(a.features, other.features),
-        kernel_between_seeds=kernel_distance(a.features, other.features)[0],
+        kernel_between_seeds=kernel_distance_of_sets(a.features, other.features),
     )
 
 
@@ -378,6 +378,8 @@ def _speed(a: Bundle, b: Bundle, request: CompareRequest, guidance: float, on_pr
     ]
     laps = interleave(commands, request.speed_rounds, lambda done, total: on_progress("timing", done, total))
     ratios = laps[0].seconds / laps[1].seconds
+    program = a.program()
+    guided = guidance != 1 and bool(program.guided[program.steps // 2])  # the step that `bundle_step` runs
     return Speed(
         a=_timing(laps[0]),
         b=_timing(laps[1]),
@@ -386,7 +388,7 @@ def _speed(a: Bundle, b: Bundle, request: CompareRequest, guidance: float, on_pr
         ratio_max=float(ratios.max()),
         rounds=request.speed_rounds,
         batch=request.speed_batch,
-        evaluations=request.speed_batch * (1 if guidance == 1 else 2),
+        evaluations=request.speed_batch * (2 if guided else 1),
     )
 
 

@@ -97,9 +97,9 @@ class Features(_Strict):
     b: Scores
     a_other_seeds: Scores
     frechet_between: Finite  # A and B, same seeds
-    kernel_between: Finite
+    kernel_between: Positive  # of the sets, `metrics.kernel_distance_of_sets`
     frechet_between_seeds: Finite  # A and A with other seeds
-    kernel_between_seeds: Finite
+    kernel_between_seeds: Positive
 
 
 class Timing(_Strict):
@@ -201,7 +201,7 @@ def check_gate(quality: Quality, gate: Gate) -> list[GateResult]:
         decoder=quality.pixels is not None,
         speed=quality.speed is not None,
     )
-    results = [_result("finite images", 0, quality.drift.broken, "images of B with numbers that are not finite", "")]
+    results = [_result("finite images", 0, quality.drift.broken, "number of images that are not finite", "")]
     if gate.max_drift is not None:
         results.append(_result("drift", gate.max_drift, quality.drift.relative, "relative drift of the latents", ""))
     if gate.min_psnr is not None and quality.pixels is not None:
@@ -216,8 +216,8 @@ def check_gate(quality: Quality, gate: Gate) -> list[GateResult]:
         if gate.max_accuracy_loss is not None:
             loss = 100 * (a.accuracy - b.accuracy)
             results.append(_result("accuracy loss", gate.max_accuracy_loss, loss, "loss of accuracy", " points"))
-        if gate.max_frechet_increase is not None and a.frechet_distance and b.frechet_distance is not None:
-            increase = 100 * (b.frechet_distance / a.frechet_distance - 1)
+        if gate.max_frechet_increase is not None and a.frechet_distance is not None and b.frechet_distance is not None:
+            increase = _percent_more(a.frechet_distance, b.frechet_distance)
             text = "increase of the Frechet distance"
             results.append(_result("Frechet increase", gate.max_frechet_increase, increase, text, " %"))
     if gate.min_speedup is not None and quality.speed is not None:
@@ -226,6 +226,13 @@ def check_gate(quality: Quality, gate: Gate) -> list[GateResult]:
         size = 100 * quality.b.graph_bytes / quality.a.graph_bytes
         results.append(_result("size", gate.max_size, size, "size of B's graphs", " % of A's"))
     return results
+
+
+def _percent_more(a: float, b: float) -> float | None:
+    """100 (b / a - 1); None when a is no distance at all (0, or below by rounding) and b is more."""
+    if a > 0:
+        return 100 * (b / a - 1)
+    return 0.0 if b <= a else None
 
 
 def _result(

@@ -61,8 +61,8 @@ def summary_lines(quality: Quality) -> list[tuple[str, str, str, str]]:
     rows.append(("graphs on disk", _size(q.a.graph_bytes), _size(q.b.graph_bytes), ""))
     if q.speed is not None:
         rows.append(("one step", f"{q.speed.a.median_ms:.1f} ms", f"{q.speed.b.median_ms:.1f} ms", ""))
-        spread = f"{q.speed.ratio:.2f}x ({q.speed.ratio_min:.2f} to {q.speed.ratio_max:.2f})"
-        rows.append(("speed against A", "", spread, ""))
+        rows.append(("speed against A", "", f"{q.speed.ratio:.2f}x", ""))
+        rows.append(("slowest, fastest round", "", f"{q.speed.ratio_min:.2f}x, {q.speed.ratio_max:.2f}x", ""))
         rows.append(("peak memory", _size(q.speed.a.peak_bytes), _size(q.speed.b.peak_bytes), ""))
     return rows
 
@@ -176,7 +176,7 @@ def _data_uri(images: np.ndarray, columns: int) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 300, 62, 16, 14, 44  # of the curve, in SVG units
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 310, 76, 18, 14, 60  # of the curve, in SVG units
 
 
 def _curve(q: Quality) -> str:
@@ -205,7 +205,7 @@ def _curve(q: Quality) -> str:
     )
     shown = sorted({round(i * (count - 1) / min(5, max(count - 1, 1))) for i in range(min(5, count - 1) + 1)})
     vertical = "".join(
-        f'<text x="{x(i):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{q.steps[i].timestep:g}</text>'
+        f'<text x="{x(i):.1f}" y="{HEIGHT - BOTTOM + 24}" text-anchor="middle">{q.steps[i].timestep:g}</text>'
         for i in shown
     )
     middle = (LEFT + WIDTH - RIGHT) / 2
@@ -321,10 +321,10 @@ polyline.all{stroke:var(--all)}polyline.worst{stroke:var(--worst)}circle.all{fil
 .key.all::before{background:var(--all)}.key.worst::before{background:var(--worst)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:7px 10px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th[scope=row]{text-align:left;font-weight:400;color:var(--soft)}thead th{font-size:13px;color:var(--soft)}
+th[scope=row]{text-align:left;font-weight:400;color:var(--soft);white-space:normal}thead th{font-size:13px;color:var(--soft)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 16px;margin:0;font-size:13.5px}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}code{font-size:12.5px}
 @media (max-width:640px){main{padding:18px 12px 32px}.grids{grid-template-columns:1fr}section,footer{padding:14px}
-.cards{grid-template-columns:1fr 1fr;padding:0}.value{font-size:21px}th,td{padding:6px 7px;font-size:14px}
+.cards{grid-template-columns:1fr 1fr;padding:0}.value{font-size:21px}th,td{padding:6px 4px;font-size:13px}
 svg text{font-size:21px}}
 """.strip()

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ditedge.calibration import CompareRequest, Gate, check_gate, compare_bundles, read_quality
 from ditedge.calibration.metrics import accuracy, frechet_distance
+from ditedge.calibration.quality import _percent_more
 from ditedge.calibration.stopwatch import interleave
 from ditedge.cli import main
 from ditedge.runtime import generate, open_bundle
@@ -131,7 +132,8 @@ def test_features_against_a_reference(gray: Path, coarse: Path, features: Path, 
         logits, mine = image_features(features, images)
         assert scores.accuracy == accuracy(logits, labels)
         assert scores.frechet_distance == pytest.approx(frechet_distance(mine, real), rel=1e-6)
-    assert seen.b.frechet_distance != seen.a.frechet_distance and seen.frechet_between > 0
+    assert seen.b.frechet_distance != seen.a.frechet_distance
+    assert seen.frechet_between > 0 and seen.kernel_between > 0 and seen.kernel_between_seeds > 0
 
 
 def test_a_folder_of_pictures_is_the_same_reference(gray: Path, features: Path, reference, tmp_path: Path) -> None:
@@ -263,3 +265,8 @@ def test_files_that_do_not_fit(gray: Path, features: Path, reference, tmp_path: 
     refused(r"1.png: \[8, 9\] pixels", features=features, reference=tmp_path / "folder")
     refused("count 0", count=0)
     refused("count 1", count=1, features=features)
+
+
+def test_an_increase_from_nothing_is_not_passed_over() -> None:
+    assert _percent_more(2.0, 3.0) == pytest.approx(50) and _percent_more(0.0, 0.0) == 0
+    assert _percent_more(0.0, 1.0) is None  # which fails the gate

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ditedge.calibration.metrics import accuracy, frechet_distance, kernel_distance, psnr
+from ditedge.calibration.metrics import accuracy, frechet_distance, kernel_distance, kernel_distance_of_sets, psnr
 
 RNG = np.random.default_rng(0)
 
@@ -65,6 +65,18 @@ def test_kernel_distance_of_equal_distributions_is_around_zero() -> None:
     mean, _ = kernel_distance(RNG.standard_normal((4000, 8)), RNG.standard_normal((4000, 8)), subset_size=1000)
     shifted, _ = kernel_distance(RNG.standard_normal((4000, 8)), RNG.standard_normal((4000, 8)) + 0.3, subset_size=1000)
     assert abs(mean) < 0.01 < shifted
+
+
+def test_kernel_distance_of_sets_is_the_literal_double_sum() -> None:
+    a, b = RNG.standard_normal((7, 4)), RNG.standard_normal((5, 4)) + 0.5
+
+    def mean(x: np.ndarray, y: np.ndarray) -> float:
+        return float(np.mean([[(u @ v / 4 + 1) ** 3 for v in y] for u in x]))
+
+    expected = mean(a, a) + mean(b, b) - 2 * mean(a, b)
+    for block in (1, 3, 100):
+        assert kernel_distance_of_sets(a, b, block=block) == pytest.approx(expected, rel=1e-9)
+    assert kernel_distance_of_sets(a, a) == pytest.approx(0, abs=1e-12)
 
 
 def test_accuracy_and_psnr() -> None:
