@@ -13,8 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..runtime.errors import RequestError
 
-QUALITY_VERSION = 1
-
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
@@ -138,7 +136,7 @@ class Quality(_Strict):
     """Everything a comparison of bundle B against bundle A measured."""
 
     format: Literal["ditedge-quality"] = "ditedge-quality"
-    version: Literal[1] = QUALITY_VERSION
+    version: Literal[1] = 1
     made_by: str
     a: Contender
     b: Contender

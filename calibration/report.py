@@ -321,7 +321,8 @@ polyline.all{stroke:var(--all)}polyline.worst{stroke:var(--worst)}circle.all{fil
 .key.all::before{background:var(--all)}.key.worst::before{background:var(--worst)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:7px 10px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th[scope=row]{text-align:left;font-weight:400;color:var(--soft);white-space:normal}thead th{font-size:13px;color:var(--soft)}
+th[scope=row]{text-align:left;font-weight:400;color:var(--soft);white-space:normal}
+thead th{font-size:13px;color:var(--soft)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 16px;margin:0;font-size:13.5px}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}code{font-size:12.5px}
 @media (max-width:640px){main{padding:18px 12px 32px}.grids{grid-template-columns:1fr}section,footer{padding:14px}
