@@ -99,7 +99,7 @@ def compare_bundles(
     guidance = a.manifest.defaults.guidance if request.guidance is None else request.guidance
     extractor = FeatureExtractor(request.features) if request.features else None
     if extractor is not None:
-        extractor.check_images(_image_shape(a))
+        _check_extractor(extractor, a)
     reference = None
     if extractor is not None and request.reference is not None:
         reference = reference_features(
@@ -338,11 +338,6 @@ def _features(
     labels = np.array(_labels(bundle, 0, request.count))
 
     def scores(one: _Seen) -> Scores:
-        if one.logits.shape[1] < bundle.manifest.model.num_classes:
-            raise RequestError(
-                f"{extractor.model}: knows {one.logits.shape[1]} classes, the bundles have "
-                f"{bundle.manifest.model.num_classes}"
-            )
         share = accuracy(one.logits, labels)
         if reference is None:
             return Scores(accuracy=share, frechet_distance=None, kernel_distance=None, kernel_distance_error=None)
@@ -424,6 +419,14 @@ def _image_shape(bundle: Bundle) -> tuple[int, int, int]:
     """[h, w, c] of the decoder's images."""
     height, width, channels = bundle.manifest.graphs["decoder"].outputs[0].shape[1:]
     return int(height), int(width), int(channels)
+
+
+def _check_extractor(extractor: FeatureExtractor, bundle: Bundle) -> None:
+    """Raises RequestError now, from one black image, and not after minutes of sampling."""
+    logits, _ = extractor(np.zeros((1, *_image_shape(bundle)), dtype=np.uint8))
+    classes = bundle.manifest.model.num_classes
+    if logits.ndim != 2 or logits.shape[1] < classes:
+        raise RequestError(f"{extractor.model}: has logits {list(logits.shape)}, the bundles have {classes} classes")
 
 
 COMPARABLE: Sequence[tuple[str, str]] = (
