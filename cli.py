@@ -378,7 +378,7 @@ def compare(
 
     from ditedge.calibration.compare import CompareRequest, compare_bundles
     from ditedge.calibration.quality import Gate, check_gate_can_be_measured
-    from ditedge.calibration.report import summary_lines, write_report
+    from ditedge.calibration.report import check_report_folder, summary_lines, write_report
     from ditedge.runtime import EngineOptions, open_bundle
 
     gate = Gate(**{field.name: options.pop(field.name) for field in fields(Gate)})
@@ -392,6 +392,8 @@ def compare(
         decoder=all("decoder" in bundle.manifest.graphs for bundle in (a, b)),
         speed=request.speed_rounds > 0,
     )
+    if out is not None:
+        check_report_folder(out)
     with _stages() as advance:
         comparison, failed = compare_bundles(a, b, request, advance).with_gate(gate)
     written = write_report(comparison, out) if out is not None else []

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime.errors import RequestError
-from ..runtime.files import write_text
+from ..runtime.files import check_writable, write_text
 from ..runtime.images import grid
 from .compare import Comparison
 from .quality import Quality
@@ -30,6 +30,14 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
     write_text(quality, comparison.quality.model_dump_json(indent=1) + "\n")
     write_text(page, report_html(comparison))
     return [quality, page]
+
+
+def check_report_folder(folder: Path) -> None:
+    """Raises RequestError now when `write_report` could not write there later."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise RequestError(f"cannot write {folder}: {existing} is a file")
+    check_writable(existing / "report.html")
 
 
 def difference(a: np.ndarray, b: np.ndarray, gain: int = DIFFERENCE_GAIN) -> np.ndarray:

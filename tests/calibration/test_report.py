@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ditedge.calibration import CompareRequest, Comparison, Gate, Quality, compare_bundles, read_quality, write_report
-from ditedge.calibration.report import _ticks, difference, report_html
+from ditedge.calibration.report import _ticks, check_report_folder, difference, report_html
 from ditedge.runtime.errors import RequestError
 from tests.calibration.variants import rounded, variant
 
@@ -67,8 +67,11 @@ def test_json_round_trip(comparison: Comparison, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="cannot read"):
         read_quality(tmp_path / "none.json")
     (tmp_path / "file").write_text("")
-    with pytest.raises(RequestError, match="cannot write"):
-        write_report(comparison, tmp_path / "file")
+    for refuse in (write_report, lambda _, folder: check_report_folder(folder)):
+        with pytest.raises(RequestError, match="cannot write"):
+            refuse(comparison, tmp_path / "file")
+    check_report_folder(tmp_path / "not" / "yet")
+    assert not (tmp_path / "not").exists()
 
 
 def test_schema_covers_every_field(comparison: Comparison) -> None:
