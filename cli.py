@@ -76,6 +76,7 @@ def main() -> None:
 @click.option("--vae", type=FILE, help="VAE of a latent model: a diffusers folder, or a file of weights; TAESD too.")
 @click.option("--vae-precision", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
               help="Of the decoder's weights and arithmetic.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["fp16", "bf16"]), help="Write 16-bit graphs. [default: float32]")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -> None:
     """Export a checkpoint to a bundle, checked against PyTorch.
@@ -85,12 +86,15 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
       ditedge export --ckpt DiT-XL-2-256x256.pt
       ditedge export --ckpt models/fashion-dit.safetensors --heads 3 --classes models/fashion-dit.classes.txt
     """
-    plans_for = options.pop("plans_for")
+    plans_for, precision = options.pop("plans_for"), options.pop("precision")
     exporter = _exporter()
     target = out or Path(f"{ckpt.absolute().name}-bundle" if ckpt.is_dir() else ckpt.with_suffix("").name)
     settings = exporter.ExportOptions(labels=_class_names(classes), **options)
     with _status() as report:
-        manifest = exporter.bundle_from_checkpoint(ckpt, target, settings, report)
+        if precision:
+            manifest = exporter.bundle_in_precision(ckpt, target, settings, precision, report)
+        else:
+            manifest = exporter.bundle_from_checkpoint(ckpt, target, settings, report)
     size = sum(info.bytes for info in manifest.files.values())
     click.echo(f"wrote {target}: {manifest.model.parameters / 1e6:.1f} M parameters, {size / 1e6:.1f} MB, checked")
     click.echo(f"next: ditedge run --engine {target}")
@@ -179,6 +183,27 @@ def schedule(source: Path, steps: int, eta: float | None, out: Path) -> None:
     write_program(program, out)
     click.echo(f"wrote {out}: {program.name}, {program.steps} evaluations, {program.slots} state slot(s), proved")
     click.echo(f"next: ditedge run --engine BUNDLE --program {out}")
+
+
+@main.command()
+@click.option("--engine", type=FILE, required=True, help="A float32 bundle, or a quantised one.")
+@click.option("--precision", type=click.Choice(["fp16", "bf16"]), required=True, help="Of GEMMs and attention.")
+@click.option("--out", type=FILE, required=True, help="Bundle folder to write.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+def convert(engine: Path, precision: str, out: Path, force: bool) -> None:
+    """Rewrite a bundle's graphs in 16 bit, with float32 where it is needed.
+
+    \b
+    Examples:
+      ditedge convert --engine fashion --precision fp16 --out fashion-fp16
+      ditedge build --engine fashion-fp16 --target tensorrt
+    """
+    exporter = _exporter()
+    with _status() as report:
+        manifest = exporter.convert_bundle(engine, out, precision, force, report)
+    size = sum(info.bytes for info in manifest.files.values())
+    click.echo(f"wrote {out}: {size / 1e6:.1f} MB, {precision}, checked")
+    click.echo(f"next: ditedge build --engine {out} --target tensorrt")
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 from .bundle_writer import ExportOptions, bundle_from_checkpoint
 from .checkpoint import Checkpoint, read_checkpoint
+from .convert import bundle_in_precision, convert_bundle
 from .diffusers_folder import read_diffusers_folder, vae_folder
 from .network import DiT, DiTConfig
 from .sources import read_source
@@ -12,6 +13,8 @@ __all__ = [
     "DiTConfig",
     "ExportOptions",
     "bundle_from_checkpoint",
+    "bundle_in_precision",
+    "convert_bundle",
     "read_checkpoint",
     "read_diffusers_folder",
     "read_source",

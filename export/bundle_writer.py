@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ditedge import __version__
 
 from ..runtime.bundle import open_bundle
-from ..runtime.engine import EngineOptions, open_engine
+from ..runtime.engine import Engine, EngineOptions, open_engine
 from ..runtime.errors import BundleError, DitedgeError, RequestError
 from ..runtime.files import write_tensors, write_text
 from ..runtime.manifest import (
@@ -139,7 +139,7 @@ def bundle_from_checkpoint(
         del checkpoint, vae
         write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
         report("replaying them through the bundle")
-        _replay_golden(folder)
+        replay_golden(folder)
     return manifest
 
 
@@ -434,10 +434,11 @@ def _write_golden(model: Network, info: ModelInfo, schedule: ScheduleInfo | None
     return golden
 
 
-def _replay_golden(folder: Path) -> None:
+def replay_golden(folder: Path, engines: Mapping[str, Engine] | None = None) -> None:
+    """Raises BundleError when the graphs in `folder`, or `engines`, leave a golden trajectory."""
     try:
         bundle = open_bundle(folder, check_hashes=False)  # written a moment ago, and hashed from the same files
-        with Sampler(bundle) as sampler:
+        with Sampler(bundle, engines=engines) as sampler:
             for golden in bundle.manifest.golden:
                 result = replay(sampler, golden)
                 if not result.passed:

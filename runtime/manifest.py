@@ -37,6 +37,7 @@ class GraphInfo(_Strict):
     file: str
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of its GEMMs and attention; I/O is float32
 
 
 class FileInfo(_Strict):

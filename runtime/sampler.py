@@ -16,7 +16,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .engine import Engine, EngineOptions, open_engine
-from .errors import Cancelled, RequestError
+from .errors import Cancelled, EngineError, RequestError
 from .images import linear_picture
 from .manifest import ModelInfo
 from .noise import standard_normal
@@ -204,6 +204,12 @@ class Sampler:
     def engine(self, graph: str) -> Engine:
         """The engine of a graph in ONNX, loaded at first use."""
         if graph not in self._engines:
+            info = self.bundle.manifest.graphs.get(graph)  # type: ignore[call-overload]
+            if info is not None and info.precision == "bfloat16" and self._options.provider == "cpu":
+                raise EngineError(
+                    f"{self.bundle.folder} is in bfloat16, which ONNX Runtime's CPU provider cannot run: "
+                    "use another --provider, or a float32 or fp16 bundle"
+                )
             options = replace(self._options, keep_buffers=False) if graph == "decoder" else self._options
             self._engines[graph] = open_engine(self.bundle.graph_file(graph), options)
         return self._engines[graph]

@@ -1,0 +1,90 @@
+"""A float32 bundle to a 16-bit one: graphs rewritten, checked on its own golden trajectories, hashed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from ditedge import __version__
+
+from ..runtime.bundle import Bundle, open_bundle
+from ..runtime.engine import Engine, EngineOptions, open_engine
+from ..runtime.errors import RequestError
+from ..runtime.files import write_text
+from ..runtime.manifest import MANIFEST_NAME, Manifest
+from ..runtime.new_bundle import check_target, hashed_files, new_folder
+from .bundle_writer import ExportOptions, bundle_from_checkpoint, replay_golden
+from .overflow import overflow_scan, too_large
+from .precision import PRECISIONS, emulated, lower, save_graph
+
+# Relative error at any step. float16 has 11 bits and is held to 2e-2 (the demo model's pictures stay the same);
+# bfloat16 has 8 bits, so each rounding is 8 times coarser.
+TOLERANCE = {"fp16": 2e-2, "bf16": 1.6e-1}
+
+
+def convert_bundle(
+    source: Path, out: Path, precision: str, force: bool = False, report: Callable[[str], None] = lambda _: None
+) -> Manifest:
+    """Writes bundle `source` in "fp16" or "bf16" to `out`. Raises RequestError, BundleError; then nothing is left."""
+    check_target(out, force)
+    bundle = open_bundle(source)
+    if out.resolve() == bundle.folder.resolve():
+        raise RequestError(f"--out {out} is the bundle to convert: give another folder")
+    graphs = dict(bundle.manifest.graphs)
+    if any(graph.precision != "float32" for graph in graphs.values()):
+        raise RequestError(f"{source} is already in 16 bit: convert the float32 bundle it was made from")
+    with new_folder(out, force) as folder:
+        maxima = {}
+        if precision == "fp16":  # bfloat16 has float32's range
+            report("looking for float16 overflows over a whole trajectory")
+            maxima = overflow_scan(bundle, folder)
+        for file in bundle.manifest.files:
+            if not file.startswith(("step.onnx", "conditioner.onnx")):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(bundle.file(file), folder / file)
+        for name in ("conditioner", "step"):
+            report(f"writing {name}.onnx in {precision}")
+            keep = too_large(maxima.get(name, {}))
+            if keep:
+                report(f"{name}: {len(keep)} tensors exceed float16, kept in float32: {', '.join(sorted(keep)[:5])}")
+            model = ir.load(bundle.graph_file(name))
+            lower(model, precision, keep)
+            path = folder / graphs[name].file  # type: ignore[index]
+            save_graph(model, path)
+            onnx.checker.check_model(str(path), full_check=True)
+            dtype = PRECISIONS[precision].name.lower()
+            graphs[name] = graphs[name].model_copy(update={"precision": dtype})  # type: ignore[index]
+        golden = [g.model_copy(update={"tolerance": TOLERANCE[precision]}) for g in bundle.manifest.golden]
+        changes = {"name": out.name, "made_by": f"ditedge {__version__}", "graphs": graphs, "golden": golden}
+        manifest = bundle.manifest.model_copy(update={**changes, "files": hashed_files(folder)})
+        write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
+        report("replaying the golden trajectories, rounding as 16-bit hardware does")
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            replay_golden(folder, emulated_engines(open_bundle(folder, check_hashes=False), Path(scratch)))
+    return manifest
+
+
+def emulated_engines(bundle: Bundle, scratch: Path, options: EngineOptions | None = None) -> dict[str, Engine]:
+    """Engines of a 16-bit bundle that round as 16-bit hardware does, on the CPU. Files are left in `scratch`."""
+    engines = {}
+    for name in ("conditioner", "step"):
+        model = ir.load(bundle.graph_file(name))
+        emulated(model)
+        save_graph(model, scratch / f"{name}.onnx")
+        engines[name] = open_engine(scratch / f"{name}.onnx", options or EngineOptions())
+    return engines
+
+
+def bundle_in_precision(
+    source: Path, out: Path, options: ExportOptions, precision: str, report: Callable[[str], None] = lambda _: None
+) -> Manifest:
+    """`bundle_from_checkpoint`, then `convert_bundle`; the float32 bundle lives in a temporary folder beside `out`."""
+    check_target(out, options.force)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        bundle_from_checkpoint(source, Path(scratch) / "float32", options, report)
+        return convert_bundle(Path(scratch) / "float32", out, precision, options.force, report)

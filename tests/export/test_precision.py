@@ -1,0 +1,189 @@
+"""16-bit bundles: the right nodes in 16 bit, trajectories and pictures as in float32, overflows found and avoided."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
+
+from ditedge.calibration import accuracy, image_features
+from ditedge.cli import main
+from ditedge.export import ExportOptions, bundle_from_checkpoint, convert_bundle, precision
+from ditedge.export.overflow import overflow_scan, too_large
+from ditedge.runtime import Sampler, generate, open_bundle
+from ditedge.runtime.verify import replay
+from tests.conftest import CASES, GOLDEN
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+
+
+def worst_end(folder: Path) -> float:
+    with Sampler(open_bundle(folder, check_hashes=False)) as sampler:
+        return max(replay(sampler, golden).error[-1] for golden in sampler.bundle.manifest.golden)
+
+
+@pytest.mark.parametrize(("name", "bits"), [("fp16", 11), ("bf16", 8)])
+def test_emulation_rounds_like_pytorch(gray_bundle: Path, tmp_path: Path, name: str, bits: int) -> None:
+    """The first block's qkv product against torch: operands and result rounded to 16 bit, sums in float32."""
+    torch = pytest.importorskip("torch")
+    convert_bundle(gray_bundle, tmp_path / "low", name)
+    model = ir.load(tmp_path / "low" / "step.onnx")
+    gemm = next(node for node in model.graph if node.op_type in ("MatMul", "Gemm"))
+    weight = gemm.inputs[1].const_value.numpy().astype(np.float32)
+    precision.emulated(model)
+    low = {"fp16": torch.float16, "bf16": torch.bfloat16}[name]
+    assert np.array_equal(torch.from_numpy(weight).to(low).float().numpy(), weight)
+    product = next(node for node in model.graph if node.op_type == gemm.op_type)
+    (rounded,) = [use.node for use in product.outputs[0].uses()]
+    assert rounded.op_type == "Cast" and rounded.attributes["to"].as_int() == int(precision.PRECISIONS[name])
+    assert {value.dtype for value in product.inputs if value is not None} == {FLOAT}
+    for output in (product.outputs[0], rounded.outputs[0]):
+        output.name = f"seen_{output.dtype.name}"
+    cast = ir.node("Cast", [rounded.outputs[0]], attributes={"to": int(FLOAT)})
+    model.graph.append(cast)
+    cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = "seen", FLOAT, product.outputs[0].shape
+    model.graph.outputs[:] = [product.outputs[0], cast.outputs[0]]
+    ir.save(model, tmp_path / "seen.onnx")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(tmp_path / "seen.onnx")
+    exact, seen = session.run(None, {k.name: v for k in session.get_inputs() for v in [random_input(k)]})
+    assert np.array_equal(torch.from_numpy(exact).to(low).float().numpy(), seen)
+    error = np.linalg.norm(seen - exact) / np.linalg.norm(exact)
+    assert 0.1 * 2.0**-bits < error < 2.0**-bits
+
+
+def random_input(tensor) -> np.ndarray:
+    shape = [
+        size if isinstance(size, int) else 4 if tensor.name == "mix" and size == tensor.shape[2] else 2
+        for size in tensor.shape
+    ]
+    if "int64" in tensor.type:
+        return np.zeros(shape, np.int64)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_what_is_built_is_what_was_checked(golden_bundle, tmp_path: Path, name: str) -> None:
+    """The 16-bit graphs compile for three architectures, strongly typed, from the very files that were replayed."""
+    pytest.importorskip("tensorrt_rtx")
+    from ditedge.runtime.build import BuildOptions, build_bundle
+
+    convert_bundle(golden_bundle("latent4_learned_sigma"), tmp_path / "low", name)
+    bundle = open_bundle(tmp_path / "low")
+    record = build_bundle(bundle, BuildOptions("tensorrt-rtx", archs=("sm86", "sm89", "sm120")))
+    assert record.plans["step"].source_sha256 == bundle.manifest.files["step.onnx"].sha256
+    assert record.compute_capabilities == ["sm86", "sm89", "sm120"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fp16_trajectories(golden_bundle, tmp_path: Path, case: str) -> None:
+    convert_bundle(golden_bundle(case), tmp_path / "half", "fp16")
+    assert worst_end(tmp_path / "half") <= 2e-2
+    assert open_bundle(tmp_path / "half").manifest.graphs["step"].precision == "float16"
+
+
+def test_structure(gray_bundle: Path, tmp_path: Path) -> None:
+    convert_bundle(gray_bundle, tmp_path / "half", "fp16")
+    graph = ir.load(tmp_path / "half" / "step.onnx").graph
+    assert {v.dtype for v in [*graph.inputs, *graph.outputs]} == {FLOAT, ir.DataType.INT64}
+    blocks = open_bundle(gray_bundle).manifest.model.depth
+    softmaxes = [node for node in graph if node.op_type == "Softmax"]
+    assert len(softmaxes) == blocks
+    for node in softmaxes:  # MatMul, scale, Softmax, MatMul: nothing between, all in 16 bit
+        scale = node.inputs[0].producer()
+        assert scale.op_type == "Mul" and scale.inputs[0].producer().op_type == "MatMul"
+        assert [use.node.op_type for use in node.outputs[0].uses()] == ["MatMul"]
+        assert node.outputs[0].dtype == scale.outputs[0].dtype == HALF
+    for node in graph:
+        dtypes = {v.dtype for v in node.inputs if v is not None and v.dtype in (FLOAT, HALF)}
+        assert len(dtypes) <= 1, node
+        if node.op_type in ("LayerNormalization", "Einsum", "Exp", "Min", "Max"):
+            assert dtypes == {FLOAT}
+        if node.op_type in ("MatMul", "Gemm", "Conv"):
+            assert dtypes == {HALF}
+        if node.op_type == "Cast":
+            producer = node.inputs[0].producer()
+            assert producer is None or producer.op_type != "Cast", "casts that cancel"
+    assert all(v.dtype == HALF for v in graph.initializers.values() if len(v.shape) == 2)
+    ratio = (tmp_path / "half" / "step.onnx").stat().st_size / (gray_bundle / "step.onnx").stat().st_size
+    assert ratio < 0.75, "the graph itself is a third of this tiny file"
+
+
+def test_weights_beside_the_graph(gray_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "EXTERNAL_DATA_BYTES", 1000)
+    convert_bundle(gray_bundle, tmp_path / "half", "fp16")
+    assert "step.onnx.data" in open_bundle(tmp_path / "half").manifest.files
+    assert worst_end(tmp_path / "half") <= 2e-2
+
+
+def test_planted_overflow(tmp_path: Path) -> None:
+    weights = load_file(GOLDEN / "gray1_cfg" / "model.safetensors")
+    for name in ("weight", "bias"):
+        weights[f"blocks.0.mlp.fc1.{name}"] = weights[f"blocks.0.mlp.fc1.{name}"] * np.float32(1e6)
+    weights["blocks.0.mlp.fc2.weight"] = weights["blocks.0.mlp.fc2.weight"] * np.float32(1e-6)
+    save_file(weights, tmp_path / "m.safetensors")
+    source = tmp_path / "planted"
+    bundle_from_checkpoint(tmp_path / "m.safetensors", source, ExportOptions(heads=2))
+    found = too_large(overflow_scan(open_bundle(source), tmp_path)["step"])
+    assert any("gelu" in name for name in found), found
+    naive = Path(shutil.copytree(source, tmp_path / "naive"))
+    model = ir.load(source / "step.onnx")
+    precision.lower(model, "fp16")
+    (naive / "step.onnx").unlink()
+    precision.save_graph(model, naive / "step.onnx")
+    with pytest.raises(Exception, match=r"match its hash"):
+        open_bundle(naive)
+    convert_bundle(source, tmp_path / "fixed", "fp16")
+    assert worst_end(tmp_path / "fixed") <= 2e-2
+    shutil.copyfile(naive / "step.onnx", tmp_path / "fixed" / "step.onnx")
+    with Sampler(open_bundle(source)) as sampler:
+        sampler.bundle.graph_file("step").write_bytes((naive / "step.onnx").read_bytes())
+        assert not np.isfinite(replay(sampler, sampler.bundle.manifest.golden[0]).error[-1])
+
+
+def test_command_line(gray_bundle: Path, tmp_path: Path) -> None:
+    def ditedge(*arguments: object):
+        return CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
+
+    brain, half = tmp_path / "brain", tmp_path / "half"
+    result = ditedge("convert", "--engine", gray_bundle, "--precision", "bf16", "--out", brain)
+    assert result.exit_code == 0, result.output
+    onnx.checker.check_model(str(brain / "step.onnx"), full_check=True)
+    for arguments, complaint in (
+        (["verify", "--engine", brain], "cannot run"),
+        (["run", "--engine", brain, "-o", tmp_path / "x.png"], "cannot run"),
+        (["convert", "--engine", brain, "--precision", "fp16", "--out", half], "already in 16 bit"),
+        (["convert", "--engine", gray_bundle, "--precision", "fp16", "--out", brain], "--force"),
+        (
+            ["convert", "--engine", gray_bundle, "--precision", "fp16", "--out", gray_bundle, "--force"],
+            "another folder",
+        ),
+    ):
+        result = ditedge(*arguments)
+        assert result.exit_code == 2 and complaint in result.stderr and not half.exists(), result.output
+    checkpoint = GOLDEN / "gray1_cfg" / "model.safetensors"
+    result = ditedge("export", "--ckpt", checkpoint, "--heads", 2, "--precision", "fp16", "--out", half)
+    assert result.exit_code == 0 and ditedge("verify", "--engine", half).exit_code == 0, result.output
+
+
+@pytest.mark.slow
+def test_trained_model(tmp_path: Path) -> None:
+    bundle_from_checkpoint(MODELS / "fashion-dit.safetensors", tmp_path / "f", ExportOptions(heads=3))
+    convert_bundle(tmp_path / "f", tmp_path / "h", "fp16")
+    assert worst_end(tmp_path / "h") <= 2e-2
+    labels, found = [i % 10 for i in range(300)], []
+    for name in ("f", "h"):
+        bundle = open_bundle(tmp_path / name)
+        images = generate(bundle, labels, seeds=range(300), program=bundle.program(steps=25), batch=25)
+        logits, _ = image_features(MODELS / "fashion_classifier.onnx", images)
+        found.append(accuracy(logits, np.array(labels)))
+    print(found)
+    assert abs(found[0] - found[1]) <= 0.01
