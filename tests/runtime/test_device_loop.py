@@ -97,3 +97,282 @@ def test_verify_replays_on_plans(plan_bundle, gpu: DoubleGpu) -> None:
         results = [replay(sampler, golden) for golden in sampler.bundle.manifest.golden]
     assert results and all(result.passed for result in results)
     assert {path.name for path in gpu.deserialized} == {"conditioner.plan", "dit.plan", "decoder.plan"}
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+def test_equals_the_loop_on_onnx_runtime(plan_bundle, gpu: DoubleGpu, sampler: str, cuda_graphs: bool) -> None:
+    """Also with two batches of one shape (a replay), a smaller last one, and other labels, seeds and guidance."""
+    bundle = plan_bundle("gray1_cfg")
+    program = bundle.program(sampler=sampler, steps=6)
+    with Sampler(bundle) as ort, plans(bundle, cuda_graphs) as device:
+        for options in ({"batch": 2}, {"batch": 5}, {"seeds": [1, 2, 3, 4, 5]}, {"away_from": [7] * 5}, {"guidance": 1.5}):
+            same(latents(bundle, device, program, **options), latents(bundle, ort, program, **options))
+
+
+def test_a_shape_is_captured_once_and_replayed(plan_bundle, gpu: DoubleGpu) -> None:
+    bundle = plan_bundle("gray1_cfg")
+    with plans(bundle) as device:
+        first = latents(bundle, device, bundle.program(sampler="ddpm", steps=6))
+        again = latents(bundle, device, bundle.program(sampler="ddpm", steps=6))
+        latents(bundle, device, bundle.program(sampler="ddpm", steps=6), labels=[1, 2, 3, 4, 2], guidance=5.0)
+        assert gpu.log.count("capture") == 1 and gpu.log.count("launch") == 3
+        assert np.array_equal(first, again)
+    assert not gpu.live
+
+
+def test_unguided_steps_run_half_the_evaluations(plan_bundle, gpu: DoubleGpu) -> None:
+    bundle = plan_bundle("gray1_cfg")
+    program = replace(bundle.program(steps=5), guided=np.array([False, True, True, False, True]))
+    with Sampler(bundle) as ort, plans(bundle) as device:
+        same(latents(bundle, device, program), latents(bundle, ort, program))
+        run = next(iter(device._device._runs.values()))
+        evaluations = {name: context.shapes["sample"][0] for name, context in run._contexts.items() if name in ("guided", "plain")}
+    assert evaluations == {"guided": 10, "plain": 5}
+
+
+@pytest.mark.parametrize("steps_held", [1, 3])
+@pytest.mark.parametrize("watched", [False, True])
+def test_modulation_that_does_not_fit_is_computed_in_blocks(plan_bundle, gpu, monkeypatch, steps_held: int, watched: bool) -> None:
+    bundle = plan_bundle("gray1_cfg")
+    row = 4 * (6 * 2 + 2) * 32 * 5  # four labels and the null class
+    monkeypatch.setattr(device_loop, "MODULATION_BYTES", steps_held * row)
+    program = bundle.program(sampler="ddpm", steps=7)
+    with Sampler(bundle) as ort, plans(bundle) as device:
+        same(latents(bundle, device, program, on_progress=(lambda p: None) if watched else None), latents(bundle, ort, program))
+    calls = gpu.log.count("conditioner") - 1  # without the warm-up's
+    assert calls == -(-7 // steps_held)
+
+
+def test_modulation_rows_that_are_not_aligned_are_computed_step_by_step(plan_bundle, gpu, monkeypatch) -> None:
+    """A step's rows begin where TensorRT can bind them, even if the model's width is odd."""
+    monkeypatch.setattr(device_loop, "ALIGNMENT", 4096)
+    bundle = plan_bundle("gray1_cfg")
+    program = bundle.program(sampler="ddpm", steps=3)
+    with Sampler(bundle) as ort, plans(bundle) as device:
+        same(latents(bundle, device, program), latents(bundle, ort, program))
+    assert gpu.log.count("conditioner") == 3 + 1
+    assert all(addresses["modulation"] % 256 == 0 for addresses in gpu.bound)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("draws_held", [2, 4, 5])
+def test_noise_that_does_not_fit_goes_through_a_ring(plan_bundle, gpu, monkeypatch, draws_held: int, watched: bool) -> None:
+    bundle = plan_bundle("gray1_cfg")
+    monkeypatch.setattr(device_loop, "NOISE_BYTES", draws_held * 5 * 8 * 8 * 4)
+    program = bundle.program(sampler="ddpm", steps=11)
+    with Sampler(bundle) as ort, plans(bundle) as device:
+        expected = latents(bundle, ort, program)
+        for _ in range(2):
+            same(latents(bundle, device, program, on_progress=(lambda p: None) if watched else None), expected)
+
+
+def test_samplers_without_noise_upload_none(plan_bundle, gpu: DoubleGpu) -> None:
+    bundle = plan_bundle("gray1_cfg")
+    with plans(bundle) as device:
+        latents(bundle, device, bundle.program(sampler="ddim", steps=9))
+        assert gpu.log.count("copy") == 3  # tables, initial state, result
+
+
+def test_progress_reports_every_step_in_order(plan_bundle, gpu: DoubleGpu) -> None:
+    bundle = plan_bundle("gray1_cfg")
+    program, seen, expected = with_x0_slot(bundle.program(steps=7)), [], []
+    with Sampler(bundle) as ort, plans(bundle) as device:
+        latents(bundle, ort, program, on_progress=lambda p: expected.append((p.done, p.state.copy())))
+        latents(bundle, device, program, on_progress=lambda p: seen.append((p.done, p.state.copy())))
+    assert [done for done, _ in seen] == [done for done, _ in expected]
+    for (_, actual), (_, wanted) in zip(seen, expected, strict=True):
+        same(actual, wanted)
+
+
+def test_work_is_enqueued_ahead_of_the_callback(plan_bundle, gpu: DoubleGpu) -> None:
+    """While the host is in a callback the stream has more to do."""
+    bundle = plan_bundle("gray1_cfg")
+    ahead = []
+    with plans(bundle) as device:
+        latents(bundle, device, bundle.program(sampler="ddim", steps=12), on_progress=lambda p: ahead.append(len(gpu.queue)))
+    assert min(ahead[:8]) >= 1
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_cancel_stops_between_segments_and_leaves_the_sampler_usable(plan_bundle, gpu, watched: bool) -> None:
+    bundle = plan_bundle("gray1_cfg")
+    program, stop, done = bundle.program(sampler="ddpm", steps=40), threading.Event(), []
+
+    class Noise(SeededNoise):
+        def step(self, step: int) -> np.ndarray:
+            stop.set() if step == 9 else None
+            return super().step(step)
+
+    noise = Noise(SEEDS, (1, 8, 8))
+    with Sampler(bundle) as ort, plans(bundle) as device:
+        with pytest.raises(Cancelled, match="of 40"):
+            device.latents(program, LABELS, 3.0, noise, on_step=(lambda e: done.append(e.step)) if watched else None, cancel=stop)
+        assert not gpu.queue and gpu.log.count("step") < 20
+        assert done == list(range(1, len(done) + 1)) and len(done) <= 10
+        same(latents(bundle, device, program, cancel=threading.Event()), latents(bundle, ort, program))
+
+
+def test_a_failing_callback_leaves_the_sampler_usable(plan_bundle, gpu: DoubleGpu) -> None:
+    bundle = plan_bundle("gray1_cfg")
+    program = bundle.program(sampler="ddpm", steps=6)
+
+    def fail(progress) -> None:
+        raise KeyboardInterrupt
+
+    with Sampler(bundle) as ort, plans(bundle) as device:
+        with pytest.raises(KeyboardInterrupt):
+            latents(bundle, device, program, on_progress=fail)
+        same(latents(bundle, device, program), latents(bundle, ort, program))
+
+
+def test_few_runs_are_kept_and_memory_stays_bounded(plan_bundle, gpu: DoubleGpu) -> None:
+    bundle = plan_bundle("gray1_cfg")
+    with plans(bundle) as device:
+        sizes = []
+        for count in (1, 2, 3, 4, 3, 2, 1):
+            latents(bundle, device, bundle.program(steps=3), labels=LABELS[:count], seeds=SEEDS[:count])
+            sizes.append(len(gpu.live))
+        assert len(set(sizes[1:])) == 1 and len(device._device._runs) == device_loop.RUNS_KEPT
+
+
+@pytest.mark.parametrize("case", ["gray1_cfg", "pixel3_no_null_class"])
+def test_images_equal_onnx_runtimes(plan_bundle, gpu: DoubleGpu, monkeypatch, case: str) -> None:
+    from ditedge.runtime import sampler as sampler_module
+
+    bundle = plan_bundle(case)
+    shape = (5, *latent_shape(bundle))
+    some = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    with Sampler(bundle) as ort, plans(bundle) as device:
+        expected = ort.images(some)
+        assert np.array_equal(device.images(some), expected)
+        monkeypatch.setattr(sampler_module, "DECODE_PIXELS", 2 * shape[2] * shape[3])  # pictures in twos, then one
+        assert np.array_equal(device.images(some), expected) and gpu.log.count("decoder") == 1 + 3
+        assert np.array_equal(device.images(np.concatenate([some] * 2)), np.concatenate([expected] * 2))
+
+
+def test_decoding_inside_a_callback_disturbs_nothing(plan_bundle, gpu: DoubleGpu) -> None:
+    """Previews by the decoder: it shares scratch memory with the steps that are enqueued already."""
+    bundle = plan_bundle("gray1_cfg")
+    program = bundle.program(sampler="ddpm", steps=6)
+    with Sampler(bundle) as ort, plans(bundle) as device:
+        pictures = []
+        watched = latents(bundle, device, program, on_progress=lambda p: pictures.append((p.latents.copy(), device.images(p.latents))))
+        same(watched, latents(bundle, ort, program))
+        for shown, picture in pictures:
+            assert np.array_equal(picture, ort.images(shown))
+
+
+def test_bundles_without_decoder(plan_bundle, gpu: DoubleGpu) -> None:
+    from ditedge.runtime.errors import RequestError
+
+    bundle = plan_bundle("latent4_learned_sigma")
+    with plans(bundle) as device:
+        latents(bundle, device, bundle.program(steps=2), labels=[1], seeds=[1])
+        with pytest.raises(RequestError, match="no decoder"):
+            device.images(np.zeros((1, 4, 8, 8), dtype=np.float32))
+
+
+def latent_shape(bundle: Bundle) -> tuple[int, int, int]:
+    model = bundle.manifest.model
+    return model.in_channels, model.input_size, model.input_size
+
+
+# Mutations: each breaks one function of the loop, and what the tests above check must notice.
+
+
+def ten_recorded_steps(plan_bundle) -> None:
+    bundle, program, recorded, guidance = recorded_program("latent4_learned_sigma", "ddpm10", plan_bundle)
+    noise = GivenNoise(recorded["z"], recorded["noise"])
+    with plans(bundle) as sampler:
+        for _ in range(2):
+            final = sampler.latents(program, recorded["y"].tolist(), guidance, noise)
+            assert relative_error(final, recorded["x"][-1]) < TOLERANCE
+
+
+def tightly_packed(monkeypatch) -> None:
+    monkeypatch.setattr(device_loop, "aligned", lambda size: -(-size // 4) * 4)
+
+
+def steps_backwards(monkeypatch) -> None:
+    monkeypatch.setattr(device_loop, "part_of_step", lambda name, step: f"{name}/{9 - step}")
+
+
+def moved_arena(monkeypatch) -> None:
+    real = device_loop.Arena.upload
+
+    def upload(self, parts, stream) -> None:
+        """Reallocates, as a loop would that lets its buffers grow: captured graphs keep the old address."""
+        if any(self._base == block.address and block.written.any() for block in self._gpu.live):
+            self._gpu.free(self._base)
+            self._base = self._gpu.malloc(self._size)
+        real(self, parts, stream)
+
+    monkeypatch.setattr(device_loop.Arena, "upload", upload)
+
+
+def one_state(monkeypatch) -> None:
+    real = device_loop._Run._step
+    monkeypatch.setattr(
+        device_loop._Run, "_step", lambda self, s, m, n, states: real(self, s, m, n, (states[0], states[0]))
+    )
+
+
+def cold_capture(monkeypatch) -> None:
+    monkeypatch.setattr(device_loop._Run, "_warm_up", lambda self: None)
+
+
+def waiting_by_synchronising(monkeypatch) -> None:
+    monkeypatch.setattr(device_loop.DeviceSampler, "wait", lambda self, event: self.gpu.synchronize(self.stream))
+
+
+def forgotten_conditioner(monkeypatch) -> None:
+    monkeypatch.setattr(device_loop._Run, "_modulate", lambda self, call: None)
+
+
+def forgotten_noise(monkeypatch) -> None:
+    monkeypatch.setattr(device_loop._Run, "_upload_noise", lambda self, noise, first, last: None)
+
+
+def freed_too_early(monkeypatch) -> None:
+    real = device_loop._Run._upload_noise
+
+    def upload(self, noise, first, last) -> None:
+        real(self, noise, first, last)
+        self._memory.free()
+
+    monkeypatch.setattr(device_loop._Run, "_upload_noise", upload)
+
+
+MUTATIONS = {
+    tightly_packed: "not aligned to 256",
+    steps_backwards: "assert",
+    moved_arena: "use after free",
+    one_state: "lies over an input",
+    cold_capture: "captured before its first enqueue",
+    waiting_by_synchronising: "host synchronisation while work is enqueued",
+    forgotten_conditioner: "read of memory never written: input modulation",
+    forgotten_noise: "read of memory never written: input noise",
+    freed_too_early: "free while work is enqueued",
+}
+
+
+def test_the_check_that_mutations_break(plan_bundle, gpu: DoubleGpu) -> None:
+    ten_recorded_steps(plan_bundle)
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
+def test_mutations_are_noticed(plan_bundle, gpu: DoubleGpu, monkeypatch, mutate) -> None:
+    mutate(monkeypatch)
+    gpu.may_synchronize = False
+    with pytest.raises(AssertionError, match=MUTATIONS[mutate]) as caught:
+        ten_recorded_steps(plan_bundle)
+    assert isinstance(caught.value, DoubleError) or mutate is steps_backwards
+
+
+def test_shapes_outside_the_profile_reach_no_context(plan_bundle, gpu: DoubleGpu, monkeypatch) -> None:
+    monkeypatch.setattr(device_loop, "check_shape", lambda *arguments: None)
+    monkeypatch.setattr(device_loop, "check_fits", lambda *arguments: None)
+    bundle = plan_bundle("gray1_cfg")
+    with plans(bundle) as device, pytest.raises(DoubleError, match="outside the profile"):
+        latents(bundle, device, bundle.program(steps=3), labels=[1] * 9, seeds=list(range(9)), batch=9)
