@@ -148,7 +148,7 @@ class DeviceSampler:
         self.graphs = cuda_graphs and self.plans["step"].capturable and self.plans["conditioner"].capturable
         self.stream = self.gpu.stream()
         self._memory = Memory(self.gpu)
-        # Never moved, because captured graphs hold its address; used by one graph at a time, because there is one stream
+        # Never moved: captured graphs hold its address. Used by one graph at a time: there is one stream.
         self.scratch_size = max([ALIGNMENT, *(plan.scratch_bytes for plan in self.plans.values())])
         self.scratch = self._memory.device(self.scratch_size)
         self._runs: dict[RunShape, _Run] = {}  # the most recently used last
@@ -210,9 +210,11 @@ class DeviceSampler:
             return
         self._open = False
         self.gpu.synchronize(self.stream)
-        for owner in (*self._runs.values(), *self._decoders.values()):
-            owner.close()
-        self._runs.clear(), self._decoders.clear(), self.plans.clear()
+        for run in self._runs.values():
+            run.close()
+        for decoder in self._decoders.values():
+            decoder.close()
+        self._runs, self._decoders, self.plans = {}, {}, {}
         self._memory.free()
         self.gpu.destroy_stream(self.stream)
 

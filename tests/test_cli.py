@@ -230,6 +230,16 @@ def noise_file(**tensors: np.ndarray):
     return make
 
 
+def plan(*options: object) -> Callable[[Path], list[object]]:
+    """A run of a file that is called a plan."""
+
+    def arguments(folder: Path) -> list[object]:
+        (folder / "gray" / "dit.plan").touch()
+        return ["run", "--engine", folder / "gray" / "dit.plan", *options]
+
+    return arguments
+
+
 BAD = {
     "truncated safetensors": (truncated("model.safetensors"), "cut short"),
     "truncated pt": (truncated("model.pt"), "cut short"),
@@ -266,9 +276,10 @@ BAD = {
     "opset out of range": (export("--heads", 2, "--opset", 7), "--opset"),
     "no such bundle": (lambda f: ["run", "--engine", f / "nope"], "nope does not exist"),
     "not a bundle": (lambda f: ["run", "--engine", f], "is not a bundle"),
-    "a tensorrt plan": (
-        lambda f: [(f / "gray" / "dit.plan").touch(), "run", "--engine", f / "gray" / "dit.plan"][1:],
-        "dit.plan",
+    "a tensorrt plan": (plan(), "/gray"),  # for want of a library, a GPU or its record; see test_plan_refusals
+    "a tensorrt plan on a provider": (
+        plan("--provider", "cuda"),
+        "does not run on ONNX Runtime's provider 'cuda'",
     ),
     "tampered graph": (damaged(flip_byte), "does not match its hash"),
     "missing graph": (damaged(lambda b: (b / "step.onnx").unlink()), "step.onnx is missing"),

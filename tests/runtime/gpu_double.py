@@ -55,6 +55,7 @@ class DoubleGpu:
         self.events: dict[int, bool] = {}  # whether the last record of it was passed
         self.streams: set[int] = set()
         self.handles = 1000
+        self.broken = ""
         self.deserialized: list[Path] = []
 
     # libraries and device
@@ -120,7 +121,8 @@ class DoubleGpu:
                 start = address - block.address
                 self.demand(start + size <= len(block.data), f"{size} bytes reach beyond their allocation")
                 return block, slice(start, start + size)
-        raise DoubleError("address outside every allocation")
+        self.demand(False, "address outside every allocation")
+        raise AssertionError
 
     def read(self, address: int, size: int, what: str) -> np.ndarray:
         block, part = self.find(address, size)
@@ -213,8 +215,10 @@ class DoubleGpu:
         return self.handles
 
     def demand(self, fine: bool, complaint: str) -> None:
-        if not fine:
-            raise DoubleError(complaint)
+        """Like CUDA's own errors, the first one stays: whatever is called afterwards reports it again."""
+        self.broken = self.broken or ("" if fine else complaint)
+        if self.broken:
+            raise DoubleError(self.broken)
 
 
 class DoublePlan:

@@ -106,7 +106,13 @@ def test_equals_the_loop_on_onnx_runtime(plan_bundle, gpu: DoubleGpu, sampler: s
     bundle = plan_bundle("gray1_cfg")
     program = bundle.program(sampler=sampler, steps=6)
     with Sampler(bundle) as ort, plans(bundle, cuda_graphs) as device:
-        for options in ({"batch": 2}, {"batch": 5}, {"seeds": [1, 2, 3, 4, 5]}, {"away_from": [7] * 5}, {"guidance": 1.5}):
+        for options in (
+            {"batch": 2},
+            {"batch": 5},
+            {"seeds": [1, 2, 3, 4, 5]},
+            {"away_from": [7] * 5},
+            {"guidance": 1.5},
+        ):
             same(latents(bundle, device, program, **options), latents(bundle, ort, program, **options))
 
 
@@ -127,19 +133,26 @@ def test_unguided_steps_run_half_the_evaluations(plan_bundle, gpu: DoubleGpu) ->
     with Sampler(bundle) as ort, plans(bundle) as device:
         same(latents(bundle, device, program), latents(bundle, ort, program))
         run = next(iter(device._device._runs.values()))
-        evaluations = {name: context.shapes["sample"][0] for name, context in run._contexts.items() if name in ("guided", "plain")}
+        evaluations = {
+            name: context.shapes["sample"][0] for name, context in run._contexts.items() if name in ("guided", "plain")
+        }
     assert evaluations == {"guided": 10, "plain": 5}
 
 
 @pytest.mark.parametrize("steps_held", [1, 3])
 @pytest.mark.parametrize("watched", [False, True])
-def test_modulation_that_does_not_fit_is_computed_in_blocks(plan_bundle, gpu, monkeypatch, steps_held: int, watched: bool) -> None:
+def test_modulation_that_does_not_fit_is_computed_in_blocks(
+    plan_bundle, gpu, monkeypatch, steps_held: int, watched: bool
+) -> None:
     bundle = plan_bundle("gray1_cfg")
     row = 4 * (6 * 2 + 2) * 32 * 5  # four labels and the null class
     monkeypatch.setattr(device_loop, "MODULATION_BYTES", steps_held * row)
     program = bundle.program(sampler="ddpm", steps=7)
     with Sampler(bundle) as ort, plans(bundle) as device:
-        same(latents(bundle, device, program, on_progress=(lambda p: None) if watched else None), latents(bundle, ort, program))
+        same(
+            latents(bundle, device, program, on_progress=(lambda p: None) if watched else None),
+            latents(bundle, ort, program),
+        )
     calls = gpu.log.count("conditioner") - 1  # without the warm-up's
     assert calls == -(-7 // steps_held)
 
@@ -157,7 +170,9 @@ def test_modulation_rows_that_are_not_aligned_are_computed_step_by_step(plan_bun
 
 @pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("draws_held", [2, 4, 5])
-def test_noise_that_does_not_fit_goes_through_a_ring(plan_bundle, gpu, monkeypatch, draws_held: int, watched: bool) -> None:
+def test_noise_that_does_not_fit_goes_through_a_ring(
+    plan_bundle, gpu, monkeypatch, draws_held: int, watched: bool
+) -> None:
     bundle = plan_bundle("gray1_cfg")
     monkeypatch.setattr(device_loop, "NOISE_BYTES", draws_held * 5 * 8 * 8 * 4)
     program = bundle.program(sampler="ddpm", steps=11)
@@ -190,7 +205,9 @@ def test_work_is_enqueued_ahead_of_the_callback(plan_bundle, gpu: DoubleGpu) -> 
     bundle = plan_bundle("gray1_cfg")
     ahead = []
     with plans(bundle) as device:
-        latents(bundle, device, bundle.program(sampler="ddim", steps=12), on_progress=lambda p: ahead.append(len(gpu.queue)))
+        latents(
+            bundle, device, bundle.program(sampler="ddim", steps=12), on_progress=lambda p: ahead.append(len(gpu.queue))
+        )
     assert min(ahead[:8]) >= 1
 
 
@@ -207,7 +224,9 @@ def test_cancel_stops_between_segments_and_leaves_the_sampler_usable(plan_bundle
     noise = Noise(SEEDS, (1, 8, 8))
     with Sampler(bundle) as ort, plans(bundle) as device:
         with pytest.raises(Cancelled, match="of 40"):
-            device.latents(program, LABELS, 3.0, noise, on_step=(lambda e: done.append(e.step)) if watched else None, cancel=stop)
+            device.latents(
+                program, LABELS, 3.0, noise, on_step=(lambda e: done.append(e.step)) if watched else None, cancel=stop
+            )
         assert not gpu.queue and gpu.log.count("step") < 20
         assert done == list(range(1, len(done) + 1)) and len(done) <= 10
         same(latents(bundle, device, program, cancel=threading.Event()), latents(bundle, ort, program))
@@ -257,7 +276,9 @@ def test_decoding_inside_a_callback_disturbs_nothing(plan_bundle, gpu: DoubleGpu
     program = bundle.program(sampler="ddpm", steps=6)
     with Sampler(bundle) as ort, plans(bundle) as device:
         pictures = []
-        watched = latents(bundle, device, program, on_progress=lambda p: pictures.append((p.latents.copy(), device.images(p.latents))))
+        watched = latents(
+            bundle, device, program, on_progress=lambda p: pictures.append((p.latents.copy(), device.images(p.latents)))
+        )
         same(watched, latents(bundle, ort, program))
         for shown, picture in pictures:
             assert np.array_equal(picture, ort.images(shown))
@@ -276,6 +297,28 @@ def test_bundles_without_decoder(plan_bundle, gpu: DoubleGpu) -> None:
 def latent_shape(bundle: Bundle) -> tuple[int, int, int]:
     model = bundle.manifest.model
     return model.in_channels, model.input_size, model.input_size
+
+
+def test_run_and_verify_take_a_plan(plan_bundle, gpu: DoubleGpu, tmp_path: Path) -> None:
+    """The command line: the same picture and previews as from the bundle's graphs, and every replay passed."""
+    from click.testing import CliRunner
+    from PIL import Image
+
+    from ditedge.cli import main
+
+    bundle = plan_bundle("gray1_cfg")
+    plan, runner = bundle.folder / "engines" / "double" / "dit.plan", CliRunner()
+    for name, engine in (("plan", plan), ("onnx", bundle.folder)):
+        result = runner.invoke(
+            main, ["run", "--engine", str(engine), "--count", "3", "--batch", "2", "--steps", "6", "--preview-every", "3", "-o", str(tmp_path / f"{name}.png")]
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+    for suffix in ("png", "preview-0003.png", "preview-0006.png"):
+        with Image.open(tmp_path / f"plan.{suffix}") as actual, Image.open(tmp_path / f"onnx.{suffix}") as expected:
+            assert np.abs(np.asarray(actual).astype(int) - np.asarray(expected)).max() <= 1
+    result = runner.invoke(main, ["verify", "--engine", str(plan)])
+    assert result.exit_code == 0 and "passed" in result.output, result.output
+    assert gpu.log.count("decoder") == 6 and not gpu.live  # two batches: two previews and the pictures of each
 
 
 # Mutations: each breaks one function of the loop, and what the tests above check must notice.
@@ -374,5 +417,5 @@ def test_shapes_outside_the_profile_reach_no_context(plan_bundle, gpu: DoubleGpu
     monkeypatch.setattr(device_loop, "check_shape", lambda *arguments: None)
     monkeypatch.setattr(device_loop, "check_fits", lambda *arguments: None)
     bundle = plan_bundle("gray1_cfg")
-    with plans(bundle) as device, pytest.raises(DoubleError, match="outside the profile"):
+    with pytest.raises(DoubleError, match="outside the profile"), plans(bundle) as device:
         latents(bundle, device, bundle.program(steps=3), labels=[1] * 9, seeds=list(range(9)), batch=9)
