@@ -87,6 +87,10 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
       ditedge export --ckpt models/fashion-dit.safetensors --heads 3 --classes models/fashion-dit.classes.txt
     """
     plans_for, precision = options.pop("plans_for"), options.pop("precision")
+    if plans_for:
+        from ditedge.runtime.tensorrt_library import load_library
+
+        load_library(plans_for)  # missing, it is missed now, not after the export
     exporter = _exporter()
     target = out or Path(f"{ckpt.absolute().name}-bundle" if ckpt.is_dir() else ckpt.with_suffix("").name)
     settings = exporter.ExportOptions(labels=_class_names(classes), **options)

@@ -13,7 +13,7 @@ from typing import Any
 
 from .build import BuildLog, parse_graph
 from .build_errors import refusal
-from .errors import EngineError
+from .errors import EngineError, RequestError
 from .layers import layers_from_log
 from .lint import Attention, Lint, is_float
 from .tensorrt_library import Library, first_gpu, load_library, make_logger
@@ -29,7 +29,11 @@ def lint_graph(path: Path, arch: str = "sm86", library: Library | None = None) -
 
     Raises EngineError when there is no library, or when it refuses the graph.
     """
+    if not path.is_file():
+        raise RequestError(f"{path}: no such file")
     library = library or _library()
+    if library.is_rtx and not library.has("ComputeCapability", arch.upper()):
+        raise RequestError(f"--arch {arch} is no GPU that {library.name} builds for, as sm86 is")
     trt, log = library.module, BuildLog()
     builder = trt.Builder(make_logger(library, log))
     network, parser = parse_graph(library, builder, path, log.errors)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,8 +13,11 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
 
 from ditedge.cli import main
 from ditedge.runtime import open_bundle, tensorrt_library
@@ -226,3 +231,104 @@ def test_missing_tensorrt_says_where_it_comes_from(gray_bundle: Path) -> None:
 def test_a_bundle_with_a_wrong_hash_is_not_built(gray_bundle: Path) -> None:
     (gray_bundle / "step.onnx").write_bytes((gray_bundle / "step.onnx").read_bytes()[:-1] + b"\0")
     refused(gray_bundle, ["--target", "tensorrt-rtx"], "does not match its hash")
+
+
+def replace_decoder(
+    bundle: Path, nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], opset: int = 20
+) -> None:
+    """Another decoder graph, from "latent" to "image", with its hash in the manifest."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (info,) = manifest["graphs"]["decoder"]["inputs"]
+    shape = info["shape"]
+    io = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("latent", "image")]
+    graph = helper.make_graph(nodes, "decoder", io[:1], io[1:], constants)
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("mine", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=10), bundle / "decoder.onnx")
+    file = bundle / "decoder.onnx"
+    manifest["files"]["decoder.onnx"] = {"sha256": sha256_of_file(file), "bytes": file.stat().st_size}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+@needs_rtx
+def test_fp8_on_ampere_is_refused_in_words(gray_bundle: Path) -> None:
+    side = open_bundle(gray_bundle).manifest.model.input_size
+    weight = numpy_helper.from_array(np.eye(side, dtype=np.float32), "w")
+    scale = numpy_helper.from_array(np.float32(0.01), "s")
+    zero = helper.make_tensor("z", TensorProto.FLOAT8E4M3FN, [], [0.0])
+    nodes = []
+    for name in ("latent", "w"):
+        nodes.append(helper.make_node("QuantizeLinear", [name, "s", "z"], [f"{name}_q"]))
+        nodes.append(helper.make_node("DequantizeLinear", [f"{name}_q", "s", "z"], [f"{name}_dq"]))
+    nodes.append(helper.make_node("MatMul", ["latent_dq", "w_dq"], ["image"]))
+    replace_decoder(gray_bundle, nodes, [weight, scale, zero])
+    refused(gray_bundle, ["--target", "tensorrt-rtx", "--arch", "sm86"], "fp8_e4m3 numbers, which sm86 cannot compute")
+
+
+@needs_rtx
+def test_an_operator_that_tensorrt_lacks_is_named(gray_bundle: Path) -> None:
+    replace_decoder(gray_bundle, [helper.make_node("Frobnicate", ["latent"], ["image"], "odd", domain="mine")], [])
+    refused(gray_bundle, ["--target", "tensorrt-rtx"], "refuses operator Frobnicate (node odd) of decoder.onnx")
+
+
+@needs_rtx
+def test_asymmetric_quantisation_is_refused_in_words(gray_bundle: Path) -> None:
+    scale = numpy_helper.from_array(np.float32(0.01), "s")
+    zero = numpy_helper.from_array(np.array(3, np.int8), "z")
+    nodes = [
+        helper.make_node("QuantizeLinear", ["latent", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["image"]),
+    ]
+    replace_decoder(gray_bundle, nodes, [scale, zero])
+    refused(gray_bundle, ["--target", "tensorrt-rtx"], "quantise again with zero points of 0")
+
+
+@needs_rtx
+@pytest.mark.parametrize("arguments", [["--workspace", "64"], ["--optimization-level", "0"]])
+def test_options_that_a_build_takes_without_a_gpu(gray_bundle: Path, arguments: list[str]) -> None:
+    command = ["build", "--engine", str(gray_bundle), "--target", "tensorrt-rtx", "--max-batch", "1", *arguments]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert "dit.plan" in result.stdout and "1 image(s)" in result.stderr
+
+
+@needs_rtx
+def test_weight_streaming_is_in_the_record(gray_bundle: Path) -> None:
+    record = build_bundle(open_bundle(gray_bundle), BuildOptions("tensorrt-rtx", weight_streaming=8))
+    assert (record.flags, record.weight_streaming_mb) == (["WEIGHT_STREAMING"], 8)
+
+
+def test_print_trtexec_prints_the_same_build(gray_bundle: Path) -> None:
+    arguments = ["--target", "tensorrt", "--max-batch", "2", "--workspace", "512", "--timing-cache", "t.cache",
+                 "--version-compatible", "--hardware-compatible", "--strip-weights", "--weight-streaming", "100",
+                 "--dla", "1", "--optimization-level", "4", "--print-trtexec"]  # fmt: skip
+    result = CliRunner().invoke(main, ["build", "--engine", str(gray_bundle), *arguments])
+    assert result.exit_code == 0, result.output
+    commands = [shlex.split(line) for line in result.stdout.splitlines()]
+    assert [Path(words[1]).name for words in commands] == ["conditioner.onnx", "step.onnx", "decoder.onnx"]
+    step = commands[1]
+    assert step[0] == "trtexec" and step[2].endswith("engines/tensorrt/dit.plan")
+    model = open_bundle(gray_bundle).manifest.model
+    state = f"x{model.in_channels}x{model.input_size}x{model.input_size}"
+    (most,) = [word for word in step if word.startswith("--maxShapes=")]
+    assert f"state:2x4{state}" in most and "sample:4," in most and f"combine:2x4x{model.out_channels}" in most
+    for flag in ("--stronglyTyped", "--memPoolSize=workspace:512M", "--timingCacheFile=t.cache", "--versionCompatible",
+                 "--hardwareCompatibilityLevel=ampere+", "--stripWeights", "--allowWeightStreaming", "--useDLACore=1",
+                 "--allowGPUFallback", "--builderOptimizationLevel=4", "--profilingVerbosity=detailed"):  # fmt: skip
+        assert flag in step
+    assert not (gray_bundle / "engines").exists()
+
+
+def test_print_trtexec_for_rtx_names_the_gpus(gray_bundle: Path) -> None:
+    command = [
+        "build",
+        "--engine",
+        str(gray_bundle),
+        "--target",
+        "tensorrt-rtx",
+        "--arch",
+        "sm86,SM120",
+        "--print-trtexec",
+    ]
+    lines = CliRunner().invoke(main, command).stdout.splitlines()
+    assert len(lines) == 3 and all(line.startswith("tensorrt_rtx ") for line in lines)
+    assert all("--computeCapabilities=86,120" in line and "--stronglyTyped" not in line for line in lines)
