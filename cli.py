@@ -213,29 +213,48 @@ def convert(engine: Path, precision: str, out: Path, force: bool) -> None:
 @main.command()
 @click.option("--engine", type=FILE, required=True, help="The float32 bundle to quantise.")
 @click.option("--out", type=FILE, required=True, help="Bundle folder to write.")
-@click.option("--precision", type=click.Choice(["int8"]), default="int8", show_default=True,
-              help="Of the weights, and with int8 of the activations of every linear.")  # fmt: skip
-@click.option("--runtime", type=click.Choice(["onnxruntime"]), default="onnxruntime", show_default=True,
+@click.option("--precision", type=click.Choice(["int8", "fp8", "int4"]), default="int8", show_default=True,
+              help="int8 and fp8: weights and activations; int4: weights alone.")  # fmt: skip
+@click.option("--runtime", type=click.Choice(["onnxruntime", "tensorrt"]), default="onnxruntime", show_default=True,
               help="Whose kernels the graph is written for.")  # fmt: skip
-@click.option("--activations", type=click.Choice(["per-token", "per-tensor"]), default="per-token", show_default=True,
-              help="Scales of the activations.")  # fmt: skip
+@click.option("--target", help="GPU architecture that it is for, such as sm86: refused when it lacks the arithmetic.")
+@click.option("--activations", type=click.Choice(["per-token", "per-tensor"]),
+              help="int8 for onnxruntime: what shares a scale. [default: per-token]")  # fmt: skip
+@click.option("--smoothing", type=float, help="SmoothQuant's alpha, 0 is off. [default: 0.5 for static int8, else off]")
+@click.option("--protect/--no-protect", default=True, help="Leave the final layer in float32. [default: yes]")
+@click.option("--naive", is_flag=True, help="Static int8, one scale per tensor, nothing smoothed or protected.")
+@click.option("--keep-layer", "keep", multiple=True, help="Leave it in float32: blocks.0.mlp.fc2, blocks.0, fc2.")
+@click.option("--keep", "keep_count", type=click.IntRange(min=0), help="Rank layers; leave the N best in float32.")
+@click.option("--budget", help="drift=X: leave as few layers in float32 as hold the latents' relative drift below X.")
+@click.option("--program", help="Calibrate on this ready program of the bundle. [default: the bundle's]")
+@click.option("--sampler", help="... or on this sampler, as for `run`.")
+@click.option("--steps", type=int, help="... with so many steps.")
 @click.option(
-    "--keep-layer", "keep", multiple=True, help="Leave this layer in float32: blocks.0.mlp.fc2, blocks.0, fc2."
+    "--samples", type=click.IntRange(min=1), help="Images of the calibration set. [default: 32; large DiTs: 4]"
 )
+@click.option("--statistics", type=FILE, help="File for the statistics. [default: one in the user's cache]")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-def quantize(engine: Path, out: Path, **options: Any) -> None:
-    """Make a smaller, faster bundle from a float32 one.
+def quantize(engine: Path, out: Path, budget: str | None, **options: Any) -> None:
+    """Make a smaller, faster bundle from a float32 one (docs/quantization.md).
 
     \b
     Examples:
       ditedge quantize --engine fashion --precision int8 --out fashion-int8
+      ditedge quantize --engine fashion --precision int8 --runtime tensorrt --budget drift=0.02 --out fashion-trt
+      ditedge quantize --engine fashion --precision fp8 --runtime tensorrt --target sm89 --out fashion-fp8
     """
-    from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
+    try:
+        from ditedge.calibration.quantize import QuantizeOptions, drift_budget, quantize_bundle
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'ditedge[calibrate]' on a workstation") from None
 
     with _status() as report:
-        manifest = quantize_bundle(engine, out, QuantizeOptions(**options), report)
+        chosen = QuantizeOptions(budget=drift_budget(budget) if budget else None, **options)
+        manifest = quantize_bundle(engine, out, chosen, report)
     size = sum(info.bytes for info in manifest.files.values())
-    click.echo(f"wrote {out}: {size / 1e6:.1f} MB")
+    assert manifest.quantization is not None
+    kept = ", ".join(manifest.quantization.kept) or "none"
+    click.echo(f"wrote {out}: {size / 1e6:.1f} MB, in float32: {kept}")
     click.echo(f"next: ditedge run --engine {out}")
 
 

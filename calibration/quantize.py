@@ -89,6 +89,18 @@ class _Plan:
         return self.activations == "static" or self.smoothing is not None
 
 
+def drift_budget(text: str) -> float:
+    """ "drift=0.02" -> 0.02. Raises RequestError."""
+    name, _, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if name.strip() != "drift" or not 0 < number < 1:
+        raise RequestError(f"--budget {text}: write drift=X with X between 0 and 1, such as drift=0.02")
+    return number
+
+
 def quantize_bundle(
     source: Path, out: Path, options: QuantizeOptions, report: Callable[[str], None] = lambda _: None
 ) -> Manifest:

@@ -5,7 +5,9 @@ one run of the graph, on states that the exact network really visits (random inp
 neither the outliers nor the correlations of activations). A layer's contribution is the error that rounding it alone
 adds to the latents over a whole trajectory, relative to the final latents, steps taken as independent:
 
-    contribution^2 = (N / P) sum over P recorded steps of ||x'(layer rounded) - x'||^2 / ||final x||^2, x' the next latents
+    contribution^2 = (N / P) sum over P recorded steps of ||x'(layer rounded) - x'||^2 / ||final x||^2
+
+with x' the latents after the step, of N steps in all.
 
 Layers are left in float32 in the order of contribution^2 per byte that this costs.
 """

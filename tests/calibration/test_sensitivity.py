@@ -1,0 +1,72 @@
+"""Ranking layers and choosing which stay in float32."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ditedge.calibration.int8 import dynamic_int8
+from ditedge.calibration.qdq import blockwise_int4
+from ditedge.calibration.quantize import QuantizeOptions, drift_budget, quantize_bundle
+from ditedge.calibration.sensitivity import drift, fewest_kept, latents_of, layer_sensitivities
+from ditedge.runtime import open_bundle
+from ditedge.runtime.errors import RequestError
+
+
+def test_contributions_add_up_to_the_drift(golden_bundle, tmp_path: Path) -> None:
+    """Squares of independent errors add; a trajectory amplifies or damps them, hence a factor and not equality."""
+    bundle = open_bundle(golden_bundle("gray1_cfg"))
+    program = bundle.program("ddim-10")
+    layers = [f"blocks.{i}.{x}" for i in range(bundle.manifest.model.depth) for x in ("attn.qkv", "mlp.fc1", "mlp.fc2")]
+    coarse = layer_sensitivities(bundle, program, layers, lambda m, l: blockwise_int4(m, l, "tensorrt"), 4)
+    fine = layer_sensitivities(bundle, program, layers, lambda m, l: dynamic_int8(m, l, "per-token"), 8)
+    assert {entry.layer for entry in coarse} == {entry.layer for entry in fine} == set(layers)
+    assert [entry.gain for entry in coarse] == sorted((entry.gain for entry in coarse), reverse=True)
+    by_name = {entry.layer: entry.contribution for entry in fine}
+    assert all(entry.contribution > by_name[entry.layer] > 0 for entry in coarse), "4 bits cost more than 8"
+    quantize_bundle(bundle.folder, tmp_path / "int4", QuantizeOptions("int4", "tensorrt", keep=("attn.proj",)))
+    measured = drift(latents_of(open_bundle(tmp_path / "int4"), program), latents_of(bundle, program))
+    predicted = np.sqrt(sum(entry.contribution**2 for entry in coarse))
+    assert 1 / 4 < predicted / measured < 4
+
+
+def test_keep_takes_the_head_of_the_ranking(golden_bundle, tmp_path: Path) -> None:
+    source, out = golden_bundle("gray1_cfg"), tmp_path / "kept"
+    manifest = quantize_bundle(source, out, QuantizeOptions(keep_count=2, program="ddim-10"))
+    ranking = json.loads((out / "sensitivity.json").read_text())
+    assert manifest.quantization is not None
+    assert manifest.quantization.kept == ["final_layer.linear", ranking[0]["layer"], ranking[1]["layer"]]
+    assert "sensitivity.json" in manifest.files
+
+
+def test_budget_is_kept_as_measured(golden_bundle, tmp_path: Path) -> None:
+    source = golden_bundle("gray1_cfg")
+    exact, program = open_bundle(source), open_bundle(source).program("ddim-10")
+    reference = latents_of(exact, program)
+    quantize_bundle(source, tmp_path / "plain", QuantizeOptions("int4"))
+    plain = drift(latents_of(open_bundle(tmp_path / "plain"), program), reference)
+    options = QuantizeOptions("int4", budget=plain / 2, program="ddim-10")
+    manifest = quantize_bundle(source, tmp_path / "budget", options)
+    assert drift(latents_of(open_bundle(tmp_path / "budget"), program), reference) <= plain / 2 * 1.001
+    assert manifest.quantization is not None and 1 < len(manifest.quantization.kept)
+    with pytest.raises(RequestError, match="not reached even"):
+        quantize_bundle(source, tmp_path / "never", QuantizeOptions("int4", budget=1e-7, program="ddim-10"))
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("needed", range(6))
+def test_fewest_kept_is_the_smallest_that_fits(needed: int) -> None:
+    names = [f"layer{i}" for i in range(5)]
+    found = fewest_kept(names, lambda kept: 0.01 if len(kept) >= needed else 0.2, 0.05)
+    assert found == ((needed, 0.01) if needed <= 5 else None)
+    assert fewest_kept(names, lambda kept: 0.2, 0.05) is None
+
+
+def test_budget_text() -> None:
+    assert drift_budget("drift=0.02") == 0.02
+    for text in ("0.02", "drift=", "drift=2", "size=0.1", "drift=nan"):
+        with pytest.raises(RequestError, match="write drift=X"):
+            drift_budget(text)
