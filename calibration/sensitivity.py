@@ -1,13 +1,8 @@
-"""Which layers cost quality when they are rounded: measured one by one on states of the sampler's own trajectory.
+"""Which layers cost quality when they are rounded: measured one by one on the sampler's own trajectories.
 
-One graph holds every linear twice, exact and rounded, and an input says which of the two is used, so a layer's error is
-one run of the graph, on states that the exact network really visits (random inputs rank layers differently: they have
-neither the outliers nor the correlations of activations). A layer's contribution is the error that rounding it alone
-adds to the latents over a whole trajectory, relative to the final latents, steps taken as independent:
-
-    contribution^2 = (N / P) sum over P recorded steps of ||x'(layer rounded) - x'||^2 / ||final x||^2
-
-with x' the latents after the step, of N steps in all.
+One graph holds every linear twice, exact and rounded, and an input says which of the two is used. A layer's
+contribution is the drift of the final latents when it alone is rounded, from the first step to the last: the trajectory
+decides how much an early error still matters in the end, which neither random inputs nor single steps can tell.
 
 Layers are left in float32 in the order of contribution^2 per byte that this costs.
 """
@@ -30,7 +25,6 @@ from ..runtime.sampler import Sampler, SeededNoise
 from .collect import FIRST_SEED, spread_classes
 from .linears import Linear, constant, find_linears, insert, load_graph, save_graph
 
-POINTS = 10  # recorded steps
 LARGE_MODEL = 200_000_000  # parameters
 SEED = FIRST_SEED + (1 << 20)  # neither calibration's images nor an evaluation's
 FLAGS = "rounded"  # the extra input: [layers] bool
@@ -40,7 +34,7 @@ Rounding = Callable[[Any, list[Linear]], None]  # rewrites these linears of an i
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """contribution: to the relative error of the final latents. bytes: what leaving the layer in float32 costs."""
+    """contribution: drift when this layer alone is rounded. bytes: what leaving it in float32 costs."""
 
     layer: str
     contribution: float
@@ -61,7 +55,6 @@ def layer_sensitivities(
     report: Callable[[str], None] = lambda _: None,
 ) -> list[Sensitivity]:
     """The layers of the float `bundle`, the one to be left in float32 first at the head."""
-    points, final = _record(bundle, program)
     model = load_graph(bundle.graph_file("step"))
     chosen = [linear for linear in find_linears(model) if linear.name in layers]
     sizes = {
@@ -70,22 +63,18 @@ def layer_sensitivities(
     _twin(model, chosen)
     rounding(model, chosen)
     names = [linear.name for linear in chosen]
-    found = []
     with tempfile.TemporaryDirectory() as folder:
         save_graph(model, Path(folder) / "step.onnx")
         del model
-        engine = open_engine(Path(folder) / "step.onnx", EngineOptions())
-    exact = [_next_latents(engine, point, np.zeros(len(names), bool)) for point in points]
-    for i, name in enumerate(names):
-        report(f"measuring layer {i + 1} of {len(names)}: {name}")
-        flags = np.arange(len(names)) == i
-        errors = [
-            np.sum((_next_latents(engine, point, flags) - latents) ** 2)
-            for point, latents in zip(points, exact, strict=True)
-        ]
-        squared = program.steps / len(points) * np.sum(errors) / np.sum(np.float64(final) ** 2)
-        found.append(Sensitivity(name, float(np.sqrt(squared)), sizes[name]))
-    engine.close()
+        engine = _Switched(open_engine(Path(folder) / "step.onnx", EngineOptions()), len(names))
+    found = []
+    with Sampler(bundle, engines={"step": engine}) as sampler:
+        engine.flags[:] = False
+        exact = _run(sampler, program)
+        for i, name in enumerate(names):
+            report(f"measuring layer {i + 1} of {len(names)}: {name}")
+            engine.flags[:] = np.arange(len(names)) == i
+            found.append(Sensitivity(name, drift(_run(sampler, program), exact), sizes[name]))
     return sorted(found, key=lambda entry: -entry.gain)
 
 
@@ -126,43 +115,23 @@ def fewest_kept(ranked: list[str], drift_with: Callable[[list[str]], float], bud
 
 def _run(sampler: Sampler, program: Program) -> np.ndarray:
     info = sampler.bundle.manifest.model
-    samples = 8 if info.parameters < LARGE_MODEL else 2
+    samples = 4 if info.parameters < LARGE_MODEL else 1
     labels = spread_classes(samples, info.num_classes)
     noise = SeededNoise([SEED + i for i in range(samples)], (info.in_channels, info.input_size, info.input_size))
     return sampler.latents(program, labels, sampler.bundle.manifest.defaults.guidance, noise)
 
 
-class _Inputs:
-    """A step engine that keeps the inputs of some of its runs."""
+class _Switched:
+    """The graph of twins as a step engine. flags [layers] bool: which of them are rounded."""
 
-    def __init__(self, engine: Engine, wanted: set[int]) -> None:
-        self._engine, self.inputs, self._wanted, self._runs = engine, engine.inputs, wanted, 0
-        self.kept: list[dict[str, np.ndarray]] = []
+    def __init__(self, engine: Engine, layers: int) -> None:
+        self._engine, self.inputs, self.flags = engine, engine.inputs, np.zeros(layers, bool)
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        if self._runs in self._wanted:
-            self.kept.append({name: array.copy() for name, array in inputs.items()})
-        self._runs += 1
-        self._engine.run(inputs, outputs)
+        self._engine.run({**inputs, FLAGS: self.flags}, outputs)
 
     def close(self) -> None:
         self._engine.close()
-
-
-def _record(bundle: Bundle, program: Program) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
-    """Inputs of the step graph at evenly spread steps, and the final latents [samples, C, H, W]."""
-    wanted = set(np.linspace(0, program.steps - 1, POINTS).round().astype(int).tolist())
-    engine = _Inputs(open_engine(bundle.graph_file("step"), EngineOptions()), wanted)
-    with Sampler(bundle, engines={"step": engine}) as sampler:
-        final = _run(sampler, program)
-    return engine.kept, final
-
-
-def _next_latents(engine: Engine, point: dict[str, np.ndarray], flags: np.ndarray) -> np.ndarray:
-    """Slot 0 [B, C, H, W] float64: the other slots are solver memory, which enters it later, scaled down."""
-    result = np.empty_like(point["state"])
-    engine.run({**point, FLAGS: flags}, {"next_state": result})
-    return np.float64(result[:, 0])
 
 
 def _twin(model: Any, linears: list[Linear]) -> None:

@@ -166,7 +166,7 @@ def build(path: Path, bundle: Bundle, graph: str, architecture: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "options,architecture", zip(FORMS[:3], ("SM86", "SM89", "SM86"), strict=True), ids=("int8", "fp8", "int4")
+    "options,architecture", [*zip(FORMS[:3], ("SM86", "SM89", "SM86"), strict=True)], ids=("int8", "fp8", "int4")
 )
 def test_tensorrt_builds_the_step(quantised, options: dict[str, Any], architecture: str) -> None:
     bundle = quantised(**options)
