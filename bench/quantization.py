@@ -45,13 +45,13 @@ ROWS: dict[str, dict[str, Any] | None] = {  # None: the float bundle itself
     "fp8 tensorrt": TENSORRT | {"precision": "fp8"},
     "int4 weights, onnxruntime": {"precision": "int4"},
     "int8 onnxruntime: per-tensor (quantize_dynamic's scheme)": {"activations": "per-tensor"},
+    "int8 tensorrt: static, smoothed, 4 layers kept by sensitivity": TENSORRT | {"keep_count": 4},
     "int8 onnxruntime: per-token, smoothed": {"smoothing": 0.5},
     "int8 onnxruntime: per-tensor, smoothed": {"activations": "per-tensor", "smoothing": 0.5},
     "int8 onnxruntime: per-token, final layer too": {"protect": False},
     "int8 tensorrt: static, not smoothed": TENSORRT | {"smoothing": 0.0},
     "int8 tensorrt: static, smoothed, final layer too": TENSORRT | {"protect": False},
     "int8 tensorrt: static, smoothed, fc2 kept": TENSORRT | {"keep": ("fc2",)},
-    "int8 tensorrt: static, smoothed, 4 layers kept by sensitivity": TENSORRT | {"keep_count": 4},
     "int4 weights, tensorrt": TENSORRT | {"precision": "int4"},
 }
 

@@ -65,6 +65,11 @@ class LayerStatistics:
         return np.maximum(np.abs(self.channel_max), np.abs(self.channel_min)).max(axis=0)
 
     @property
+    def centre(self) -> np.ndarray:
+        """[I] the middle between the largest and the smallest value over all groups."""
+        return (self.channel_max.max(axis=0) + self.channel_min.min(axis=0)) / 2
+
+    @property
     def mean(self) -> np.ndarray:
         """[I] over all groups."""
         return self.channel_sum.sum(axis=0) / self.rows.sum()

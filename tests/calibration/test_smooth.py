@@ -20,11 +20,11 @@ from ditedge.runtime.verify import relative_error
 from .conftest import SMALL_SET
 
 
-def smoothed(folder: Path, statistics: Statistics, out: Path, strength: float = 0.5) -> tuple[Bundle, Statistics]:
+def smoothed(folder: Path, statistics: Statistics, out: Path, online: bool) -> tuple[Bundle, Statistics]:
     bundle = open_bundle(folder)
     shutil.copytree(folder, out)
     step, conditioner = (load_graph(bundle.graph_file(name)) for name in ("step", "conditioner"))
-    after = smooth(step, conditioner, statistics, strength)
+    after = smooth(step, conditioner, statistics, 0.5, online)
     save_graph(step, out / "step.onnx")
     save_graph(conditioner, out / "conditioner.onnx")
     return Bundle(out, bundle.manifest, "smoothed"), after
@@ -40,18 +40,19 @@ def with_outliers(statistics: Statistics) -> Statistics:
     return Statistics(statistics.fingerprint, {name: louder(layer) for name, layer in statistics.layers.items()})
 
 
-@pytest.mark.parametrize("case", ["gray1_cfg", "latent4_learned_sigma"])
-def test_the_float_network_stays_the_same(collected, case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case,online", [("gray1_cfg", False), ("latent4_learned_sigma", True)])
+def test_the_float_network_stays_the_same(collected, case: str, online: bool, tmp_path: Path) -> None:
     folder, _, statistics = collected(case)
     exact = open_bundle(folder)
-    bundle, _ = smoothed(folder, with_outliers(statistics), tmp_path / "smoothed")
+    bundle, _ = smoothed(folder, with_outliers(statistics), tmp_path / "smoothed", online)
     before, after = (load_graph(b.graph_file("step")) for b in (exact, bundle))
     changed = [
         a.name
         for a, b in zip(find_linears(before), find_linears(after), strict=True)
         if relative_error(b.matrix, a.matrix) > 0.1
     ]
-    assert len(changed) == 3 * exact.manifest.model.depth + 1, "qkv, proj, fc1 of every block, and the final linear"
+    each = 4 if online else 3  # qkv, proj, fc1 of every block, fc2 by nodes of its own; and the final linear
+    assert len(changed) == each * exact.manifest.model.depth + 1
     info = exact.manifest.model
     noise = SeededNoise([1, 2, 3], (info.in_channels, info.input_size, info.input_size))
     results = []
@@ -63,12 +64,16 @@ def test_the_float_network_stays_the_same(collected, case: str, tmp_path: Path) 
     assert relative_error(results[1], results[0]) < 1e-5
 
 
-def test_statistics_after_smoothing_are_those_of_the_smoothed_network(collected, tmp_path: Path) -> None:
+@pytest.mark.parametrize("online", [False, True])
+def test_statistics_after_smoothing_are_those_of_the_smoothed_network(collected, online: bool, tmp_path: Path) -> None:
     folder, _, statistics = collected()
-    bundle, predicted = smoothed(folder, statistics, tmp_path / "smoothed")
+    bundle, predicted = smoothed(folder, statistics, tmp_path / "smoothed", online)
     measured = collect_statistics(bundle, bundle.program("ddim-10"), SMALL_SET, tmp_path / "cache")
     for name, layer in measured.layers.items():
         np.testing.assert_allclose(predicted.layers[name].channel_amax, layer.channel_amax, rtol=1e-3, err_msg=name)
+        if online or not name.endswith("fc2"):  # both ends of every channel are at the same distance from 0
+            largest, smallest = layer.channel_max.max(axis=0), layer.channel_min.min(axis=0)
+            np.testing.assert_allclose(largest, -smallest, rtol=1e-2, atol=1e-4)
         np.testing.assert_allclose(predicted.layers[name].mean, layer.mean, rtol=1e-2, atol=1e-3)
         np.testing.assert_allclose(predicted.layers[name].second_moment, layer.second_moment, rtol=1e-2, atol=1e-6)
 
