@@ -16,7 +16,7 @@ from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.engine import Engine, EngineOptions, open_engine
 from ..runtime.errors import RequestError
 from ..runtime.files import write_text
-from ..runtime.manifest import MANIFEST_NAME, Manifest
+from ..runtime.manifest import MANIFEST_NAME, GoldenInfo, Manifest
 from ..runtime.new_bundle import check_target, hashed_files, new_folder
 from .bundle_writer import ExportOptions, bundle_from_checkpoint, replay_golden
 from .overflow import overflow_scan, too_large
@@ -38,6 +38,8 @@ def convert_bundle(
     graphs = dict(bundle.manifest.graphs)
     if any(graph.precision != "float32" for graph in graphs.values()):
         raise RequestError(f"{source} is already in 16 bit: convert the float32 bundle it was made from")
+    if bundle.manifest.quantization is not None and bundle.manifest.quantization.form != "tensorrt":
+        raise RequestError(f"{source} is quantised for ONNX Runtime: convert what `quantize --runtime tensorrt` makes")
     with new_folder(out, force) as folder:
         maxima = {}
         if precision == "fp16":  # bfloat16 has float32's range
@@ -59,7 +61,7 @@ def convert_bundle(
             onnx.checker.check_model(str(path), full_check=True)
             dtype = PRECISIONS[precision].name.lower()
             graphs[name] = graphs[name].model_copy(update={"precision": dtype})  # type: ignore[index]
-        golden = [g.model_copy(update={"tolerance": TOLERANCE[precision]}) for g in bundle.manifest.golden]
+        golden = [g.model_copy(update={"tolerance": _tolerance(bundle, g, precision)}) for g in bundle.manifest.golden]
         changes = {"name": out.name, "made_by": f"ditedge {__version__}", "graphs": graphs, "golden": golden}
         manifest = bundle.manifest.model_copy(update={**changes, "files": hashed_files(folder)})
         write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
@@ -67,6 +69,12 @@ def convert_bundle(
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             replay_golden(folder, emulated_engines(open_bundle(folder, check_hashes=False), Path(scratch)))
     return manifest
+
+
+def _tolerance(bundle: Bundle, golden: GoldenInfo, precision: str) -> float:
+    """What 16 bit may do to a trajectory, and what quantisation had done to it before. Below 1: that is another one."""
+    before = golden.tolerance if bundle.manifest.quantization is not None else 0.0
+    return min(0.95, TOLERANCE[precision] + before)
 
 
 def emulated_engines(bundle: Bundle, scratch: Path, options: EngineOptions | None = None) -> dict[str, Engine]:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from ..runtime.bundle import Bundle
 from ..runtime.engine import Engine, EngineOptions, open_engine
 from ..runtime.sampler import Sampler, SeededNoise
-from .precision import float_inputs, low_nodes, save_graph
+from .precision import float_inputs, float_outputs, low_nodes, save_graph
 
 FLOAT16_MAX = 65504.0
 MARGIN = 2.0  # a scan sees some trajectories, not all: what comes within a factor of 2 is kept in float32 too
@@ -65,7 +65,7 @@ def _recorder(path: Path, scratch: Path) -> _Recorder:
     model = ir.load(path)
     graph, axis = model.graph, ir.node("Constant", [], attributes={"value_ints": [1]})
     constants = set(graph.initializers.values())
-    touched = [value for node in low_nodes(graph, "fp16") for value in [*float_inputs(node), *node.outputs]]
+    touched = [value for node in low_nodes(graph, "fp16") for value in [*float_inputs(node), *float_outputs(node)]]
     values = [value for value in dict.fromkeys(touched) if value not in constants]
     nodes, parts = [axis], []
     for value in values:

@@ -2,7 +2,8 @@
 
 16 bit starts at a MatMul, Gemm or Conv and runs on through its bias, activations, reshapes and softmax: attention is
 MatMul, scale, Softmax, MatMul with no cast between. Whatever meets a float32 tensor (residual, gate, modulate, sampler)
-is float32, as are LayerNorm and the timestep sinusoid, which no GEMM feeds. Inputs and outputs stay float32.
+is float32, as are LayerNorm and the timestep sinusoid, which no GEMM feeds. Inputs and outputs stay float32. In a
+quantised graph, DequantizeLinear gives 16 bit to its GEMM; int8, fp8 and int4 stay what they are.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .to_onnx import EXTERNAL_DATA_BYTES
 PRECISIONS = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 GEMMS = {"MatMul", "Gemm", "Conv"}
 FOLLOWERS = {"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Split", "Flatten", "Identity",
-             "Softmax", "Gelu", "Sigmoid", "Relu", "Tanh", "Erf"}  # fmt: skip
+             "Softmax", "Gelu", "Sigmoid", "Relu", "Tanh", "Erf", "QuantizeLinear"}  # fmt: skip
 
 
 def low_nodes(graph: ir.Graph, precision: str, keep: frozenset[str] = frozenset()) -> list[ir.Node]:
@@ -26,15 +27,17 @@ def low_nodes(graph: ir.Graph, precision: str, keep: frozenset[str] = frozenset(
     low: list[ir.Node] = []
     values: set[ir.Value] = set()
     for node in graph:
+        if node.op_type == "DequantizeLinear" and node.inputs[1] is not None:  # quantisers leave its type open
+            node.outputs[0].dtype = node.inputs[1].dtype
         touched = {value.name for value in [*node.inputs, *node.outputs] if value is not None}
         if not touched & keep and _is_low(node, values, gemms):
             low.append(node)
-            values.update(node.outputs)
+            values.update(float_outputs(node))
     return low
 
 
 def _is_low(node: ir.Node, low: set[ir.Value], gemms: set[str]) -> bool:
-    if node.op_type in gemms:
+    if node.op_type in gemms or node.op_type == "DequantizeLinear":
         return True
     floats = float_inputs(node)
     if node.op_type in FOLLOWERS:
@@ -53,6 +56,10 @@ def float_inputs(node: ir.Node) -> list[ir.Value]:
     return [value for value in node.inputs if value is not None and value.dtype == ir.DataType.FLOAT]
 
 
+def float_outputs(node: ir.Node) -> list[ir.Value]:
+    return [value for value in node.outputs if value.dtype == ir.DataType.FLOAT]
+
+
 def _constant(value: ir.Value, rank: int) -> bool:
     return value.const_value is not None and len(value.const_value.shape) <= rank
 
@@ -61,7 +68,7 @@ def lower(model: ir.Model, precision: str, keep: frozenset[str] = frozenset()) -
     """Rewrites `model` in place. Weights are converted one at a time, when the file is written."""
     graph, dtype = model.graph, PRECISIONS[precision]
     nodes = low_nodes(graph, precision, keep)
-    chosen, lowered = set(nodes), {value for node in nodes for value in node.outputs}
+    chosen, lowered = set(nodes), {value for node in nodes for value in float_outputs(node)}
     low_of: dict[ir.Value, ir.Value] = {}
     float_of: dict[ir.Value, ir.Value] = {}
     plan = [(node, [v is not None and v.dtype == ir.DataType.FLOAT for v in node.inputs]) for node in graph]
@@ -134,7 +141,7 @@ def emulated(model: ir.Model) -> None:
                 rounded = ir.node("Cast", [output], attributes={"to": int(output.dtype)})
                 graph.insert_after(node, rounded)
                 new = rounded.outputs[0]
-                new.name, new.dtype, new.shape = f"{output.name}_rounded", output.dtype, output.shape
+                new.name, new.dtype, new.shape = f"{output.name}_{output.dtype.name.lower()}_rounded", output.dtype, output.shape
                 output.replace_all_uses_with(new)
                 rounded.replace_input_with(0, output)
                 output.dtype = ir.DataType.FLOAT

@@ -13,10 +13,12 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from ditedge.calibration import accuracy, image_features
+from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.cli import main
 from ditedge.export import ExportOptions, bundle_from_checkpoint, convert_bundle, precision
 from ditedge.export.overflow import overflow_scan, too_large
 from ditedge.runtime import Sampler, generate, open_bundle
+from ditedge.runtime.errors import RequestError
 from ditedge.runtime.verify import replay
 from tests.conftest import CASES, GOLDEN
 
@@ -81,6 +83,29 @@ def test_what_is_built_is_what_was_checked(golden_bundle, tmp_path: Path, name: 
     record = build_bundle(bundle, BuildOptions("tensorrt-rtx", archs=("sm86", "sm89", "sm120")))
     assert record.plans["step"].source_sha256 == bundle.manifest.files["step.onnx"].sha256
     assert record.compute_capabilities == ["sm86", "sm89", "sm120"]
+
+
+def test_a_quantised_bundle_in_fp16(gray_bundle: Path, tmp_path: Path) -> None:
+    """int8 linears, 16-bit attention: Q/DQ pairs begin and end in 16 bit next to 16-bit nodes, and it compiles."""
+    rtx = pytest.importorskip("tensorrt_rtx")
+    from ditedge.runtime.build import BuildOptions, build_bundle
+
+    options = QuantizeOptions(runtime="tensorrt", samples=2, statistics=tmp_path / "s.safetensors")
+    quantize_bundle(gray_bundle, tmp_path / "int8", options)
+    convert_bundle(tmp_path / "int8", tmp_path / "low", "fp16")
+    bundle = open_bundle(tmp_path / "low")
+    assert bundle.manifest.quantization is not None and bundle.manifest.graphs["step"].precision == "float16"
+    graph = ir.load(tmp_path / "low" / "step.onnx").graph
+    back = [node for node in graph if node.op_type == "DequantizeLinear"]
+    assert len(back) > 8
+    for node in back:
+        assert node.inputs[0].dtype == ir.DataType.INT8 or node.inputs[0].producer().op_type == "QuantizeLinear"
+        assert node.inputs[1].dtype == node.outputs[0].dtype == HALF
+        assert {use.node.op_type for use in node.outputs[0].uses()} <= {"MatMul", "Gemm"}
+    assert rtx and build_bundle(bundle, BuildOptions("tensorrt-rtx", archs=("sm86",))).plans["step"].plan.bytes > 0
+    with pytest.raises(RequestError, match="quantised for ONNX Runtime"):
+        quantize_bundle(gray_bundle, tmp_path / "cpu", QuantizeOptions())
+        convert_bundle(tmp_path / "cpu", tmp_path / "x", "fp16")
 
 
 @pytest.mark.parametrize("case", CASES)
