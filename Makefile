@@ -42,8 +42,12 @@ test: $(VENV)/test.stamp
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
-test-gpu: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -q -m gpu
+# Plans for the GPU at hand, of each library that is installed (docs/gpu-results.md): a test without its plans is skipped.
+test-gpu: demo $(VENV)/test.stamp
+	@for target in tensorrt tensorrt-rtx; do \
+	  $(BIN)/python cli.py build --engine $(DEMO)/fashion --target $$target || echo "no plans of $$target: their tests are skipped"; \
+	done
+	$(BIN)/python -m pytest -q -rs -m gpu
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

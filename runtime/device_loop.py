@@ -20,7 +20,7 @@ import numpy as np
 
 from . import engine_trt
 from .bundle import Bundle
-from .engine_trt import Context, Gpu, Plan, captured, check_fits, check_plans, check_shape, load_plans
+from .engine_trt import Context, Gpu, captured, check_fits, check_plans, check_shape, load_plans
 from .errors import Cancelled, EngineError
 from .programs import Program
 from .sampler import NoiseSource, StepEvent, StepTables
@@ -188,16 +188,13 @@ class DeviceSampler:
 
     def context(self, graph: str, shapes: Mapping[str, tuple[int, ...]]) -> Context:
         """An execution context for inputs of these shapes, on the shared scratch memory."""
-        plan, context = self.plan(graph), self.plan(graph).context()
+        plan, context = self.plans[graph], self.plans[graph].context(self.stream)
         for name, shape in shapes.items():
             if name in plan.inputs:
                 check_shape(self.record, graph, name, shape)
                 context.set_shape(name, shape)
         context.set_memory(self.scratch, self.scratch_size)
         return context
-
-    def plan(self, graph: str) -> Plan:
-        return self.plans[graph]
 
     def wait(self, event: int) -> None:
         """Until the stream has passed `event`; the stream does not stop for it."""
@@ -416,7 +413,7 @@ class _Run:
             "x0_bound": arena("x0_bound"),
             **{key: arena(part_of_step(key, step)) for key in ("x0_from", "log_sigma", "mix")},
         }
-        inputs = self._device.plan("step").inputs
+        inputs = self._device.plans["step"].inputs
         for key, address in addresses.items():
             if key in inputs:
                 context.set_address(key, address)

@@ -41,7 +41,7 @@ class Plan(Protocol):
     scratch_bytes: int  # of any shape in its profile
     capturable: bool  # whether its work may be captured into a CUDA graph
 
-    def context(self) -> Context: ...
+    def context(self, stream: int) -> Context: ...
 
 
 class Gpu(Protocol):
@@ -202,8 +202,11 @@ class NvidiaGpu:
         if "VERSION_COMPATIBLE" in flags and hasattr(runtime, "engine_host_code_allowed"):
             runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
         self._errors.clear()
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            engine = runtime.deserialize_cuda_engine(data)
+        try:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                engine = runtime.deserialize_cuda_engine(data)
+        except (OSError, ValueError) as error:  # an empty file cannot be mapped
+            raise EngineError(f"cannot read {path}: {error}") from None
         if engine is None:
             said = self._errors[0][:300] if self._errors else "no reason given"
             raise EngineError(f"{path}: {NAMES[library]} {trt.__version__} cannot load this plan ({said}): build again")
@@ -301,7 +304,7 @@ class _TrtPlan:
         self.scratch_bytes = int(engine.device_memory_size if size is None else size)
         self.capturable = not streams_weights  # streaming copies from host memory that a graph would not renew
 
-    def context(self) -> Context:
+    def context(self, stream: int) -> Context:
         trt, strategy = self._trt, self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if hasattr(self._engine, "create_runtime_config") and hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
             # TensorRT-RTX compiles kernels on the device; in the background, a captured graph would keep the slow ones
@@ -313,6 +316,8 @@ class _TrtPlan:
             context = self._engine.create_execution_context(strategy)
         if context is None:
             raise EngineError(f"TensorRT cannot create an execution context{_said(self._errors)}")
+        if context.active_optimization_profile < 0:  # only an engine's first context gets profile 0 by itself
+            context.set_optimization_profile_async(0, stream)
         return _TrtContext(context, self._errors)
 
 

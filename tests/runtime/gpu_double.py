@@ -237,7 +237,8 @@ class DoublePlan:
         self.profile = read_build_record(path.parent / RECORD_NAME).plans[self.graph].profile
         self.scratch_bytes = {"conditioner": 1000, "step": 5000, "decoder": 3000}[self.graph]
 
-    def context(self) -> DoubleContext:
+    def context(self, stream: int) -> DoubleContext:
+        self.gpu.demand(stream in self.gpu.streams, "no such stream")
         return DoubleContext(self)
 
 

@@ -189,16 +189,19 @@ FAKE_TRT = SimpleNamespace(
 def test_refusals_of_tensorrt_become_sentences(call: str) -> None:
     """10.3's API: device_memory_size, a context made from a strategy, a memory property."""
     engine, errors = FakeEngine(), ["Error Code 3: API Usage Error"]
+    profiles: list[tuple[int, int]] = []
     engine.context = SimpleNamespace(
+        active_optimization_profile=-1,
+        set_optimization_profile_async=lambda *arguments: profiles.append(arguments),
         set_input_shape=lambda name, shape: False,
         set_tensor_address=lambda name, pointer: False,
         execute_async_v3=lambda stream: False,
     )
     plan = engine_trt._TrtPlan(FAKE_TRT, engine, False, errors)
     assert plan.inputs == {"latent"} and plan.scratch_bytes == 123
-    context = plan.context()
+    context = plan.context(stream=5)
     context.set_memory(256, 123)
-    assert engine.context.device_memory == 256
+    assert profiles == [(0, 5)] and engine.context.device_memory == 256
     arguments = {"set_shape": ("latent", (1, 2)), "set_address": ("latent", 256), "enqueue": (1,)}[call]
     with pytest.raises(DitedgeError, match="TensorRT .*API Usage Error"):
         getattr(context, call)(*arguments)
@@ -208,7 +211,7 @@ def test_an_engine_that_makes_no_context() -> None:
     engine = FakeEngine()
     engine.context = None
     with pytest.raises(DitedgeError, match="cannot create an execution context"):
-        engine_trt._TrtPlan(FAKE_TRT, engine, False, []).context()
+        engine_trt._TrtPlan(FAKE_TRT, engine, False, []).context(1)
 
 
 def test_names_that_tensorrt_rtx_must_have() -> None:
@@ -218,7 +221,8 @@ def test_names_that_tensorrt_rtx_must_have() -> None:
         trt.Runtime: ("deserialize_cuda_engine",),
         trt.ICudaEngine: ("create_runtime_config", "create_execution_context", "get_tensor_mode", "device_memory_size_v2"),
         trt.IRuntimeConfig: ("set_execution_context_allocation_strategy", "dynamic_shapes_kernel_specialization_strategy"),
-        trt.IExecutionContext: ("set_device_memory", "set_input_shape", "set_tensor_address", "execute_async_v3"),
+        trt.IExecutionContext: ("set_device_memory", "set_input_shape", "set_tensor_address", "execute_async_v3",
+                                "active_optimization_profile", "set_optimization_profile_async"),
         trt.DynamicShapesKernelSpecializationStrategy: ("EAGER",),
         trt.ExecutionContextAllocationStrategy: ("USER_MANAGED",),
         trt.ILogger: ("ERROR", "INTERNAL_ERROR"),
