@@ -51,7 +51,7 @@ class Gpu(Protocol):
     def devices(self) -> int: ...  # 0 without a driver; never raises
     def capability(self) -> str: ...  # "sm86"
     def name(self) -> str: ...
-    def deserialize(self, library: str, path: Path, flags: list[str]) -> Plan: ...
+    def deserialize(self, record: BuildRecord, path: Path) -> Plan: ...
     def malloc(self, size: int) -> int: ...
     def free(self, pointer: int) -> None: ...
     def malloc_host(self, size: int) -> np.ndarray: ...  # pinned, uint8 [size]
@@ -155,7 +155,7 @@ def _between(low: int, value: int, high: int) -> bool:
 
 def load_plans(record: BuildRecord, folder: Path, gpu: Gpu) -> dict[str, Plan]:
     """Deserialises the plans that `check_plans` let through. Raises EngineError."""
-    return {graph: gpu.deserialize(record.library, folder / PLAN_NAMES[graph], record.flags) for graph in record.plans}
+    return {graph: gpu.deserialize(record, folder / PLAN_NAMES[graph]) for graph in record.plans}
 
 
 class NvidiaGpu:
@@ -191,7 +191,8 @@ class NvidiaGpu:
         name = self._call("cudaGetDeviceProperties", 0).name
         return name.decode(errors="replace").rstrip("\0") if isinstance(name, bytes) else str(name)
 
-    def deserialize(self, library: str, path: Path, flags: list[str]) -> Plan:
+    def deserialize(self, record: BuildRecord, path: Path) -> Plan:
+        library = record.library
         trt = _module(MODULES[library])
         if self.devices() < 1 or trt is None:  # a TensorRT runtime without a driver is a pointer to nothing
             raise EngineError(f"{path}: {NAMES[library]} or the GPU is gone")
@@ -199,7 +200,7 @@ class NvidiaGpu:
             self._call("cudaSetDevice", 0)
             self._loaded[library] = trt.Runtime(_logger(trt, self._errors))
         runtime = self._loaded[library]
-        if "VERSION_COMPATIBLE" in flags and hasattr(runtime, "engine_host_code_allowed"):
+        if "VERSION_COMPATIBLE" in record.flags and hasattr(runtime, "engine_host_code_allowed"):
             runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
         self._errors.clear()
         try:
@@ -210,7 +211,7 @@ class NvidiaGpu:
         if engine is None:
             said = self._errors[0][:300] if self._errors else "no reason given"
             raise EngineError(f"{path}: {NAMES[library]} {trt.__version__} cannot load this plan ({said}): build again")
-        return _TrtPlan(trt, engine, "WEIGHT_STREAMING" in flags, self._errors)
+        return _TrtPlan(trt, engine, record.weight_streaming_mb, self._errors)
 
     # CUDA
 
@@ -294,15 +295,15 @@ class NvidiaGpu:
 class _TrtPlan:
     """An ICudaEngine of either library."""
 
-    def __init__(self, trt: Any, engine: Any, streams_weights: bool, errors: list[str]) -> None:
+    def __init__(self, trt: Any, engine: Any, weights_mb: int | None, errors: list[str]) -> None:
         self._trt, self._engine, self._errors = trt, engine, errors
-        if streams_weights:  # before any context is made
-            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+        if weights_mb is not None:  # before any context is made
+            engine.weight_streaming_budget_v2 = min(weights_mb << 20, engine.streamable_weights_size)
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.inputs = frozenset(name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
         size = getattr(engine, "device_memory_size_v2", None)  # 10.1 and later
         self.scratch_bytes = int(engine.device_memory_size if size is None else size)
-        self.capturable = not streams_weights  # streaming copies from host memory that a graph would not renew
+        self.capturable = weights_mb is None  # streaming copies from host memory that a graph would not renew
 
     def context(self, stream: int) -> Context:
         trt, strategy = self._trt, self._trt.ExecutionContextAllocationStrategy.USER_MANAGED

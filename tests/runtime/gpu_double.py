@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from ditedge.runtime.build_record import PLAN_NAMES, RECORD_NAME, read_build_record
+from ditedge.runtime.build_record import PLAN_NAMES, RECORD_NAME, BuildRecord
 from ditedge.runtime.bundle import open_bundle
 
 ALIGNMENT = 256
@@ -73,10 +73,10 @@ class DoubleGpu:
     def name(self) -> str:
         return "Double GPU"
 
-    def deserialize(self, library: str, path: Path, flags: list[str]) -> DoublePlan:
+    def deserialize(self, record: BuildRecord, path: Path) -> DoublePlan:
         self.demand(self.count > 0, "a TensorRT runtime without a driver crashes")
         self.deserialized.append(path)
-        return DoublePlan(self, path)
+        return DoublePlan(self, path, record)
 
     # memory
 
@@ -226,7 +226,7 @@ class DoublePlan:
 
     capturable = True
 
-    def __init__(self, gpu: DoubleGpu, path: Path) -> None:
+    def __init__(self, gpu: DoubleGpu, path: Path, record: BuildRecord) -> None:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = 1
         self.gpu, self.graph = gpu, next(graph for graph, name in PLAN_NAMES.items() if name == path.name)
@@ -234,7 +234,7 @@ class DoublePlan:
         self.dtypes = {tensor.name: np.dtype(DTYPES[tensor.type]) for tensor in self.session.get_inputs()}
         self.inputs = frozenset(self.dtypes)
         self.outputs = [tensor.name for tensor in self.session.get_outputs()]
-        self.profile = read_build_record(path.parent / RECORD_NAME).plans[self.graph].profile
+        self.profile = record.plans[self.graph].profile
         self.scratch_bytes = {"conditioner": 1000, "step": 5000, "decoder": 3000}[self.graph]
 
     def context(self, stream: int) -> DoubleContext:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ditedge.runtime import EngineOptions, Sampler, engine_trt, generate, open_bundle
+from ditedge.runtime.build_record import read_build_record
 from ditedge.runtime.errors import DitedgeError
 from tests.runtime.gpu_double import DoubleGpu, write_plans
 
@@ -120,7 +121,7 @@ def test_this_machine_without_a_driver(gray_bundle: Path) -> None:
         Sampler(open_bundle(gray_bundle), EngineOptions(plans=folder)).load("step")
     if gpu.libraries():
         with pytest.raises(DitedgeError, match="gone"):
-            gpu.deserialize("tensorrt-rtx", folder / "dit.plan", [])
+            gpu.deserialize(read_build_record(folder / "build.json"), folder / "dit.plan")
 
 
 def test_libraries_that_are_missing_or_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +198,7 @@ def test_refusals_of_tensorrt_become_sentences(call: str) -> None:
         set_tensor_address=lambda name, pointer: False,
         execute_async_v3=lambda stream: False,
     )
-    plan = engine_trt._TrtPlan(FAKE_TRT, engine, False, errors)
+    plan = engine_trt._TrtPlan(FAKE_TRT, engine, None, errors)
     assert plan.inputs == {"latent"} and plan.scratch_bytes == 123
     context = plan.context(stream=5)
     context.set_memory(256, 123)
@@ -211,7 +212,16 @@ def test_an_engine_that_makes_no_context() -> None:
     engine = FakeEngine()
     engine.context = None
     with pytest.raises(DitedgeError, match="cannot create an execution context"):
-        engine_trt._TrtPlan(FAKE_TRT, engine, False, []).context(1)
+        engine_trt._TrtPlan(FAKE_TRT, engine, None, []).context(1)
+
+
+def test_streamed_weights_are_not_captured() -> None:
+    """A budget is set before any context is made; a captured graph would not stream again."""
+    engine = FakeEngine()
+    engine.streamable_weights_size = 5 << 20
+    assert not engine_trt._TrtPlan(FAKE_TRT, engine, 3, []).capturable and engine.weight_streaming_budget_v2 == 3 << 20
+    engine_trt._TrtPlan(FAKE_TRT, engine, 9, [])
+    assert engine.weight_streaming_budget_v2 == 5 << 20
 
 
 def test_names_that_tensorrt_rtx_must_have() -> None:
@@ -219,7 +229,8 @@ def test_names_that_tensorrt_rtx_must_have() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     wanted = {
         trt.Runtime: ("deserialize_cuda_engine",),
-        trt.ICudaEngine: ("create_runtime_config", "create_execution_context", "get_tensor_mode", "device_memory_size_v2"),
+        trt.ICudaEngine: ("create_runtime_config", "create_execution_context", "get_tensor_mode", "device_memory_size_v2",
+                           "weight_streaming_budget_v2", "streamable_weights_size"),
         trt.IRuntimeConfig: ("set_execution_context_allocation_strategy", "dynamic_shapes_kernel_specialization_strategy"),
         trt.IExecutionContext: ("set_device_memory", "set_input_shape", "set_tensor_address", "execute_async_v3",
                                 "active_optimization_profile", "set_optimization_profile_async"),
