@@ -24,7 +24,7 @@ from ditedge.runtime import open_bundle, tensorrt_library
 from ditedge.runtime.build import BuildOptions, build_bundle, engine_folder
 from ditedge.runtime.build_profile import Sizes, forecast, graph_profile, sizes_of
 from ditedge.runtime.build_record import RECORD_NAME, read_build_record
-from ditedge.runtime.errors import Cancelled, RequestError
+from ditedge.runtime.errors import Cancelled, DitedgeError, EngineError, RequestError
 from ditedge.runtime.files import sha256_of_file
 from ditedge.runtime.layers import LAYERS_NAME, read_layers
 
@@ -332,3 +332,219 @@ def test_print_trtexec_for_rtx_names_the_gpus(gray_bundle: Path) -> None:
     lines = CliRunner().invoke(main, command).stdout.splitlines()
     assert len(lines) == 3 and all(line.startswith("tensorrt_rtx ") for line in lines)
     assert all("--computeCapabilities=86,120" in line and "--stronglyTyped" not in line for line in lines)
+
+
+@needs_rtx
+def test_inspecting_a_plan_needs_no_gpu(built: Path) -> None:
+    plan = built / "engines" / "tensorrt-rtx" / "dit.plan"
+    result = CliRunner().invoke(main, ["inspect", str(plan), "--json"])
+    found = json.loads(result.stdout)
+    depth = open_bundle(built).manifest.model.depth
+    assert len(found["attention"]) == depth and not any(attention["fused"] for attention in found["attention"])
+    assert set(found["gemms"]) == {"float32"} and found["bytes"] == plan.stat().st_size
+    assert found["activation_bytes"] > 0
+    assert CliRunner().invoke(main, ["inspect", str(plan), "--strict"]).exit_code == 1
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda folder: (folder / "build.json").unlink(), "cannot read"),
+        (lambda folder: (folder / "dit.plan").write_bytes(b"x"), "does not match its hash"),
+        (lambda folder: (folder / "layers.json").write_text("[]"), "no readable list of the layers"),
+    ],
+)
+def test_a_damaged_plan_is_refused(built: Path, tmp_path: Path, damage, sentence: str) -> None:
+    folder = Path(shutil.copytree(built / "engines" / "tensorrt-rtx", tmp_path / "plans"))
+    damage(folder)
+    result = CliRunner().invoke(main, ["inspect", str(folder / "dit.plan")])
+    assert result.exit_code == 2 and sentence in result.stderr
+
+
+@needs_rtx
+@without_gpu
+def test_a_plan_without_its_list_needs_a_gpu(built: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built / "engines" / "tensorrt-rtx", tmp_path / "plans"))
+    (folder / LAYERS_NAME).unlink()
+    result = CliRunner().invoke(main, ["inspect", str(folder / "dit.plan")])
+    assert result.exit_code == 2 and "needs a GPU" in result.stderr
+
+
+@needs_rtx
+def test_polygraphy_builds_the_same_graph_with_the_recorded_profile(built: Path, tmp_path: Path) -> None:
+    """A second opinion on graph and profile: NVIDIA's own tool takes both, without a GPU."""
+    pytest.importorskip("polygraphy")
+    record = read_build_record(built / "engines" / "tensorrt-rtx" / RECORD_NAME)
+    arguments = [
+        "convert",
+        str(built / "step.onnx"),
+        "-o",
+        str(tmp_path / "step.plan"),
+        "--compute-capabilities",
+        "8.6",
+    ]
+    for flag, which in (("min", "min"), ("opt", "opt"), ("max", "max")):
+        shapes = [f"{name}:{getattr(s, which)}".replace(" ", "") for name, s in record.plans["step"].profile.items()]
+        arguments += [f"--trt-{flag}-shapes", *shapes]
+    environment = {**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1", "POLYGRAPHY_AUTOINSTALL_DEPS": "0"}
+    command = [sys.executable, "-c", "from polygraphy.tools import main; raise SystemExit(main())", *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    assert (tmp_path / "step.plan").stat().st_size > 10_000
+
+
+class FakeLibrary:
+    """Stands for a version of the library: only what `Library` reads."""
+
+    def __init__(self, version: str, **enums: object) -> None:
+        self.__version__ = version
+        self.__dict__.update(enums)
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "sentence"),
+    [
+        ("tensorrt", "8.6.1", "TensorRT 8.6.1 is too old: ditedge needs 10.3 or later"),
+        ("tensorrt", "10.2.0.19", "TensorRT 10.2.0.19 is too old"),
+        ("tensorrt-rtx", "1.0.0", "TensorRT-RTX 1.0.0 is too old"),
+    ],
+)
+def test_old_libraries_are_refused(monkeypatch, target: str, version: str, sentence: str) -> None:
+    monkeypatch.setattr(tensorrt_library.importlib, "import_module", lambda _: FakeLibrary(version))
+    with pytest.raises(EngineError, match=sentence):
+        tensorrt_library.load_library(target)
+
+
+@pytest.mark.parametrize("version", ["10.3.0.26", "10.14.1.48", "11.4.0.1"])
+def test_versions_from_jetpack_6_to_the_newest_are_taken(monkeypatch, version: str) -> None:
+    monkeypatch.setattr(tensorrt_library.importlib, "import_module", lambda _: FakeLibrary(version))
+    library = tensorrt_library.load_library("tensorrt")
+    assert (library.version, library.major) == (version, int(version.split(".")[0]))
+
+
+def test_a_flag_that_a_version_lacks_is_refused_by_name() -> None:
+    library = tensorrt_library.Library("tensorrt", FakeLibrary("11.4.0.1", BuilderFlag=object()), "11.4.0.1")
+    with pytest.raises(EngineError, match=r"TensorRT 11.4.0.1 has no BuilderFlag.STRIP_PLAN"):
+        library.member("BuilderFlag", "STRIP_PLAN")
+
+
+def test_a_library_without_its_shared_objects_is_a_sentence(monkeypatch) -> None:
+    def broken(_: str) -> object:
+        raise ImportError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(tensorrt_library.importlib, "import_module", broken)
+    with pytest.raises(EngineError, match="installed but does not load .libnvinfer.so.10"):
+        tensorrt_library.load_library("tensorrt")
+
+
+TENSORRT = tensorrt_library.Library("tensorrt", FakeLibrary("10.3.0.26"), "10.3.0.26")
+ORIN = tensorrt_library.Gpu("Orin", "sm87", 8 << 30)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "options", "sentence"),
+    [
+        (None, BuildOptions("tensorrt"), "there is no GPU or NVIDIA driver here"),
+        (ORIN, BuildOptions("tensorrt", archs=("sm86",)), "--arch is not for TensorRT 10.3.0.26"),
+        (ORIN, BuildOptions("tensorrt", max_rows=0), "must be at least 1"),
+    ],
+)
+def test_what_full_tensorrt_refuses(gpu: object, options: BuildOptions, sentence: str) -> None:
+    from ditedge.runtime.build import check_options
+
+    with pytest.raises(DitedgeError, match=sentence):
+        check_options(TENSORRT, gpu, options)
+
+
+def test_full_tensorrt_on_a_gpu_takes_every_option() -> None:
+    from ditedge.runtime.build import check_options
+
+    everything = BuildOptions("tensorrt", version_compatible=True, hardware_compatible=True, refit=True, dla=0)
+    check_options(TENSORRT, ORIN, everything)
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ("CUDA initialization failure with error: 35", "there is no NVIDIA driver here"),
+        ("[checkMacros.cpp] (cudaError 35: CUDA driver version is insufficient)", "no NVIDIA driver"),
+        ("IBuilder::build: Error Code 2: OutOfMemory (no further information)", "smaller --max-batch or --workspace"),
+        ("Error Code 10: Could not find any implementation for node Foo.", "no kernel for Foo"),
+        (
+            "IBuilder::x: Error Code 4: API Usage Error (odd thing. In f at /_src/a/b.cpp:12)",
+            "API Usage Error (odd thing.",
+        ),
+    ],
+)
+def test_messages_of_the_library_become_sentences(message: str, sentence: str) -> None:
+    from ditedge.runtime.build_errors import refusal
+
+    said = refusal("step.onnx", TENSORRT, [message])
+    assert said.startswith("TensorRT 10.3.0.26 refuses step.onnx: ") and sentence in said and "_src" not in said
+
+
+def test_a_timing_cache_is_read_and_written_atomically(tmp_path: Path) -> None:
+    """With the calls of the library recorded: TensorRT-RTX times nothing, so no cache can be real here."""
+    from ditedge.runtime.build import _load_timing_cache
+
+    given: list[bytes] = []
+
+    class Config:
+        accepts = True
+
+        def create_timing_cache(self, data: bytes) -> bytes:
+            given.append(data)
+            return data
+
+        def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+            assert ignore_mismatch is False
+            return self.accepts
+
+    path = tmp_path / "timing.cache"
+    _load_timing_cache(TENSORRT, Config(), path)
+    path.write_bytes(b"timings")
+    _load_timing_cache(TENSORRT, Config(), path)
+    assert given == [b"", b"timings"]
+    Config.accepts = False
+    with pytest.raises(RequestError, match="is no timing cache of TensorRT 10.3.0.26"):
+        _load_timing_cache(TENSORRT, Config(), path)
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_export_and_build_in_one_go_of_the_demo_model(tmp_path: Path) -> None:
+    model = ROOT / "models" / "fashion-dit"
+    arguments = ["--ckpt", f"{model}.safetensors", "--heads", "3", "--classes", f"{model}.classes.txt"]
+    command = [
+        sys.executable,
+        ROOT / "cli.py",
+        "export",
+        *arguments,
+        "--out",
+        tmp_path / "f",
+        "--target",
+        "tensorrt-rtx",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    record = read_build_record(tmp_path / "f" / "engines" / "tensorrt-rtx" / RECORD_NAME)
+    assert set(record.plans) == {"conditioner", "step", "decoder"} and record.compute_capabilities == []
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_dit_s_at_256_builds_for_three_gpus(tmp_path: Path) -> None:
+    """The very graphs that the export verified with ONNX Runtime, random weights."""
+    sys.path.insert(0, str(ROOT / "bench"))
+    from export_size import random_checkpoint
+
+    from ditedge.export import ExportOptions, bundle_from_checkpoint
+    from ditedge.runtime.attention_trial import lint_graph
+
+    random_checkpoint("S", 256, 2, tmp_path / "s.pt")
+    bundle_from_checkpoint(tmp_path / "s.pt", tmp_path / "s", ExportOptions())
+    record = build_bundle(open_bundle(tmp_path / "s"), BuildOptions("tensorrt-rtx", archs=("sm86", "sm89", "sm120")))
+    assert record.plans["step"].plan.bytes > 80e6  # the trunk's float32 weights are 85 MB
+    found = lint_graph(tmp_path / "s" / "step.onnx", "sm89")
+    assert [(a.heads, a.head_size, a.tokens) for a in found.attention] == [(6, 64, 256)] * 12
