@@ -241,7 +241,6 @@ def quantize(engine: Path, out: Path, budget: str | None, **options: Any) -> Non
     Examples:
       ditedge quantize --engine fashion --precision int8 --out fashion-int8
       ditedge quantize --engine fashion --precision int8 --runtime tensorrt --budget drift=0.02 --out fashion-trt
-      ditedge quantize --engine fashion --precision fp8 --runtime tensorrt --target sm89 --out fashion-fp8
     """
     try:
         from ditedge.calibration.quantize import QuantizeOptions, drift_budget, quantize_bundle

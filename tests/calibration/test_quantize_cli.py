@@ -1,0 +1,68 @@
+"""`ditedge quantize`: what it writes, what it refuses in one line, and that Ctrl-C leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ditedge.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def ditedge(*arguments: object):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_quantised_bundle_runs_verifies_and_is_described(golden_bundle, tmp_path: Path) -> None:
+    out = tmp_path / "int8"
+    result = ditedge("quantize", "--engine", golden_bundle("gray1_cfg"), "--out", out, "--keep-layer", "attn.proj")
+    assert result.exit_code == 0, result.output
+    assert "in float32: " in result.output and "blocks.1.attn.proj" in result.output
+    assert ditedge("verify", "--engine", out).exit_code == 0
+    assert ditedge("run", "--engine", out, "--count", 2, "--steps", 2, "-o", tmp_path / "two.png").exit_code == 0
+    described = json.loads((out / "manifest.json").read_text())["quantization"]
+    assert described["precision"] == "int8" and described["activations"] == "per-token"
+
+
+@pytest.mark.parametrize(
+    "arguments,sentence",
+    [
+        (("--precision", "fp8", "--runtime", "tensorrt", "--target", "sm86"), "sm86 has no FP8 arithmetic"),
+        (("--precision", "fp8", "--target", "orin"), "is not a GPU architecture"),
+        (("--budget", "0.02"), "write drift=X"),
+        (("--budget", "drift=0.02", "--keep", "2"), "give one of them"),
+        (("--keep-layer", "blocks.9"), "no such layer"),
+        (("--smoothing", "2"), "not between 0 and 1"),
+        (("--precision", "int4", "--activations", "per-token"), "a choice of int8 for onnxruntime"),
+        (("--naive", "--precision", "fp8"), "plain static int8"),
+        (("--program", "none-such"), "no program 'none-such'"),
+    ],
+)
+def test_refusals_are_one_line(golden_bundle, tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
+    result = ditedge("quantize", "--engine", golden_bundle("gray1_cfg"), "--out", tmp_path / "out", *arguments)
+    assert result.exit_code == 2 and sentence in result.output, result.output
+    assert len(result.output.strip().splitlines()[-1]) > 20 and "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_leaves_the_statistics_alone(golden_bundle, tmp_path: Path) -> None:
+    """Ctrl-C while collecting: no bundle and no work folder; what was collected stays for the next time."""
+    command = ["quantize", "--engine", golden_bundle("gray1_cfg"), "--out", tmp_path / "out", "--runtime", "tensorrt"]
+    command += ["--statistics", tmp_path / "statistics.safetensors", "--samples", "4000"]
+    process = subprocess.Popen([sys.executable, ROOT / "cli.py", *map(str, command)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "statistics.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "no result was written" in errors, errors
+    assert [path.name for path in tmp_path.iterdir()] == ["statistics.safetensors"]
