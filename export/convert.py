@@ -18,7 +18,8 @@ from ..runtime.errors import RequestError
 from ..runtime.files import write_text
 from ..runtime.manifest import MANIFEST_NAME, GoldenInfo, Manifest
 from ..runtime.new_bundle import check_target, hashed_files, new_folder
-from .bundle_writer import ExportOptions, bundle_from_checkpoint, replay_golden
+from .bundle_writer import ExportOptions, bundle_from_checkpoint
+from .golden import replay_golden
 from .overflow import overflow_scan, too_large
 from .precision import PRECISIONS, emulated, lower, save_graph
 

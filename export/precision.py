@@ -141,7 +141,8 @@ def emulated(model: ir.Model) -> None:
                 rounded = ir.node("Cast", [output], attributes={"to": int(output.dtype)})
                 graph.insert_after(node, rounded)
                 new = rounded.outputs[0]
-                new.name, new.dtype, new.shape = f"{output.name}_{output.dtype.name.lower()}_rounded", output.dtype, output.shape
+                new.name = f"{output.name}_{output.dtype.name.lower()}_rounded"
+                new.dtype, new.shape = output.dtype, output.shape
                 output.replace_all_uses_with(new)
                 rounded.replace_input_with(0, output)
                 output.dtype = ir.DataType.FLOAT

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ditedge.export import DiT, DiTConfig, ExportOptions, bundle_from_checkpoint, bundle_writer
+from ditedge.export import DiT, DiTConfig, ExportOptions, bundle_from_checkpoint, bundle_writer, golden, graph_files
 from ditedge.runtime import Sampler, generate, open_bundle
 from ditedge.runtime.errors import BundleError, RequestError
 from ditedge.runtime.verify import replay
@@ -75,7 +75,7 @@ def test_weights_move_to_external_data_when_large(tmp_path: Path, monkeypatch: p
 def test_nothing_is_left_behind_on_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     expected: type[BaseException] = BundleError
     if broken == "graph":  # the exported graph has other weights than the network it is compared with
-        real = bundle_writer.onnx_from_module
+        real = graph_files.onnx_from_module
 
         def other_weights(module, *args) -> None:
             real(module, *args)
@@ -83,16 +83,16 @@ def test_nothing_is_left_behind_on_failure(tmp_path: Path, monkeypatch: pytest.M
                 for parameter in module.parameters():
                     parameter += 0.01
 
-        monkeypatch.setattr(bundle_writer, "onnx_from_module", other_weights)
+        monkeypatch.setattr(graph_files, "onnx_from_module", other_weights)
     elif broken == "golden":  # a table that is not the reference's sampler
-        real_program = bundle_writer.make_program
+        real_program = golden.make_program
 
         def wrong(*args, **options):
             program = real_program(*args, **options)
             program.mix[3] *= 1.001
             return program
 
-        monkeypatch.setattr(bundle_writer, "make_program", wrong)
+        monkeypatch.setattr(golden, "make_program", wrong)
     else:
         error = KeyboardInterrupt() if broken == "interrupt" else OSError(28, "No space left on device")
         expected = KeyboardInterrupt if broken == "interrupt" else RequestError
@@ -100,7 +100,7 @@ def test_nothing_is_left_behind_on_failure(tmp_path: Path, monkeypatch: pytest.M
         def fail(*args) -> None:
             raise error
 
-        monkeypatch.setattr(bundle_writer, "_write_golden", fail)
+        monkeypatch.setattr(bundle_writer, "write_golden", fail)
     with pytest.raises(expected):
         bundle_from_checkpoint(GRAY, tmp_path / "b", HEADS)
     assert list(tmp_path.iterdir()) == []
