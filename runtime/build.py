@@ -207,6 +207,7 @@ def _record(
     plans: dict[str, PlanInfo],
 ) -> BuildRecord:
     on_gpu = gpu is not None and not library.is_rtx
+    own = [gpu.capability] if gpu is not None and on_gpu and not options.hardware_compatible else []
     return BuildRecord(
         format="ditedge-engines",
         version=1,
@@ -214,8 +215,8 @@ def _record(
         library=options.target,  # type: ignore[arg-type]  # pydantic checks it
         library_version=library.version,
         gpu=gpu.name if gpu is not None and on_gpu else None,
-        compute_capabilities=[gpu.capability] if gpu is not None and on_gpu else list(options.archs),
-        flags=sorted(flags),
+        compute_capabilities=own or list(options.archs),
+        flags=sorted(flags | {"AMPERE_PLUS"} if options.hardware_compatible else flags),
         max_batch=sizes.batch,
         max_rows=sizes.rows,
         weight_streaming_mb=options.weight_streaming,
