@@ -310,7 +310,7 @@ def _build_plans(bundle: Any, settings: Any) -> None:
         f"memory here; on the GPU {expected.weights / 1e9:.2f} GB of weights, {expected.activations / 1e9:.2f} GB more",
         err=True,
     )
-    with _fraction("building") as advance:
+    with _fraction("building", time_left=settings.target == "tensorrt") as advance:
         record = build_bundle(bundle, settings, advance)
     folder = engine_folder(bundle, settings.target)
     for plan in record.plans.values():
@@ -320,28 +320,27 @@ def _build_plans(bundle: Any, settings: Any) -> None:
     click.echo(f"next: ditedge run --engine {folder / record.plans['step'].file}")
 
 
-def _fraction(description: str) -> Any:
-    """A context manager that yields advance(fraction, phase): a bar with time passed and time left, on stderr."""
+def _fraction(description: str, time_left: bool) -> Any:
+    """A context manager that yields advance(fraction, phase): a bar with time passed and phase, on stderr.
+
+    time_left: also how long it will take still; not for TensorRT-RTX, which compiles a graph in one long step.
+    """
     from contextlib import contextmanager
 
-    from rich import progress as rich_progress
+    from rich import progress as bars
     from rich.console import Console
 
     @contextmanager
     def progress() -> Any:
         console = Console(stderr=True)
-        columns = [
-            rich_progress.TextColumn(description),
-            rich_progress.BarColumn(),
-            rich_progress.TaskProgressColumn(),
-            rich_progress.TimeElapsedColumn(),
-            rich_progress.TextColumn("left"),
-            rich_progress.TimeRemainingColumn(),
-            rich_progress.TextColumn("{task.fields[phase]}"),
-        ]
-        with rich_progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        columns = [bars.TextColumn(description), bars.BarColumn(), bars.TaskProgressColumn(), bars.TimeElapsedColumn()]
+        left = [bars.TextColumn("left"), bars.TimeRemainingColumn()] if time_left else []
+        phase = bars.TextColumn("{task.fields[phase]}")
+        with bars.Progress(
+            *columns, *left, phase, console=console, transient=True, disable=not console.is_terminal
+        ) as bar:
             task = bar.add_task(description, total=1.0, phase="")
-            yield lambda fraction, phase: bar.update(task, completed=fraction, phase=phase[:50])
+            yield lambda fraction, name: bar.update(task, completed=fraction, phase=name[:50])
 
     return progress()
 
