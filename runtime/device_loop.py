@@ -1,9 +1,10 @@
 """The sampling loop on a device: everything uploaded ahead, every step enqueued, captured once and replayed.
 
 What `Sampler` binds step by step lies on the device at once: the tables in one arena, each row at an aligned offset;
-the adaLN rows of all steps; the noise; two states that take turns. A run is one CUDA graph (more when somebody watches
-or may cancel), which depends on shapes and addresses only, so a batch of other labels, seeds or guidance replays it.
-The host waits by polling events: it never stops the stream, and Ctrl-C is heard.
+the adaLN rows of all steps; the noise; two states that take turns. A run is one CUDA graph, or one for every few steps
+when somebody watches or may cancel, or while noise is still being drawn. Graphs depend on shapes and addresses only,
+so a batch of other labels, seeds or guidance replays them. The host waits by polling events: it never stops the
+stream, and Ctrl-C is heard.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ MODULATION_BYTES = 256 << 20  # adaLN rows on the device; more steps than fit ar
 NOISE_BYTES = 128 << 20  # of a run on the device, and as much pinned memory; more is uploaded a part at a time
 WATCHED_AHEAD = 4  # steps enqueued ahead of the last one that a progress callback was told of
 CANCEL_STEPS = 4  # steps enqueued at a time when the run may be cancelled
+DRAWN_STEPS = 10  # steps enqueued at a time when they add noise: the host draws the next while the device works
 RUNS_KEPT = 2  # shapes whose buffers and graphs are kept: whole batches, and the last one
 POLL_SECONDS = 1e-4
 
@@ -52,10 +54,11 @@ class RunShape:
 
 
 def run_shape(program: Program, tables: StepTables, watched: bool, cancellable: bool) -> RunShape:
-    segment = 1 if watched else CANCEL_STEPS if cancellable else program.steps
+    draws = tuple(program.draws_noise(step) for step in range(program.steps))
+    segment = 1 if watched else CANCEL_STEPS if cancellable else DRAWN_STEPS if any(draws) else program.steps
     return RunShape(
         guided=tuple(map(bool, tables.guided)),
-        draws=tuple(program.draws_noise(step) for step in range(program.steps)),
+        draws=draws,
         batch=len(tables.x0_bound),
         slots=program.slots,
         rows=len(tables.labels),
@@ -246,11 +249,14 @@ class _Run:
             self._state_bytes = 4 * int(np.prod(self._state_shape))
             self._states = [self._memory.device(self._state_bytes) for _ in range(2)]
             self._plan_noise(4 * batch * int(np.prod(self._latent)), steps)
-            ring = self._noise_slots and self._noise_slots < steps
-            ahead = WATCHED_AHEAD if shape.segment == 1 else 2 if self._segment < steps else 1
-            self._ahead = min(ahead, self._noise_slots // self._segment) if ring else ahead
+            few = {1: WATCHED_AHEAD, CANCEL_STEPS: 2}
+            self._ahead = few.get(self._segment, -(-steps // self._segment))  # segments enqueued at most
+            if 0 < self._noise_slots < steps:
+                self._ahead = min(self._ahead, self._noise_slots // self._segment)
             self._start = self._memory.pinned(self._state_bytes)
-            self._seen = [self._memory.pinned(self._state_bytes) for _ in range(self._ahead)]
+            self._seen = [
+                self._memory.pinned(self._state_bytes) for _ in range(self._ahead if shape.segment == 1 else 1)
+            ]
             self._events = [self._gpu.event() for _ in range(self._ahead)]
         except BaseException:
             self.close()
@@ -313,7 +319,7 @@ class _Run:
             self._device.wait(self._events[index])
             pending.popleft()
             if on_step is not None:
-                state = self._seen[index][: self._state_bytes].view(np.float32).reshape(self._state_shape)
+                state = self._state_seen(index)
                 on_step(StepEvent(done, steps, state[:, 0], state))
 
         try:
@@ -328,7 +334,8 @@ class _Run:
                 self._launch(index, first, last)
                 slot = index % self._ahead
                 if on_step is not None or last == steps:
-                    gpu.copy(self._seen[slot].ctypes.data, self._states[last % 2], self._state_bytes, stream)
+                    seen = self._seen[slot % len(self._seen)]
+                    gpu.copy(seen.ctypes.data, self._states[last % 2], self._state_bytes, stream)
                 gpu.record(self._events[slot], stream)
                 pending.append((last, slot))
             final = pending[-1][1]
@@ -339,8 +346,12 @@ class _Run:
                 gpu.record(self._events[0], stream)
                 self._device.wait(self._events[0])
             raise
-        state = self._seen[final][: self._state_bytes].view(np.float32).reshape(self._state_shape)
-        return state[:, 0].copy()
+        return self._state_seen(final)[:, 0].copy()
+
+    def _state_seen(self, index: int) -> np.ndarray:
+        """[B, K, C, H, W] float32: what a segment left, copied to the host."""
+        seen = self._seen[index % len(self._seen)]
+        return seen[: self._state_bytes].view(np.float32).reshape(self._state_shape)
 
     def _upload(self, program: Program, tables: StepTables, noise: NoiseSource) -> None:
         """Tables and initial state; one for all steps."""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from ditedge.runtime import Cancelled, EngineOptions, Program, Sampler, device_loop, engine_trt, generate, open_bundle
@@ -182,6 +184,19 @@ def test_noise_that_does_not_fit_goes_through_a_ring(
             same(latents(bundle, device, program, on_progress=(lambda p: None) if watched else None), expected)
 
 
+def test_noise_is_drawn_while_the_device_works(plan_bundle, gpu: DoubleGpu) -> None:
+    bundle, queued = plan_bundle("gray1_cfg"), []
+
+    class Noise(SeededNoise):
+        def step(self, step: int) -> np.ndarray:
+            queued.append(gpu.log.count("launch"))
+            return super().step(step)
+
+    with plans(bundle) as device:
+        device.latents(bundle.program(sampler="ddpm", steps=30), LABELS, 3.0, Noise(SEEDS, (1, 8, 8)))
+    assert queued == [0] * 10 + [1] * 10 + [2] * 9
+
+
 def test_samplers_without_noise_upload_none(plan_bundle, gpu: DoubleGpu) -> None:
     bundle = plan_bundle("gray1_cfg")
     with plans(bundle) as device:
@@ -319,6 +334,41 @@ def test_run_and_verify_take_a_plan(plan_bundle, gpu: DoubleGpu, tmp_path: Path)
     result = runner.invoke(main, ["verify", "--engine", str(plan)])
     assert result.exit_code == 0 and "passed" in result.output, result.output
     assert gpu.log.count("decoder") == 6 and not gpu.live  # two batches: two previews and the pictures of each
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    steps=st.integers(1, 13),
+    count=st.integers(1, 4),
+    guided=st.integers(0, 2**13 - 1),
+    sampler=st.sampled_from(["ddpm", "ddim", "dpm++", "sde-dpm++", "euler-ancestral"]),
+    guidance=st.sampled_from([1.0, 3.0]),
+    watched=st.booleans(),
+    cancellable=st.booleans(),
+    rows_held=st.integers(1, 60),
+    draws_held=st.integers(1, 15),
+)
+def test_any_combination_equals_onnx_runtime(
+    plan_bundle, steps, count, guided, sampler, guidance, watched, cancellable, rows_held, draws_held
+) -> None:
+    """Segments, blocks of rows, rings of noise and unguided steps, in combinations that nobody thought of; twice each."""
+    bundle = plan_bundle("gray1_cfg")
+    program = bundle.program(sampler=sampler, steps=steps)
+    program = replace(program, guided=np.array([bool(guided >> i & 1) for i in range(program.steps)]))
+    gpu, seen = DoubleGpu(), []
+    options = {"labels": LABELS[:count], "seeds": SEEDS[:count], "guidance": guidance}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_trt, "NvidiaGpu", lambda: gpu)
+        patch.setattr(device_loop, "MODULATION_BYTES", rows_held * 4 * (6 * 2 + 2) * 32)
+        patch.setattr(device_loop, "NOISE_BYTES", draws_held * count * 8 * 8 * 4)
+        with Sampler(bundle) as ort, plans(bundle) as device:
+            expected = latents(bundle, ort, program, **options)
+            options["on_progress"] = (lambda p: seen.append(p.done)) if watched else None
+            for _ in range(2):
+                stop = threading.Event() if cancellable else None
+                same(latents(bundle, device, program, cancel=stop, **options), expected)
+    assert seen == (2 * list(range(1, program.steps + 1)) if watched else [])
+    assert not gpu.live and not gpu.graphs
 
 
 # Mutations: each breaks one function of the loop, and what the tests above check must notice.
