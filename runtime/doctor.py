@@ -14,6 +14,7 @@ PACKAGES = {
     "onnxruntime-gpu": ("runs bundles on NVIDIA GPUs through ONNX Runtime", "pip install 'ditedge[gpu]'"),
     "tensorrt": ("TensorRT engines", "from NVIDIA or JetPack, or pip install 'ditedge[tensorrt]'"),
     "tensorrt-rtx-cu13": ("TensorRT-RTX engines", "pip install 'ditedge[tensorrt-rtx]'"),
+    "cuda-python": ("runs TensorRT plans", "pip install 'ditedge[tensorrt-rtx]'"),
     "torch": ("reads checkpoints (export)", "pip install 'ditedge[export]'"),
     "onnx": ("writes graphs (export)", "pip install 'ditedge[export]'"),
     "onnxscript": ("writes graphs (export)", "pip install 'ditedge[export]'"),

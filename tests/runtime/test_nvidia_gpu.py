@@ -1,0 +1,298 @@
+"""`NvidiaGpu` itself, end to end: fake `cuda.bindings.runtime` and TensorRT modules whose calls go on to the double.
+
+The fakes take arguments in the order of the real signatures and answer as the real modules do: (status, result), names
+of tensors by index, False or None for a refusal. Both generations of the API: TensorRT 10.3's and TensorRT-RTX's.
+"""
+
+from __future__ import annotations
+
+import enum
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ditedge.runtime import EngineOptions, Sampler, engine_trt, generate, open_bundle
+from ditedge.runtime.build_record import PLAN_NAMES, read_build_record
+from ditedge.runtime.errors import DitedgeError
+from tests.runtime.gpu_double import DoubleGpu, DoublePlan, write_plans
+
+
+class Status(enum.IntEnum):
+    cudaSuccess = 0
+    cudaErrorMemoryAllocation = 2
+    cudaErrorNotReady = 600
+
+
+class FakeCuda:
+    """cuda.bindings.runtime: every function returns a tuple that begins with the status."""
+
+    cudaError_t = Status
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyDefault="default")
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread local")
+    cudaDeviceAttr = SimpleNamespace(cudaDevAttrComputeCapabilityMajor=75, cudaDevAttrComputeCapabilityMinor=76)
+
+    def __init__(self, double: DoubleGpu) -> None:
+        self.double, self.pinned = double, dict[int, np.ndarray]()
+        self.memory = 1 << 40  # bytes that can be allocated
+
+    def cudaGetDeviceCount(self) -> tuple[Status, int]:
+        return Status.cudaSuccess, 1
+
+    def cudaSetDevice(self, device: int) -> tuple[Status]:
+        assert device == 0
+        return (Status.cudaSuccess,)
+
+    def cudaDeviceGetAttribute(self, attribute: int, device: int) -> tuple[Status, int]:
+        assert device == 0
+        return Status.cudaSuccess, {75: 8, 76: 6}[attribute]
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[Status, Any]:
+        return Status.cudaSuccess, SimpleNamespace(name=b"Fake GPU\0\0")
+
+    def cudaMalloc(self, size: int) -> tuple[Status, int | None]:
+        self.memory -= size
+        if self.memory < 0:
+            return Status.cudaErrorMemoryAllocation, None
+        return Status.cudaSuccess, self.double.malloc(size)
+
+    def cudaFree(self, pointer: int) -> tuple[Status]:
+        return self._done(self.double.free(pointer))
+
+    def cudaMallocHost(self, size: int) -> tuple[Status, int]:
+        array = self.double.malloc_host(size)
+        self.pinned[array.ctypes.data] = array
+        return Status.cudaSuccess, array.ctypes.data
+
+    def cudaFreeHost(self, pointer: int) -> tuple[Status]:
+        return self._done(self.double.free_host(self.pinned.pop(pointer)))
+
+    def cudaMemcpyAsync(self, destination: int, source: int, size: int, kind: str, stream: int) -> tuple[Status]:
+        assert kind == "default"
+        return self._done(self.double.copy(destination, source, size, stream))
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Status, int]:
+        assert flags == 1
+        return Status.cudaSuccess, self.double.stream()
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[Status]:
+        return self._done(self.double.destroy_stream(stream))
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[Status]:
+        return self._done(self.double.synchronize(stream))
+
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Status, int]:
+        assert flags == 2
+        return Status.cudaSuccess, self.double.event()
+
+    def cudaEventDestroy(self, event: int) -> tuple[Status]:
+        return self._done(self.double.destroy_event(event))
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[Status]:
+        return self._done(self.double.record(event, stream))
+
+    def cudaEventQuery(self, event: int) -> tuple[Status]:
+        return (Status.cudaSuccess if self.double.done(event) else Status.cudaErrorNotReady,)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: str) -> tuple[Status]:
+        assert mode == "thread local"
+        return self._done(self.double.begin_capture(stream))
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Status, tuple[str, int]]:
+        return Status.cudaSuccess, ("graph", self.double.end_capture(stream))
+
+    def cudaGraphInstantiate(self, graph: tuple[str, int], flags: int) -> tuple[Status, int]:
+        assert graph[0] == "graph" and flags == 0
+        return Status.cudaSuccess, graph[1]
+
+    def cudaGraphDestroy(self, graph: tuple[str, int]) -> tuple[Status]:
+        return self._done(None if graph[0] == "graph" else 1)
+
+    def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[Status]:
+        return self._done(self.double.launch(graph, stream))
+
+    def cudaGraphExecDestroy(self, graph: int) -> tuple[Status]:
+        return self._done(self.double.destroy_graph(graph))
+
+    def _done(self, result: None) -> tuple[Status]:
+        assert result is None
+        return (Status.cudaSuccess,)
+
+
+class FakeContext:
+    """An IExecutionContext. Only an engine's first one has profile 0 by itself."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine, self.double = engine, engine.plan.context(next(iter(engine.plan.gpu.streams)))
+        self.active_optimization_profile = 0 if not engine.contexts else -1
+        engine.contexts += 1
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        assert stream in self.engine.plan.gpu.streams
+        self.active_optimization_profile = profile
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self.active_optimization_profile == 0, "no profile"
+        self.double.set_shape(name, shape)
+        return True
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self.double.set_address(name, memory)
+        return True
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        self.double.enqueue(stream_handle)
+        return True
+
+
+class OldContext(FakeContext):
+    """10.3: memory is a property, without a size."""
+
+    @property
+    def device_memory(self) -> int:
+        raise AttributeError
+
+    @device_memory.setter
+    def device_memory(self, pointer: int) -> None:
+        self.double.set_memory(pointer, self.engine.plan.scratch_bytes)
+
+
+class NewContext(FakeContext):
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self.double.set_memory(memory, size)
+
+
+class FakeEngine:
+    def __init__(self, plan: DoublePlan) -> None:
+        self.plan, self.contexts = plan, 0
+        self.names = [*plan.dtypes, *plan.outputs]
+        self.num_io_tensors = len(self.names)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.names[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "input" if name in self.plan.dtypes else "output"
+
+
+class OldEngine(FakeEngine):
+    @property
+    def device_memory_size(self) -> int:
+        return self.plan.scratch_bytes
+
+    def create_execution_context(self, strategy: str) -> OldContext:
+        assert strategy == "user managed"
+        return OldContext(self)
+
+
+class NewEngine(FakeEngine):
+    @property
+    def device_memory_size_v2(self) -> int:
+        return self.plan.scratch_bytes
+
+    def create_runtime_config(self) -> Any:
+        config = SimpleNamespace(strategy=None)
+        config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
+        return config
+
+    def create_execution_context(self, config: Any) -> NewContext:
+        assert config.strategy == "user managed"
+        assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
+        return NewContext(self)
+
+
+def fake_trt(double: DoubleGpu, folder: Path, library: str) -> Any:
+    record = read_build_record(folder / "build.json")
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, data: Any) -> FakeEngine | None:
+            (path,) = [folder / name for name in PLAN_NAMES.values() if (folder / name).read_bytes() == bytes(data)]
+            if double.broken == "refuse":
+                self.logger.log("warning", "not this one")
+                self.logger.log("error", "Error Code 6: the engine plan file is not compatible")
+                return None
+            double.deserialized.append(path)
+            return (OldEngine if library == "tensorrt" else NewEngine)(DoublePlan(double, path, record))
+
+    class ILogger:
+        ERROR, INTERNAL_ERROR = "error", "internal"
+
+    module = SimpleNamespace(
+        __version__="1.7.1.116" if library == "tensorrt-rtx" else "10.3.0.26",
+        Runtime=Runtime,
+        ILogger=ILogger,
+        TensorIOMode=SimpleNamespace(INPUT="input"),
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
+    )
+    if library == "tensorrt-rtx":
+        module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+    return module
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def machine(request, golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A bundle with plans, and this machine with the fakes in the place of cuda-python and one TensorRT."""
+    bundle = Path(shutil.copytree(golden_bundle("gray1_cfg"), tmp_path / "gray"))
+    folder = write_plans(bundle).parent
+    text = (folder / "build.json").read_text()
+    if request.param == "tensorrt":
+        text = text.replace('"tensorrt-rtx"', '"tensorrt"').replace("1.7.1.116", "10.3.0.26")
+        (folder / "build.json").write_text(text)
+    double = DoubleGpu()
+    cuda = FakeCuda(double)
+    modules = {
+        "cuda.bindings.runtime": cuda,
+        engine_trt.MODULES[request.param]: fake_trt(double, folder, request.param),
+    }
+    monkeypatch.setattr(engine_trt, "_module", modules.get)
+    return SimpleNamespace(bundle=open_bundle(bundle), folder=folder, double=double, cuda=cuda)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_pictures_through_the_real_adapter(machine: SimpleNamespace, watched: bool) -> None:
+    program = machine.bundle.program(sampler="ddpm", steps=12)
+    options = {"labels": [3, 1, 3], "seeds": [1, 2, 3], "guidance": 3.0, "program": program}
+    expected = generate(machine.bundle, **options)
+    with Sampler(machine.bundle, EngineOptions(plans=machine.folder)) as sampler:
+        for _ in range(2):
+            progress = (lambda p: None) if watched else None
+            actual = generate(machine.bundle, sampler=sampler, on_progress=progress, **options)
+            assert np.abs(actual.astype(int) - expected).max() <= 1
+    double = machine.double
+    assert double.log.count("capture") == (12 if watched else 2)
+    assert (
+        not double.live and not double.graphs and not double.events and not double.streams and not machine.cuda.pinned
+    )
+
+
+def test_a_plan_that_tensorrt_refuses(machine: SimpleNamespace) -> None:
+    machine.double.broken = "refuse"
+    with pytest.raises(
+        DitedgeError, match="conditioner.plan: TensorRT.* cannot load this plan .*not compatible.*build again"
+    ):
+        Sampler(machine.bundle, EngineOptions(plans=machine.folder)).load("step")
+
+
+def test_a_full_device(machine: SimpleNamespace) -> None:
+    """Running out of memory is a sentence, leaks nothing, and a smaller batch runs afterwards."""
+    program = machine.bundle.program(sampler="ddpm", steps=3)
+    with Sampler(machine.bundle, EngineOptions(plans=machine.folder)) as sampler:
+        sampler.load("step")
+        live = len(machine.double.live)
+        machine.cuda.memory = 18_000
+        with pytest.raises(
+            DitedgeError, match="cudaMalloc failed with cudaErrorMemoryAllocation: use a smaller --batch"
+        ):
+            generate(machine.bundle, [1] * 8, list(range(8)), program=program, guidance=1.0, sampler=sampler)
+        assert len(machine.double.live) == live
+        machine.cuda.memory = 18_000
+        assert generate(
+            machine.bundle, [1], [0], program=program, guidance=1.0, sampler=sampler, output="latents"
+        ).shape == (1, 1, 8, 8)
