@@ -171,8 +171,8 @@ class NvidiaGpu:
     def libraries(self) -> dict[str, str]:
         if self._cuda() is None:
             return {}
-        modules = {kind: _module(name) for kind, name in MODULES.items()}
-        return {kind: str(module.__version__) for kind, module in modules.items() if module is not None}
+        versions = {kind: getattr(_module(name), "__version__", None) for kind, name in MODULES.items()}
+        return {kind: str(version) for kind, version in versions.items() if version is not None}
 
     def devices(self) -> int:
         cuda = self._cuda()
