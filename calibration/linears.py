@@ -68,8 +68,11 @@ def save_graph(model: Any, path: Path) -> None:
         n for n, value in model.graph.initializers.items() if not value.uses() and not value.is_graph_output()
     ]:
         del model.graph.initializers[name]
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    ir.save(model, path, external_data=f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None)
+    if sum(value.const_value.nbytes for value in model.graph.initializers.values()) > EXTERNAL_DATA_BYTES:
+        ir.save(model, path, external_data=f"{path.name}.data")
+        return
+    ir.external_data.load_to_model(model)  # what was read lazily from the source's .data file and never touched
+    ir.save(model, path)
 
 
 def find_linears(model: Any) -> list[Linear]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import onnxruntime
 import pytest
 
 from ditedge.calibration.int8 import quantised_weight
-from ditedge.calibration.linears import find_linears, load_graph
+from ditedge.calibration.linears import find_linears, load_graph, save_graph
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.runtime import Sampler, open_bundle
 from ditedge.runtime.errors import RequestError
+from ditedge.runtime.manifest import MANIFEST_NAME
+from ditedge.runtime.new_bundle import hashed_files
 from ditedge.runtime.sampler import SeededNoise
 from ditedge.runtime.verify import relative_error, replay
 
@@ -108,6 +112,25 @@ def test_what_is_kept_stays_float(golden_bundle, tmp_path: Path) -> None:
     kept = {linear.name for linear in find_linears(load_graph(tmp_path / "kept" / "step.onnx"))}
     assert kept == set(manifest.quantization.kept)
     assert {"final_layer.linear", "blocks.0.mlp.fc2", "blocks.0.attn.qkv"} <= kept
+
+
+def test_weights_in_a_data_file(golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A float step graph over 1.5 GB has its weights in step.onnx.data; the quantised one is small enough without."""
+    source = Path(shutil.copytree(golden_bundle("gray1_cfg"), tmp_path / "large"))
+    with monkeypatch.context() as patched:
+        patched.setattr("ditedge.calibration.linears.EXTERNAL_DATA_BYTES", 0)
+        save_graph(load_graph(golden_bundle("gray1_cfg") / "step.onnx"), source / "step.onnx")
+    assert (source / "step.onnx.data").stat().st_size > 10_000
+    manifest = json.loads((source / "manifest.json").read_text())
+    manifest["files"] = {
+        name: info.model_dump() for name, info in hashed_files(source).items() if name != MANIFEST_NAME
+    }
+    (source / "manifest.json").write_text(json.dumps(manifest))
+    files = quantize_bundle(source, tmp_path / "small", QuantizeOptions()).files
+    assert "step.onnx" in files and "step.onnx.data" not in files
+    open_bundle(tmp_path / "small")
+    static = QuantizeOptions(runtime="tensorrt", samples=2, steps=2, sampler="ddim", statistics=tmp_path / "statistics")
+    quantize_bundle(source, tmp_path / "static", static)  # instrumented and smoothed graphs, too
 
 
 def test_refusals(golden_bundle, quantised, tmp_path: Path) -> None:
