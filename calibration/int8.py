@@ -1,4 +1,4 @@
-"""INT8 for ONNX Runtime: int8 weights, activations rounded to uint8 on the fly, MatMulInteger.
+"""INT8 for ONNX Runtime: int8 weights, activations rounded to uint8 on the fly, integer products.
 
 x [.., I] @ W [I, O] with W = q_w s_w (s_w per output column) and x = (q_x - z) s_x is (q_x - z) @ q_w in int32, times
 s_x s_w. Weights are signed and activations unsigned because that pair, and no other, has fast kernels on x86.
@@ -79,9 +79,11 @@ def _per_token(model: Any, linear: Linear, q_weight: Any, s_weight: Any) -> Any:
     zeros = insert(model, node, "Expand", [zero, count], f"{name}.x_zero")
     q_x = insert(model, node, "QuantizeLinear", [x, scale, zeros], f"{name}.x_uint8", axis=0)
 
-    product = insert(model, node, "MatMulInteger", [q_x, q_weight, zero], f"{name}.int32")
-    product = insert(model, node, "Cast", [product], f"{name}.float", to=ir.DataType.FLOAT.value)
-    product = insert(model, node, "Mul", [product, s_weight], f"{name}.by_column")
+    one = constant(model, "float_one", np.array(1, np.float32))
+    # ONNX Runtime's own operator: MatMulInteger, Cast and Mul in one pass. It does not fuse them by itself here, and
+    # the step of DiT-XL takes 5 % longer with the three (processor time, one thread).
+    product = insert(model, node, "MatMulIntegerToFloat", [q_x, q_weight, one, s_weight, zero], f"{name}.by_column",
+                     domain="com.microsoft")  # fmt: skip
     scale = insert(model, node, "Unsqueeze", [scale, last], f"{name}.row_scale")
     product = insert(model, node, "Mul", [product, scale], f"{name}.by_row")
     shape = insert(model, node, "Shape", [linear.input], f"{name}.shape", start=0, end=-1)
