@@ -38,6 +38,21 @@ class Commands(click.Group):
             ctx.exit(130)
 
 
+def _gate_options(command: Any) -> Any:
+    """The limits of `compare` and `quantize`: fields of calibration.quality.Gate."""
+    limits = {
+        "--max-drift": "relative drift of the final latents.",
+        "--min-psnr": "PSNR of the pictures, dB.",
+        "--max-accuracy-loss": "loss of accuracy, points; needs --features.",
+        "--max-frechet-increase": "increase of the Frechet distance, percent; needs --features, --reference.",
+        "--min-speedup": "speed of the new bundle over the old one's.",
+        "--max-size": "size of the new graphs, percent of the old ones'.",
+    }
+    for name, text in reversed(limits.items()):
+        command = click.option(name, type=float, help=f"Gate: {text}")(command)
+    return command
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ditedge")
 def main() -> None:
@@ -233,27 +248,67 @@ def convert(engine: Path, precision: str, out: Path, force: bool) -> None:
     "--samples", type=click.IntRange(min=1), help="Images of the calibration set. [default: 32; large DiTs: 4]"
 )
 @click.option("--statistics", type=FILE, help="File for the statistics. [default: one in the user's cache]")
+@click.option("--count", type=click.IntRange(min=0),
+              help="Images of the quality report in the bundle; 0: none. [default: 32; large DiTs: 2]")  # fmt: skip
+@click.option("--features", type=FILE, help="Feature extractor for the report, as in `compare`.")
+@click.option("--reference", type=FILE, help="Real pictures for the report, as in `compare`.")
+@_gate_options
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-def quantize(engine: Path, out: Path, budget: str | None, **options: Any) -> None:
+def quantize(
+    engine: Path,
+    out: Path,
+    budget: str | None,
+    count: int | None,
+    features: Path | None,
+    reference: Path | None,
+    **options: Any,
+) -> None:
     """Make a smaller, faster bundle from a float32 one (docs/quantization.md).
 
     \b
     Examples:
       ditedge quantize --engine fashion --precision int8 --out fashion-int8
       ditedge quantize --engine fashion --precision int8 --runtime tensorrt --budget drift=0.02 --out fashion-trt
+      ditedge quantize --engine fashion --out fashion-int8 --count 2000 --features models/fashion_classifier.onnx \\
+          --reference real.npz --max-accuracy-loss 1 --max-frechet-increase 10
     """
+    from dataclasses import fields
+
     try:
-        from ditedge.calibration.quantize import QuantizeOptions, drift_budget, quantize_bundle
+        from ditedge.calibration import CompareRequest, Gate, GateFailed
+        from ditedge.calibration.quantize import QuantizeOptions, drift_budget, quantize_bundle, report_images
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install 'ditedge[calibrate]' on a workstation") from None
 
-    with _status() as report:
-        chosen = QuantizeOptions(budget=drift_budget(budget) if budget else None, **options)
-        manifest = quantize_bundle(engine, out, chosen, report)
+    from ditedge.runtime import open_bundle
+
+    gate = Gate(**{field.name: options.pop(field.name) for field in fields(Gate)})
+    count = report_images(open_bundle(engine, check_hashes=False)) if count is None else count
+    quality = CompareRequest(
+        count=count,
+        sampler=options["sampler"],
+        steps=options["steps"],
+        features=features,
+        reference=reference,
+        speed_rounds=15 if options["runtime"] == "onnxruntime" else 0,  # TensorRT's form is a simulation on the CPU
+    )
+    chosen = QuantizeOptions(
+        budget=drift_budget(budget) if budget else None, quality=quality if count else None, gate=gate, **options
+    )
+    try:
+        with _status() as report:
+            manifest = quantize_bundle(engine, out, chosen, report)
+    except GateFailed as error:
+        for result in error.failed:
+            click.echo(f"FAILED: {result.sentence}", err=True)
+        click.echo(f"{out} was not written", err=True)
+        sys.exit(1)
     size = sum(info.bytes for info in manifest.files.values())
     assert manifest.quantization is not None
     kept = ", ".join(manifest.quantization.kept) or "none"
     click.echo(f"wrote {out}: {size / 1e6:.1f} MB, in float32: {kept}")
+    if count:
+        click.echo(f"quality of {count} image(s) beside the float ones: {out / 'quality' / 'report.html'}")
     click.echo(f"next: ditedge run --engine {out}")
 
 
@@ -391,13 +446,7 @@ def verify(engine: Path, provider: str, threads: int) -> None:
 @click.option("--provider-b", help="ONNX Runtime provider of B. [default: A's]")
 @click.option("--speed-rounds", type=click.IntRange(min=0), default=15, show_default=True,
               help="Interleaved timings of one step; 0 measures no speed.")  # fmt: skip
-@click.option("--max-drift", type=float, help="Gate: relative drift of the final latents.")
-@click.option("--min-psnr", type=float, help="Gate: PSNR of the pictures, dB.")
-@click.option("--max-accuracy-loss", type=float, help="Gate: loss of accuracy, points; needs --features.")
-@click.option("--max-frechet-increase", type=float,
-              help="Gate: increase of the Frechet distance, percent; needs --features and --reference.")  # fmt: skip
-@click.option("--min-speedup", type=float, help="Gate: speed of B over A's.")
-@click.option("--max-size", type=float, help="Gate: B's graphs, percent of A's bytes.")
+@_gate_options
 @click.option("-o", "--out", type=FILE, help="Folder for quality.json and report.html (the pictures are inside).")
 @click.option("--json", "as_json", is_flag=True, help="Print quality.json instead of the table.")
 def compare(

@@ -3,7 +3,7 @@
 from .compare import CompareRequest, Comparison, compare_bundles
 from .features import FeatureExtractor, image_features
 from .metrics import accuracy, frechet_distance, kernel_distance, psnr
-from .quality import Gate, GateResult, Quality, check_gate, read_quality
+from .quality import Gate, GateFailed, GateResult, Quality, check_gate, read_quality
 from .report import write_report
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Comparison",
     "FeatureExtractor",
     "Gate",
+    "GateFailed",
     "GateResult",
     "Quality",
     "accuracy",

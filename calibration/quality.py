@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..runtime.errors import RequestError
+from ..runtime.errors import DitedgeError, RequestError
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -130,6 +130,14 @@ class GateResult(_Strict):
     measured: Finite | None
     passed: bool
     sentence: str
+
+
+class GateFailed(DitedgeError):
+    """A bundle that does not keep its limits."""
+
+    def __init__(self, failed: list[GateResult]) -> None:
+        super().__init__("; ".join(result.sentence for result in failed))
+        self.failed = failed
 
 
 class Quality(_Strict):

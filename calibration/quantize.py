@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,12 @@ from ..runtime.programs import Program
 from ..runtime.sampler import Sampler
 from ..runtime.verify import replay
 from .collect import CalibrationSet, Statistics, collect_statistics, statistics_fingerprint
+from .compare import CompareRequest, compare_bundles
 from .int8 import dynamic_int8, int8_at_rest
 from .linears import Linear, find_linears, load_graph, save_graph
 from .qdq import blockwise_int4, static_fp8, static_int8
+from .quality import Gate, GateFailed, check_gate_can_be_measured
+from .report import write_report
 from .sensitivity import (
     LARGE_MODEL,
     Rounding,
@@ -47,6 +50,7 @@ GOLDEN_MARGIN = 1.5  # allowed over the measured error: another processor rounds
 GOLDEN_MOST = 0.95  # relative error of a trajectory that has nothing to do with the recorded one any more
 PRECISIONS, RUNTIMES = ("int8", "fp8", "int4"), ("onnxruntime", "tensorrt")
 FIRST_FP8_GPU = 89  # Ada; NVIDIA's compute capability 8.9
+QUALITY_FOLDER = "quality"  # in the bundle: quality.json and report.html
 SENSITIVITY_NAME = "sensitivity.json"  # in the bundle, where layers were ranked
 PROTECTED = ("final_layer.linear",)  # of the step graph; the embedders are not linears there, adaLN is elsewhere
 CONDITIONER_PREFIXES = ("blocks.", "final_layer.")  # adaLN projections; the timestep MLP stays float32
@@ -71,6 +75,8 @@ class QuantizeOptions:
     steps: int | None = None
     samples: int | None = None  # of the calibration set
     statistics: Path | None = None  # file to keep the statistics in
+    quality: CompareRequest | None = None  # what is sampled for the report in the bundle; None: no report
+    gate: Gate = Gate()  # limits that the report must keep
     force: bool = False  # replace an existing bundle
 
 
@@ -101,6 +107,11 @@ def drift_budget(text: str) -> float:
     return number
 
 
+def report_images(bundle: Bundle) -> int:
+    """How many images the quality report samples when nobody says."""
+    return 32 if bundle.manifest.model.parameters < LARGE_MODEL else 2
+
+
 def quantize_bundle(
     source: Path, out: Path, options: QuantizeOptions, report: Callable[[str], None] = lambda _: None
 ) -> Manifest:
@@ -112,6 +123,7 @@ def quantize_bundle(
         raise RequestError(f"{source} is quantised already: quantise the float bundle that it was made from")
     if out.exists() and out.resolve() == bundle.folder.resolve():
         raise RequestError(f"{out} is the bundle to quantise: give another --out")
+    _check_gate(bundle, options)
     plan = _plan(bundle, options)
     select_linears(find_linears(load_graph(bundle.graph_file("step"))), options.keep)  # refuses unknown names now
     statistics = _statistics(bundle, plan, report) if plan.needs_statistics else None
@@ -142,7 +154,45 @@ def quantize_bundle(
             calibration=statistics.fingerprint if statistics is not None else None,
         )
         report("replaying golden trajectories")
-        return write_manifest(bundle, folder, out.name, info)
+        manifest = write_manifest(bundle, folder, out.name, info)
+        if options.quality is not None:
+            manifest = _judge(bundle, folder, options.quality, options.gate, report)
+    return manifest
+
+
+def _judge(
+    bundle: Bundle, folder: Path, request: CompareRequest, gate: Gate, report: Callable[[str], None]
+) -> Manifest:
+    """Compares the new bundle in `folder` with the float one and adds the report. Raises GateFailed over a limit."""
+
+    def advance(what: str, done: int, total: int) -> None:
+        report(f"quality: {what}, {100 * done // total} %")
+
+    comparison, failed = compare_bundles(bundle, folder, request, advance).with_gate(gate)
+    if failed:
+        raise GateFailed(failed)
+    new = open_bundle(folder)
+    named = comparison.quality.b.model_copy(update={"name": new.manifest.name})  # not that of the temporary folder
+    quality = comparison.quality.model_copy(update={"b": named})
+    write_report(replace(comparison, quality=quality), folder / QUALITY_FOLDER)
+    manifest = new.manifest.model_copy(update={"files": hashed_files(folder)})
+    write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
+    return manifest
+
+
+def _check_gate(bundle: Bundle, options: QuantizeOptions) -> None:
+    """Raises RequestError, before the work, for a gate that the report could not measure."""
+    request = options.quality
+    if request is None and options.gate != Gate():
+        raise RequestError("--count 0 measures no quality: take the limits out, or give a count")
+    if request is not None:
+        check_gate_can_be_measured(
+            options.gate,
+            features=request.features is not None,
+            reference=request.reference is not None,
+            decoder="decoder" in bundle.manifest.graphs,
+            speed=request.speed_rounds > 0,
+        )
 
 
 def copy_without_graphs(bundle: Bundle, folder: Path) -> None:

@@ -50,8 +50,8 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
 
 
 def hashed_files(folder: Path) -> dict[str, FileInfo]:
-    """Every file below `folder`, with its size and hash, as the manifest lists them."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Every file below `folder` but a manifest, with its size and hash, as the manifest lists them."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_NAME)
     return {
         path.relative_to(folder).as_posix(): FileInfo(sha256=sha256_of_file(path), bytes=path.stat().st_size)
         for path in files

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ditedge.calibration import read_quality
 from ditedge.cli import main
+from ditedge.runtime import open_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +34,20 @@ def test_quantised_bundle_runs_verifies_and_is_described(golden_bundle, tmp_path
     assert described["precision"] == "int8" and described["activations"] == "per-token"
 
 
+def test_the_report_is_in_the_bundle_and_the_gate_keeps_a_worse_one_out(golden_bundle, tmp_path: Path) -> None:
+    source, out = golden_bundle("gray1_cfg"), tmp_path / "int8"
+    settings = ("quantize", "--engine", source, "--out", out, "--count", 3, "--steps", 3)
+    assert ditedge(*settings, "--max-drift", 0.5, "--max-size", 200).exit_code == 0
+    bundle = open_bundle(out)  # hashes checked: the report's, too
+    quality = read_quality(out / "quality" / "quality.json")
+    assert "quality/report.html" in bundle.manifest.files
+    assert quality.settings.count == 3 and 0 < (quality.drift.relative or 0) < 0.5 and quality.b.name == "int8"
+    before = (out / "manifest.json").read_bytes()
+    failed = ditedge(*settings, "--max-drift", 1e-6, "--force")
+    assert failed.exit_code == 1 and "relative drift of the latents is" in failed.output, failed.output
+    assert (out / "manifest.json").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["int8"]
+
+
 @pytest.mark.parametrize(
     "arguments,sentence",
     [
@@ -44,6 +60,8 @@ def test_quantised_bundle_runs_verifies_and_is_described(golden_bundle, tmp_path
         (("--precision", "int4", "--activations", "per-token"), "a choice of int8 for onnxruntime"),
         (("--naive", "--precision", "fp8"), "plain static int8"),
         (("--program", "none-such"), "no program 'none-such'"),
+        (("--max-accuracy-loss", "1"), "--features"),
+        (("--count", "0", "--max-drift", "0.1"), "--count 0 measures no quality"),
     ],
 )
 def test_refusals_are_one_line(golden_bundle, tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
