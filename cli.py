@@ -119,7 +119,7 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
     click.echo(f"next: ditedge run --engine {target}")
     if plans_for:
         from ditedge.runtime import open_bundle
-        from ditedge.runtime.build import BuildOptions
+        from ditedge.runtime.build_graph import BuildOptions
 
         _build_plans(open_bundle(target), BuildOptions(plans_for))
 
@@ -337,10 +337,10 @@ def build(engine: Path, print_trtexec: bool, archs: str | None, **options: Any) 
     Examples:
       ditedge build --engine dit-xl-2-256 --target tensorrt --max-batch 4
       ditedge build --engine fashion --target tensorrt-rtx --arch sm86,sm89,sm120
-      ditedge build --engine fashion --target tensorrt --print-trtexec
     """
     from ditedge.runtime import open_bundle
-    from ditedge.runtime.build import BuildOptions, check_target
+    from ditedge.runtime.build import check_target
+    from ditedge.runtime.build_graph import BuildOptions
     from ditedge.runtime.trtexec import trtexec_commands
 
     check_target(options["target"])
@@ -543,10 +543,8 @@ def inspect(path: Path, heads: int | None, lint: bool, arch: str, strict: bool, 
 
     \b
     Examples:
-      ditedge inspect fashion
       ditedge inspect DiT-XL-2-256x256.pt --json
-      ditedge inspect fashion --lint --strict
-      ditedge inspect fashion/engines/tensorrt-rtx/dit.plan
+      ditedge inspect fashion-fp16 --lint --strict
     """
     if lint or path.suffix == ".plan":
         _inspect_kernels(path, arch, strict, as_json)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .build import BuildLog, parse_graph
 from .build_errors import refusal
+from .build_graph import BuildLog, parse_graph
 from .errors import EngineError, RequestError
 from .layers import layers_from_log
 from .lint import Attention, Lint, is_float

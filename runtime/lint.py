@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .build import BuildLog
 from .build_errors import refusal
+from .build_graph import BuildLog
 from .build_record import PLAN_NAMES, RECORD_NAME, read_build_record
 from .errors import BundleError, EngineError
 from .files import sha256_of_file

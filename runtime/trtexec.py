@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from .build import BuildOptions, engine_folder
+from .build import engine_folder
+from .build_graph import BuildOptions
 from .build_profile import graph_profile, sizes_of
 from .build_record import PLAN_NAMES, ShapeRange
 from .bundle import Bundle

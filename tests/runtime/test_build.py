@@ -21,7 +21,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ditedge.cli import main
 from ditedge.runtime import open_bundle, tensorrt_library
-from ditedge.runtime.build import BuildOptions, build_bundle, engine_folder
+from ditedge.runtime.build import build_bundle, engine_folder
+from ditedge.runtime.build_graph import BuildOptions
 from ditedge.runtime.build_profile import Sizes, forecast, graph_profile, sizes_of
 from ditedge.runtime.build_record import RECORD_NAME, read_build_record
 from ditedge.runtime.errors import Cancelled, DitedgeError, EngineError, RequestError
@@ -486,7 +487,7 @@ def test_messages_of_the_library_become_sentences(message: str, sentence: str) -
 
 def test_a_timing_cache_is_read_and_written_atomically(tmp_path: Path) -> None:
     """With the calls of the library recorded: TensorRT-RTX times nothing, so no cache can be real here."""
-    from ditedge.runtime.build import _load_timing_cache
+    from ditedge.runtime.build_graph import _load_timing_cache
 
     given: list[bytes] = []
 

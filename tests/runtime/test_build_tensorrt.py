@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ditedge.runtime import build, open_bundle
-from ditedge.runtime.build import BuildOptions, build_bundle
+from ditedge.runtime.build import build_bundle
+from ditedge.runtime.build_graph import BuildOptions
 from ditedge.runtime.build_record import RECORD_NAME, read_build_record
 from ditedge.runtime.errors import Cancelled, EngineError, RequestError
 from ditedge.runtime.tensorrt_library import Gpu, Library
