@@ -11,11 +11,12 @@ from .tensorrt_library import Library
 SENTENCES = (
     (
         r"Cannot compile for target\(s\) ([\w, ]+), because the model contains HW-specific datatypes: ([\w, ]+)",
-        "the graph holds {1} numbers, which {0} cannot compute: build for a newer GPU, or quantise to int8",
+        "the graph holds {1} numbers, which {0} cannot compute: build for a newer GPU, or use fp16 or int8",
     ),
     (
         r"FP32 GEMM is not supported",
-        "it computes no float32 matrix products on sm75: convert the bundle to fp16, or build for a newer GPU",
+        "it computes no float32 matrix products on sm75, and the sampler's are float32 in every bundle: build for sm80 or "
+        "later",
     ),
     (
         r"cudaError 35|cudaErrorInsufficientDriver|CUDA initialization failure with error: (?:35|100)",
