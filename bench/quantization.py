@@ -28,13 +28,19 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "examples")]
 from quality import image_features, measure, real_images  # noqa: E402
 
 from ditedge.calibration import psnr  # noqa: E402
-from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle  # noqa: E402
+from ditedge.calibration.quantize import (  # noqa: E402
+    QuantizeOptions,
+    quantize_bundle,
+    step_graphs_of_groups,
+)
 from ditedge.calibration.sensitivity import drift  # noqa: E402
 from ditedge.runtime import Sampler, generate, open_bundle  # noqa: E402
 from ditedge.runtime.bundle import Bundle  # noqa: E402
+from ditedge.runtime.engine import Engine, EngineOptions, open_engine  # noqa: E402
 from ditedge.runtime.files import write_text  # noqa: E402
 
 OTHER_SEEDS = 1_000_000
+GROUPS = "timestep groups"  # not an option of `quantize`: no runtime has them
 TENSORRT: dict[str, Any] = {"runtime": "tensorrt"}
 ROWS: dict[str, dict[str, Any] | None] = {  # None: the float bundle itself
     "float32": None,
@@ -52,6 +58,7 @@ ROWS: dict[str, dict[str, Any] | None] = {  # None: the float bundle itself
     "int8 tensorrt: static, not smoothed": TENSORRT | {"smoothing": 0.0},
     "int8 tensorrt: static, smoothed, final layer too": TENSORRT | {"protect": False},
     "int8 tensorrt: static, smoothed, fc2 kept": TENSORRT | {"keep": ("fc2",)},
+    "int8 tensorrt: static, smoothed, own scales in each timestep group": TENSORRT | {GROUPS: True},
     "int4 weights, tensorrt": TENSORRT | {"precision": "int4"},
 }
 
@@ -76,10 +83,36 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def sample(bundle: Bundle, program: Any, seeds: range, guidance: float, batch: int, show: Any) -> tuple[Any, Any]:
-    """-> latents [n, C, H, W] float32, images [n, h, w, c] uint8."""
+class GroupedSteps:
+    """An engine that runs another step graph in each timestep group: step i of N takes graph i * groups // N."""
+
+    def __init__(self, paths: list[Path], steps: int, options: EngineOptions) -> None:
+        self._engines = [open_engine(path, options) for path in paths]
+        self._steps, self._step = steps, 0
+        self.inputs = self._engines[0].inputs
+
+    def run(self, inputs: Any, outputs: Any) -> None:
+        self._engines[self._step * len(self._engines) // self._steps].run(inputs, outputs)
+        self._step = (self._step + 1) % self._steps
+
+    def close(self) -> None:
+        for engine in self._engines:
+            engine.close()
+
+
+def sample(
+    bundle: Bundle,
+    program: Any,
+    seeds: range,
+    guidance: float,
+    batch: int,
+    show: Any,
+    options: EngineOptions,
+    step: Engine | None,
+) -> tuple[Any, Any]:
+    """-> latents [n, C, H, W] float32, images [n, h, w, c] uint8. step: instead of the bundle's step graph."""
     labels = [i % bundle.manifest.model.num_classes for i in range(len(seeds))]
-    with Sampler(bundle) as sampler:
+    with Sampler(bundle, options, {"step": step} if step is not None else None) as sampler:
         latents = generate(bundle, labels, seeds, program=program, guidance=guidance, batch=batch, output="latents",
                            on_progress=lambda p: show(p.done, p.total), sampler=sampler)  # fmt: skip
         return latents, sampler.images(latents)
@@ -95,12 +128,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS), help="only these")
     parser.add_argument("--table", action="store_true", help="print what is measured already, and stop")
     arguments = parser.parse_args()
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
     if arguments.table:
         print(table(results))
         return
+    engine_options = EngineOptions(threads=arguments.threads)
     source = open_bundle(arguments.engine)
     program = source.program(sampler=arguments.sampler, steps=arguments.steps)
     setting = {
@@ -117,7 +153,7 @@ def main() -> None:
     labels = np.arange(arguments.count) % source.manifest.model.num_classes
     arguments.work.mkdir(parents=True, exist_ok=True)
     kept_latents = arguments.work / f"float-{program.name}-{arguments.count}-{source.sha256[:12]}.npz"
-    todo = [name for name in ROWS if name not in {row["name"] for row in results["rows"]}]
+    todo = [name for name in arguments.rows if name not in {row["name"] for row in results["rows"]}]
     with Progress() as progress:
         overall, current = progress.add_task("rows", total=len(todo)), progress.add_task("samples")
 
@@ -127,15 +163,22 @@ def main() -> None:
         for name in todo:
             progress.update(current, description=name, completed=0)
             options, bundle, start = ROWS[name], source, time.perf_counter()
+            step = None
             if options is not None:
                 out = arguments.work / "bundle"
                 given = {"sampler": arguments.sampler, "steps": arguments.steps, "force": True, **options}
+                grouped = given.pop(GROUPS, False)
                 quantize_bundle(arguments.engine, out, QuantizeOptions(**given))
                 bundle = open_bundle(out)
+                if grouped:
+                    paths = step_graphs_of_groups(arguments.engine, QuantizeOptions(**given), arguments.work)
+                    step = GroupedSteps(paths, program.steps, engine_options)
             quantised = time.perf_counter()
             first = OTHER_SEEDS if name == "float32, other seeds" else 0
             seeds = range(first, first + arguments.count)
-            latents, images = sample(bundle, program, seeds, arguments.guidance, arguments.batch, show)
+            latents, images = sample(
+                bundle, program, seeds, arguments.guidance, arguments.batch, show, engine_options, step
+            )
             row = {"name": name, "bytes": bundle_size(bundle), "drift": None, "psnr": None}
             row |= {"quantize_seconds": round(quantised - start, 1)}
             row |= {"sample_seconds": round(time.perf_counter() - quantised, 1)}

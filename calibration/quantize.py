@@ -330,6 +330,30 @@ def _rounding(plan: _Plan, statistics: Statistics | None) -> Rounding:
     return lambda model, linears: static_int8(model, linears, amax, plan.weights == "per-channel")
 
 
+def step_graphs_of_groups(
+    source: Path, options: QuantizeOptions, folder: Path, report: Callable[[str], None] = lambda _: None
+) -> list[Path]:
+    """The static step graph once per timestep group, in the order of sampling, each with its own group's scales.
+
+    No runtime switches graphs within a trajectory: this is for measuring what timestep groups would be worth.
+    """
+    bundle = open_bundle(source)
+    plan = _plan(bundle, options)
+    exact, layers = _smoothed(bundle, _statistics(bundle, plan, report), plan, folder)
+    groups = len(next(iter(layers.layers.values())).rows)
+    paths = [folder / f"step-{group}.onnx" for group in range(groups)]
+    for group, path in enumerate(paths):
+        amax = {
+            name: float(np.maximum(np.abs(layer.channel_max[group]), np.abs(layer.channel_min[group])).max())
+            for name, layer in layers.layers.items()
+        }
+        model = load_graph(exact.graph_file("step"))
+        chosen, _ = select_linears(find_linears(model), options.keep, options.protect)
+        static_int8(model, chosen, amax)
+        save_graph(model, path)
+    return paths
+
+
 def _choose_kept(
     bundle: Bundle, exact: Bundle, plan: _Plan, rounding: Rounding, folder: Path, report: Callable[[str], None]
 ) -> tuple[list[str], list[Sensitivity]]:

@@ -151,4 +151,6 @@ def emulated(model: ir.Model) -> None:
 def save_graph(model: ir.Model, path: Path) -> None:
     """Writes the graph, its weights beside it when they are large."""
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if size <= EXTERNAL_DATA_BYTES:
+        ir.external_data.load_to_model(model)  # weights left in float32 would still point into the source's .data file
     ir.save(model, path, external_data=f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None)

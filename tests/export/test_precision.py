@@ -149,6 +149,16 @@ def test_weights_beside_the_graph(gray_bundle: Path, tmp_path: Path, monkeypatch
     assert worst_end(tmp_path / "half") <= 2e-2
 
 
+def test_weights_beside_the_source_alone(gray_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that shrinks below the limit takes the weights that stay float32 out of the source's .data file."""
+    monkeypatch.setattr("ditedge.export.to_onnx.EXTERNAL_DATA_BYTES", 100_000)
+    bundle_from_checkpoint(GOLDEN / "gray1_cfg" / "model.safetensors", tmp_path / "big", ExportOptions(heads=2))
+    assert (tmp_path / "big" / "step.onnx.data").exists()
+    convert_bundle(tmp_path / "big", tmp_path / "half", "fp16")
+    assert not (tmp_path / "half" / "step.onnx.data").exists()
+    assert worst_end(tmp_path / "half") <= 2e-2
+
+
 def test_planted_overflow(tmp_path: Path) -> None:
     weights = load_file(GOLDEN / "gray1_cfg" / "model.safetensors")
     for name in ("weight", "bias"):
