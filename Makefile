@@ -8,7 +8,7 @@ MODEL  := models/fashion-dit
 
 .PHONY: help venv demo test test-slow test-gpu lint typing check schema clean
 help:
-	@echo "make demo       trained checkpoint -> bundle -> picture"
+	@echo "make demo       trained checkpoint -> bundle -> picture, and the same in int8"
 	@echo "make test       set up and run the tests (make test-slow: the rest; make test-gpu: what needs a GPU)"
 	@echo "make check      lint, typing, test"
 	@echo "make clean      remove .venv and $(BUILD)"
@@ -34,7 +34,11 @@ demo: $(VENV)/demo.stamp
 	@mkdir -p $(DEMO)
 	$(BIN)/python cli.py export --ckpt $(MODEL).safetensors --heads 3 --classes $(MODEL).classes.txt --out $(DEMO)/fashion --force
 	$(BIN)/python cli.py run --engine $(DEMO)/fashion --count 40 --batch 20 --seed 7 -o $(DEMO)/fashion.png
+	$(BIN)/python cli.py quantize --engine $(DEMO)/fashion --out $(DEMO)/fashion-int8 --force
+	$(BIN)/python cli.py run --engine $(DEMO)/fashion-int8 --count 40 --batch 20 --seed 7 -o $(DEMO)/fashion-int8.png
 	@echo "the picture: $(CURDIR)/$(DEMO)/fashion.png"
+	@echo "the same in int8: $(CURDIR)/$(DEMO)/fashion-int8.png"
+	@echo "both side by side, measured: $(CURDIR)/$(DEMO)/fashion-int8/quality/report.html"
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"

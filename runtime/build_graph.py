@@ -138,6 +138,8 @@ def _configure(library: Library, builder: Any, config: Any, options: BuildOption
     chosen = {name for name, wanted in flags.items() if wanted}
     for name in sorted(chosen):
         config.set_flag(library.member("BuilderFlag", name))
+    if hasattr(library.module.BuilderFlag, "TF32"):  # on by default: 10 bits of mantissa, and `verify` asks for 1e-4
+        config.clear_flag(library.module.BuilderFlag.TF32)
     # Layers are listed (layers.json, `inspect dit.plan`) only in detail.
     config.profiling_verbosity = library.member("ProfilingVerbosity", "DETAILED")
     if options.workspace is not None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -533,19 +534,49 @@ def test_export_and_build_in_one_go_of_the_demo_model(tmp_path: Path) -> None:
     assert set(record.plans) == {"conditioner", "step", "decoder"} and record.compute_capabilities == []
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The float32 bundle of the demo model, or of a DiT-S/2 at 256 with random weights."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    def export(name: str) -> Path:
+        from ditedge.export import ExportOptions, bundle_from_checkpoint
+
+        if not (folder / name).exists():
+            checkpoint, heads = ROOT / "models" / "fashion-dit.safetensors", 3
+            if name == "S":
+                sys.path.insert(0, str(ROOT / "bench"))
+                from export_size import random_checkpoint
+
+                checkpoint, heads = folder / "s.pt", 6
+                random_checkpoint("S", 256, 2, checkpoint)
+            bundle_from_checkpoint(checkpoint, folder / name, ExportOptions(heads=heads))
+        return folder / name
+
+    return export
+
+
 @needs_rtx
 @pytest.mark.slow
-def test_dit_s_at_256_builds_for_three_gpus(tmp_path: Path) -> None:
-    """The very graphs that the export verified with ONNX Runtime, random weights."""
-    sys.path.insert(0, str(ROOT / "bench"))
-    from export_size import random_checkpoint
-
-    from ditedge.export import ExportOptions, bundle_from_checkpoint
+@pytest.mark.parametrize("precision", ["float32", "fp16", "bf16"])
+@pytest.mark.parametrize(("name", "blocks", "heads", "tokens"), [("demo", 6, 3, 64), ("S", 12, 6, 256)])
+def test_models_build_for_three_gpus(
+    exported: Callable[[str], Path], tmp_path: Path, name: str, precision: str, blocks: int, heads: int, tokens: int
+) -> None:
+    """The very graphs that were verified with ONNX Runtime; attention is one kernel in 16 bit, and never in float32."""
+    from ditedge.export import convert_bundle
     from ditedge.runtime.attention_trial import lint_graph
 
-    random_checkpoint("S", 256, 2, tmp_path / "s.pt")
-    bundle_from_checkpoint(tmp_path / "s.pt", tmp_path / "s", ExportOptions())
-    record = build_bundle(open_bundle(tmp_path / "s"), BuildOptions("tensorrt-rtx", archs=("sm86", "sm89", "sm120")))
-    assert record.plans["step"].plan.bytes > 80e6  # the trunk's float32 weights are 85 MB
-    found = lint_graph(tmp_path / "s" / "step.onnx", "sm89")
-    assert [(a.heads, a.head_size, a.tokens) for a in found.attention] == [(6, 64, 256)] * 12
+    folder = exported(name)
+    if precision != "float32":
+        convert_bundle(folder, tmp_path / "low", precision)
+        folder = tmp_path / "low"
+    bundle = open_bundle(folder)
+    options = BuildOptions("tensorrt-rtx", archs=("sm86", "sm89", "sm120"), force=True)
+    record = build_bundle(bundle, options)
+    assert record.compute_capabilities == ["sm86", "sm89", "sm120"]
+    assert record.plans["step"].source_sha256 == bundle.manifest.files["step.onnx"].sha256
+    assert record.plans["step"].plan.bytes > bundle.manifest.files["step.onnx"].bytes / 2
+    found = lint_graph(folder / "step.onnx", "sm89")
+    assert [(a.heads, a.head_size, a.tokens) for a in found.attention] == [(heads, 64, tokens)] * blocks
+    assert found.fused == (precision != "float32")

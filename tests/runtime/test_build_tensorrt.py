@@ -33,7 +33,7 @@ class Double:
         self.created: list[int] = []  # flags of create_network
         self.configs: list[Any] = []
         flags = {"VERSION_COMPATIBLE", "REFIT", "STRIP_PLAN", "WEIGHT_STREAMING", "GPU_FALLBACK"} - lacks
-        self.BuilderFlag = enum("BuilderFlag", *sorted(flags))
+        self.BuilderFlag = enum("BuilderFlag", "TF32", *sorted(flags))
         if version.startswith("10."):
             self.NetworkDefinitionCreationFlag = enum("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
         self.ProfilingVerbosity = enum("ProfilingVerbosity", "NONE", "DETAILED")
@@ -53,7 +53,7 @@ class Double:
 
         class Config:
             def __init__(self) -> None:
-                self.flags: set[str] = set()
+                self.flags = {"TF32"}  # as TensorRT's own default
                 self.pools: dict[str, int] = {}
                 self.profiles: list[dict[str, Any]] = []
                 self.cache = b""
@@ -61,6 +61,9 @@ class Double:
 
             def set_flag(self, flag: Any) -> None:
                 self.flags.add(flag.name)
+
+            def clear_flag(self, flag: Any) -> None:
+                self.flags.discard(flag.name)
 
             def set_memory_pool_limit(self, pool: Any, size: int) -> None:
                 self.pools[pool.name] = size
