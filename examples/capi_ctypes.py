@@ -1,0 +1,177 @@
+"""The C interface (runtime/cpp/include/ditedge.h) from Python by ctypes: a picture without the Python runtime.
+
+    cmake -S runtime/cpp -B build/cpp && cmake --build build/cpp
+    python examples/capi_ctypes.py build/cpp/libditedge.so build/demo/fashion 9 7      # class 9, seed 7 -> capi.png
+
+Any language with a foreign-function interface does the same: structs start with their size, and every call returns a
+status whose sentence ditedge_last_error() has.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class Info(c.Structure):
+    _fields_ = [
+        ("size", c.c_size_t),
+        *[(n, c.c_int64) for n in ("num_classes", "null_class", "latent_channels", "latent_height", "latent_width")],
+        *[(n, c.c_int64) for n in ("image_height", "image_width", "image_channels")],
+        ("default_guidance", c.c_double),
+    ]
+
+
+class Options(c.Structure):
+    _fields_ = [
+        ("size", c.c_size_t),
+        *[(n, c.c_char_p) for n in ("engine", "provider", "library")],
+        *[(n, c.c_int32) for n in ("threads", "device")],
+    ]
+
+
+class Progress(c.Structure):
+    _fields_ = [
+        ("size", c.c_size_t),
+        *[(n, c.c_int64) for n in ("done", "total", "first", "batch")],
+        ("latents", c.POINTER(c.c_float)),
+    ]
+
+
+class Preview(c.Structure):
+    _fields_ = [
+        ("size", c.c_size_t),
+        *[(n, c.c_int64) for n in ("step", "first", "batch", "height", "width", "channels")],
+        ("images", c.POINTER(c.c_uint8)),
+    ]
+
+
+OnProgress = c.CFUNCTYPE(None, c.POINTER(Progress), c.c_void_p)
+OnPreview = c.CFUNCTYPE(None, c.POINTER(Preview), c.c_void_p)
+
+
+class Params(c.Structure):
+    _fields_ = [
+        ("size", c.c_size_t),
+        ("count", c.c_int64),
+        *[(n, c.c_void_p) for n in ("labels", "seeds", "away_from")],
+        ("guidance", c.c_double),
+        *[(n, c.c_char_p) for n in ("program", "program_file")],
+        ("batch", c.c_int64),
+        *[(n, c.c_void_p) for n in ("initial_noise", "step_noise")],
+        ("on_progress", OnProgress),
+        ("on_preview", OnPreview),
+        ("preview_every", c.c_int64),
+        ("user", c.c_void_p),
+    ]
+
+
+class DitedgeError(Exception):
+    """status: a number of ditedge_status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Ditedge:
+    """One bundle and its sampler. `onnxruntime`: path of libonnxruntime.so, None for the system's."""
+
+    def __init__(self, library: Path, bundle: Path, onnxruntime: Path | None = None, **options: Any) -> None:
+        self.c = load(library)
+        self.bundle, self.sampler, self.info = c.c_void_p(), c.c_void_p(), Info(size=c.sizeof(Info))
+        self._check(self.c.ditedge_bundle_open(str(bundle).encode(), 1, c.byref(self.bundle)))
+        self._check(self.c.ditedge_bundle_info(self.bundle, c.byref(self.info)))
+        chosen = Options()
+        self._check(self.c.ditedge_sampler_options_init(c.byref(chosen), c.sizeof(chosen)))
+        chosen.library = str(onnxruntime).encode() if onnxruntime else None
+        for name, value in options.items():
+            setattr(chosen, name, value)
+        self._check(self.c.ditedge_sampler_open(self.bundle, c.byref(chosen), c.byref(self.sampler)))
+
+    def generate(
+        self,
+        labels: Sequence[int],
+        seeds: Sequence[int],
+        *,
+        images: bool = True,
+        noise: tuple[np.ndarray, np.ndarray] | None = None,
+        away_from: Sequence[int] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        on_preview: Callable[[int, np.ndarray], None] | None = None,
+        **fields: Any,
+    ) -> np.ndarray:
+        """Images uint8 [n, h, w, 1 or 3], or latents float32 [n, C, H, W]; fields are those of ditedge_params."""
+        keep = [np.array(labels, np.int64), np.array(seeds, np.uint64)]
+        params, info = Params(), self.info
+        self._check(self.c.ditedge_params_init(c.byref(params), c.sizeof(params)))
+        params.count, params.labels, params.seeds = len(labels), keep[0].ctypes.data, keep[1].ctypes.data
+        if noise is not None:
+            keep += [np.ascontiguousarray(part, dtype=np.float32) for part in noise]
+            params.initial_noise, params.step_noise = keep[-2].ctypes.data, keep[-1].ctypes.data
+        if away_from is not None:
+            keep.append(np.array(away_from, np.int64))
+            params.away_from = keep[-1].ctypes.data
+        if on_progress is not None:
+            params.on_progress = OnProgress(lambda event, _: on_progress(event.contents))
+        if on_preview is not None:
+            params.on_preview = OnPreview(lambda event, _: on_preview(event.contents.step, _picture(event.contents)))
+        for name, value in fields.items():
+            setattr(params, name, value)
+        if images:
+            out = np.empty((len(labels), info.image_height, info.image_width, info.image_channels), np.uint8)
+        else:
+            out = np.empty((len(labels), info.latent_channels, info.latent_height, info.latent_width), np.float32)
+        run = self.c.ditedge_generate_images if images else self.c.ditedge_generate_latents
+        self._check(run(self.sampler, c.byref(params), out.ctypes.data_as(c.c_void_p), c.c_size_t(out.nbytes)))
+        return out
+
+    def cancel(self) -> None:
+        """From any thread: `generate` raises DitedgeError with status 7 (DITEDGE_CANCELLED) before its next step."""
+        self.c.ditedge_cancel(self.sampler)
+
+    def close(self) -> None:
+        self.c.ditedge_sampler_close(self.sampler)
+        self.c.ditedge_bundle_close(self.bundle)
+        self.sampler, self.bundle = c.c_void_p(), c.c_void_p()
+
+    def _check(self, status: int) -> None:
+        if status != 0:
+            raise DitedgeError(status, self.c.ditedge_last_error().decode(errors="replace"))
+
+
+def load(library: Path) -> c.CDLL:
+    """The shared library, with the types that ctypes cannot guess."""
+    loaded = c.CDLL(str(library))
+    for name in ("last_error", "version", "status_name", "class_name", "program_name", "default_program", "graph_name"):
+        getattr(loaded, f"ditedge_{name}").restype = c.c_char_p
+    for name in ("program_count", "graph_count"):
+        getattr(loaded, f"ditedge_{name}").restype = c.c_int64
+    for name in ("class_name", "program_name", "graph_name"):
+        getattr(loaded, f"ditedge_{name}").argtypes = [c.c_void_p, c.c_int64]
+    loaded.ditedge_noise.argtypes = [c.c_uint64, c.c_uint64, c.c_void_p, c.c_size_t]
+    return loaded
+
+
+def _picture(event: Preview) -> np.ndarray:
+    shape = (event.batch, event.height, event.width, event.channels)
+    return np.ctypeslib.as_array(event.images, shape).copy()
+
+
+def main(library: str, bundle: str, label: str, seed: str, onnxruntime: str | None = None) -> None:
+    from PIL import Image
+
+    ditedge = Ditedge(Path(library), Path(bundle), Path(onnxruntime) if onnxruntime else None)
+    image = ditedge.generate([int(label)], [int(seed)], on_progress=lambda p: print(f"\r{p.done}/{p.total}", end=""))[0]
+    ditedge.close()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save("capi.png")
+    print("\ncapi.png")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,151 @@
+/* ditedge: sample images from a bundle (docs/format.md). One header, C89, for C, C++ and foreign-function interfaces.
+ *
+ * Every function that can fail returns a ditedge_status; ditedge_last_error() of the same thread says what happened, in
+ * one sentence. No C++ exception crosses this interface. Structs begin with their own size: fill them with their _init
+ * function, which is told the caller's size, so that a newer library never writes past an older caller's struct.
+ *
+ * Threads: a ditedge_bundle may be used by any number of threads at once. A ditedge_sampler belongs to one thread at a
+ * time, except ditedge_cancel and ditedge_cancel_reset, which any thread may call. Close handles when nobody uses them;
+ * closing NULL does nothing. A sampler keeps what it needs of its bundle: the two may be closed in any order.
+ */
+#ifndef DITEDGE_H
+#define DITEDGE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(DITEDGE_STATIC)
+#define DITEDGE_API
+#elif defined(__GNUC__)
+#define DITEDGE_API __attribute__((visibility("default")))
+#else
+#define DITEDGE_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum ditedge_status {
+    DITEDGE_OK = 0,
+    DITEDGE_ERROR_ARGUMENT = 1,  /* a null pointer, a buffer of the wrong size, a struct of an unknown size */
+    DITEDGE_ERROR_BUNDLE = 2,    /* damaged, tampered with, or of another version */
+    DITEDGE_ERROR_PROGRAM = 3,   /* a sampler table that makes no sense */
+    DITEDGE_ERROR_REQUEST = 4,   /* labels, guidance, programs that do not fit the bundle */
+    DITEDGE_ERROR_ENGINE = 5,    /* an engine library is missing, or refuses the graph */
+    DITEDGE_ERROR_NO_DEVICE = 6, /* no CUDA device */
+    DITEDGE_CANCELLED = 7,       /* ditedge_cancel was called */
+    DITEDGE_ERROR_MEMORY = 8,
+    DITEDGE_ERROR_INTERNAL = 9 /* a bug */
+} ditedge_status;
+
+typedef struct ditedge_bundle ditedge_bundle;
+typedef struct ditedge_sampler ditedge_sampler;
+
+/* What a bundle is. Pixels are 0 x 0 x 0 when it has no decoder. */
+typedef struct ditedge_info {
+    size_t size;
+    int64_t num_classes;
+    int64_t null_class; /* -1: trained without label dropout, cannot be guided */
+    int64_t latent_channels, latent_height, latent_width;
+    int64_t image_height, image_width, image_channels;
+    double default_guidance;
+} ditedge_info;
+
+typedef struct ditedge_sampler_options {
+    size_t size;
+    const char* engine;   /* "onnxruntime" (NULL is the same); "tensorrt", "tensorrt-rtx" where compiled in */
+    const char* provider; /* of ONNX Runtime: "cpu" (NULL), "cuda" or a provider's full name */
+    const char* library;  /* path of the engine's shared library; NULL: $DITEDGE_ONNXRUNTIME, then the system's */
+    int32_t threads;      /* 0: the engine chooses */
+    int32_t device;       /* CUDA device number */
+} ditedge_sampler_options;
+
+/* Pointers are valid during the callback only. */
+typedef struct ditedge_progress {
+    size_t size;
+    int64_t done, total; /* network steps over all batches */
+    int64_t first;       /* index of the running batch's first image */
+    int64_t batch;       /* images in it */
+    const float* latents; /* [batch, C, H, W]; NULL on engines that keep them on a device */
+} ditedge_progress;
+
+typedef struct ditedge_preview {
+    size_t size;
+    int64_t step; /* steps done of this batch */
+    int64_t first, batch;
+    int64_t height, width, channels;
+    const uint8_t* images; /* [batch, height, width, channels]: the estimate of the finished pictures */
+} ditedge_preview;
+
+typedef struct ditedge_params {
+    size_t size;
+    int64_t count;            /* images */
+    const int64_t* labels;    /* [count] classes */
+    const uint64_t* seeds;    /* [count]; the same seed gives the same image alone and in any batch */
+    const int64_t* away_from; /* [count] classes to guide away from, -1 for none; or NULL */
+    double guidance;          /* 1: none; NaN: the bundle's default */
+    const char* program;      /* name of a program of the bundle; NULL: its default */
+    const char* program_file; /* a program's file instead, which need not be in the bundle; or NULL */
+    int64_t batch;            /* images that share one run of the network; bounds memory */
+    const float* initial_noise; /* [count, C, H, W] instead of seeds; or NULL */
+    const float* step_noise;    /* [steps, count, C, H, W], with initial_noise */
+    void (*on_progress)(const ditedge_progress* progress, void* user); /* after each step; or NULL */
+    void (*on_preview)(const ditedge_preview* preview, void* user);    /* after each preview_every steps; or NULL */
+    int64_t preview_every;
+    void* user; /* handed to the callbacks */
+} ditedge_params;
+
+/* Any thread. "0.1.0" */
+DITEDGE_API const char* ditedge_version(void);
+/* Any thread. What the last failed call of this thread had to say; valid until this thread's next call. */
+DITEDGE_API const char* ditedge_last_error(void);
+/* Any thread. A short English name of a status. */
+DITEDGE_API const char* ditedge_status_name(ditedge_status status);
+
+/* Any thread. Opens the bundle at `path` (its folder) and checks every file's SHA-256 (check_hashes 0: sizes only). */
+DITEDGE_API ditedge_status ditedge_bundle_open(const char* path, int check_hashes, ditedge_bundle** bundle);
+DITEDGE_API void ditedge_bundle_close(ditedge_bundle* bundle);
+/* Any thread, as all of ditedge_bundle_*. info->size must be set to sizeof(ditedge_info). */
+DITEDGE_API ditedge_status ditedge_bundle_info(const ditedge_bundle* bundle, ditedge_info* info);
+/* Names are owned by the bundle; NULL when the index is out of range (or classes have no names). */
+DITEDGE_API const char* ditedge_class_name(const ditedge_bundle* bundle, int64_t index);
+DITEDGE_API int64_t ditedge_program_count(const ditedge_bundle* bundle);
+DITEDGE_API const char* ditedge_program_name(const ditedge_bundle* bundle, int64_t index);
+DITEDGE_API const char* ditedge_default_program(const ditedge_bundle* bundle);
+DITEDGE_API int64_t ditedge_graph_count(const ditedge_bundle* bundle);
+DITEDGE_API const char* ditedge_graph_name(const ditedge_bundle* bundle, int64_t index);
+/* Steps of a program by name; NULL: the default. */
+DITEDGE_API ditedge_status ditedge_program_steps(const ditedge_bundle* bundle, const char* name, int64_t* steps);
+/* A class by its number, its name, or one of its comma-separated names; case does not matter. */
+DITEDGE_API ditedge_status ditedge_find_class(const ditedge_bundle* bundle, const char* text, int64_t* label);
+
+/* Any thread. `size` is the caller's sizeof. Sets every field to its default. */
+DITEDGE_API ditedge_status ditedge_sampler_options_init(ditedge_sampler_options* options, size_t size);
+DITEDGE_API ditedge_status ditedge_params_init(ditedge_params* params, size_t size);
+
+/* Any thread. Loads the graphs. options may be NULL. */
+DITEDGE_API ditedge_status ditedge_sampler_open(const ditedge_bundle* bundle, const ditedge_sampler_options* options,
+                                                ditedge_sampler** sampler);
+DITEDGE_API void ditedge_sampler_close(ditedge_sampler* sampler);
+/* One thread at a time. Writes uint8 [count, image_height, image_width, image_channels]; bytes is the buffer's size. */
+DITEDGE_API ditedge_status ditedge_generate_images(ditedge_sampler* sampler, const ditedge_params* params,
+                                                   uint8_t* images, size_t bytes);
+/* One thread at a time. Writes float32 [count, C, H, W]; bytes is the buffer's size. */
+DITEDGE_API ditedge_status ditedge_generate_latents(ditedge_sampler* sampler, const ditedge_params* params,
+                                                    float* latents, size_t bytes);
+/* One thread at a time. latents [count, C, H, W] -> images as above. */
+DITEDGE_API ditedge_status ditedge_decode(ditedge_sampler* sampler, const float* latents, int64_t count,
+                                          uint8_t* images, size_t bytes);
+/* Any thread, also during a call on the sampler, which then returns DITEDGE_CANCELLED before its next step.
+ * The flag stays set, so that a cancel that comes early is not lost: reset it before the next call. */
+DITEDGE_API void ditedge_cancel(ditedge_sampler* sampler);
+DITEDGE_API void ditedge_cancel_reset(ditedge_sampler* sampler);
+
+/* Any thread. [count] standard normal numbers: draw 0 is a seed's initial noise, draw n + 1 its noise of step n. */
+DITEDGE_API ditedge_status ditedge_noise(uint64_t seed, uint64_t draw, float* numbers, size_t count);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,81 @@
+// What an engine is. ONNX Runtime is an `Engine`, one loaded graph that HostLoop drives; an engine that keeps a whole
+// run on a device (TensorRT) is a `Loop` of its own. A new kind of engine is one file and a line in open_loop.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+
+namespace ditedge {
+
+// A buffer bound by address. Inputs are never written to.
+struct Tensor {
+    const char* name;
+    Dtype dtype;
+    std::vector<std::int64_t> shape;
+    void* data;
+};
+
+template <class T>
+Tensor view(const char* name, const T* data, std::vector<std::int64_t> shape) {
+    constexpr Dtype dtype = sizeof(T) == 8 ? Dtype::int64 : sizeof(T) == 4 ? Dtype::float32 : Dtype::uint8;
+    return {name, dtype, std::move(shape), const_cast<T*>(data)};
+}
+
+// One loaded graph. One caller at a time.
+class Engine {
+public:
+    virtual ~Engine() = default;
+    // Runs once, writing into `output`. Inputs that the graph does not have are ignored; nothing is kept after the call.
+    virtual void run(const std::vector<Tensor>& inputs, const Tensor& output) = 0;
+};
+
+struct EngineOptions {
+    std::string engine = "onnxruntime", provider = "cpu", library;
+    int threads = 0, device = 0;
+};
+
+// Opens the engine of one graph. keep_buffers: between runs; quicker for many runs of one shape, false halves the memory
+// of a decoder. Throws Error (engine) when the library is missing, or the graph is not what `info` says.
+std::unique_ptr<Engine> open_ort_engine(const std::filesystem::path& file, const GraphInfo& info,
+                                        const EngineOptions& options, bool keep_buffers);
+
+// Where a batch gets its noise: [B, C, H, W] each.
+class NoiseSource {
+public:
+    virtual ~NoiseSource() = default;
+    virtual void initial(float* numbers) const = 0;
+    virtual void step(std::int64_t step, float* numbers) const = 0;
+};
+
+struct StepTables;
+
+// One batch to sample.
+struct Run {
+    const Program& program;
+    const StepTables& tables;
+    const NoiseSource& noise;
+    const std::atomic<bool>& cancel;  // checked before each step: throws Error (cancelled)
+    // Steps done, and the state [B, K, C, H, W] when `wants_state(step)` or the engine has it on the host anyway.
+    std::function<void(std::int64_t step, const float* state)> on_step;
+    std::function<bool(std::int64_t step)> wants_state;
+};
+
+// The loaded engines of one bundle. One caller at a time.
+class Loop {
+public:
+    virtual ~Loop() = default;
+    virtual void sample(const Run& run, float* latents) = 0;                                    // -> [B, C, H, W]
+    virtual void decode(const float* latents, std::int64_t count, std::uint8_t* images) = 0;    // -> [count, h, w, c]
+};
+
+// Throws Error (engine, no device).
+std::unique_ptr<Loop> open_loop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options);
+std::unique_ptr<Loop> open_host_loop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options);
+
+}  // namespace ditedge

@@ -1,0 +1,240 @@
+// ONNX Runtime, found by dlopen: one library works with every ONNX Runtime from API 21 (1.21) on.
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <mutex>
+#include <onnxruntime/onnxruntime_c_api.h>
+
+#include "engine.hpp"
+#include "error.hpp"
+
+namespace ditedge {
+namespace {
+
+// Owns an object of ONNX Runtime's C API by its release function.
+template <class T>
+class Owned {
+public:
+    explicit Owned(void (*release)(T*)) : release_(release) {}
+    Owned(const Owned&) = delete;
+    Owned& operator=(const Owned&) = delete;
+    ~Owned() { reset(); }
+    void reset() {
+        if (value_ != nullptr) release_(value_);
+        value_ = nullptr;
+    }
+    T* get() const { return value_; }
+    T** fill() {
+        reset();
+        return &value_;
+    }
+
+private:
+    void (*release_)(T*);
+    T* value_ = nullptr;
+};
+
+// The loaded library. Never unloaded: ONNX Runtime keeps threads and thread-local data to the end of the process.
+struct Library {
+    const OrtApi* api;
+    OrtEnv* env;
+    std::string version, path;
+};
+
+void check(const OrtApi* api, OrtStatus* status, const std::string& what) {
+    if (status == nullptr) return;
+    std::string message = api->GetErrorMessage(status);
+    api->ReleaseStatus(status);
+    fail_engine(what + ": " + message.substr(0, message.find('\n')).substr(0, 300));
+}
+
+Library load_library(const std::string& wanted) {
+    const char* environment = std::getenv("DITEDGE_ONNXRUNTIME");
+    std::vector<std::string> names = {"libonnxruntime.so.1", "libonnxruntime.so"};
+    if (!wanted.empty())
+        names = {wanted};
+    else if (environment != nullptr && *environment != '\0')
+        names = {environment};
+    std::string reason;
+    for (const std::string& name : names) {
+        void* handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+        if (handle == nullptr) {
+            const char* error = dlerror();
+            reason = error != nullptr ? error : name;
+            continue;
+        }
+        void* symbol = dlsym(handle, "OrtGetApiBase");
+        if (symbol == nullptr) fail_engine(name + " is not ONNX Runtime: it has no OrtGetApiBase");
+        const OrtApiBase* base = reinterpret_cast<const OrtApiBase* (*)()>(symbol)();
+        Library library{base->GetApi(ORT_API_VERSION), nullptr, base->GetVersionString(), name};
+        if (library.api == nullptr)
+            fail_engine("ONNX Runtime " + library.version + " is too old: version 1." + std::to_string(ORT_API_VERSION) +
+                        " or later is needed");
+        check(library.api, library.api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "ditedge", &library.env), name);
+        return library;
+    }
+    fail_engine("ONNX Runtime is not to be found (" + reason + "): name libonnxruntime.so in the options or in "
+                "DITEDGE_ONNXRUNTIME");
+}
+
+const Library& library(const std::string& wanted) {
+    static std::mutex mutex;
+    static const Library* loaded = nullptr;  // one a process: two ONNX Runtimes in one process get in each other's way
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (loaded == nullptr) loaded = new Library(load_library(wanted));
+    if (!wanted.empty() && wanted != loaded->path)
+        fail_engine("ONNX Runtime is loaded from " + loaded->path + " already, not from " + wanted);
+    return *loaded;
+}
+
+ONNXTensorElementDataType element_type(Dtype dtype) {
+    switch (dtype) {
+        case Dtype::float32: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+        case Dtype::int64: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+        case Dtype::uint8: break;
+    }
+    return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+}
+
+std::size_t element_bytes(Dtype dtype) { return dtype == Dtype::float32 ? 4 : dtype == Dtype::int64 ? 8 : 1; }
+
+class OrtEngine final : public Engine {
+public:
+    OrtEngine(const std::filesystem::path& file, const GraphInfo& info, const EngineOptions& options, bool keep_buffers)
+        : api_(library(options.library).api), file_(file.string()), session_(api_->ReleaseSession), memory_(api_->ReleaseMemoryInfo) {
+        Owned<OrtSessionOptions> settings(api_->ReleaseSessionOptions);
+        ok(api_->CreateSessionOptions(settings.fill()));
+        ok(api_->SetIntraOpNumThreads(settings.get(), options.threads));
+        ok(api_->SetSessionLogSeverityLevel(settings.get(), 3));
+        if (!keep_buffers) {
+            ok(api_->DisableCpuMemArena(settings.get()));
+            ok(api_->DisableMemPattern(settings.get()));
+        }
+        add_provider(settings.get(), options);
+        ok(api_->CreateSession(library(options.library).env, file.c_str(), settings.get(), session_.fill()));
+        ok(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, memory_.fill()));
+        check_tensors(info.inputs, true);
+        check_tensors(info.outputs, false);
+    }
+
+    void run(const std::vector<Tensor>& inputs, const Tensor& output) override {
+        Owned<OrtIoBinding> binding(api_->ReleaseIoBinding);
+        ok(api_->CreateIoBinding(session_.get(), binding.fill()));
+        for (const Tensor& input : inputs)
+            if (has_input(input.name)) bind(input, [&](OrtValue* value) { return api_->BindInput(binding.get(), input.name, value); });
+        bind(output, [&](OrtValue* value) { return api_->BindOutput(binding.get(), output.name, value); });
+        ok(api_->RunWithBinding(session_.get(), nullptr, binding.get()));
+        ok(api_->SynchronizeBoundOutputs(binding.get()));
+    }
+
+private:
+    void ok(OrtStatus* status) const { check(api_, status, file_); }
+
+    bool has_input(const std::string& name) const {
+        for (const std::string& input : inputs_)
+            if (input == name) return true;
+        return false;
+    }
+
+    template <class Bind>
+    void bind(const Tensor& tensor, const Bind& bind_value) const {
+        std::size_t bytes = element_bytes(tensor.dtype);
+        for (const std::int64_t dimension : tensor.shape) bytes *= static_cast<std::size_t>(dimension);
+        Owned<OrtValue> value(api_->ReleaseValue);  // a view of the caller's memory; the binding holds its own reference
+        ok(api_->CreateTensorWithDataAsOrtValue(memory_.get(), tensor.data, bytes, tensor.shape.data(),
+                                                tensor.shape.size(), element_type(tensor.dtype), value.fill()));
+        ok(bind_value(value.get()));
+    }
+
+    void add_provider(OrtSessionOptions* settings, const EngineOptions& options) const {
+        std::string name = options.provider;
+        if (name == "cpu" || name == "CPUExecutionProvider") return;
+        char** available = nullptr;
+        int count = 0;
+        ok(api_->GetAvailableProviders(&available, &count));
+        if (name == "cuda") name = "CUDAExecutionProvider";
+        bool found = false;
+        std::string have;
+        for (int i = 0; i < count; ++i) {
+            found = found || name == available[i];
+            have += (i == 0 ? "" : ", ") + std::string(available[i]);
+        }
+        ok(api_->ReleaseAvailableProviders(available, count));
+        if (!found) fail_engine("provider '" + options.provider + "' is not in this ONNX Runtime, which has: " + have);
+        if (name == "CUDAExecutionProvider") {
+            Owned<OrtCUDAProviderOptionsV2> cuda(api_->ReleaseCUDAProviderOptions);
+            ok(api_->CreateCUDAProviderOptions(cuda.fill()));
+            const std::string device = std::to_string(options.device);
+            const char* const keys[] = {"device_id"};
+            const char* const values[] = {device.c_str()};
+            ok(api_->UpdateCUDAProviderOptions(cuda.get(), keys, values, 1));
+            ok(api_->SessionOptionsAppendExecutionProvider_CUDA_V2(settings, cuda.get()));
+        } else {
+            const std::string suffix = "ExecutionProvider";
+            const bool ends = name.size() > suffix.size() && name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0;
+            const std::string shorter = ends ? name.substr(0, name.size() - suffix.size()) : name;
+            ok(api_->SessionOptionsAppendExecutionProvider(settings, shorter.c_str(), nullptr, nullptr, 0));
+        }
+    }
+
+    // Buffers are bound by address, so the graph's tensors have to be those of the manifest.
+    void check_tensors(const std::vector<TensorInfo>& promised, bool inputs) {
+        std::size_t count = 0;
+        OrtAllocator* allocator = nullptr;  // the default one, which nobody frees
+        ok(api_->GetAllocatorWithDefaultOptions(&allocator));
+        ok(inputs ? api_->SessionGetInputCount(session_.get(), &count) : api_->SessionGetOutputCount(session_.get(), &count));
+        for (std::size_t i = 0; i < count; ++i) {
+            char* text = nullptr;
+            ok(inputs ? api_->SessionGetInputName(session_.get(), i, allocator, &text)
+                      : api_->SessionGetOutputName(session_.get(), i, allocator, &text));
+            const std::string name = text;
+            ok(api_->AllocatorFree(allocator, text));
+            Owned<OrtTypeInfo> type(api_->ReleaseTypeInfo);
+            ok(inputs ? api_->SessionGetInputTypeInfo(session_.get(), i, type.fill())
+                      : api_->SessionGetOutputTypeInfo(session_.get(), i, type.fill()));
+            const OrtTensorTypeAndShapeInfo* tensor = nullptr;  // belongs to `type`; null when it is no tensor
+            ok(api_->CastTypeInfoToTensorInfo(type.get(), &tensor));
+            bool fits = tensor != nullptr;
+            std::vector<std::int64_t> shape;
+            ONNXTensorElementDataType element = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+            if (fits) {
+                std::size_t rank = 0;
+                ok(api_->GetTensorElementType(tensor, &element));
+                ok(api_->GetDimensionsCount(tensor, &rank));
+                shape.resize(rank);
+                ok(api_->GetDimensions(tensor, shape.data(), rank));
+            }
+            fits = fits && agrees(name, element, shape, promised);
+            if (!fits) fail_engine(file_ + ": tensor '" + name + "' is not the one that the manifest describes");
+            if (inputs) inputs_.push_back(name);
+        }
+        if (!inputs && count != promised.size()) fail_engine(file_ + ": outputs are not those of the manifest");
+    }
+
+    static bool agrees(const std::string& name, ONNXTensorElementDataType element, const std::vector<std::int64_t>& shape,
+                       const std::vector<TensorInfo>& promised) {
+        for (const TensorInfo& info : promised) {
+            if (info.name != name) continue;
+            bool fits = element == element_type(info.dtype) && shape.size() == info.shape.size();
+            for (std::size_t i = 0; fits && i < shape.size(); ++i)
+                fits = shape[i] < 0 || info.shape[i] < 0 || shape[i] == info.shape[i];
+            return fits;
+        }
+        return false;
+    }
+
+    const OrtApi* api_;
+    std::string file_;
+    Owned<OrtSession> session_;
+    Owned<OrtMemoryInfo> memory_;
+    std::vector<std::string> inputs_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> open_ort_engine(const std::filesystem::path& file, const GraphInfo& info,
+                                        const EngineOptions& options, bool keep_buffers) {
+    return std::make_unique<OrtEngine>(file, info, options, keep_buffers);
+}
+
+}  // namespace ditedge

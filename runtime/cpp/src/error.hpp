@@ -1,0 +1,25 @@
+// Failures inside the library; capi.cpp turns them into status codes.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "ditedge.h"
+
+namespace ditedge {
+
+class Error : public std::runtime_error {
+public:
+    Error(ditedge_status status, const std::string& message) : std::runtime_error(message), status_(status) {}
+    ditedge_status status() const noexcept { return status_; }
+
+private:
+    ditedge_status status_;
+};
+
+[[noreturn]] inline void fail_bundle(const std::string& message) { throw Error(DITEDGE_ERROR_BUNDLE, message); }
+[[noreturn]] inline void fail_program(const std::string& message) { throw Error(DITEDGE_ERROR_PROGRAM, message); }
+[[noreturn]] inline void fail_request(const std::string& message) { throw Error(DITEDGE_ERROR_REQUEST, message); }
+[[noreturn]] inline void fail_engine(const std::string& message) { throw Error(DITEDGE_ERROR_ENGINE, message); }
+
+}  // namespace ditedge

@@ -1,0 +1,87 @@
+#include "program.hpp"
+
+#include "json.hpp"
+
+namespace ditedge {
+namespace {
+
+constexpr double kNoBound = 3.0e38;
+constexpr std::size_t kMaxBytes = 64 << 20;
+constexpr std::size_t kMaxSteps = 100'000, kMaxSlots = 64;
+
+std::vector<double> numbers(const Field& list, std::size_t count) {
+    std::vector<double> values;
+    for (const Field& element : list.elements()) values.push_back(element.number());
+    if (values.size() != count)
+        list.fail("has a list of " + std::to_string(values.size()) + " numbers, expected " + std::to_string(count));
+    return values;
+}
+
+void append(std::vector<double>& all, const std::vector<double>& more) { all.insert(all.end(), more.begin(), more.end()); }
+
+}  // namespace
+
+bool Program::draws_noise(std::int64_t step) const {
+    for (std::int64_t row = 0; row < slots; ++row)
+        if (mix[static_cast<std::size_t>(((step * slots + row) * (slots + 2)) + slots + 1)] != 0.0) return true;
+    return false;
+}
+
+Program program_from_json(const std::string& text, const std::string& place) {
+    const Json json = parse_json(text, place, DITEDGE_ERROR_PROGRAM);
+    const Field root(json, place, DITEDGE_ERROR_PROGRAM);
+    root.at("version").integer(1, 1);
+    root.at("made").items();  // for people; that it is an object is all that counts
+    Program program;
+    program.name = root.at("name").text();
+    program.init_scale = root.at("init_scale").number();
+    program.x0_bound = root.at("x0_bound").number();
+    if (!(program.x0_bound > 0 && program.x0_bound <= kNoBound)) root.at("x0_bound").fail("is not in (0, 3e38]");
+
+    const Field timestep = root.at("timestep");
+    const std::size_t steps = timestep.elements().size();
+    if (steps < 1 || steps > kMaxSteps) timestep.fail("expected 1 to 100000 numbers");
+    program.timestep = numbers(timestep, steps);
+    const auto rows = [&](const char* key) {
+        const Field field = root.at(key);
+        std::vector<Field> elements = field.elements();
+        if (elements.size() != steps)
+            field.fail("has " + std::to_string(elements.size()) + " rows, timestep has " + std::to_string(steps));
+        return elements;
+    };
+    for (const Field& row : rows("x0_from")) append(program.x0_from, numbers(row, 2));
+    for (const Field& row : rows("log_sigma")) append(program.log_sigma, numbers(row, 2));
+    for (const Field& value : rows("guided")) program.guided.push_back(value.boolean());
+    const std::vector<Field> matrices = rows("mix");
+    const std::size_t slots = matrices[0].elements().size();
+    if (slots < 1 || slots > kMaxSlots) matrices[0].fail("expected 1 to 64 slots");
+    for (const Field& matrix : matrices) {
+        const std::vector<Field> lines = matrix.elements();
+        if (lines.size() != slots) matrix.fail("has matrices of different sizes");
+        for (const Field& line : lines) append(program.mix, numbers(line, slots + 2));
+    }
+    program.steps = static_cast<std::int64_t>(steps);
+    program.slots = static_cast<std::int64_t>(slots);
+    return program;
+}
+
+Program read_program(const std::filesystem::path& path) {
+    return program_from_json(read_text(path, kMaxBytes, DITEDGE_ERROR_PROGRAM), path.string());
+}
+
+Program with_x0_slot(const Program& program) {
+    Program wider = program;
+    wider.slots = program.slots + 1;
+    const auto old_slots = static_cast<std::size_t>(program.slots), slots = old_slots + 1;
+    wider.mix.assign(static_cast<std::size_t>(program.steps) * slots * (slots + 2), 0.0);
+    for (std::size_t step = 0; step < static_cast<std::size_t>(program.steps); ++step) {
+        for (std::size_t row = 0; row < old_slots; ++row)
+            for (std::size_t column = 0; column < old_slots + 2; ++column)
+                wider.mix[(step * slots + row) * (slots + 2) + column + (column >= old_slots ? 1 : 0)] =
+                    program.mix[(step * old_slots + row) * (old_slots + 2) + column];
+        wider.mix[(step * slots + old_slots) * (slots + 2) + slots] = 1.0;
+    }
+    return wider;
+}
+
+}  // namespace ditedge

@@ -1,0 +1,31 @@
+// A sampler as a table (docs/format.md): N steps, K state slots, float64.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace ditedge {
+
+struct Program {
+    std::string name;
+    std::int64_t steps = 0, slots = 0;
+    std::vector<double> timestep;   // [N]
+    std::vector<double> x0_from;    // [N, 2]
+    std::vector<double> log_sigma;  // [N, 2]
+    std::vector<double> mix;        // [N, K, K + 2]
+    std::vector<bool> guided;       // [N]
+    double x0_bound = 0, init_scale = 0;
+
+    bool draws_noise(std::int64_t step) const;  // its mix has a non-zero noise column
+};
+
+// Both throw Error (program) naming `place` or the file, and the field.
+Program program_from_json(const std::string& text, const std::string& place);
+Program read_program(const std::filesystem::path& path);
+
+// The same sampler with one more slot, the last, in which every step leaves its x0 estimate.
+Program with_x0_slot(const Program& program);
+
+}  // namespace ditedge

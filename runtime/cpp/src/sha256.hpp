@@ -1,0 +1,30 @@
+// SHA-256 (FIPS 180-4).
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+namespace ditedge {
+
+class Sha256 {
+public:
+    void update(const void* data, std::size_t bytes);
+    std::string hexdigest();  // 64 lower-case digits; ends the hash
+
+private:
+    void block(const unsigned char* data);
+
+    std::array<std::uint32_t, 8> state_{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                        0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    std::array<unsigned char, 64> pending_{};
+    std::size_t held_ = 0;
+    std::uint64_t total_ = 0;
+};
+
+// Reads the file in blocks. Throws Error (bundle) when it cannot be read.
+std::string sha256_of_file(const std::filesystem::path& path);
+
+}  // namespace ditedge
