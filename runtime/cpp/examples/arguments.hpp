@@ -1,0 +1,37 @@
+// Command lines of the examples: --name VALUE pairs.
+#pragma once
+
+#include <map>
+#include <stdexcept>
+#include <string>
+
+class Arguments {
+private:
+    template <class Convert>
+    auto convert(const char* name, const Convert& conversion) const {
+        try {
+            std::size_t used = 0;
+            const auto value = conversion(text(name), &used);
+            if (used == text(name).size() && text(name)[0] != '-') return value;
+        } catch (const std::logic_error&) {
+        }
+        throw std::invalid_argument(std::string(name) + " " + text(name) + " is not a number");
+    }
+
+public:
+    std::map<std::string, std::string> values;
+
+    // known: every option with its default
+    Arguments(int argc, char** argv, std::map<std::string, std::string> known) : values(std::move(known)) {
+        for (int i = 1; i < argc; i += 2) {
+            const auto found = values.find(argv[i]);
+            if (found == values.end()) throw std::invalid_argument(std::string("unknown option ") + argv[i]);
+            if (i + 1 == argc) throw std::invalid_argument(std::string(argv[i]) + " needs a value");
+            found->second = argv[i + 1];
+        }
+    }
+    const std::string& text(const char* name) const { return values.at(name); }
+    const char* text_or_null(const char* name) const { return text(name).empty() ? nullptr : text(name).c_str(); }
+    unsigned long long whole(const char* name) const { return convert(name, [](const std::string& s, std::size_t* n) { return std::stoull(s, n); }); }
+    double number(const char* name) const { return convert(name, [](const std::string& s, std::size_t* n) { return std::stod(s, n); }); }
+};

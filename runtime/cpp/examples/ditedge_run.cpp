@@ -1,0 +1,126 @@
+// ditedge-run: labels and seeds in, one PNG out (a column of pictures when there are several).
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <sstream>
+
+#include "arguments.hpp"
+#include "ditedge.hpp"
+
+namespace {
+
+const char kUsage[] =
+    "usage: ditedge-run --bundle FOLDER --class LABEL[;LABEL...] [--seed 0] [--program NAME] [--guidance G]\n"
+    "                   [--batch 8] [-o out.png] [--latents FILE.f32] [--provider cpu] [--library libonnxruntime.so]\n"
+    "                   [--threads 0]\n"
+    "Image i has seed + i. example: ditedge-run --bundle build/demo/fashion --class 'Bag;Ankle boot' --seed 7 -o bag.png\n";
+
+void big_endian(std::string& bytes, std::uint32_t value) {
+    for (int shift = 24; shift >= 0; shift -= 8) bytes += static_cast<char>(value >> shift & 255);
+}
+
+void chunk(std::string& png, const std::string& name, const std::string& data) {
+    big_endian(png, static_cast<std::uint32_t>(data.size()));
+    std::uint32_t crc = 0xffffffffu;
+    for (const char byte : name + data) {
+        crc ^= static_cast<unsigned char>(byte);
+        for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (0xedb88320u & (0u - (crc & 1u)));
+    }
+    png += name + data;
+    big_endian(png, ~crc);
+}
+
+// pixels [height, width, 1 or 3] -> PNG with stored (uncompressed) deflate blocks (RFC 1950, 1951, 2083).
+std::string png_of(const std::vector<std::uint8_t>& pixels, std::uint32_t height, std::uint32_t width, std::uint32_t channels) {
+    std::string header, raw, data("\x78\x01", 2), png("\x89PNG\r\n\x1a\n", 8);
+    big_endian(header, width);
+    big_endian(header, height);
+    header += {8, static_cast<char>(channels == 3 ? 2 : 0), 0, 0, 0};
+    for (std::uint32_t y = 0; y < height; ++y) {
+        raw += '\0';  // no filter
+        raw.append(reinterpret_cast<const char*>(pixels.data()) + std::size_t{y} * width * channels, std::size_t{width} * channels);
+    }
+    std::uint32_t a = 1, b = 0;  // Adler-32
+    for (const char byte : raw) a = (a + static_cast<unsigned char>(byte)) % 65521, b = (b + a) % 65521;
+    for (std::size_t start = 0; start < raw.size(); start += 65535) {
+        const std::size_t length = std::min<std::size_t>(65535, raw.size() - start);
+        data += static_cast<char>(start + length == raw.size());
+        for (const std::size_t word : {length, ~length}) data += {static_cast<char>(word & 255), static_cast<char>(word >> 8 & 255)};
+        data.append(raw, start, length);
+    }
+    big_endian(data, b << 16 | a);
+    chunk(png, "IHDR", header);
+    chunk(png, "IDAT", data);
+    chunk(png, "IEND", "");
+    return png;
+}
+
+// Whole or not at all.
+void write_file(const std::string& path, const void* data, std::size_t bytes) {
+    const std::string temporary = path + ".part";
+    std::ofstream file(temporary, std::ios::binary);
+    file.write(static_cast<const char*>(data), static_cast<std::streamsize>(bytes));
+    file.close();
+    if (!file || std::rename(temporary.c_str(), path.c_str()) != 0) {
+        std::remove(temporary.c_str());
+        throw std::runtime_error("cannot write " + path);
+    }
+}
+
+void show(const ditedge_progress* progress, void*) {
+    std::fprintf(stderr, "\rstep %lld/%lld", static_cast<long long>(progress->done), static_cast<long long>(progress->total));
+    if (progress->done == progress->total) std::fputc('\n', stderr);
+}
+
+void run(const Arguments& arguments) {
+    if (arguments.text("--bundle").empty() || arguments.text("--class").empty()) throw std::invalid_argument("--bundle and --class are needed");
+    const ditedge::api::Bundle bundle(arguments.text("--bundle"));
+    std::vector<std::int64_t> labels;
+    std::vector<std::uint64_t> seeds;
+    std::istringstream classes(arguments.text("--class"));
+    for (std::string name; std::getline(classes, name, ';');) {
+        labels.push_back(bundle.label(name));
+        seeds.push_back(arguments.whole("--seed") + seeds.size());
+    }
+    ditedge_sampler_options options = ditedge::api::default_options();
+    options.provider = arguments.text_or_null("--provider");
+    options.library = arguments.text_or_null("--library");
+    options.threads = static_cast<std::int32_t>(arguments.whole("--threads"));
+    ditedge::api::Sampler sampler(bundle, options);
+    ditedge_params params = ditedge::api::default_params();
+    params.count = static_cast<std::int64_t>(labels.size());
+    params.labels = labels.data(), params.seeds = seeds.data();
+    params.program = arguments.text_or_null("--program");
+    params.batch = static_cast<std::int64_t>(arguments.whole("--batch"));
+    if (!arguments.text("--guidance").empty()) params.guidance = arguments.number("--guidance");
+    params.on_progress = show;
+    if (!arguments.text("--latents").empty()) {
+        const std::vector<float> latents = sampler.latents(params);
+        write_file(arguments.text("--latents"), latents.data(), latents.size() * sizeof(float));
+        return;
+    }
+    const ditedge_info info = bundle.info();
+    const auto height = static_cast<std::uint32_t>(info.image_height * params.count);
+    const std::string png = png_of(sampler.images(params), height, static_cast<std::uint32_t>(info.image_width),
+                                   static_cast<std::uint32_t>(info.image_channels));
+    write_file(arguments.text("-o"), png.data(), png.size());
+    std::cout << arguments.text("-o") << '\n';
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    try {
+        run(Arguments(argc, argv, {{"--bundle", ""}, {"--class", ""}, {"--seed", "0"}, {"--program", ""}, {"--guidance", ""},
+                                   {"--batch", "8"}, {"-o", "out.png"}, {"--latents", ""}, {"--provider", "cpu"},
+                                   {"--library", ""}, {"--threads", "0"}}));
+    } catch (const std::invalid_argument& error) {
+        std::cerr << error.what() << '\n' << kUsage;
+        return 2;
+    } catch (const std::exception& error) {
+        std::cerr << "error: " << error.what() << '\n';
+        return 2;
+    }
+    return 0;
+}
