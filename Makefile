@@ -71,3 +71,25 @@ schema: $(VENV)/demo.stamp  # docs/manifest.schema.json from runtime/manifest.py
 
 clean:
 	rm -rf .venv $(BUILD)
+
+# The C++ runtime (runtime/cpp, docs/embedding.md). `make test` builds and tests it too, where there is a compiler.
+.PHONY: cpp fuzz test-aarch64
+FUZZ_SECONDS ?= 300
+cpp:
+	tools/fetch_cpp_headers.sh
+	cmake -S runtime/cpp -B $(BUILD)/cpp -DCMAKE_BUILD_TYPE=Release -DDITEDGE_HEADERS=$(CURDIR)/$(BUILD)/cpp-headers
+	cmake --build $(BUILD)/cpp --parallel
+
+fuzz: demo  # manifests and programs of arbitrary bytes, under AddressSanitizer and UndefinedBehaviorSanitizer
+	@command -v clang++ > /dev/null || { echo "make fuzz needs clang: apt-get install clang"; exit 1; }
+	tools/fetch_cpp_headers.sh
+	cmake -S runtime/cpp -B $(BUILD)/fuzz -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DDITEDGE_FUZZ=ON \
+	  -DDITEDGE_EXAMPLES=OFF -DDITEDGE_HEADERS=$(CURDIR)/$(BUILD)/cpp-headers
+	cmake --build $(BUILD)/fuzz --target ditedge-fuzz --parallel
+	@mkdir -p $(BUILD)/fuzz/corpus
+	@{ printf '\0'; cat $(DEMO)/fashion/manifest.json; } > $(BUILD)/fuzz/corpus/manifest
+	@{ printf '\1'; cat $(DEMO)/fashion/programs/ddpm-10.json; } > $(BUILD)/fuzz/corpus/program
+	cd $(BUILD)/fuzz && ./ditedge-fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=20 -rss_limit_mb=2048 -verbosity=0 corpus
+
+test-aarch64: demo $(VENV)/test.stamp
+	tools/test_aarch64.sh $(BIN)/python $(CURDIR)/$(DEMO)/fashion

@@ -10,10 +10,17 @@ namespace ditedge {
 
 class Error : public std::runtime_error {
 public:
-    Error(ditedge_status status, const std::string& message) : std::runtime_error(message), status_(status) {}
+    Error(ditedge_status status, const std::string& message) : std::runtime_error(printable(message)), status_(status) {}
     ditedge_status status() const noexcept { return status_; }
 
 private:
+    // Names out of untrusted files may hold anything, a NUL among it.
+    static std::string printable(std::string text) {
+        for (char& letter : text)
+            if (static_cast<unsigned char>(letter) < 0x20) letter = '?';
+        return text;
+    }
+
     ditedge_status status_;
 };
 

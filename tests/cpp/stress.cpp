@@ -1,0 +1,75 @@
+// ditedge-stress BUNDLE [HOSTILE...]: what sanitizers watch. Two samplers of one bundle in two threads, one cancelled by a
+// third, previews and progress; then every hostile bundle is opened and, where that works, sampled from.
+#include <atomic>
+#include <cstdio>
+#include <thread>
+
+#include "ditedge.hpp"
+
+namespace {
+
+using ditedge::api::Bundle;
+using ditedge::api::Sampler;
+
+ditedge_params request(const std::vector<std::int64_t>& labels, const std::vector<std::uint64_t>& seeds) {
+    ditedge_params params = ditedge::api::default_params();
+    params.count = static_cast<std::int64_t>(labels.size());
+    params.labels = labels.data(), params.seeds = seeds.data();
+    params.batch = 2;
+    params.on_preview = [](const ditedge_preview* preview, void*) {
+        if (preview->images[0] > 255) std::puts("never");
+    };
+    params.preview_every = 5;
+    return params;
+}
+
+ditedge_sampler_options one_thread() {
+    ditedge_sampler_options options = ditedge::api::default_options();
+    options.threads = 1;
+    return options;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc < 2) return 2;
+    const std::vector<std::int64_t> labels = {1, 2, 3};
+    const std::vector<std::uint64_t> seeds = {4, 5, 6};
+    const Bundle bundle(argv[1]);
+    Sampler first(bundle, one_thread()), second(bundle, one_thread());
+    std::vector<std::uint8_t> pictures[2];
+    std::thread one([&] { pictures[0] = first.images(request(labels, seeds)); });
+    std::thread two([&] { pictures[1] = second.images(request(labels, seeds)); });
+    one.join();
+    two.join();
+    if (pictures[0] != pictures[1]) return std::puts("pictures differ"), 1;
+
+    std::atomic<bool> started{false};
+    const std::vector<std::int64_t> many(1000, 1);
+    const std::vector<std::uint64_t> numbers(1000, 1);
+    std::thread worker([&] {
+        ditedge_params params = request(many, numbers);
+        params.user = &started;
+        params.on_progress = [](const ditedge_progress*, void* user) { static_cast<std::atomic<bool>*>(user)->store(true); };
+        try {
+            first.images(params);
+        } catch (const ditedge::api::Failure& failure) {
+            if (failure.status() == DITEDGE_CANCELLED) std::puts("cancelled");
+        }
+    });
+    while (!started.load()) std::this_thread::yield();
+    first.cancel();
+    worker.join();
+
+    for (int i = 2; i < argc; ++i) {
+        try {
+            const Bundle hostile(argv[i]);
+            std::puts("opened");
+            Sampler(hostile, one_thread()).images(request(labels, seeds));
+        } catch (const ditedge::api::Failure& failure) {
+            if (ditedge_last_error()[0] == '\0') return std::puts("no message"), 1;
+            if (failure.status() == DITEDGE_ERROR_BUNDLE) std::puts("refused");
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Cross-compiles the C++ runtime for aarch64, makes the demo picture under qemu-user with the aarch64 ONNX Runtime, and
+# compares its latents with x86's (relative error below 1e-4). Installs the toolchain when it is missing (Debian, as root).
+# usage: tools/test_aarch64.sh PYTHON BUNDLE     (PYTHON has numpy and onnxruntime)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=$1 bundle=$2 build=$PWD/build
+if ! command -v aarch64-linux-gnu-g++ qemu-aarch64-static > /dev/null || ! command -v qemu-aarch64-static > /dev/null; then
+  apt-get update -qq
+  apt-get install -y -qq --no-install-recommends g++-aarch64-linux-gnu qemu-user-static
+fi
+tools/fetch_cpp_headers.sh
+version=$("$python" -c "import onnxruntime; print(onnxruntime.__version__)")
+wheel=$build/aarch64-onnxruntime
+if ! ls "$wheel"/onnxruntime/capi/libonnxruntime.so.* > /dev/null 2>&1; then
+  mkdir -p "$wheel"
+  for platform in manylinux_2_28_aarch64 manylinux_2_27_aarch64; do
+    "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --platform $platform \
+      --python-version 3.11 -d "$wheel" "onnxruntime==$version" && break
+  done
+  "$python" -m zipfile -e "$wheel"/onnxruntime-*.whl "$wheel"
+fi
+for target in x86_64 aarch64; do
+  toolchain=(); [ $target = aarch64 ] && toolchain=(-DCMAKE_TOOLCHAIN_FILE="$PWD/runtime/cpp/cmake/aarch64-linux-gnu.cmake")
+  cmake -S runtime/cpp -B "$build/cpp-$target" -DCMAKE_BUILD_TYPE=Release -DDITEDGE_HEADERS="$build/cpp-headers" "${toolchain[@]}" > /dev/null
+  cmake --build "$build/cpp-$target" --parallel 2 > /dev/null
+done
+
+# ONNX Runtime reads /proc/cpuinfo, and qemu-user shows it the host's: give it ARM's.
+sysroot=$build/aarch64-sysroot
+mkdir -p "$sysroot/proc"
+ln -sfn /usr/aarch64-linux-gnu/lib "$sysroot/lib"
+printf 'processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd aes pmull sha1 sha2 crc32 atomics fphp asimdhp\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\nCPU part\t: 0xd0c\nCPU revision\t: 1\n\n' > "$sysroot/proc/cpuinfo"
+request=(--bundle "$bundle" --class 'Ankle boot;Bag' --seed 7 --program ddim-10 --threads 1)
+library=$("$python" -c "import glob, os, onnxruntime as o; print(glob.glob(os.path.dirname(o.__file__) + '/capi/libonnxruntime.so.*')[0])")
+"$build/cpp-x86_64/ditedge-run" "${request[@]}" --library "$library" --latents "$build/x86_64.f32"
+arm=$(ls "$wheel"/onnxruntime/capi/libonnxruntime.so.*)
+emulated=(qemu-aarch64-static -cpu max -L "$sysroot" "$build/cpp-aarch64/ditedge-run" "${request[@]}" --library "$arm")
+"${emulated[@]}" --latents "$build/aarch64.f32"
+"${emulated[@]}" -o "$build/aarch64.png"
+"$python" - "$build" << 'PY'
+import sys
+import numpy as np
+x86, arm = (np.fromfile(f"{sys.argv[1]}/{name}.f32", np.float32).astype(np.float64) for name in ("x86_64", "aarch64"))
+error = np.linalg.norm(arm - x86) / np.linalg.norm(x86)
+print(f"aarch64 against x86-64: relative error of the latents {error:.2e} (allowed 1e-4)")
+sys.exit(not (len(x86) and error < 1e-4))
+PY
