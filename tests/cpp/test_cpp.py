@@ -150,7 +150,7 @@ def test_cancel_from_another_thread(opened, golden_bundle) -> None:
         ({"batch": 0}, ARGUMENT, "batch"),
         ({"count": 2**62}, ARGUMENT, "count"),
         ({"count": 0}, ARGUMENT, "count"),
-        ({"labels": None}, ARGUMENT, "labels"),
+        ({"initial_noise": 8}, ARGUMENT, "both kinds"),
         ({"size": 10_000}, ARGUMENT, "version"),
     ],
 )
@@ -163,7 +163,10 @@ def test_bad_requests(opened, golden_bundle, fields: dict, status: int, complain
 
 
 def test_an_older_callers_smaller_struct_is_left_alone(built: Path) -> None:
-    library, raw = load(built / "libditedge.so"), (ctypes.c_ubyte * ctypes.sizeof(Params))(*[0xAA] * ctypes.sizeof(Params))
+    library, raw = (
+        load(built / "libditedge.so"),
+        (ctypes.c_ubyte * ctypes.sizeof(Params))(*[0xAA] * ctypes.sizeof(Params)),
+    )
     older = Params.guidance.offset + 8
     assert library.ditedge_params_init(ctypes.byref(raw), ctypes.c_size_t(older)) == 0
     assert int.from_bytes(bytes(raw)[:8], "little") == older
@@ -177,7 +180,10 @@ def test_buffers_of_the_wrong_size_are_refused(opened, golden_bundle) -> None:
     params.count, params.labels, params.seeds = 1, label.ctypes.data, seed.ctypes.data
     run = handle.c.ditedge_generate_images
     for size, status in ((63, ARGUMENT), (65, ARGUMENT), (0, ARGUMENT), (64, 0)):
-        assert run(handle.sampler, ctypes.byref(params), image.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(size)) == status
+        assert (
+            run(handle.sampler, ctypes.byref(params), image.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(size))
+            == status
+        )
 
 
 def open_status(library: ctypes.CDLL, folder: Path) -> tuple[int, str]:
@@ -255,9 +261,15 @@ def properties() -> list[tuple[str, ...]]:
     places = {"ModelInfo": ("model",), "ScheduleInfo": ("schedule",), "VaeInfo": ("vae",), "PreviewInfo": ("preview",)}
     places |= {"DefaultsInfo": ("defaults",), "GoldenInfo": ("golden", "0"), "GraphInfo": ("graphs", "step")}
     places |= {"FileInfo": ("files", "step.onnx"), "TensorInfo": ("graphs", "step", "inputs", "0")}
-    assert set(places) == set(schema["$defs"]), "a new object in the manifest: teach it to runtime/cpp/src/bundle.cpp"
+    places["QuantizationInfo"] = ("quantization",)
+    assert set(places) >= set(schema["$defs"]), "a new object in the manifest: teach it to runtime/cpp/src/bundle.cpp"
     found = [(name,) for name in schema["properties"]]
-    return found + [(*place, name) for kind, place in places.items() for name in schema["$defs"][kind]["properties"]]
+    return found + [
+        (*place, name)
+        for kind, place in places.items()
+        if kind in schema["$defs"]
+        for name in schema["$defs"][kind]["properties"]
+    ]
 
 
 @pytest.mark.parametrize("path", properties(), ids="/".join)
@@ -267,6 +279,9 @@ def test_every_property_of_the_schema_is_checked(built: Path, gray_bundle: Path,
     manifest["vae"] = {"kind": "kl", "source_sha256": "0" * 64, "precision": "float32"}
     manifest["vae"] |= {"scaling_factor": 1.0, "shift_factor": 0.0}
     manifest["preview"] = {"weight": [[1.0]], "bias": [0.0], "scale": 1}
+    manifest["quantization"] = {"precision": "int8", "form": "onnxruntime", "weights": "per-channel"}
+    manifest["quantization"] |= {"activations": "per-token", "smoothing": None, "kept": [], "conditioner": "int8"}
+    manifest["quantization"] |= {"source_bundle": "0" * 64, "calibration": None}
     library = load(built / "libditedge.so")
     edit(gray_bundle, **manifest)
     assert open_status(library, gray_bundle) == (0, "")
@@ -281,7 +296,7 @@ def test_every_property_of_the_schema_is_checked(built: Path, gray_bundle: Path,
 def test_unknown_fields_are_ignored(built: Path, gray_bundle: Path) -> None:
     """A device reads bundles of later releases as long as their version says that it can."""
     manifest = json.loads((gray_bundle / "manifest.json").read_text())
-    manifest["graphs"]["step"]["precision"] = "int8"
+    manifest["graphs"]["step"]["surprise"] = "int8"
     edit(gray_bundle, **manifest, surprise={"deep": [1]})
     assert open_status(load(built / "libditedge.so"), gray_bundle) == (0, "")
 
@@ -337,7 +352,9 @@ def test_examples(built: Path, golden_bundle, onnxruntime_library: Path, tmp_pat
         return subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
 
     expected = generate(open_bundle(folder), [8, 9], [7, 8])
-    png = run(built / "ditedge-run", "--bundle", folder, "--class", "Bag;ankle boot", "--seed", 7, "-o", tmp_path / "a.png")
+    png = run(
+        built / "ditedge-run", "--bundle", folder, "--class", "Bag;ankle boot", "--seed", 7, "-o", tmp_path / "a.png"
+    )
     assert png.returncode == 0 and "step 50/50" in png.stderr, png.stderr
     assert np.mean(np.array(Image.open(tmp_path / "a.png")) == expected[..., 0].reshape(16, 8)) >= 0.999
     c = run(built / "ditedge-minimal", folder, "Bag", 7, tmp_path / "a.pgm")
@@ -355,7 +372,9 @@ def test_size_and_symbols(built: Path, tmp_path: Path) -> None:
     stripped = tmp_path / "libditedge.so"
     subprocess.run(["strip", "-o", stripped, built / "libditedge.so"], check=True)
     assert stripped.stat().st_size < 1_500_000
-    symbols = subprocess.run(["nm", "-D", "--defined-only", stripped], capture_output=True, text=True, check=True).stdout
+    symbols = subprocess.run(
+        ["nm", "-D", "--defined-only", stripped], capture_output=True, text=True, check=True
+    ).stdout
     names = [line.split()[-1] for line in symbols.splitlines() if line.split()[-2] == "T"]
     assert names and all(name.startswith("ditedge_") for name in names)
     sources = [*(ROOT / "runtime/cpp/src").iterdir(), *(ROOT / "runtime/cpp/include").iterdir()]
@@ -394,7 +413,10 @@ def test_sanitizers(build, golden_bundle, hostile_folders: Path, onnxruntime_lib
     environment = os.environ | {"DITEDGE_ONNXRUNTIME": str(onnxruntime_library), "ASAN_OPTIONS": "detect_leaks=1"}
     hostile = sorted(hostile_folders.iterdir()) if sanitizer != "thread" else []
     done = subprocess.run(
-        [folder / "ditedge-stress", golden_bundle("gray1_cfg"), *hostile], env=environment, capture_output=True, text=True
+        [folder / "ditedge-stress", golden_bundle("gray1_cfg"), *hostile],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "cancelled" in done.stdout and done.stdout.count("refused") + done.stdout.count("opened") == len(hostile)
@@ -424,5 +446,7 @@ def test_installed_package(build, golden_bundle, onnxruntime_library: Path, tmp_
         (found,) = prefix.rglob("ditedge.pc")
         assert f"prefix={prefix}" in found.read_text() or "pcfiledir" in found.read_text()
     assert (tmp_path / "shared.pgm").read_bytes() == (tmp_path / "static.pgm").read_bytes()
-    subprocess.run(["cpack", "-B", tmp_path / "packages"], cwd=ROOT / "build/cpp-package-shared", check=True, capture_output=True)
+    subprocess.run(
+        ["cpack", "-B", tmp_path / "packages"], cwd=ROOT / "build/cpp-package-shared", check=True, capture_output=True
+    )
     assert {path.suffix for path in (tmp_path / "packages").glob("ditedge-*")} >= {".gz"}

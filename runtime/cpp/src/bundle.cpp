@@ -34,6 +34,7 @@ TensorInfo read_tensor(const Field& field) {
 
 GraphInfo read_graph(const Field& field) {
     GraphInfo graph{field.at("file").text(), {}, {}};
+    if (field.has("precision")) field.at("precision").one_of({"float32", "float16", "bfloat16"});
     for (const Field& tensor : field.at("inputs").elements()) graph.inputs.push_back(read_tensor(tensor));
     for (const Field& tensor : field.at("outputs").elements()) graph.outputs.push_back(read_tensor(tensor));
     return graph;
@@ -69,10 +70,35 @@ void check_schedule(const Field& root) {
     const bool flow = root.at("model").at("prediction").text() == "flow-to-data";
     if (schedule.null() != flow) root.fail("a flow model has no schedule, and every other model has one");
     if (flow) return;
-    schedule.at("kind").one_of({"linear"});
-    schedule.at("beta_start").number_between(0, 1);
-    schedule.at("beta_end").number_between(0, 1);
-    schedule.at("steps").integer(1, 100'000);
+    const std::string kind = schedule.at("kind").one_of({"linear", "scaled_linear", "cosine", "given"});
+    const std::int64_t steps = schedule.at("steps").integer(1, 100'000);
+    for (const char* end : {"beta_start", "beta_end"}) {
+        const bool given = schedule.has(end) && !schedule.at(end).null();
+        if (given) schedule.at(end).number_between(0, 1);
+        if (given != (kind == "linear" || kind == "scaled_linear")) schedule.fail(std::string(end) + " belongs to linear betas, and only to them");
+    }
+    const bool listed = schedule.has("betas") && !schedule.at("betas").null();
+    if (listed != (kind == "given")) schedule.fail("betas are listed for kind 'given', and only for it");
+    if (listed) {
+        const std::vector<Field> betas = schedule.at("betas").elements();
+        if (static_cast<std::int64_t>(betas.size()) != steps) schedule.fail("expected as many betas as steps");
+        for (const Field& beta : betas) beta.number_between(0, 1);
+    }
+    if (schedule.has("zero_terminal_snr")) schedule.at("zero_terminal_snr").boolean();
+}
+
+void check_quantization(const Field& field) {
+    if (field.null()) return;
+    field.at("precision").one_of({"int8", "fp8", "int4"});
+    field.at("form").one_of({"onnxruntime", "tensorrt"});
+    field.at("weights").one_of({"per-channel", "per-tensor", "blocks"});
+    field.at("activations").one_of({"per-token", "per-tensor", "static", "float32"});
+    const Field smoothing = field.at("smoothing"), calibration = field.at("calibration");
+    if (!smoothing.null() && !(smoothing.number() >= 0 && smoothing.number() <= 1)) smoothing.fail("is not between 0 and 1");
+    for (const Field& name : field.at("kept").elements()) name.text();
+    field.at("conditioner").one_of({"float32", "int8"});
+    field.at("source_bundle").sha256();
+    if (!calibration.null()) calibration.sha256();
 }
 
 void check_vae(const Field& vae) {
@@ -192,6 +218,7 @@ Manifest manifest_from_json(const std::string& text, const std::string& place) {
     Manifest manifest{};
     manifest.model = read_model(root.at("model"));
     check_schedule(root);
+    if (root.has("quantization")) check_quantization(root.at("quantization"));
     if (root.has("vae")) check_vae(root.at("vae"));
     if (root.has("preview")) manifest.preview = read_preview(root.at("preview"), manifest.model.in_channels);
     for (const Field& label : root.at("labels").elements()) manifest.labels.push_back(label.text());

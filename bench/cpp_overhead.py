@@ -1,0 +1,89 @@
+"""What the loop costs beside the network: the C++ runtime, the Python runtime and bare session runs, in one run.
+
+    python bench/cpp_overhead.py build/cpp/libditedge.so build/demo/fashion [--program ddim-10] [--repeats 20]
+
+Every figure is milliseconds a step, conditioner included, no decoder. The three take turns, so that another load on the
+machine falls on all of them; the median and the fastest turn are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from capi_ctypes import Ditedge
+
+from ditedge.runtime import Sampler, generate, open_bundle
+from ditedge.runtime.engine import EngineOptions
+from ditedge.runtime.programs import Program
+from ditedge.runtime.sampler import SeededNoise, step_tables
+
+
+def bare_runs(sampler: Sampler, program: Program, guidance: float) -> Callable[[], None]:
+    """The session runs of a sampling run and nothing else: inputs made beforehand, the same state at every step."""
+    model, sessions = sampler.bundle.manifest.model, {}
+    for graph in ("conditioner", "step"):
+        sessions[graph] = sampler.engine(graph)._session  # type: ignore[attr-defined]
+    tables = step_tables(program, model, [0], guidance)
+    shape = (model.in_channels, model.input_size, model.input_size)
+    noise = SeededNoise([0], shape).initial()
+    state = np.zeros((1, program.slots, *shape), np.float32)
+    rows = len(tables.labels)
+    pairs = {"timestep": np.repeat(tables.timestep, rows), "label": np.tile(tables.labels, program.steps)}
+    known = sampler.engine("step").inputs
+    width = int(sampler.bundle.manifest.graphs["conditioner"].outputs[0].shape[1])
+    modulation = np.zeros((rows, width), np.float32)
+    feeds = [
+        {
+            k: v
+            for k, v in (tables.inputs(i) | {"state": state, "noise": noise, "modulation": modulation}).items()
+            if k in known
+        }
+        for i in range(program.steps)
+    ]
+
+    def run() -> None:
+        sessions["conditioner"].run(None, pairs)
+        for feed in feeds:
+            sessions["step"].run(None, feed)
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("library", type=Path)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--program", default="ddim-10")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    (found,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    bundle = open_bundle(given.bundle)
+    program, guidance = bundle.program(given.program), bundle.manifest.defaults.guidance
+    cpp = Ditedge(given.library, given.bundle, found, threads=given.threads)
+    with Sampler(bundle, EngineOptions(threads=given.threads)) as sampler:
+        runs: dict[str, Callable[[], object]] = {
+            "bare session runs": bare_runs(sampler, program, guidance),
+            "C++ runtime": lambda: cpp.generate([0], [0], images=False, program=given.program.encode()),
+            "Python runtime": lambda: generate(bundle, [0], [0], program=program, output="latents", sampler=sampler),
+        }
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for repeat in range(given.repeats + 1):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                run()
+                if repeat:  # the first turn warms up
+                    times[name].append(1000 * (time.perf_counter() - start) / program.steps)
+    cpp.close()
+    for name, taken in times.items():
+        print(f"{name:20} median {statistics.median(taken):7.3f} ms/step, fastest {min(taken):7.3f} ms/step")
+
+
+if __name__ == "__main__":
+    main()
