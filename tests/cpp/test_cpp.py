@@ -409,7 +409,15 @@ def test_sanitizers(build, golden_bundle, hostile_folders: Path, onnxruntime_lib
     ONNX Runtime is not instrumented: one thread in it, so that ThreadSanitizer sees every lock that matters.
     """
     name = f"cpp-{sanitizer.split(',')[0]}"
-    folder = build(name, f"-DDITEDGE_SANITIZE={sanitizer}", "-DDITEDGE_TESTS=ON", "-DBUILD_SHARED_LIBS=OFF")
+    folder = build(
+        name,
+        f"-DDITEDGE_SANITIZE={sanitizer}",
+        "-DDITEDGE_TESTS=ON",
+        "-DDITEDGE_EXAMPLES=OFF",
+        "-DBUILD_SHARED_LIBS=OFF",
+        "-DCMAKE_BUILD_TYPE=Debug",
+        "-DDITEDGE_WERROR=OFF",
+    )
     environment = os.environ | {"DITEDGE_ONNXRUNTIME": str(onnxruntime_library), "ASAN_OPTIONS": "detect_leaks=1"}
     hostile = sorted(hostile_folders.iterdir()) if sanitizer != "thread" else []
     done = subprocess.run(
