@@ -215,7 +215,7 @@ def convert(engine: Path, precision: str, out: Path, force: bool) -> None:
     \b
     Examples:
       ditedge convert --engine fashion --precision fp16 --out fashion-fp16
-      ditedge build --engine fashion-fp16 --target tensorrt
+      ditedge convert --engine fashion-trt-int8 --precision bf16 --out fashion-trt
     """
     exporter = _exporter()
     with _status() as report:
@@ -268,9 +268,8 @@ def quantize(
     \b
     Examples:
       ditedge quantize --engine fashion --precision int8 --out fashion-int8
-      ditedge quantize --engine fashion --precision int8 --runtime tensorrt --budget drift=0.02 --out fashion-trt
-      ditedge quantize --engine fashion --out fashion-int8 --count 2000 --features models/fashion_classifier.onnx \\
-          --reference real.npz --max-accuracy-loss 1 --max-frechet-increase 10
+      ditedge quantize --engine fashion --precision int8 --runtime tensorrt --budget drift=0.02 --max-drift 0.03 \\
+          --out fashion-trt-int8
     """
     from dataclasses import fields
 
