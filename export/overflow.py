@@ -45,12 +45,13 @@ def overflow_scan(bundle: Bundle, folder: Path) -> dict[str, dict[str, float]]:
     large = info.parameters > LARGE_MODEL and manifest.golden
     program = bundle.program(manifest.golden[0].program if large else None)
     labels = np.linspace(0, info.num_classes - 1, min(CLASSES, info.num_classes)).astype(int).tolist()
-    noise = SeededNoise(list(range(len(labels))), (info.in_channels, info.input_size, info.input_size))
+    shape = (info.in_channels, info.input_size, info.input_size)
     maxima: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         recorders = {name: _recorder(bundle.graph_file(name), Path(scratch)) for name in ("conditioner", "step")}
         with Sampler(bundle, engines=recorders) as sampler:
-            sampler.latents(program, labels, manifest.defaults.guidance, noise)
+            for seed, label in enumerate(labels):  # one at a time: the graph's every tensor is alive until the end
+                sampler.latents(program, [label], manifest.defaults.guidance, SeededNoise([seed], shape))
         for name, recorder in recorders.items():
             seen = zip(recorder.names, recorder.largest.tolist(), strict=True)
             maxima[name] = dict(seen) | _weight_maxima(bundle.graph_file(name))

@@ -450,7 +450,8 @@ def test_installed_package(build, golden_bundle, onnxruntime_library: Path, tmp_
         subprocess.run(["cmake", "--build", app], check=True, capture_output=True)
         picture = tmp_path / f"{kind}.pgm"
         subprocess.run([app / "app", golden_bundle("gray1_cfg"), "3", "7", picture], env=environment, check=True)
-        assert Image.open(picture).size == (8, 8)
+        with Image.open(picture) as image:
+            assert image.size == (8, 8)
         (found,) = prefix.rglob("ditedge.pc")
         assert f"prefix={prefix}" in found.read_text() or "pcfiledir" in found.read_text()
     assert (tmp_path / "shared.pgm").read_bytes() == (tmp_path / "static.pgm").read_bytes()
