@@ -165,8 +165,14 @@ def _judge(
 ) -> Manifest:
     """Compares the new bundle in `folder` with the float one and adds the report. Raises GateFailed over a limit."""
 
+    shown = ""
+
     def advance(what: str, done: int, total: int) -> None:
-        report(f"quality: {what}, {100 * done // total} %")
+        nonlocal shown
+        message = f"quality: {what}, {25 * (4 * done // total)} %"
+        if message != shown:
+            shown = message
+            report(message)
 
     comparison, failed = compare_bundles(bundle, folder, request, advance).with_gate(gate)
     if failed:
