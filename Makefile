@@ -80,7 +80,10 @@ cpp:
 	cmake -S runtime/cpp -B $(BUILD)/cpp -DCMAKE_BUILD_TYPE=Release -DDITEDGE_HEADERS=$(CURDIR)/$(BUILD)/cpp-headers
 	cmake --build $(BUILD)/cpp --parallel
 
-fuzz: demo  # manifests and programs of arbitrary bytes, under AddressSanitizer and UndefinedBehaviorSanitizer
+$(DEMO)/fashion/manifest.json:
+	$(MAKE) demo
+
+fuzz: $(DEMO)/fashion/manifest.json  # manifests and programs of arbitrary bytes, under AddressSanitizer and UndefinedBehaviorSanitizer
 	@command -v clang++ > /dev/null || { echo "make fuzz needs clang: apt-get install clang"; exit 1; }
 	tools/fetch_cpp_headers.sh
 	cmake -S runtime/cpp -B $(BUILD)/fuzz -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DDITEDGE_FUZZ=ON \
@@ -91,5 +94,5 @@ fuzz: demo  # manifests and programs of arbitrary bytes, under AddressSanitizer 
 	@{ printf '\1'; cat $(DEMO)/fashion/programs/ddpm-10.json; } > $(BUILD)/fuzz/corpus/program
 	cd $(BUILD)/fuzz && ./ditedge-fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=20 -rss_limit_mb=2048 -verbosity=0 corpus
 
-test-aarch64: demo $(VENV)/test.stamp
+test-aarch64: $(DEMO)/fashion/manifest.json $(VENV)/test.stamp
 	tools/test_aarch64.sh $(BIN)/python $(CURDIR)/$(DEMO)/fashion
