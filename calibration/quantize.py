@@ -22,9 +22,9 @@ from ditedge import __version__
 
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.errors import BundleError, RequestError
-from ..runtime.files import write_text
+from ..runtime.files import folder_written_atomically, write_text
 from ..runtime.manifest import MANIFEST_NAME, Manifest, QuantizationInfo
-from ..runtime.new_bundle import check_target, hashed_files, new_folder
+from ..runtime.new_bundle import check_target, hashed_files
 from ..runtime.programs import Program
 from ..runtime.sampler import Sampler
 from ..runtime.verify import replay
@@ -127,7 +127,7 @@ def quantize_bundle(
     plan = _plan(bundle, options)
     select_linears(find_linears(load_graph(bundle.graph_file("step"))), options.keep)  # refuses unknown names now
     statistics = _statistics(bundle, plan, report) if plan.needs_statistics else None
-    with new_folder(out, options.force) as folder, tempfile.TemporaryDirectory(dir=out.parent, prefix=".work.") as work:
+    with folder_written_atomically(out) as folder, tempfile.TemporaryDirectory(dir=out.parent, prefix=".work.") as work:
         copy_without_graphs(bundle, folder)
         exact, layers = bundle, statistics
         if plan.smoothing is not None and statistics is not None:

@@ -15,7 +15,7 @@ import onnxruntime  # noqa: F401  # every export is checked with it: missing, it
 from ditedge import __version__
 
 from ..runtime.errors import RequestError
-from ..runtime.files import write_text
+from ..runtime.files import folder_written_atomically, write_text
 from ..runtime.manifest import (
     MANIFEST_NAME,
     DefaultsInfo,
@@ -24,7 +24,7 @@ from ..runtime.manifest import (
     PreviewInfo,
     VaeInfo,
 )
-from ..runtime.new_bundle import check_target, hashed_files, new_folder
+from ..runtime.new_bundle import check_target, hashed_files
 from .betas import DDPM_SCHEDULE, read_betas
 from .checkpoint import Checkpoint
 from .decoder import fitted_preview, plain_preview
@@ -87,7 +87,7 @@ def bundle_from_checkpoint(
                 else ""
             )
         )
-    with new_folder(out, options.force) as folder:
+    with folder_written_atomically(out) as folder:
         model = checkpoint.model()
         graphs = write_graphs(model, info, folder, options.opset, report)
         if vae is not None:

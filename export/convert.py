@@ -15,9 +15,9 @@ from ditedge import __version__
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.engine import Engine, EngineOptions, open_engine
 from ..runtime.errors import RequestError
-from ..runtime.files import write_text
+from ..runtime.files import folder_written_atomically, write_text
 from ..runtime.manifest import MANIFEST_NAME, GoldenInfo, Manifest
-from ..runtime.new_bundle import check_target, hashed_files, new_folder
+from ..runtime.new_bundle import check_target, hashed_files
 from .bundle_writer import ExportOptions, bundle_from_checkpoint
 from .golden import replay_golden
 from .overflow import overflow_scan, too_large
@@ -41,7 +41,7 @@ def convert_bundle(
         raise RequestError(f"{source} is already in 16 bit: convert the float32 bundle it was made from")
     if bundle.manifest.quantization is not None and bundle.manifest.quantization.form != "tensorrt":
         raise RequestError(f"{source} is quantised for ONNX Runtime: convert what `quantize --runtime tensorrt` makes")
-    with new_folder(out, force) as folder:
+    with folder_written_atomically(out) as folder:
         maxima = {}
         if precision == "fp16":  # bfloat16 has float32's range
             report("looking for float16 overflows over a whole trajectory")

@@ -20,9 +20,7 @@ from .build_record import PLAN_NAMES, RECORD_NAME, BuildRecord, read_build_recor
 from .bundle import Bundle
 from .errors import BundleError, EngineError, RequestError
 from .files import sha256_of_file
-
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+from .tensorrt_library import MODULES, NAMES
 
 
 class Context(Protocol):

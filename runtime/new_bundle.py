@@ -1,16 +1,11 @@
-"""A bundle folder in the making: written beside its place, renamed at the end, so that a failed one never appears."""
+"""May a bundle folder be written here, and what is in it. `files.folder_written_atomically` makes the folder."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import RequestError
-from .files import sha256_of_file, umask
+from .files import sha256_of_file
 from .manifest import MANIFEST_NAME, FileInfo
 
 
@@ -24,29 +19,6 @@ def check_target(out: Path, force: bool) -> None:
         raise RequestError(f"{out} exists and is not a bundle: give another --out")
     if not force and any(out.iterdir()):
         raise RequestError(f"{out} already exists, use --force to replace it")
-
-
-@contextmanager
-def new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder that becomes `out` when the block succeeds, and vanishes when it does not."""
-    try:
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise RequestError(f"cannot write {out}: {error.strerror}") from None
-    try:
-        yield folder
-        folder.chmod(0o777 & ~umask())
-        if out.exists():
-            old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
-            os.replace(out, old / out.name)
-            os.replace(folder, out)
-            shutil.rmtree(old)
-        else:
-            os.replace(folder, out)
-    except OSError as error:
-        raise RequestError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def hashed_files(folder: Path) -> dict[str, FileInfo]:
