@@ -80,16 +80,19 @@ class DitedgeError(Exception):
 
 
 class Ditedge:
-    """One bundle and its sampler. `onnxruntime`: path of libonnxruntime.so, None for the system's."""
+    """One bundle and its sampler. `engine_library`: path of libonnxruntime.so or libnvinfer.so; None: the system's.
 
-    def __init__(self, library: Path, bundle: Path, onnxruntime: Path | None = None, **options: Any) -> None:
+    options are the other fields of ditedge_sampler_options: engine=b"tensorrt", threads=2 ...
+    """
+
+    def __init__(self, library: Path, bundle: Path, engine_library: Path | None = None, **options: Any) -> None:
         self.c = load(library)
         self.bundle, self.sampler, self.info = c.c_void_p(), c.c_void_p(), Info(size=c.sizeof(Info))
         self._check(self.c.ditedge_bundle_open(str(bundle).encode(), 1, c.byref(self.bundle)))
         self._check(self.c.ditedge_bundle_info(self.bundle, c.byref(self.info)))
         chosen = Options()
         self._check(self.c.ditedge_sampler_options_init(c.byref(chosen), c.sizeof(chosen)))
-        chosen.library = str(onnxruntime).encode() if onnxruntime else None
+        chosen.library = str(engine_library).encode() if engine_library else None
         for name, value in options.items():
             setattr(chosen, name, value)
         self._check(self.c.ditedge_sampler_open(self.bundle, c.byref(chosen), c.byref(self.sampler)))

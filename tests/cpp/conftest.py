@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,8 +52,28 @@ def build(headers: Path) -> Build:
 
 
 @pytest.fixture(scope="session")
-def built(build: Build) -> Path:
-    return build("cpp")
+def gpu_headers() -> Path:
+    """TensorRT's and CUDA's headers, and the real libcudart."""
+    folder = ROOT / "build" / "gpu-headers"
+    fetched = subprocess.run(
+        [ROOT / "tools" / "fetch_gpu_headers.sh", sys.executable, folder], capture_output=True, text=True
+    )
+    if fetched.returncode:
+        pytest.skip(
+            f"the engine for plans is not tested: its headers cannot be fetched: {fetched.stderr.strip()[-200:]}"
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def with_plans(gpu_headers: Path) -> list[str]:
+    """CMake options: the engine for plans, and the double of its libraries."""
+    return [f"-DTENSORRT_ROOT={gpu_headers / 'tensorrt'}", f"-DCUDA_ROOT={gpu_headers / 'cuda'}", "-DDITEDGE_TESTS=ON"]
+
+
+@pytest.fixture(scope="session")
+def built(build: Build, with_plans: list[str]) -> Path:
+    return build("cpp", *with_plans)
 
 
 @pytest.fixture(scope="session")

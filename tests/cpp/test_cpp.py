@@ -6,8 +6,11 @@ import ctypes
 import hashlib
 import json
 import os
+import random
+import shutil
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +25,10 @@ from ditedge.runtime.programs import Program, write_program
 from ditedge.runtime.sampler import GivenNoise
 from ditedge.runtime.verify import relative_error
 from tests.conftest import GOLDEN, golden_case
+from tests.cpp.plan_text import with_cpp_plans
 
 ROOT = Path(__file__).resolve().parents[2]
-ARGUMENT, BUNDLE, PROGRAM, REQUEST, ENGINE, CANCELLED = 1, 2, 3, 4, 5, 7
+ARGUMENT, BUNDLE, PROGRAM, REQUEST, ENGINE, NO_DEVICE, CANCELLED = range(1, 8)
 # The same graphs in the same library on the same numbers: only the number of threads could change the sums' order.
 TOLERANCE = 1e-5
 # Every recorded case but the one of 250 steps.
@@ -378,41 +382,66 @@ def test_size_and_symbols(built: Path, tmp_path: Path) -> None:
     names = [line.split()[-1] for line in symbols.splitlines() if line.split()[-2] == "T"]
     assert names and all(name.startswith("ditedge_") for name in names)
     sources = [*(ROOT / "runtime/cpp/src").iterdir(), *(ROOT / "runtime/cpp/include").iterdir()]
-    assert sum(len(source.read_text().splitlines()) for source in sources) < 2500
+    lines = [line.strip() for source in sources for line in source.read_text().splitlines()]
+    comment = ("//", "/*", "* ", "*/")
+    assert sum(bool(line) and not line.startswith(comment) for line in lines) < 2500  # lines of code
+
+
+def damaged(text: str, count: int) -> Iterator[str]:
+    """A JSON text cut short, or with one value replaced."""
+    chooser = random.Random(7)
+    values = ["-1", "0", "1e308", '"x"', "null", "[]", "{}", "9223372036854775807", "18446744073709551615", "[[[[]]]]"]
+    for i in range(count):
+        position = chooser.randrange(len(text))
+        if i % 3 == 0:
+            yield text[:position]
+        else:
+            yield text[:position] + chooser.choice(values) + text[position + chooser.randrange(4) :]
 
 
 @pytest.fixture(scope="module")
 def hostile_folders(golden_bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bundles whose manifest or program is cut short or has one value replaced: each is opened and sampled from."""
-    import random
-    import shutil
-
-    chooser, root, whole = random.Random(7), tmp_path_factory.mktemp("hostile"), golden_bundle("gray1_cfg")
-    text = (whole / "manifest.json").read_text()
-    values = ["-1", "0", "1e308", '"x"', "null", "[]", "{}", "9223372036854775807", "18446744073709551615", "[[[[]]]]"]
-    for i in range(60):
+    """Bundles with a damaged manifest: each is opened and sampled from."""
+    root, whole = tmp_path_factory.mktemp("hostile"), golden_bundle("gray1_cfg")
+    for i, text in enumerate(damaged((whole / "manifest.json").read_text(), 60)):
         folder = Path(shutil.copytree(whole, root / f"{i:03d}"))
-        position = chooser.randrange(len(text))
-        if i % 3 == 0:
-            damaged = text[:position]
-        else:
-            damaged = text[:position] + chooser.choice(values) + text[position + chooser.randrange(4) :]
-        (folder / "manifest.json").write_text(damaged)
+        (folder / "manifest.json").write_text(text)
     return root
 
 
+def hostile_records(bundle: Path, root: Path) -> list[Path]:
+    """Bundles with a damaged record of their plans."""
+    folders = []
+    for i, text in enumerate(damaged((bundle / "engines" / "tensorrt" / "build.json").read_text(), 40)):
+        folders.append(Path(shutil.copytree(bundle, root / f"{i:03d}")))
+        (folders[-1] / "engines" / "tensorrt" / "build.json").write_text(text)
+    return folders
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_sanitizers(build, golden_bundle, hostile_folders: Path, onnxruntime_library: Path, sanitizer: str) -> None:
+def test_sanitizers(
+    build,
+    with_plans,
+    golden_bundle,
+    hostile_folders: Path,
+    onnxruntime_library: Path,
+    tmp_path: Path,
+    sanitizer: str,
+    engine: str,
+) -> None:
     """Two handles in two threads, cancel from a third, hostile bundles: the sanitizer aborts on its first finding.
+
+    Plans run on the double of CUDA and TensorRT, which is instrumented as well; their hostile input is the build record.
 
     ONNX Runtime is not instrumented: one thread in it, so that ThreadSanitizer sees every lock that matters.
     """
     name = f"cpp-{sanitizer.split(',')[0]}"
     folder = build(
         name,
+        *with_plans,
         f"-DDITEDGE_SANITIZE={sanitizer}",
-        "-DDITEDGE_TESTS=ON",
         "-DDITEDGE_EXAMPLES=OFF",
         "-DBUILD_SHARED_LIBS=OFF",
         "-DCMAKE_BUILD_TYPE=Debug",
@@ -420,14 +449,24 @@ def test_sanitizers(build, golden_bundle, hostile_folders: Path, onnxruntime_lib
     )
     environment = os.environ | {"DITEDGE_ONNXRUNTIME": str(onnxruntime_library), "ASAN_OPTIONS": "detect_leaks=1"}
     hostile = sorted(hostile_folders.iterdir()) if sanitizer != "thread" else []
+    bundle, library = golden_bundle("gray1_cfg"), onnxruntime_library
+    if engine == "tensorrt":
+        library = folder / "libditedge-gpu-double.so"
+        environment["DITEDGE_CUDART"] = str(library)
+        bundle = with_cpp_plans(shutil.copytree(bundle, tmp_path / "plans"))
+        hostile = hostile_records(bundle, tmp_path) if hostile else []
     done = subprocess.run(
-        [folder / "ditedge-stress", golden_bundle("gray1_cfg"), *hostile],
+        [folder / "ditedge-stress", bundle, engine, library, *hostile],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "cancelled" in done.stdout and done.stdout.count("refused") + done.stdout.count("opened") == len(hostile)
+    assert "cancelled" in done.stdout
+    if engine == "onnxruntime":
+        assert done.stdout.count("refused") + done.stdout.count("opened") == len(hostile)
+    else:
+        assert done.stdout.count("opened") == len(hostile) and (sanitizer == "thread" or "refused" in done.stdout)
 
 
 @pytest.mark.slow

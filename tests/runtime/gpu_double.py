@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -299,19 +298,33 @@ class DoubleContext:
         gpu.enqueue(work, stream)
 
 
+def onnx_as_plan(source: Path, graph: str, tensors: dict, profile: dict) -> bytes:
+    return source.read_bytes()
+
+
 def write_plans(
-    bundle: Path, *, max_batch: int = 8, max_rows: int = 9, slots: int = 4, conditioner_rows: int = 64
+    bundle: Path,
+    *,
+    max_batch: int = 8,
+    max_rows: int = 9,
+    slots: int = 4,
+    conditioner_rows: int = 64,
+    target: str = "double",
+    library: tuple[str, str] = ("tensorrt-rtx", "1.7.1.116"),
+    as_plan: Callable = onnx_as_plan,
 ) -> Path:
-    """engines/double/ of a bundle: its ONNX graphs as plans, with a truthful record. Returns the step plan's path."""
+    """engines/`target`/ of a bundle: its ONNX graphs as plans, with a truthful record. Returns the step plan's path.
+
+    as_plan(path of the ONNX file, graph, its tensors in the manifest, its profile) -> bytes that the double understands.
+    """
     opened = open_bundle(bundle)
-    folder = bundle / "engines" / "double"
+    folder = bundle / "engines" / target
     folder.mkdir(parents=True)
     most = {"B": max_batch, "E": 2 * max_batch, "K": slots, "K+2": slots + 2, "U": max_rows}
     least = {"B": 1, "E": 1, "K": 1, "K+2": 3, "U": 1}
     plans = {}
     for graph, info in opened.manifest.graphs.items():
         plan = folder / PLAN_NAMES[graph]
-        shutil.copyfile(bundle / info.file, plan)
         if graph == "conditioner":
             most = most | {"U": conditioner_rows}
         else:
@@ -324,6 +337,7 @@ def write_plans(
             }
             for tensor in info.inputs
         }
+        plan.write_bytes(as_plan(bundle / info.file, graph, info.model_dump(mode="json"), profile))
         sha256 = hashlib.sha256(plan.read_bytes()).hexdigest()
         plans[graph] = {
             "file": plan.name,
@@ -336,8 +350,8 @@ def write_plans(
         "format": "ditedge-engines",
         "version": 1,
         "made_by": "the tests",
-        "library": "tensorrt-rtx",
-        "library_version": "1.7.1.116",
+        "library": library[0],
+        "library_version": library[1],
         "gpu": None,
         "compute_capabilities": ["sm86", "sm89"],
         "flags": [],

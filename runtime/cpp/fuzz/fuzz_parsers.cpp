@@ -1,8 +1,9 @@
-// libFuzzer: a manifest (first byte even) or a program (odd) of arbitrary bytes is read or refused, never more.
+// libFuzzer: a manifest, a program or a build record (by the first byte) of arbitrary bytes is read or refused, never more.
 #include <cstddef>
 #include <cstdint>
 #include <string>
 
+#include "build_record.hpp"
 #include "bundle.hpp"
 #include "error.hpp"
 
@@ -10,8 +11,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (size == 0) return 0;
     const std::string text(reinterpret_cast<const char*>(data) + 1, size - 1);
     try {
-        if (data[0] % 2 == 0) {
+        if (data[0] % 3 == 0) {
             ditedge::manifest_from_json(text, "manifest.json");
+        } else if (data[0] % 3 == 1) {
+            const ditedge::BuildRecord record = ditedge::build_record_from_json(text, "build.json");
+            if (record.plans.count("step") != 0) record.check_shape("step", "state", {1, 1, 1, 8, 8});
         } else {
             const ditedge::Program program = ditedge::program_from_json(text, "program.json");
             ditedge::with_x0_slot(program).draws_noise(program.steps - 1);

@@ -260,7 +260,10 @@ Bundle open_bundle(const fs::path& folder, bool check_hashes) {
     if (!fs::is_directory(folder, code)) fail_bundle(folder.string() + " is not a bundle: not a folder");
     const fs::path place = folder / "manifest.json";
     if (!fs::is_regular_file(place, code)) fail_bundle(folder.string() + " is not a bundle: it has no manifest.json");
-    Bundle bundle{folder, manifest_from_json(read_text(place, kMaxManifestBytes, DITEDGE_ERROR_BUNDLE), place.string())};
+    const std::string text = read_text(place, kMaxManifestBytes, DITEDGE_ERROR_BUNDLE);
+    Sha256 hash;
+    hash.update(text.data(), text.size());
+    Bundle bundle{folder, manifest_from_json(text, place.string()), hash.hexdigest()};
     for (const auto& [name, info] : bundle.manifest.files) {
         const fs::path file = inside(folder, name);
         if (!fs::is_regular_file(file, code))

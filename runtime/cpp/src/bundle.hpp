@@ -64,6 +64,7 @@ struct Manifest {
 struct Bundle {
     std::filesystem::path folder;
     Manifest manifest;
+    std::string sha256;  // of manifest.json
 
     std::filesystem::path graph_file(const std::string& graph) const;  // throws Error (request) when there is none
     Program program(const char* name) const;                          // nullptr: the default

@@ -1,7 +1,8 @@
-// What an engine is. ONNX Runtime is an `Engine`, one loaded graph that HostLoop drives; an engine that keeps a whole
-// run on a device (TensorRT) is a `Loop` of its own. A new kind of engine is one file and a line in open_loop.
+// What an engine is. ONNX Runtime is an `Engine`, one loaded graph that HostLoop drives; TensorRT keeps a whole run on
+// the device, and so has a `Loop` of its own. A new kind of engine is one file and a line in open_loop.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -19,6 +20,12 @@ struct Tensor {
     Dtype dtype;
     std::vector<std::int64_t> shape;
     void* data;
+
+    std::size_t bytes() const {
+        std::size_t bytes = dtype == Dtype::float32 ? 4 : dtype == Dtype::int64 ? 8 : 1;
+        for (const std::int64_t dimension : shape) bytes *= static_cast<std::size_t>(dimension);
+        return bytes;
+    }
 };
 
 template <class T>
@@ -34,6 +41,15 @@ public:
     // Runs once, writing into `output`. Inputs that the graph does not have are ignored; nothing is kept after the call.
     virtual void run(const std::vector<Tensor>& inputs, const Tensor& output) = 0;
 };
+
+// The manifest's tensor of this name, where the shape agrees (below 0: dynamic); else null. Buffers are bound by address, so
+// engines refuse a graph with a tensor that is not the manifest's.
+inline const TensorInfo* find_tensor(const std::vector<TensorInfo>& promised, const std::string& name, const std::vector<std::int64_t>& shape) {
+    const auto fits = [](std::int64_t a, std::int64_t b) { return a < 0 || b < 0 || a == b; };
+    for (const TensorInfo& info : promised)
+        if (info.name == name && std::equal(shape.begin(), shape.end(), info.shape.begin(), info.shape.end(), fits)) return &info;
+    return nullptr;
+}
 
 struct EngineOptions {
     std::string engine = "onnxruntime", provider = "cpu", library;
@@ -66,16 +82,30 @@ struct Run {
     std::function<bool(std::int64_t step)> wants_state;
 };
 
+// What every loop begins and ends with. state [B, K, C, H, W]: slot 0 starts as the scaled initial noise, the others at
+// zero; slot 0 ends as the latents.
+void first_state(const Run& run, std::size_t latent_count, float* state);
+void latents_of_state(const Run& run, std::size_t latent_count, const float* state, float* latents);
+void check_cancelled(const Run& run, std::int64_t step);  // throws Error (cancelled)
+
 // The loaded engines of one bundle. One caller at a time.
 class Loop {
 public:
+    explicit Loop(std::shared_ptr<const Bundle> bundle);
     virtual ~Loop() = default;
-    virtual void sample(const Run& run, float* latents) = 0;                                    // -> [B, C, H, W]
-    virtual void decode(const float* latents, std::int64_t count, std::uint8_t* images) = 0;    // -> [count, h, w, c]
+    virtual void sample(const Run& run, float* latents) = 0;                         // -> [B, C, H, W]
+    void decode(const float* latents, std::int64_t count, std::uint8_t* images);  // -> [count, h, w, c]
+
+protected:
+    virtual void decode_some(const float* latents, std::int64_t count, std::uint8_t* images) = 0;  // count <= at_once_
+
+    const std::shared_ptr<const Bundle> bundle_;
+    std::int64_t at_once_ = 0;  // pictures decoded at a time; 0 without a decoder
 };
 
 // Throws Error (engine, no device).
 std::unique_ptr<Loop> open_loop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options);
 std::unique_ptr<Loop> open_host_loop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options);
+std::unique_ptr<Loop> open_device_loop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options);
 
 }  // namespace ditedge

@@ -1,12 +1,11 @@
 // ONNX Runtime, found by dlopen: one library works with every ONNX Runtime from API 21 (1.21) on.
-#include <dlfcn.h>
-
-#include <cstdlib>
+#include <algorithm>
 #include <mutex>
 #include <onnxruntime/onnxruntime_c_api.h>
 
 #include "engine.hpp"
 #include "error.hpp"
+#include "shared_library.hpp"
 
 namespace ditedge {
 namespace {
@@ -34,7 +33,7 @@ private:
     T* value_ = nullptr;
 };
 
-// The loaded library. Never unloaded: ONNX Runtime keeps threads and thread-local data to the end of the process.
+// The loaded library.
 struct Library {
     const OrtApi* api;
     OrtEnv* env;
@@ -49,32 +48,14 @@ void check(const OrtApi* api, OrtStatus* status, const std::string& what) {
 }
 
 Library load_library(const std::string& wanted) {
-    const char* environment = std::getenv("DITEDGE_ONNXRUNTIME");
-    std::vector<std::string> names = {"libonnxruntime.so.1", "libonnxruntime.so"};
-    if (!wanted.empty())
-        names = {wanted};
-    else if (environment != nullptr && *environment != '\0')
-        names = {environment};
-    std::string reason;
-    for (const std::string& name : names) {
-        void* handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-        if (handle == nullptr) {
-            const char* error = dlerror();
-            reason = error != nullptr ? error : name;
-            continue;
-        }
-        void* symbol = dlsym(handle, "OrtGetApiBase");
-        if (symbol == nullptr) fail_engine(name + " is not ONNX Runtime: it has no OrtGetApiBase");
-        const OrtApiBase* base = reinterpret_cast<const OrtApiBase* (*)()>(symbol)();
-        Library library{base->GetApi(ORT_API_VERSION), nullptr, base->GetVersionString(), name};
-        if (library.api == nullptr)
-            fail_engine("ONNX Runtime " + library.version + " is too old: version 1." + std::to_string(ORT_API_VERSION) +
-                        " or later is needed");
-        check(library.api, library.api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "ditedge", &library.env), name);
-        return library;
-    }
-    fail_engine("ONNX Runtime is not to be found (" + reason + "): name libonnxruntime.so in the options or in "
-                "DITEDGE_ONNXRUNTIME");
+    const SharedLibrary opened = open_shared_library("ONNX Runtime", wanted, "DITEDGE_ONNXRUNTIME", {"libonnxruntime.so.1", "libonnxruntime.so"});
+    const OrtApiBase* base = opened.function<const OrtApiBase* (*)()>("OrtGetApiBase")();
+    Library library{base->GetApi(ORT_API_VERSION), nullptr, base->GetVersionString(), opened.path};
+    if (library.api == nullptr)
+        fail_engine("ONNX Runtime " + library.version + " is too old: version 1." + std::to_string(ORT_API_VERSION) +
+                    " or later is needed");
+    check(library.api, library.api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "ditedge", &library.env), opened.path);
+    return library;
 }
 
 const Library& library(const std::string& wanted) {
@@ -88,15 +69,9 @@ const Library& library(const std::string& wanted) {
 }
 
 ONNXTensorElementDataType element_type(Dtype dtype) {
-    switch (dtype) {
-        case Dtype::float32: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-        case Dtype::int64: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
-        case Dtype::uint8: break;
-    }
-    return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+    return dtype == Dtype::float32 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
+           : dtype == Dtype::int64 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 : ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
 }
-
-std::size_t element_bytes(Dtype dtype) { return dtype == Dtype::float32 ? 4 : dtype == Dtype::int64 ? 8 : 1; }
 
 class OrtEngine final : public Engine {
 public:
@@ -131,17 +106,13 @@ private:
     void ok(OrtStatus* status) const { check(api_, status, file_); }
 
     bool has_input(const std::string& name) const {
-        for (const std::string& input : inputs_)
-            if (input == name) return true;
-        return false;
+        return std::find(inputs_.begin(), inputs_.end(), name) != inputs_.end();
     }
 
     template <class Bind>
     void bind(const Tensor& tensor, const Bind& bind_value) const {
-        std::size_t bytes = element_bytes(tensor.dtype);
-        for (const std::int64_t dimension : tensor.shape) bytes *= static_cast<std::size_t>(dimension);
         Owned<OrtValue> value(api_->ReleaseValue);  // a view of the caller's memory; the binding holds its own reference
-        ok(api_->CreateTensorWithDataAsOrtValue(memory_.get(), tensor.data, bytes, tensor.shape.data(),
+        ok(api_->CreateTensorWithDataAsOrtValue(memory_.get(), tensor.data, tensor.bytes(), tensor.shape.data(),
                                                 tensor.shape.size(), element_type(tensor.dtype), value.fill()));
         ok(bind_value(value.get()));
     }
@@ -177,7 +148,6 @@ private:
         }
     }
 
-    // Buffers are bound by address, so the graph's tensors have to be those of the manifest.
     void check_tensors(const std::vector<TensorInfo>& promised, bool inputs) {
         std::size_t count = 0;
         OrtAllocator* allocator = nullptr;  // the default one, which nobody frees
@@ -194,33 +164,21 @@ private:
                       : api_->SessionGetOutputTypeInfo(session_.get(), i, type.fill()));
             const OrtTensorTypeAndShapeInfo* tensor = nullptr;  // belongs to `type`; null when it is no tensor
             ok(api_->CastTypeInfoToTensorInfo(type.get(), &tensor));
-            bool fits = tensor != nullptr;
-            std::vector<std::int64_t> shape;
+            const TensorInfo* info = nullptr;
             ONNXTensorElementDataType element = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-            if (fits) {
+            if (tensor != nullptr) {
                 std::size_t rank = 0;
                 ok(api_->GetTensorElementType(tensor, &element));
                 ok(api_->GetDimensionsCount(tensor, &rank));
-                shape.resize(rank);
+                std::vector<std::int64_t> shape(rank);
                 ok(api_->GetDimensions(tensor, shape.data(), rank));
+                info = find_tensor(promised, name, shape);
             }
-            fits = fits && agrees(name, element, shape, promised);
-            if (!fits) fail_engine(file_ + ": tensor '" + name + "' is not the one that the manifest describes");
+            if (info == nullptr || element_type(info->dtype) != element)
+                fail_engine(file_ + ": tensor '" + name + "' is not the one that the manifest describes");
             if (inputs) inputs_.push_back(name);
         }
         if (!inputs && count != promised.size()) fail_engine(file_ + ": outputs are not those of the manifest");
-    }
-
-    static bool agrees(const std::string& name, ONNXTensorElementDataType element, const std::vector<std::int64_t>& shape,
-                       const std::vector<TensorInfo>& promised) {
-        for (const TensorInfo& info : promised) {
-            if (info.name != name) continue;
-            bool fits = element == element_type(info.dtype) && shape.size() == info.shape.size();
-            for (std::size_t i = 0; fits && i < shape.size(); ++i)
-                fits = shape[i] < 0 || info.shape[i] < 0 || shape[i] == info.shape[i];
-            return fits;
-        }
-        return false;
     }
 
     const OrtApi* api_;

@@ -4,45 +4,37 @@
 #include <map>
 
 #include "engine.hpp"
-#include "error.hpp"
 #include "tables.hpp"
 
 namespace ditedge {
 namespace {
 
-constexpr std::int64_t kDecodePixels = 512 * 512;      // decoded at a time: Stable Diffusion's decoder takes 5 kB a pixel
 constexpr std::int64_t kModulationBytes = 64 << 20;    // adaLN rows held at a time; a row of DiT-XL is 0.8 MB
 
 class HostLoop final : public Loop {
 public:
     HostLoop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options)
-        : bundle_(std::move(bundle)), options_(options) {
+        : Loop(std::move(bundle)) {
         for (const auto& [name, info] : bundle_->manifest.graphs)
-            engines_[name] = open_ort_engine(bundle_->graph_file(name), info, options_, name != "decoder");
+            engines_[name] = open_ort_engine(bundle_->graph_file(name), info, options, name != "decoder");
     }
 
     void sample(const Run& run, float* latents) override {
         const StepTables& tables = run.tables;
         const ModelInfo& model = bundle_->manifest.model;
         const std::int64_t c = model.in_channels, h = model.input_size, count = tables.batch;
-        const auto batch = static_cast<std::size_t>(count), slots = static_cast<std::size_t>(tables.slots);
-        const std::size_t latent = bundle_->latent_count();
-        std::vector<float> state(batch * slots * latent, 0.0f), next_state(state.size());
-        std::vector<float> drawn(batch * latent), silent(drawn.size(), 0.0f);
-        run.noise.initial(drawn.data());
-        const float scale = static_cast<float>(run.program.init_scale);
-        for (std::size_t b = 0; b < batch; ++b)
-            for (std::size_t i = 0; i < latent; ++i) state[b * slots * latent + i] = drawn[b * latent + i] * scale;
+        const std::size_t numbers = static_cast<std::size_t>(count) * bundle_->latent_count();
+        std::vector<float> drawn(numbers), silent(numbers, 0.0f);
+        std::vector<float> state(numbers * static_cast<std::size_t>(tables.slots)), next_state(state.size());
+        first_state(run, bundle_->latent_count(), state.data());
 
         const std::int64_t width = bundle_->manifest.modulation_width, rows = static_cast<std::int64_t>(tables.labels.size());
         const std::int64_t block = std::clamp<std::int64_t>(kModulationBytes / (4 * width * rows), 1, tables.steps);
         std::vector<float> modulation(static_cast<std::size_t>(block * rows * width));
         for (std::int64_t step = 0; step < tables.steps; ++step) {
-            if (run.cancel.load(std::memory_order_relaxed))
-                throw Error(DITEDGE_CANCELLED, "stopped before step " + std::to_string(step + 1) + " of " +
-                                                   std::to_string(tables.steps));
+            check_cancelled(run, step);
             if (step % block == 0) condition(tables, step, std::min(block, tables.steps - step), modulation.data());
-            const bool draws = run.program.draws_noise(step);
+            const bool draws = tables.draws[static_cast<std::size_t>(step)];
             if (draws) run.noise.step(step, drawn.data());
             std::vector<Tensor> inputs = tables.inputs(step);
             inputs.push_back(view("state", state.data(), {count, tables.slots, c, h, h}));
@@ -52,23 +44,15 @@ public:
             state.swap(next_state);
             if (run.on_step) run.on_step(step + 1, state.data());
         }
-        for (std::size_t b = 0; b < batch; ++b)
-            std::copy_n(state.begin() + static_cast<std::ptrdiff_t>(b * slots * latent), latent, latents + b * latent);
+        latents_of_state(run, bundle_->latent_count(), state.data(), latents);
     }
 
-    void decode(const float* latents, std::int64_t count, std::uint8_t* images) override {
-        bundle_->graph_file("decoder");  // throws where there is none
+protected:
+    void decode_some(const float* latents, std::int64_t count, std::uint8_t* images) override {
         const ModelInfo& model = bundle_->manifest.model;
         const ImageSize& size = bundle_->manifest.image;
-        const std::int64_t at_once = std::max<std::int64_t>(1, kDecodePixels / (size.height * size.width));
-        for (std::int64_t first = 0; first < count; first += at_once) {
-            const std::int64_t n = std::min(at_once, count - first);
-            const auto index = static_cast<std::size_t>(first);
-            engines_.at("decoder")->run({view("latent", latents + index * bundle_->latent_count(),
-                                              {n, model.in_channels, model.input_size, model.input_size})},
-                                        view("image", images + index * size.bytes(),
-                                             {n, size.height, size.width, size.channels}));
-        }
+        engines_.at("decoder")->run({view("latent", latents, {count, model.in_channels, model.input_size, model.input_size})},
+                                    view("image", images, {count, size.height, size.width, size.channels}));
     }
 
 private:
@@ -86,8 +70,6 @@ private:
                                         view("modulation", modulation, {rows, bundle_->manifest.modulation_width}));
     }
 
-    std::shared_ptr<const Bundle> bundle_;
-    EngineOptions options_;
     std::map<std::string, std::unique_ptr<Engine>> engines_;
 };
 
@@ -95,11 +77,6 @@ private:
 
 std::unique_ptr<Loop> open_host_loop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options) {
     return std::make_unique<HostLoop>(std::move(bundle), options);
-}
-
-std::unique_ptr<Loop> open_loop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options) {
-    if (options.engine == "onnxruntime") return open_host_loop(std::move(bundle), options);
-    fail_engine("engine '" + options.engine + "' is not in this build of libditedge, which has: onnxruntime");
 }
 
 }  // namespace ditedge

@@ -50,18 +50,10 @@ void Sha256::update(const void* data, std::size_t bytes) {
     const auto* next = static_cast<const unsigned char*>(data);
     total_ += bytes;
     while (bytes > 0) {
-        if (held_ == 0 && bytes >= 64) {
-            block(next);
-            next += 64, bytes -= 64;
-            continue;
-        }
         const std::size_t taken = std::min(bytes, 64 - held_);
         std::memcpy(pending_.data() + held_, next, taken);
         held_ += taken, next += taken, bytes -= taken;
-        if (held_ == 64) {
-            block(pending_.data());
-            held_ = 0;
-        }
+        if (held_ == 64) block(pending_.data()), held_ = 0;
     }
 }
 

@@ -27,12 +27,13 @@ StepTables step_tables(const Program& program, const ModelInfo& model, const std
     if (!std::isfinite(guidance)) fail_request("guidance is not a finite number");
     const std::size_t batch = labels.size();
     StepTables tables{program.steps, static_cast<std::int64_t>(batch), program.slots, model.out_channels,
-                      {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+                      {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
     bool any = false;
     for (const bool guided : program.guided) {
         tables.guided.push_back(guided && guidance != 1.0);
         any = any || tables.guided.back();
     }
+    for (std::int64_t step = 0; step < program.steps; ++step) tables.draws.push_back(program.draws_noise(step));
     std::vector<std::int64_t> baselines(batch);
     for (std::size_t b = 0; any && b < batch; ++b) {
         const bool given = !away_from.empty() && away_from[b] >= 0;

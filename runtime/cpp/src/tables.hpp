@@ -14,7 +14,7 @@ namespace ditedge {
 // Unguided steps run E = B evaluations, guided ones E = 2B (all conditional, then all unconditional).
 struct StepTables {
     std::int64_t steps, batch, slots, out_channels;
-    std::vector<bool> guided;                         // [N]
+    std::vector<bool> guided, draws;                  // [N]; draws: adds noise
     std::vector<std::int64_t> labels;                 // [R] distinct labels, the rows that `condition` counts
     std::vector<float> timestep;                      // [N]
     std::vector<std::int64_t> sample, condition;      // [2B]; the first B are the unguided step's

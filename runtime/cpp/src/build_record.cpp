@@ -1,0 +1,79 @@
+#include "build_record.hpp"
+
+#include "json.hpp"
+
+namespace ditedge {
+namespace {
+
+constexpr std::size_t kMaxBytes = 1 << 20;
+
+ShapeRange read_range(const Field& field) {
+    ShapeRange range;
+    for (const auto& [key, sizes] : {std::pair{"min", &range.min}, std::pair{"max", &range.max}})
+        for (const Field& size : field.at(key).elements()) sizes->push_back(size.integer(0, INT32_MAX));
+    if (range.min.size() != range.max.size()) field.fail("min and max are not of one rank");
+    return range;
+}
+
+std::string listed(const std::vector<std::int64_t>& sizes) {
+    std::string text;
+    for (const std::int64_t size : sizes) text += (text.empty() ? "[" : ", ") + std::to_string(size);
+    return text + "]";
+}
+
+}  // namespace
+
+std::string plan_name(const std::string& graph) { return (graph == "step" ? "dit" : graph) + ".plan"; }
+
+BuildRecord build_record_from_json(const std::string& text, const std::string& place) {
+    const Json json = parse_json(text, place, DITEDGE_ERROR_BUNDLE);
+    const Field root(json, place, DITEDGE_ERROR_BUNDLE);
+    root.at("format").one_of({"ditedge-engines"});
+    root.at("version").integer(1, 1);
+    BuildRecord record;
+    record.place = place;
+    record.library = root.at("library").one_of({"tensorrt", "tensorrt-rtx"});
+    record.library_version = root.at("library_version").text();
+    for (const Field& name : root.at("compute_capabilities").elements()) record.capabilities.push_back(name.text());
+    for (const Field& name : root.at("flags").elements()) record.flags.push_back(name.text());
+    record.max_batch = root.at("max_batch").integer(1, INT32_MAX);
+    if (root.has("weight_streaming_mb") && !root.at("weight_streaming_mb").null())
+        record.weight_streaming_mb = root.at("weight_streaming_mb").integer(0, 1 << 30);
+    record.bundle_sha256 = root.at("bundle_sha256").sha256();
+    for (const auto& [graph, plan] : root.at("plans").items()) {
+        if (graph != "conditioner" && graph != "step" && graph != "decoder") plan.fail("unknown graph");
+        plan.at("file").one_of({plan_name(graph).c_str()});
+        PlanInfo& info = record.plans[graph];
+        info.plan = {plan.at("plan").at("sha256").sha256(), plan.at("plan").at("bytes").integer(1, INT64_MAX)};
+        for (const auto& [input, range] : plan.at("profile").items()) info.profile[input] = read_range(range);
+    }
+    return record;
+}
+
+BuildRecord read_build_record(const Bundle& bundle, const std::string& library) {
+    const std::string folder = bundle.folder.string(), again = ": ditedge build --engine " + folder + " --target " + library;
+    const std::filesystem::path path = bundle.folder / "engines" / library / "build.json";
+    std::error_code code;
+    if (!std::filesystem::exists(path, code)) fail_engine(folder + " has no plans for " + library + ", build them" + again);
+    BuildRecord record = build_record_from_json(read_text(path, kMaxBytes, DITEDGE_ERROR_BUNDLE), path.string());
+    if (record.library != library) fail_bundle(record.place + ": the plans were built with " + record.library);
+    if (record.bundle_sha256 != bundle.sha256)
+        fail_bundle(record.place + ": the plans were built from another version of this bundle, build them again" + again);
+    for (const auto& [graph, info] : bundle.manifest.graphs)
+        if (record.plans.count(graph) == 0) fail_bundle(record.place + ": the plan of graph '" + graph + "' is missing" + again);
+    return record;
+}
+
+void BuildRecord::check_shape(const std::string& graph, const std::string& input, const std::vector<std::int64_t>& shape) const {
+    const auto found = plans.at(graph).profile.find(input);
+    if (found == plans.at(graph).profile.end()) return;
+    const ShapeRange& range = found->second;
+    bool inside = shape.size() == range.min.size();
+    for (std::size_t i = 0; inside && i < shape.size(); ++i) inside = range.min[i] <= shape[i] && shape[i] <= range.max[i];
+    if (!inside)
+        fail_request(plan_name(graph) + ": input " + input + " is " + listed(shape) + ", and the plan was built for " +
+                     listed(range.min) + " to " + listed(range.max) + ": use a sampler with fewer slots, fewer classes at a "
+                     "time, or build again (--max-rows)");
+}
+
+}  // namespace ditedge

@@ -1,0 +1,46 @@
+// build.json beside the plans of one target (runtime/build_record.py): what they were built from, by which library, for
+// which GPUs. A plan is executable code: nothing of it is deserialised before this record and its hashes were checked.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+
+namespace ditedge {
+
+struct ShapeRange {
+    std::vector<std::int64_t> min, max;  // as long as each other
+};
+
+struct PlanInfo {
+    FileInfo plan;
+    std::map<std::string, ShapeRange> profile;  // by input; inputs of fixed shape are not in it
+};
+
+struct BuildRecord {
+    std::string library, library_version;           // "tensorrt" or "tensorrt-rtx"; "10.3.0.26"
+    std::vector<std::string> capabilities, flags;   // "sm87", ...; none: every GPU that the library supports
+    std::int64_t max_batch = 0;
+    std::optional<std::int64_t> weight_streaming_mb;  // of weights kept on the device; none: all
+    std::string bundle_sha256;
+    std::map<std::string, PlanInfo> plans;  // by graph
+    std::string place;                      // the record's path, for messages
+
+    // One input's shape against its optimisation profile. Throws Error (request).
+    void check_shape(const std::string& graph, const std::string& input, const std::vector<std::int64_t>& shape) const;
+};
+
+// The file's name of a graph's plan: the step's is dit.plan.
+std::string plan_name(const std::string& graph);
+
+// Throws Error (bundle); `place` is only for messages.
+BuildRecord build_record_from_json(const std::string& text, const std::string& place);
+// The record in engines/`library`/, for this bundle. Throws Error (engine) when there is none or it is another bundle's.
+BuildRecord read_build_record(const Bundle& bundle, const std::string& library);
+
+}  // namespace ditedge

@@ -1,0 +1,87 @@
+// CUDA and TensorRT (or TensorRT-RTX), found by dlopen: a device, and plans on it. Every call that the loop for plans
+// (device_loop.cpp) makes to either stands in this file or goes through the table `Cuda`.
+#pragma once
+
+#include <NvInferRuntime.h>
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "build_record.hpp"
+#include "engine.hpp"
+
+namespace ditedge {
+
+#define DITEDGE_CUDA_CALLS(CALL)                                                                                         \
+    CALL(GetErrorName) CALL(GetDeviceCount) CALL(SetDevice) CALL(DeviceGetAttribute) CALL(Malloc) CALL(Free)             \
+    CALL(MallocHost) CALL(FreeHost) CALL(MemcpyAsync) CALL(StreamCreateWithFlags) CALL(StreamDestroy)                    \
+    CALL(StreamBeginCapture) CALL(StreamEndCapture) CALL(EventCreateWithFlags) CALL(EventDestroy) CALL(EventRecord)      \
+    CALL(EventQuery) CALL(GraphInstantiateWithFlags) CALL(GraphDestroy) CALL(GraphLaunch) CALL(GraphExecDestroy)
+
+// cudaMalloc is `Malloc`, and so on: functions whose signatures CUDA 12 and 13 share.
+struct Cuda {
+#define DITEDGE_CUDA_POINTER(name) decltype(&cuda##name) name = nullptr;
+    DITEDGE_CUDA_CALLS(DITEDGE_CUDA_POINTER)
+#undef DITEDGE_CUDA_POINTER
+};
+
+// Keeps what TensorRT complains of, for the error that follows. TensorRT calls it from any thread.
+class Complaints final : public nvinfer1::ILogger {
+public:
+    void log(Severity severity, const char* message) noexcept override;
+    std::string last() const;  // ": what it said", or nothing
+
+private:
+    mutable std::mutex mutex_;
+    std::string last_;
+};
+
+// One device and the libraries for it. Throws Error (engine) when a library is missing or of another major version than
+// the headers that this was compiled with (the classes' layouts differ, and TensorRT itself would not notice), Error (no
+// device) when there is none: TensorRT creates a runtime without a driver, too, and then crashes.
+class Gpu {
+public:
+    explicit Gpu(const EngineOptions& options);
+    void use() const;                                      // this thread's CUDA calls go to this device
+    void check(cudaError_t error, const char* call) const;  // throws Error (engine)
+    void check_record(const BuildRecord& record) const;    // throws Error (engine): made for another library or GPU
+
+    Cuda cuda;
+    Complaints complaints;
+    std::unique_ptr<nvinfer1::IRuntime> runtime;
+
+private:
+    int device_, major_ = 0;
+    std::string name_;  // "TensorRT 10.3 (libnvinfer.so.10)"
+};
+
+// One deserialised plan.
+class Plan {
+public:
+    // Hashes the file before TensorRT sees it. Throws Error (bundle, engine).
+    Plan(Gpu& gpu, const BuildRecord& record, const std::string& graph, const GraphInfo& info);
+
+    std::size_t scratch_bytes() const;  // that any shape of its profile needs
+    // With profile 0. Work that is enqueued uses `scratch`, which contexts of one stream may share.
+    std::unique_ptr<nvinfer1::IExecutionContext> context(cudaStream_t stream, void* scratch, std::size_t bytes);
+    // Throws Error (request) when the shape is outside of the profile. A tensor that the plan does not have is passed over.
+    void set_shape(nvinfer1::IExecutionContext& context, const std::string& input, const std::vector<std::int64_t>& shape) const;
+    void set_address(nvinfer1::IExecutionContext& context, const char* tensor, void* address) const;
+    void enqueue(nvinfer1::IExecutionContext& context, cudaStream_t stream) const;
+
+private:
+    [[noreturn]] void refused(const std::string& what) const;
+
+    Gpu& gpu_;
+    const BuildRecord& record_;
+    std::string graph_;
+    std::filesystem::path path_;
+    std::set<std::string> tensors_;
+    std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+};
+
+}  // namespace ditedge

@@ -1,0 +1,60 @@
+// What the sampling loops share, and which one an engine has.
+#include <algorithm>
+
+#include "engine.hpp"
+#include "error.hpp"
+#include "tables.hpp"
+
+namespace ditedge {
+namespace {
+
+constexpr std::int64_t kDecodePixels = 512 * 512;  // decoded at a time: Stable Diffusion's decoder takes 5 kB a pixel
+
+}  // namespace
+
+Loop::Loop(std::shared_ptr<const Bundle> bundle) : bundle_(std::move(bundle)) {
+    const ImageSize& size = bundle_->manifest.image;
+    if (size.bytes() != 0) at_once_ = std::max<std::int64_t>(1, kDecodePixels / (size.height * size.width));
+}
+
+void Loop::decode(const float* latents, std::int64_t count, std::uint8_t* images) {
+    bundle_->graph_file("decoder");  // throws where there is none
+    for (std::int64_t first = 0; first < count; first += at_once_) {
+        const auto index = static_cast<std::size_t>(first);
+        decode_some(latents + index * bundle_->latent_count(), std::min(at_once_, count - first),
+                    images + index * bundle_->manifest.image.bytes());
+    }
+}
+
+void first_state(const Run& run, std::size_t latent, float* state) {
+    const auto batch = static_cast<std::size_t>(run.tables.batch), slots = static_cast<std::size_t>(run.tables.slots);
+    std::vector<float> drawn(batch * latent);
+    run.noise.initial(drawn.data());
+    const float scale = static_cast<float>(run.program.init_scale);
+    std::fill_n(state, batch * slots * latent, 0.0f);
+    for (std::size_t b = 0; b < batch; ++b)
+        for (std::size_t i = 0; i < latent; ++i) state[b * slots * latent + i] = drawn[b * latent + i] * scale;
+}
+
+void latents_of_state(const Run& run, std::size_t latent, const float* state, float* latents) {
+    const auto slots = static_cast<std::size_t>(run.tables.slots);
+    for (std::size_t b = 0; b < static_cast<std::size_t>(run.tables.batch); ++b)
+        std::copy_n(state + b * slots * latent, latent, latents + b * latent);
+}
+
+void check_cancelled(const Run& run, std::int64_t step) {
+    if (run.cancel.load(std::memory_order_relaxed))
+        throw Error(DITEDGE_CANCELLED, "stopped before step " + std::to_string(step + 1) + " of " + std::to_string(run.tables.steps));
+}
+
+std::unique_ptr<Loop> open_loop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options) {
+    std::string engines = "onnxruntime";
+    if (options.engine == "onnxruntime") return open_host_loop(std::move(bundle), options);
+#ifdef DITEDGE_TENSORRT
+    engines += ", tensorrt, tensorrt-rtx";
+    if (options.engine == "tensorrt" || options.engine == "tensorrt-rtx") return open_device_loop(std::move(bundle), options);
+#endif
+    fail_engine("engine '" + options.engine + "' is not in this build of libditedge, which has: " + engines);
+}
+
+}  // namespace ditedge
