@@ -75,23 +75,26 @@ clean:
 # The C++ runtime (runtime/cpp, docs/embedding.md). `make test` builds and tests it too, where there is a compiler.
 .PHONY: cpp fuzz test-aarch64
 FUZZ_SECONDS ?= 300
-cpp:
+cpp:  # TENSORRT_ROOT=/usr adds the engine for plans (CUDA_ROOT where CUDA is not in /usr/local/cuda)
 	tools/fetch_cpp_headers.sh
-	cmake -S runtime/cpp -B $(BUILD)/cpp -DCMAKE_BUILD_TYPE=Release -DDITEDGE_HEADERS=$(CURDIR)/$(BUILD)/cpp-headers
+	cmake -S runtime/cpp -B $(BUILD)/cpp -DCMAKE_BUILD_TYPE=Release -DDITEDGE_HEADERS=$(CURDIR)/$(BUILD)/cpp-headers \
+	  $(if $(TENSORRT_ROOT),-DTENSORRT_ROOT=$(TENSORRT_ROOT)) $(if $(CUDA_ROOT),-DCUDA_ROOT=$(CUDA_ROOT))
 	cmake --build $(BUILD)/cpp --parallel
 
 $(DEMO)/fashion/manifest.json:
 	$(MAKE) demo
 
-fuzz: $(DEMO)/fashion/manifest.json  # manifests and programs of arbitrary bytes, under AddressSanitizer and UndefinedBehaviorSanitizer
-	@command -v clang++ > /dev/null || { echo "make fuzz needs clang: apt-get install clang"; exit 1; }
+fuzz: $(DEMO)/fashion/manifest.json  # manifests, programs, build records of arbitrary bytes, under AddressSanitizer and UndefinedBehaviorSanitizer
+	tools/need.sh clang++:clang cmake:cmake
+	@tools/need.sh "$$(clang++ -print-runtime-dir):libclang-rt-$$(clang++ -dumpversion | cut -d. -f1)-dev"
 	tools/fetch_cpp_headers.sh
 	cmake -S runtime/cpp -B $(BUILD)/fuzz -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DDITEDGE_FUZZ=ON \
 	  -DDITEDGE_EXAMPLES=OFF -DDITEDGE_HEADERS=$(CURDIR)/$(BUILD)/cpp-headers
 	cmake --build $(BUILD)/fuzz --target ditedge-fuzz --parallel
 	@mkdir -p $(BUILD)/fuzz/corpus
 	@{ printf '\0'; cat $(DEMO)/fashion/manifest.json; } > $(BUILD)/fuzz/corpus/manifest
-	@{ printf '\1'; cat $(DEMO)/fashion/programs/ddpm-10.json; } > $(BUILD)/fuzz/corpus/program
+	@{ printf '\1'; cat tests/cpp/build.json; } > $(BUILD)/fuzz/corpus/record
+	@{ printf '\2'; cat $(DEMO)/fashion/programs/ddpm-10.json; } > $(BUILD)/fuzz/corpus/program
 	cd $(BUILD)/fuzz && ./ditedge-fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=20 -rss_limit_mb=2048 -verbosity=0 corpus
 
 test-aarch64: $(DEMO)/fashion/manifest.json $(VENV)/test.stamp

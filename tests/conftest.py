@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
-FASHION = tuple((Path(__file__).parents[1] / "models" / "fashion-dit.classes.txt").read_text().splitlines())
+MODELS = Path(__file__).parents[1] / "models"
+FASHION = tuple((MODELS / "fashion-dit.classes.txt").read_text().splitlines())
 CASES = ("gray1_cfg", "latent4_learned_sigma", "pixel3_no_null_class")
 
 
@@ -42,6 +43,16 @@ def golden_bundle(tmp_path_factory: pytest.TempPathFactory):
         return out
 
     return export
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported bundle of the demo model (models/). Not to be changed."""
+    from ditedge.export import ExportOptions, bundle_from_checkpoint
+
+    out = tmp_path_factory.mktemp("demo") / "fashion"
+    bundle_from_checkpoint(MODELS / "fashion-dit.safetensors", out, ExportOptions(heads=3, labels=FASHION))
+    return out
 
 
 @pytest.fixture

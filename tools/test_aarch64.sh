@@ -5,11 +5,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1 bundle=$2 build=$PWD/build
-if ! command -v aarch64-linux-gnu-g++ qemu-aarch64-static > /dev/null || ! command -v qemu-aarch64-static > /dev/null; then
-  apt-get update -qq
-  apt-get install -y -qq --no-install-recommends g++-aarch64-linux-gnu qemu-user-static
-fi
+tools/need.sh aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64-static:qemu-user-static cmake:cmake c++:g++
 tools/fetch_cpp_headers.sh
+tools/fetch_gpu_headers.sh "$python"
 version=$("$python" -c "import onnxruntime; print(onnxruntime.__version__)")
 wheel=$build/aarch64-onnxruntime
 if ! ls "$wheel"/onnxruntime/capi/libonnxruntime.so.* > /dev/null 2>&1; then
@@ -22,7 +20,8 @@ if ! ls "$wheel"/onnxruntime/capi/libonnxruntime.so.* > /dev/null 2>&1; then
 fi
 for target in x86_64 aarch64; do
   toolchain=(); [ $target = aarch64 ] && toolchain=(-DCMAKE_TOOLCHAIN_FILE="$PWD/runtime/cpp/cmake/aarch64-linux-gnu.cmake")
-  cmake -S runtime/cpp -B "$build/cpp-$target" -DCMAKE_BUILD_TYPE=Release -DDITEDGE_HEADERS="$build/cpp-headers" "${toolchain[@]}" > /dev/null
+  cmake -S runtime/cpp -B "$build/cpp-$target" -DCMAKE_BUILD_TYPE=Release -DDITEDGE_HEADERS="$build/cpp-headers" \
+    -DTENSORRT_ROOT="$build/gpu-headers/tensorrt" -DCUDA_ROOT="$build/gpu-headers/cuda" "${toolchain[@]}" > /dev/null
   cmake --build "$build/cpp-$target" --parallel 2 > /dev/null
 done
 

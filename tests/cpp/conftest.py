@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,23 +54,31 @@ def build(headers: Path) -> Build:
 
 
 @pytest.fixture(scope="session")
-def gpu_headers() -> Path:
-    """TensorRT's and CUDA's headers, and the real libcudart."""
-    folder = ROOT / "build" / "gpu-headers"
-    fetched = subprocess.run(
-        [ROOT / "tools" / "fetch_gpu_headers.sh", sys.executable, folder], capture_output=True, text=True
-    )
+def gpu_headers() -> tuple[Path, Path]:
+    """Folders of TensorRT's and CUDA's headers: $TENSORRT_ROOT and $CUDA_ROOT, else fetched ones."""
+    if "TENSORRT_ROOT" in os.environ:
+        return Path(os.environ["TENSORRT_ROOT"]), Path(os.environ.get("CUDA_ROOT", "/usr/local/cuda"))
+    folder, script = ROOT / "build" / "gpu-headers", ROOT / "tools" / "fetch_gpu_headers.sh"
+    fetched = subprocess.run([script, sys.executable, folder], capture_output=True, text=True)
     if fetched.returncode:
-        pytest.skip(
-            f"the engine for plans is not tested: its headers cannot be fetched: {fetched.stderr.strip()[-200:]}"
-        )
-    return folder
+        reason = fetched.stderr.strip()[-200:]
+        pytest.skip(f"the engine for plans is not tested: its headers cannot be fetched: {reason}")
+    return folder / "tensorrt", folder / "cuda"
 
 
 @pytest.fixture(scope="session")
-def with_plans(gpu_headers: Path) -> list[str]:
+def tensorrt_version(gpu_headers: tuple[Path, Path]) -> str:
+    """ "10.14.1": of the headers, and so of the double."""
+    (header,) = {path.resolve() for path in gpu_headers[0].rglob("NvInferVersion.h")}
+    names = (rf"(?:TRT_{part}_ENTERPRISE|NV_TENSORRT_{part})" for part in ("MAJOR", "MINOR", "PATCH"))
+    return ".".join(re.search(rf"#define {name} (\d+)", header.read_text())[1] for name in names)  # type: ignore[index]
+
+
+@pytest.fixture(scope="session")
+def with_plans(gpu_headers: tuple[Path, Path]) -> list[str]:
     """CMake options: the engine for plans, and the double of its libraries."""
-    return [f"-DTENSORRT_ROOT={gpu_headers / 'tensorrt'}", f"-DCUDA_ROOT={gpu_headers / 'cuda'}", "-DDITEDGE_TESTS=ON"]
+    tensorrt, cuda = gpu_headers
+    return [f"-DTENSORRT_ROOT={tensorrt}", f"-DCUDA_ROOT={cuda}", "-DDITEDGE_TESTS=ON"]
 
 
 @pytest.fixture(scope="session")

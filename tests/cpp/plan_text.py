@@ -7,8 +7,6 @@ from pathlib import Path
 
 from tests.runtime.gpu_double import write_plans
 
-VERSION = "10.14.1.48"  # of the headers that tools/fetch_gpu_headers.sh brings
-
 
 def plan_text(source: Path, graph: str, tensors: dict, profile: dict) -> bytes:
     scratch = {"conditioner": 1000, "step": 5000, "decoder": 3000}[graph]
@@ -16,7 +14,7 @@ def plan_text(source: Path, graph: str, tensors: dict, profile: dict) -> bytes:
     return json.dumps(plan).encode()
 
 
-def with_cpp_plans(bundle: Path, **sizes: int) -> Path:
-    """The bundle, with engines/tensorrt/. sizes: of `write_plans`."""
-    write_plans(bundle, target="tensorrt", library=("tensorrt", VERSION), as_plan=plan_text, **sizes)
+def with_cpp_plans(bundle: Path, version: str, **sizes: int) -> Path:
+    """The bundle, with engines/tensorrt/ as TensorRT `version` would build it. sizes: of `write_plans`."""
+    write_plans(bundle, target="tensorrt", library=("tensorrt", version), as_plan=plan_text, **sizes)
     return bundle

@@ -98,6 +98,17 @@ def test_seeded_pictures_equal_pythons(opened, golden_bundle, program: str, guid
     assert np.abs(alone[0].astype(int) - images[1]).max() <= 1  # ONNX Runtime sums batches in another order
 
 
+@pytest.mark.parametrize("program", ["dpm++-20", "ddpm-10", "ddim-25"])
+def test_the_demo_models_trajectories(opened, demo_bundle: Path, program: str) -> None:
+    bundle, labels, seeds = open_bundle(demo_bundle), [9, 8, 3, 0], [7, 8, 9, 10]
+    handle, chosen = opened(demo_bundle), bundle.program(program)
+    mine = handle.generate(labels, seeds, images=False, program=program.encode())
+    assert relative_error(mine, generate(bundle, labels, seeds, program=chosen, output="latents")) < TOLERANCE
+    images = handle.generate(labels, seeds, program=program.encode())
+    assert np.mean(images == generate(bundle, labels, seeds, program=chosen)) >= 0.999
+    assert np.array_equal(images, handle.generate(labels, seeds, program=program.encode())), "same seed, same image"
+
+
 def test_batches_away_from_progress_and_previews(opened, golden_bundle) -> None:
     folder = golden_bundle("gray1_cfg")
     bundle, labels, seeds, away = open_bundle(folder), [3, 9, 1], [1, 2, 3], [4, -1, 0]
@@ -372,6 +383,12 @@ def test_examples(built: Path, golden_bundle, onnxruntime_library: Path, tmp_pat
         assert failed.returncode == 2 and failed.stderr
 
 
+def test_the_header_is_c90(headers: Path, tmp_path: Path) -> None:
+    (tmp_path / "h.c").write_text("#include <ditedge.h>\nint main(void) { ditedge_params p; return p.size == 0; }\n")
+    strict = ["-std=c90", "-pedantic-errors", "-Wall", "-Wextra", "-Werror", "-Wno-uninitialized", "-fsyntax-only"]
+    subprocess.run(["cc", *strict, f"-I{ROOT / 'runtime/cpp/include'}", tmp_path / "h.c"], check=True)
+
+
 def test_size_and_symbols(built: Path, tmp_path: Path) -> None:
     stripped = tmp_path / "libditedge.so"
     subprocess.run(["strip", "-o", stripped, built / "libditedge.so"], check=True)
@@ -424,6 +441,7 @@ def hostile_records(bundle: Path, root: Path) -> list[Path]:
 def test_sanitizers(
     build,
     with_plans,
+    tensorrt_version: str,
     golden_bundle,
     hostile_folders: Path,
     onnxruntime_library: Path,
@@ -453,7 +471,7 @@ def test_sanitizers(
     if engine == "tensorrt":
         library = folder / "libditedge-gpu-double.so"
         environment["DITEDGE_CUDART"] = str(library)
-        bundle = with_cpp_plans(shutil.copytree(bundle, tmp_path / "plans"))
+        bundle = with_cpp_plans(Path(shutil.copytree(bundle, tmp_path / "plans")), tensorrt_version)
         hostile = hostile_records(bundle, tmp_path) if hostile else []
     done = subprocess.run(
         [folder / "ditedge-stress", bundle, engine, library, *hostile],

@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from ditedge.calibration import accuracy, image_features
-from ditedge.export import ExportOptions, bundle_from_checkpoint
 from ditedge.runtime import generate, open_bundle
+from tests.conftest import MODELS
 
-MODELS = Path(__file__).resolve().parents[2] / "models"
 CLASSIFIER = MODELS / "fashion_classifier.onnx"
-NAMES = tuple((MODELS / "fashion-dit.classes.txt").read_text().splitlines())
 
 
 def test_sizes() -> None:
@@ -20,10 +18,9 @@ def test_sizes() -> None:
     assert CLASSIFIER.stat().st_size < 1.5e6
 
 
-def test_samples_are_what_they_were_asked_to_be(tmp_path: Path) -> None:
+def test_samples_are_what_they_were_asked_to_be(demo_bundle: Path) -> None:
     """100 samples; bench/quality.py measures 500 and more. 85 of 100 is 2 standard deviations below 90 %."""
-    bundle_from_checkpoint(MODELS / "fashion-dit.safetensors", tmp_path / "b", ExportOptions(heads=3, labels=NAMES))
-    bundle = open_bundle(tmp_path / "b")
+    bundle = open_bundle(demo_bundle)
     labels = [i % 10 for i in range(100)]
     images = generate(bundle, labels, seeds=range(100), program=bundle.program(steps=25), batch=25)
     logits, _ = image_features(CLASSIFIER, images)

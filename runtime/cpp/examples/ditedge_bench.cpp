@@ -15,6 +15,7 @@ void run(const Arguments& arguments) {
     if (arguments.text("--bundle").empty()) throw std::invalid_argument("--bundle is needed");
     const ditedge::api::Bundle bundle(arguments.text("--bundle"));
     ditedge_sampler_options options = ditedge::api::default_options();
+    options.engine = arguments.text_or_null("--engine");
     options.provider = arguments.text_or_null("--provider");
     options.library = arguments.text_or_null("--library");
     options.threads = static_cast<std::int32_t>(arguments.whole("--threads"));
@@ -45,10 +46,10 @@ void run(const Arguments& arguments) {
 int main(int argc, char** argv) {
     try {
         run(Arguments(argc, argv, {{"--bundle", ""}, {"--program", ""}, {"--batch", "1"}, {"--repeats", "5"},
-                                   {"--provider", "cpu"}, {"--library", ""}, {"--threads", "0"}}));
+                                   {"--engine", ""}, {"--provider", "cpu"}, {"--library", ""}, {"--threads", "0"}}));
     } catch (const std::exception& error) {
         std::cerr << "error: " << error.what() << "\nusage: ditedge-bench --bundle FOLDER [--program NAME] [--batch 1] [--repeats 5] "
-                     "[--provider cpu] [--library libonnxruntime.so] [--threads 0]\n";
+                     "[--engine onnxruntime] [--provider cpu] [--library PATH] [--threads 0]\n";
         return 2;
     }
     return 0;

@@ -12,9 +12,11 @@ namespace {
 
 const char kUsage[] =
     "usage: ditedge-run --bundle FOLDER --class LABEL[;LABEL...] [--seed 0] [--program NAME] [--guidance G]\n"
-    "                   [--batch 8] [-o out.png] [--latents FILE.f32] [--provider cpu] [--library libonnxruntime.so]\n"
-    "                   [--threads 0]\n"
-    "Image i has seed + i. example: ditedge-run --bundle build/demo/fashion --class 'Bag;Ankle boot' --seed 7 -o bag.png\n";
+    "                   [--batch 8] [-o out.png] [--latents FILE.f32] [--engine onnxruntime|tensorrt|tensorrt-rtx]\n"
+    "                   [--provider cpu] [--library PATH OF THE ENGINE'S LIBRARY] [--threads 0] [--device 0]\n"
+    "Image i has seed + i.\n"
+    "examples: ditedge-run --bundle build/demo/fashion --class 'Bag;Ankle boot' --seed 7 -o bag.png\n"
+    "          ditedge-run --bundle build/demo/fashion --class Bag --engine tensorrt      (plans: ditedge build)\n";
 
 void big_endian(std::string& bytes, std::uint32_t value) {
     for (int shift = 24; shift >= 0; shift -= 8) bytes += static_cast<char>(value >> shift & 255);
@@ -84,9 +86,11 @@ void run(const Arguments& arguments) {
         seeds.push_back(arguments.whole("--seed") + seeds.size());
     }
     ditedge_sampler_options options = ditedge::api::default_options();
+    options.engine = arguments.text_or_null("--engine");
     options.provider = arguments.text_or_null("--provider");
     options.library = arguments.text_or_null("--library");
     options.threads = static_cast<std::int32_t>(arguments.whole("--threads"));
+    options.device = static_cast<std::int32_t>(arguments.whole("--device"));
     ditedge::api::Sampler sampler(bundle, options);
     ditedge_params params = ditedge::api::default_params();
     params.count = static_cast<std::int64_t>(labels.size());
@@ -113,8 +117,8 @@ void run(const Arguments& arguments) {
 int main(int argc, char** argv) {
     try {
         run(Arguments(argc, argv, {{"--bundle", ""}, {"--class", ""}, {"--seed", "0"}, {"--program", ""}, {"--guidance", ""},
-                                   {"--batch", "8"}, {"-o", "out.png"}, {"--latents", ""}, {"--provider", "cpu"},
-                                   {"--library", ""}, {"--threads", "0"}}));
+                                   {"--batch", "8"}, {"-o", "out.png"}, {"--latents", ""}, {"--engine", ""},
+                                   {"--provider", "cpu"}, {"--library", ""}, {"--threads", "0"}, {"--device", "0"}}));
     } catch (const std::invalid_argument& error) {
         std::cerr << error.what() << '\n' << kUsage;
         return 2;

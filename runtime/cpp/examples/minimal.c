@@ -19,7 +19,6 @@ int main(int argc, char** argv) {
     size_t bytes;
     FILE* file;
     int bad = 1;
-
     if (argc != 5) return fprintf(stderr, "usage: %s BUNDLE CLASS SEED OUT.pgm\n", argv[0]), 1;
     info.size = sizeof info;
     if (ditedge_bundle_open(argv[1], 1, &bundle) || ditedge_bundle_info(bundle, &info)) return failed("bundle");

@@ -54,9 +54,11 @@ typedef struct ditedge_info {
 
 typedef struct ditedge_sampler_options {
     size_t size;
-    const char* engine;   /* "onnxruntime" (NULL is the same); "tensorrt", "tensorrt-rtx" where compiled in */
+    const char* engine;   /* "onnxruntime" (NULL is the same); where compiled in "tensorrt", "tensorrt-rtx": the bundle's
+                           * plans in engines/tensorrt or engines/tensorrt-rtx, on a GPU */
     const char* provider; /* of ONNX Runtime: "cpu" (NULL), "cuda" or a provider's full name */
-    const char* library;  /* path of the engine's shared library; NULL: $DITEDGE_ONNXRUNTIME, then the system's */
+    const char* library;  /* path of the engine's shared library; NULL: $DITEDGE_ONNXRUNTIME or $DITEDGE_TENSORRT, then the
+                           * system's. CUDA's runtime is $DITEDGE_CUDART, or the system's */
     int32_t threads;      /* 0: the engine chooses */
     int32_t device;       /* CUDA device number */
 } ditedge_sampler_options;
@@ -137,8 +139,9 @@ DITEDGE_API ditedge_status ditedge_generate_latents(ditedge_sampler* sampler, co
 /* One thread at a time. latents [count, C, H, W] -> images as above. */
 DITEDGE_API ditedge_status ditedge_decode(ditedge_sampler* sampler, const float* latents, int64_t count,
                                           uint8_t* images, size_t bytes);
-/* Any thread, also during a call on the sampler, which then returns DITEDGE_CANCELLED before its next step.
- * The flag stays set, so that a cancel that comes early is not lost: reset it before the next call. */
+/* Any thread, also during a call on the sampler, which then returns DITEDGE_CANCELLED before its next step (a GPU first
+ * ends the steps that are enqueued, eight at most). The flag stays set, so that a cancel that comes early is not lost:
+ * reset it before the next call. */
 DITEDGE_API void ditedge_cancel(ditedge_sampler* sampler);
 DITEDGE_API void ditedge_cancel_reset(ditedge_sampler* sampler);
 

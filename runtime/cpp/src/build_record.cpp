@@ -64,7 +64,8 @@ BuildRecord read_build_record(const Bundle& bundle, const std::string& library) 
     return record;
 }
 
-void BuildRecord::check_shape(const std::string& graph, const std::string& input, const std::vector<std::int64_t>& shape) const {
+void BuildRecord::check_shape(const std::string& graph, const std::string& input,
+                              const std::vector<std::int64_t>& shape) const {
     const auto found = plans.at(graph).profile.find(input);
     if (found == plans.at(graph).profile.end()) return;
     const ShapeRange& range = found->second;

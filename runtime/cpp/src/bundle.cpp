@@ -15,13 +15,6 @@ constexpr std::int64_t kHuge = INT64_MAX;
 constexpr std::size_t kMaxManifestBytes = 16 << 20;
 constexpr std::int64_t kMaxLatent = 1 << 26, kMaxPixels = 1 << 28;  // numbers of one image: above is no image
 
-// What docs/format.md says of a tensor: -1 is dynamic.
-struct Contract {
-    const char* name;
-    Dtype dtype;
-    std::vector<std::int64_t> shape;
-};
-
 TensorInfo read_tensor(const Field& field) {
     TensorInfo tensor;
     tensor.name = field.at("name").text();
@@ -127,9 +120,9 @@ std::optional<PreviewInfo> read_preview(const Field& field, std::int64_t channel
 
 // Tensors are bound by address later: what the manifest says of them has to be what this library will bind.
 void check_tensors(const Field& root, const std::string& graph, const char* side, const std::vector<TensorInfo>& tensors,
-                   const std::vector<Contract>& contract) {
+                   const std::vector<TensorInfo>& contract) {  // what docs/format.md says of a graph's tensors
     for (const TensorInfo& tensor : tensors) {
-        const auto same = [&](const Contract& wanted) { return tensor.name == wanted.name; };
+        const auto same = [&](const TensorInfo& wanted) { return tensor.name == wanted.name; };
         const auto found = std::find_if(contract.begin(), contract.end(), same);
         bool fits = found != contract.end() && tensor.dtype == found->dtype && tensor.shape.size() == found->shape.size();
         for (std::size_t i = 0; fits && i < tensor.shape.size(); ++i)
@@ -150,7 +143,7 @@ void check_graphs(const Field& root, Manifest& manifest) {
         root.fail("graph conditioner: output has no width");
     const std::int64_t m = manifest.modulation_width = modulation.shape[1];
     const auto f32 = Dtype::float32, i64 = Dtype::int64;
-    std::map<std::string, std::pair<std::vector<Contract>, Contract>> contracts = {
+    std::map<std::string, std::pair<std::vector<TensorInfo>, TensorInfo>> contracts = {
         {"conditioner", {{{"timestep", f32, {-1}}, {"label", i64, {-1}}}, {"modulation", f32, {-1, m}}}},
         {"step",
          {{{"state", f32, {-1, -1, c, h, h}}, {"sample", i64, {-1}}, {"condition", i64, {-1}},

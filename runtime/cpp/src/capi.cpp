@@ -91,38 +91,6 @@ ditedge_params default_params() {
     return params;
 }
 
-class SeededNoise final : public ditedge::NoiseSource {
-public:
-    SeededNoise(const std::uint64_t* seeds, std::size_t batch, std::size_t latent)
-        : seeds_(seeds), batch_(batch), latent_(latent) {}
-    void initial(float* numbers) const override { draw(0, numbers); }
-    void step(std::int64_t step, float* numbers) const override { draw(static_cast<std::uint64_t>(step) + 1, numbers); }
-
-private:
-    void draw(std::uint64_t draw, float* numbers) const {
-        for (std::size_t b = 0; b < batch_; ++b)
-            ditedge::standard_normal(seeds_[b], draw, numbers + b * latent_, latent_);
-    }
-    const std::uint64_t* seeds_;
-    std::size_t batch_, latent_;
-};
-
-class GivenNoise final : public ditedge::NoiseSource {
-public:
-    // first image of the batch, its images, images in all
-    GivenNoise(const ditedge_params& params, std::size_t first, std::size_t batch, std::size_t latent)
-        : z_(params.initial_noise + first * latent), noise_(params.step_noise + first * latent), numbers_(batch * latent),
-          stride_(static_cast<std::size_t>(params.count) * latent) {}
-    void initial(float* numbers) const override { std::copy_n(z_, numbers_, numbers); }
-    void step(std::int64_t step, float* numbers) const override {
-        std::copy_n(noise_ + static_cast<std::size_t>(step) * stride_, numbers_, numbers);
-    }
-
-private:
-    const float *z_, *noise_;
-    std::size_t numbers_, stride_;
-};
-
 void check_label(const Bundle& bundle, std::int64_t label) {
     const ditedge::ModelInfo& model = bundle.manifest.model;
     if ((label < 0 || label >= model.num_classes) && label != model.null_class)
@@ -202,11 +170,17 @@ void generate(ditedge_sampler& sampler, const ditedge_params& params, bool image
         std::vector<std::int64_t> away_from;
         if (params.away_from != nullptr) away_from.assign(params.away_from + first, params.away_from + first + batch);
         const auto tables = ditedge::step_tables(program, bundle.manifest.model, labels, guidance, away_from);
-        std::unique_ptr<ditedge::NoiseSource> noise;
-        if (params.initial_noise != nullptr)
-            noise = std::make_unique<GivenNoise>(params, static_cast<std::size_t>(first), size, latent);
-        else
-            noise = std::make_unique<SeededNoise>(params.seeds + first, size, latent);
+        const auto noise = [&](std::int64_t draw, float* numbers) {
+            const auto skipped = static_cast<std::size_t>(first);
+            if (params.initial_noise == nullptr) {
+                for (std::size_t b = 0; b < size; ++b)
+                    ditedge::standard_normal(params.seeds[skipped + b], static_cast<std::uint64_t>(draw), numbers + b * latent, latent);
+            } else {
+                const auto steps = static_cast<std::size_t>(std::max<std::int64_t>(0, draw - 1) * params.count);
+                const float* drawn = draw == 0 ? params.initial_noise : params.step_noise + steps * latent;
+                std::copy_n(drawn + skipped * latent, size * latent, numbers);
+            }
+        };
         const auto previews = [&](std::int64_t step) { return params.on_preview != nullptr && step % params.preview_every == 0; };
         const auto on_step = [&](std::int64_t step, const float* state) {
             const std::size_t stride = static_cast<std::size_t>(program.slots) * latent;
@@ -226,7 +200,7 @@ void generate(ditedge_sampler& sampler, const ditedge_params& params, bool image
         };
         latents.resize(size * latent);
         const bool watched = params.on_progress != nullptr || params.on_preview != nullptr;
-        const ditedge::Run run{program, tables, *noise, sampler.cancel,
+        const ditedge::Run run{program, tables, noise, sampler.cancel,
                                watched ? std::function<void(std::int64_t, const float*)>(on_step) : nullptr, previews};
         sampler.loop->sample(run, latents.data());
         write(static_cast<std::size_t>(first), batch, latents.data());

@@ -58,12 +58,10 @@ struct Device {
     char* scratch = nullptr;  // never moved: captured graphs hold its address
 };
 
-// What the buffers and graphs of a run depend on: steps that are guided, that draw noise, batch, slots, rows, watched.
-using RunShape = std::tuple<std::vector<bool>, std::vector<bool>, std::int64_t, std::int64_t, std::size_t, bool>;
-
-RunShape shape_of(const Run& run) {
+// What the buffers and graphs of a run depend on.
+auto shape_of(const Run& run) {
     const StepTables& tables = run.tables;
-    return {tables.guided, tables.draws, tables.batch, tables.slots, tables.labels.size(), run.on_step != nullptr};
+    return std::tuple(tables.guided, tables.draws, tables.batch, tables.slots, tables.labels.size(), run.on_step != nullptr);
 }
 
 // Buffers, contexts and CUDA graphs for runs of one shape. Steps are enqueued a segment at a time; segment i waits until
@@ -71,8 +69,8 @@ RunShape shape_of(const Run& run) {
 class DeviceRun {
 public:
     DeviceRun(Device& device, const Run& run)
-        : shape(shape_of(run)), device_(device), stream_(device.stream), gpu_(device.gpu), memory_(device.gpu), steps_(run.tables.steps),
-          segment_(run.on_step ? 1 : kSegment), ahead_(run.on_step ? kWatchedAhead : kAhead),
+        : shape(shape_of(run)), device_(device), stream_(device.stream), gpu_(device.gpu), memory_(device.gpu),
+          steps_(run.tables.steps), segment_(run.on_step ? 1 : kSegment), ahead_(run.on_step ? kWatchedAhead : kAhead),
           rows_(static_cast<std::int64_t>(run.tables.labels.size())), guided_(run.tables.guided), draws_(run.tables.draws) {
         const StepTables& tables = run.tables;
         const std::int64_t batch = tables.batch;
@@ -131,7 +129,7 @@ public:
     }
     float* state() { return reinterpret_cast<float*>(state_host_); }  // pinned: the first state before, the last one after
 
-    const RunShape shape;
+    const decltype(shape_of(std::declval<Run>())) shape;
 
 private:
     struct Binding {
@@ -141,7 +139,7 @@ private:
 
     // The arena: the tables of every step, timesteps and labels of every call of the conditioner, zeros.
     void lay_out(const StepTables& tables) {
-        arena_ = Arena(), bindings_.clear(), calls_.clear(), timestep_.clear(), label_.clear();
+        arena_ = Arena(), bindings_.clear(), calls_.clear();
         for (std::int64_t step = 0; step < steps_; ++step) {
             bindings_.emplace_back();
             for (const Tensor& tensor : tables.inputs(step))
@@ -149,13 +147,10 @@ private:
         }
         const auto rows = static_cast<std::size_t>(per_call_ * rows_);
         const std::int64_t calls = (steps_ + per_call_ - 1) / per_call_;
-        for (std::int64_t step = 0; step < calls * per_call_; ++step)  // steps after the last are copies of it
-            for (const std::int64_t label : tables.labels) {
-                timestep_.push_back(tables.timestep[static_cast<std::size_t>(std::min(step, steps_ - 1))]);
-                label_.push_back(label);
-            }
+        std::tie(timestep_, label_) = tables.conditions(0, calls * per_call_);
         for (std::size_t first = 0; first < label_.size(); first += rows)
-            calls_.push_back({arena_.place(&timestep_[first], rows * sizeof(float)), arena_.place(&label_[first], rows * sizeof(std::int64_t))});
+            calls_.push_back({arena_.place(&timestep_[first], rows * sizeof(float)),
+                              arena_.place(&label_[first], rows * sizeof(std::int64_t))});
         silence_at_ = arena_.place(silence_.data(), draw_bytes_);
     }
 
@@ -173,7 +168,8 @@ private:
             if (run.on_step) run.on_step(done, run.wants_state(done) ? reinterpret_cast<const float*>(state) : nullptr);
         };
         for (std::int64_t first = 0; first < steps_; first += segment_) {
-            while (!pending.empty() && (pending.size() >= static_cast<std::size_t>(ahead_) || stream_.passed(place(pending.front() - 1)))) deliver();
+            const auto most = static_cast<std::size_t>(ahead_);
+            while (!pending.empty() && (pending.size() >= most || stream_.passed(place(pending.front() - 1)))) deliver();
             check_cancelled(run, first);
             const std::int64_t last = std::min(first + segment_, steps_);
             upload_noise(run, first, last);
@@ -196,7 +192,7 @@ private:
         for (std::int64_t step = first; step < last; ++step) {
             if (!draws_[static_cast<std::size_t>(step)]) continue;
             const std::size_t at = ring(step) * aligned(draw_bytes_);
-            run.noise.step(step, reinterpret_cast<float*>(noise_host_ + at));
+            run.noise(step + 1, reinterpret_cast<float*>(noise_host_ + at));
             stream_.copy(noise_ + at, noise_host_ + at, draw_bytes_);
         }
     }
@@ -236,9 +232,11 @@ private:
 
     void enqueue(std::int64_t first, std::int64_t last) {
         for (std::int64_t step = first; step < last; ++step) {
-            for (std::int64_t at = step; step % block_ == 0 && at < std::min(step + block_, steps_); at += per_call_) modulate(at / per_call_);
+            const std::int64_t end = step % block_ == 0 ? std::min(step + block_, steps_) : step;
+            for (std::int64_t at = step; at < end; at += per_call_) modulate(at / per_call_);
             const bool draws = draws_[static_cast<std::size_t>(step)];
-            this->step(step, step % block_, draws ? noise_ + ring(step) * aligned(draw_bytes_) : tables_ + silence_at_, step % 2);
+            char* noise = draws ? noise_ + ring(step) * aligned(draw_bytes_) : tables_ + silence_at_;
+            this->step(step, step % block_, noise, step % 2);
         }
     }
 
@@ -248,7 +246,8 @@ private:
         const auto [timestep, label] = calls_[static_cast<std::size_t>(call)];
         plan.set_address(*conditioner_, "timestep", tables_ + timestep);
         plan.set_address(*conditioner_, "label", tables_ + label);
-        plan.set_address(*conditioner_, "modulation", modulation_ + static_cast<std::size_t>(call * per_call_ % block_) * aligned(row_bytes_));
+        const auto place = static_cast<std::size_t>(call * per_call_ % block_);
+        plan.set_address(*conditioner_, "modulation", modulation_ + place * aligned(row_bytes_));
         plan.enqueue(*conditioner_, stream_.get());
     }
 
@@ -256,7 +255,8 @@ private:
     void step(std::int64_t step, std::int64_t row, char* noise, std::int64_t from) {
         const Plan& plan = *device_.plans.at("step");
         nvinfer1::IExecutionContext& context = *steps_of(step);
-        for (const Binding& binding : bindings_[static_cast<std::size_t>(step)]) plan.set_address(context, binding.name, tables_ + binding.offset);
+        for (const Binding& binding : bindings_[static_cast<std::size_t>(step)])
+            plan.set_address(context, binding.name, tables_ + binding.offset);
         plan.set_address(context, "modulation", modulation_ + static_cast<std::size_t>(row) * aligned(row_bytes_));
         plan.set_address(context, "noise", noise);
         plan.set_address(context, "state", states_[from]);
@@ -286,7 +286,8 @@ private:
 
 class DeviceLoop final : public Loop {
 public:
-    DeviceLoop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options) : Loop(std::move(bundle)), device_(*bundle_, options) {
+    DeviceLoop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options)
+        : Loop(std::move(bundle)), device_(*bundle_, options) {
         if (at_once_ == 0) return;
         at_once_ = device_.at_most("decoder", "latent", at_once_);
         const auto count = static_cast<std::size_t>(at_once_);

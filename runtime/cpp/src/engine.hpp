@@ -44,10 +44,13 @@ public:
 
 // The manifest's tensor of this name, where the shape agrees (below 0: dynamic); else null. Buffers are bound by address, so
 // engines refuse a graph with a tensor that is not the manifest's.
-inline const TensorInfo* find_tensor(const std::vector<TensorInfo>& promised, const std::string& name, const std::vector<std::int64_t>& shape) {
+inline const TensorInfo* find_tensor(const std::vector<TensorInfo>& promised, const std::string& name,
+                                     const std::vector<std::int64_t>& shape) {
     const auto fits = [](std::int64_t a, std::int64_t b) { return a < 0 || b < 0 || a == b; };
-    for (const TensorInfo& info : promised)
-        if (info.name == name && std::equal(shape.begin(), shape.end(), info.shape.begin(), info.shape.end(), fits)) return &info;
+    for (const TensorInfo& info : promised) {
+        const std::vector<std::int64_t>& wanted = info.shape;
+        if (info.name == name && std::equal(shape.begin(), shape.end(), wanted.begin(), wanted.end(), fits)) return &info;
+    }
     return nullptr;
 }
 
@@ -61,21 +64,14 @@ struct EngineOptions {
 std::unique_ptr<Engine> open_ort_engine(const std::filesystem::path& file, const GraphInfo& info,
                                         const EngineOptions& options, bool keep_buffers);
 
-// Where a batch gets its noise: [B, C, H, W] each.
-class NoiseSource {
-public:
-    virtual ~NoiseSource() = default;
-    virtual void initial(float* numbers) const = 0;
-    virtual void step(std::int64_t step, float* numbers) const = 0;
-};
-
 struct StepTables;
 
 // One batch to sample.
 struct Run {
     const Program& program;
     const StepTables& tables;
-    const NoiseSource& noise;
+    // Fills [B, C, H, W]: draw 0 is the initial noise, draw n + 1 that of step n.
+    std::function<void(std::int64_t draw, float* numbers)> noise;
     const std::atomic<bool>& cancel;  // checked before each step: throws Error (cancelled)
     // Steps done, and the state [B, K, C, H, W] when `wants_state(step)` or the engine has it on the host anyway.
     std::function<void(std::int64_t step, const float* state)> on_step;

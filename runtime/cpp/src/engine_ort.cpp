@@ -17,16 +17,11 @@ public:
     explicit Owned(void (*release)(T*)) : release_(release) {}
     Owned(const Owned&) = delete;
     Owned& operator=(const Owned&) = delete;
-    ~Owned() { reset(); }
-    void reset() {
+    ~Owned() {
         if (value_ != nullptr) release_(value_);
-        value_ = nullptr;
     }
     T* get() const { return value_; }
-    T** fill() {
-        reset();
-        return &value_;
-    }
+    T** fill() { return &value_; }  // once
 
 private:
     void (*release_)(T*);
@@ -48,7 +43,8 @@ void check(const OrtApi* api, OrtStatus* status, const std::string& what) {
 }
 
 Library load_library(const std::string& wanted) {
-    const SharedLibrary opened = open_shared_library("ONNX Runtime", wanted, "DITEDGE_ONNXRUNTIME", {"libonnxruntime.so.1", "libonnxruntime.so"});
+    const SharedLibrary opened = open_shared_library("ONNX Runtime", wanted, "DITEDGE_ONNXRUNTIME",
+                                                     {"libonnxruntime.so.1", "libonnxruntime.so"});
     const OrtApiBase* base = opened.function<const OrtApiBase* (*)()>("OrtGetApiBase")();
     Library library{base->GetApi(ORT_API_VERSION), nullptr, base->GetVersionString(), opened.path};
     if (library.api == nullptr)

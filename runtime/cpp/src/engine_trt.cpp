@@ -15,6 +15,12 @@
 namespace ditedge {
 namespace {
 
+#ifdef TRT_MAJOR_RTX
+constexpr int kHeadersMajor = TRT_MAJOR_RTX;
+#else
+constexpr int kHeadersMajor = NV_TENSORRT_MAJOR;
+#endif
+
 // A plan, read-only. Pages that TensorRT has copied to the device can be dropped again: a plan may be as large as memory.
 class MappedFile {
 public:
@@ -51,9 +57,10 @@ Cuda load_cuda() {
 
 SharedLibrary load_tensorrt(const EngineOptions& options) {
     if (options.engine == "tensorrt-rtx")
-        return open_shared_library("TensorRT-RTX", options.library, "DITEDGE_TENSORRT", {"libtensorrt_rtx.so.1", "libtensorrt_rtx.so"});
+        return open_shared_library("TensorRT-RTX", options.library, "DITEDGE_TENSORRT",
+                                   {"libtensorrt_rtx.so.1", "libtensorrt_rtx.so"});
     return open_shared_library("TensorRT", options.library, "DITEDGE_TENSORRT",
-                               {"libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR), "libnvinfer.so"});
+                               {"libnvinfer.so." + std::to_string(kHeadersMajor), "libnvinfer.so"});
 }
 
 nvinfer1::DataType element_type(Dtype dtype) {
@@ -90,9 +97,9 @@ Gpu::Gpu(const EngineOptions& options) : device_(options.device) {
     if (!driver || device_ >= devices)
         throw Error(DITEDGE_ERROR_NO_DEVICE, "plans need an NVIDIA GPU and its driver, and there is no CUDA device " +
                                                  std::to_string(device_) + " here: the bundle also runs on onnxruntime");
-    if (major_ != NV_TENSORRT_MAJOR)
+    if (major_ != kHeadersMajor)
         fail_engine(name_ + " is loaded, and this libditedge was compiled with headers of version " +
-                    std::to_string(NV_TENSORRT_MAJOR) + ": compile it with the headers of this machine's library");
+                    std::to_string(kHeadersMajor) + ": compile it with the headers of this machine's library");
     use();
     const auto create = library.function<void* (*)(void*, std::int32_t)>("createInferRuntime_INTERNAL");
     runtime.reset(static_cast<nvinfer1::IRuntime*>(create(&complaints, NV_TENSORRT_VERSION)));
@@ -110,7 +117,7 @@ void Gpu::check(cudaError_t error, const char* call) const {
 void Gpu::check_record(const BuildRecord& record) const {
     const std::string again = ": build them again on this machine";
     if (std::atoi(record.library_version.c_str()) != major_)
-        fail_engine(record.place + ": the plans were built with version " + record.library_version + ", and this is " + name_ + again);
+        fail_engine(record.place + ": built with version " + record.library_version + ", and this is " + name_ + again);
     int major = 0, minor = 0;
     check(cuda.DeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_), "cudaDeviceGetAttribute");
     check(cuda.DeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_), "cudaDeviceGetAttribute");
@@ -138,7 +145,8 @@ Plan::Plan(Gpu& gpu, const BuildRecord& record, const std::string& graph, const 
         const char* name = engine_->getIOTensorName(i);
         const bool input = engine_->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT;
         const nvinfer1::Dims shape = engine_->getTensorShape(name);
-        const TensorInfo* tensor = find_tensor(input ? info.inputs : info.outputs, name, {shape.d, shape.d + std::max(0, shape.nbDims)});
+        const std::vector<std::int64_t> sizes(shape.d, shape.d + std::max(0, shape.nbDims));
+        const TensorInfo* tensor = find_tensor(input ? info.inputs : info.outputs, name, sizes);
         if (tensor == nullptr || element_type(tensor->dtype) != engine_->getTensorDataType(name))
             refused(std::string("has a tensor '") + name + "' that is not the manifest's");
         tensors_.insert(name);
@@ -149,7 +157,9 @@ Plan::Plan(Gpu& gpu, const BuildRecord& record, const std::string& graph, const 
 
 void Plan::refused(const std::string& what) const { fail_engine(path_.string() + " " + what + gpu_.complaints.last()); }
 
-std::size_t Plan::scratch_bytes() const { return static_cast<std::size_t>(std::max<std::int64_t>(0, engine_->getDeviceMemorySizeV2())); }
+std::size_t Plan::scratch_bytes() const {
+    return static_cast<std::size_t>(std::max<std::int64_t>(0, engine_->getDeviceMemorySizeV2()));
+}
 
 std::unique_ptr<nvinfer1::IExecutionContext> Plan::context(cudaStream_t stream, void* scratch, std::size_t bytes) {
     constexpr auto strategy = nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED;
@@ -169,7 +179,8 @@ std::unique_ptr<nvinfer1::IExecutionContext> Plan::context(cudaStream_t stream, 
     return context;
 }
 
-void Plan::set_shape(nvinfer1::IExecutionContext& context, const std::string& input, const std::vector<std::int64_t>& shape) const {
+void Plan::set_shape(nvinfer1::IExecutionContext& context, const std::string& input,
+                     const std::vector<std::int64_t>& shape) const {
     if (tensors_.count(input) == 0) return;
     record_.check_shape(graph_, input, shape);
     nvinfer1::Dims dims{static_cast<std::int32_t>(shape.size()), {}};
@@ -178,7 +189,8 @@ void Plan::set_shape(nvinfer1::IExecutionContext& context, const std::string& in
 }
 
 void Plan::set_address(nvinfer1::IExecutionContext& context, const char* tensor, void* address) const {
-    if (tensors_.count(tensor) != 0 && !context.setTensorAddress(tensor, address)) refused(std::string("does not take the address of ") + tensor);
+    if (tensors_.count(tensor) != 0 && !context.setTensorAddress(tensor, address))
+        refused(std::string("does not take the address of ") + tensor);
 }
 
 void Plan::enqueue(nvinfer1::IExecutionContext& context, cudaStream_t stream) const {

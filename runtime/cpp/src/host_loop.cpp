@@ -35,7 +35,7 @@ public:
             check_cancelled(run, step);
             if (step % block == 0) condition(tables, step, std::min(block, tables.steps - step), modulation.data());
             const bool draws = tables.draws[static_cast<std::size_t>(step)];
-            if (draws) run.noise.step(step, drawn.data());
+            if (draws) run.noise(step + 1, drawn.data());
             std::vector<Tensor> inputs = tables.inputs(step);
             inputs.push_back(view("state", state.data(), {count, tables.slots, c, h, h}));
             inputs.push_back(view("modulation", modulation.data() + step % block * rows * width, {rows, width}));
@@ -58,13 +58,7 @@ protected:
 private:
     // The adaLN rows [steps, R, M] of a block of steps.
     void condition(const StepTables& tables, std::int64_t first, std::int64_t steps, float* modulation) {
-        std::vector<float> timestep;
-        std::vector<std::int64_t> label;
-        for (std::int64_t step = first; step < first + steps; ++step)
-            for (const std::int64_t row : tables.labels) {
-                timestep.push_back(tables.timestep[static_cast<std::size_t>(step)]);
-                label.push_back(row);
-            }
+        const auto [timestep, label] = tables.conditions(first, steps);
         const auto rows = static_cast<std::int64_t>(label.size());
         engines_.at("conditioner")->run({view("timestep", timestep.data(), {rows}), view("label", label.data(), {rows})},
                                         view("modulation", modulation, {rows, bundle_->manifest.modulation_width}));

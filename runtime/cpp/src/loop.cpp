@@ -29,7 +29,7 @@ void Loop::decode(const float* latents, std::int64_t count, std::uint8_t* images
 void first_state(const Run& run, std::size_t latent, float* state) {
     const auto batch = static_cast<std::size_t>(run.tables.batch), slots = static_cast<std::size_t>(run.tables.slots);
     std::vector<float> drawn(batch * latent);
-    run.noise.initial(drawn.data());
+    run.noise(0, drawn.data());
     const float scale = static_cast<float>(run.program.init_scale);
     std::fill_n(state, batch * slots * latent, 0.0f);
     for (std::size_t b = 0; b < batch; ++b)
@@ -44,7 +44,8 @@ void latents_of_state(const Run& run, std::size_t latent, const float* state, fl
 
 void check_cancelled(const Run& run, std::int64_t step) {
     if (run.cancel.load(std::memory_order_relaxed))
-        throw Error(DITEDGE_CANCELLED, "stopped before step " + std::to_string(step + 1) + " of " + std::to_string(run.tables.steps));
+        throw Error(DITEDGE_CANCELLED,
+                    "stopped before step " + std::to_string(step + 1) + " of " + std::to_string(run.tables.steps));
 }
 
 std::unique_ptr<Loop> open_loop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options) {

@@ -86,4 +86,13 @@ std::vector<Tensor> StepTables::inputs(std::int64_t step) const {
             view("mix", mix.data() + step * batch * slots * (slots + 2), {batch, slots, slots + 2})};
 }
 
+std::pair<std::vector<float>, std::vector<std::int64_t>> StepTables::conditions(std::int64_t first, std::int64_t count) const {
+    std::pair<std::vector<float>, std::vector<std::int64_t>> rows;
+    for (std::int64_t step = first; step < first + count; ++step) {
+        rows.first.insert(rows.first.end(), labels.size(), timestep[static_cast<std::size_t>(std::min(step, steps - 1))]);
+        rows.second.insert(rows.second.end(), labels.begin(), labels.end());
+    }
+    return rows;
+}
+
 }  // namespace ditedge

@@ -24,6 +24,8 @@ struct StepTables {
 
     // What step `step` binds: views of the tables, which must stay alive and unchanged meanwhile.
     std::vector<Tensor> inputs(std::int64_t step) const;
+    // What the conditioner reads for the adaLN rows of some steps: [steps, R] each. Steps after the last are copies of it.
+    std::pair<std::vector<float>, std::vector<std::int64_t>> conditions(std::int64_t first, std::int64_t count) const;
 };
 
 // guidance 1 is none. away_from: per sample a class to guide away from, -1 for "no class"; or empty.

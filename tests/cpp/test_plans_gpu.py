@@ -1,0 +1,63 @@
+"""libditedge on a GPU: `make test-gpu`, with TENSORRT_ROOT (headers of this machine's library), which builds the plans first.
+
+$DITEDGE_TENSORRT and $DITEDGE_CUDART name the libraries where the system does not find them; see docs/gpu-results.md.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from capi_ctypes import Ditedge, DitedgeError
+
+from ditedge.runtime import generate, open_bundle
+from ditedge.runtime.verify import relative_error
+from tests.cpp.test_cpp import NO_DEVICE, ROOT
+
+pytestmark = pytest.mark.gpu
+DEMO = ROOT / "build" / "demo" / "fashion"
+TENSOR_CORES = 1e-2  # as tests/runtime/test_gpu.py
+LABELS, SEEDS = [9, 0, 3, 3, 5], [1, 2, 3, 4, 5]
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def handle(request: pytest.FixtureRequest, built: Path):
+    if "TENSORRT_ROOT" not in os.environ:
+        pytest.skip("give TENSORRT_ROOT: the headers have to be those of this machine's TensorRT")
+    if not (DEMO / "engines" / request.param / "build.json").is_file():
+        pytest.skip(f"no plans: python cli.py build --engine {DEMO.relative_to(ROOT)} --target {request.param}")
+    try:
+        handle = Ditedge(built / "libditedge.so", DEMO, engine=request.param.encode())
+    except DitedgeError as error:
+        if error.status == NO_DEVICE or "not to be found" in str(error) or "compiled with headers" in str(error):
+            pytest.skip(str(error))
+        raise
+    yield handle
+    handle.close()
+
+
+@pytest.mark.parametrize("program", ["dpm++-20", "ddpm-10"])
+def test_latents_are_those_of_onnx_runtime(handle: Ditedge, program: str) -> None:
+    bundle = open_bundle(DEMO)
+    expected = generate(bundle, LABELS, SEEDS, program=bundle.program(program), output="latents")
+    fields = {"images": False, "program": program.encode()}
+    first = handle.generate(LABELS, SEEDS, **fields)
+    assert relative_error(first, expected) < TENSOR_CORES
+    assert np.array_equal(first, handle.generate(LABELS, SEEDS, **fields)), "replayed graphs, the same bits"
+    done: list[int] = []
+    watched = handle.generate(LABELS, SEEDS, on_progress=lambda p: done.append(p.done), **fields)
+    assert np.array_equal(first, watched) and done == list(range(1, len(done) + 1))
+    smaller = handle.generate(LABELS, SEEDS, batch=2, **fields)
+    assert relative_error(smaller, expected) < TENSOR_CORES
+
+
+def test_pictures_and_previews(handle: Ditedge) -> None:
+    bundle, shown = open_bundle(DEMO), []
+    expected = generate(bundle, LABELS, SEEDS)
+    images = handle.generate(LABELS, SEEDS)
+    # Float32 kernels in another order move a picture's values by less than one in most pixels
+    assert np.mean(np.abs(images.astype(int) - expected) <= 2) >= 0.99
+    handle.generate(LABELS, SEEDS, preview_every=5, on_preview=lambda step, pictures: shown.append(pictures))
+    assert len(shown) == 4 and shown[0].shape == images.shape
