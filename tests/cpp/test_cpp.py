@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import subprocess
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -509,10 +510,43 @@ def test_installed_package(build, golden_bundle, onnxruntime_library: Path, tmp_
         subprocess.run([app / "app", golden_bundle("gray1_cfg"), "3", "7", picture], env=environment, check=True)
         with Image.open(picture) as image:
             assert image.size == (8, 8)
-        (found,) = prefix.rglob("ditedge.pc")
-        assert f"prefix={prefix}" in found.read_text() or "pcfiledir" in found.read_text()
+        if shutil.which("pkg-config"):  # the same program by the other way in
+            (found,) = prefix.rglob("ditedge.pc")
+            search = os.environ | {"PKG_CONFIG_PATH": str(found.parent)}
+            ask = ["pkg-config", "--cflags", "--libs", "ditedge"]
+            flags = subprocess.run(ask, env=search, capture_output=True, text=True, check=True).stdout.split()
+            run_path = f"-Wl,-rpath,{found.parents[1]}"
+            subprocess.run(["cc", program, "-o", tmp_path / kind / "by-pc", *flags, run_path], check=True)
+            other = tmp_path / f"{kind}-pc.pgm"
+            subprocess.run([prefix / "by-pc", golden_bundle("gray1_cfg"), "3", "7", other], env=environment, check=True)
+            assert other.read_bytes() == picture.read_bytes()
     assert (tmp_path / "shared.pgm").read_bytes() == (tmp_path / "static.pgm").read_bytes()
-    subprocess.run(
-        ["cpack", "-B", tmp_path / "packages"], cwd=ROOT / "build/cpp-package-shared", check=True, capture_output=True
-    )
-    assert {path.suffix for path in (tmp_path / "packages").glob("ditedge-*")} >= {".gz"}
+    packages, unpacked = tmp_path / "packages", tmp_path / "unpacked"
+    subprocess.run(["cpack", "-B", packages], cwd=ROOT / "build/cpp-package-shared", check=True, capture_output=True)
+    assert list(packages.glob("ditedge-0.1.0-*.tar.gz"))
+    if shutil.which("dpkg-deb"):
+        (deb,) = packages.glob("ditedge_0.1.0_*.deb")
+        subprocess.run(["dpkg-deb", "-x", deb, unpacked], check=True)
+        (library,) = unpacked.rglob("libditedge.so.0")
+        assert list(unpacked.rglob("ditedge.h")) and list(unpacked.rglob("ditedge-config.cmake"))
+        (command,) = unpacked.rglob("ditedge-run")
+        picture = tmp_path / "deb.png"
+        request = ["--bundle", golden_bundle("gray1_cfg"), "--class", "3", "--seed", "7", "-o", picture]
+        found = {"LD_LIBRARY_PATH": str(library.parent)}
+        subprocess.run([command, *request], env=environment | found, check=True, capture_output=True)
+        with Image.open(picture) as image, Image.open(tmp_path / "shared.pgm") as same:
+            assert np.array_equal(np.array(image), np.array(same))
+
+
+def test_the_program_in_the_documentation(
+    built: Path, golden_bundle, onnxruntime_library: Path, tmp_path: Path
+) -> None:
+    text = (ROOT / "docs" / "embedding.md").read_text()
+    program = text.split("```cpp\n")[1].split("```")[0]
+    (tmp_path / "application.cpp").write_text(textwrap.dedent(program))
+    flags = ["-std=c++17", f"-I{ROOT / 'runtime/cpp/include'}", f"-L{built}", f"-Wl,-rpath,{built}", "-lditedge"]
+    subprocess.run(["c++", "application.cpp", "-o", "application", *flags], cwd=tmp_path, check=True)
+    (tmp_path / "build" / "demo").mkdir(parents=True)
+    (tmp_path / "build" / "demo" / "fashion").symlink_to(golden_bundle("gray1_cfg", labels=True))
+    environment = os.environ | {"DITEDGE_ONNXRUNTIME": str(onnxruntime_library)}
+    subprocess.run(["./application"], cwd=tmp_path, env=environment, check=True)

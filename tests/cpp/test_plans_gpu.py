@@ -1,4 +1,4 @@
-"""libditedge on a GPU: `make test-gpu`, with TENSORRT_ROOT (headers of this machine's library), which builds the plans first.
+"""libditedge on a GPU: `make test-gpu` builds the plans first; TENSORRT_ROOT has the headers of this machine's library.
 
 $DITEDGE_TENSORRT and $DITEDGE_CUDART name the libraries where the system does not find them; see docs/gpu-results.md.
 """
@@ -61,3 +61,15 @@ def test_pictures_and_previews(handle: Ditedge) -> None:
     assert np.mean(np.abs(images.astype(int) - expected) <= 2) >= 0.99
     handle.generate(LABELS, SEEDS, preview_every=5, on_preview=lambda step, pictures: shown.append(pictures))
     assert len(shown) == 4 and shown[0].shape == images.shape
+
+
+def test_latents_of_onnx_runtimes_cuda_provider(built: Path, onnxruntime_library: Path) -> None:
+    try:
+        handle = Ditedge(built / "libditedge.so", DEMO, onnxruntime_library, provider=b"cuda")
+    except DitedgeError as error:
+        pytest.skip(str(error))  # not in this ONNX Runtime, or no device
+    bundle = open_bundle(DEMO)
+    mine = handle.generate(LABELS, SEEDS, images=False, program=b"ddim-10")
+    handle.close()
+    expected = generate(bundle, LABELS, SEEDS, program=bundle.program("ddim-10"), output="latents")
+    assert relative_error(mine, expected) < TENSOR_CORES
