@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Cross-compiles the C++ runtime for aarch64, makes the demo picture under qemu-user with the aarch64 ONNX Runtime, and
-# compares its latents with x86's (relative error below 1e-4). Installs the toolchain when it is missing (Debian, as root).
-# usage: tools/test_aarch64.sh PYTHON BUNDLE     (PYTHON has numpy and onnxruntime)
+# compares its latents with x86's (relative error below 1e-4); then the same through the engine for plans, over the double of
+# CUDA and TensorRT. Installs the toolchain when it is missing (Debian, as root).
+# usage: tools/test_aarch64.sh PYTHON BUNDLE     (PYTHON has ditedge and onnxruntime)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1 bundle=$2 build=$PWD/build
@@ -21,7 +22,7 @@ fi
 for target in x86_64 aarch64; do
   toolchain=(); [ $target = aarch64 ] && toolchain=(-DCMAKE_TOOLCHAIN_FILE="$PWD/runtime/cpp/cmake/aarch64-linux-gnu.cmake")
   cmake -S runtime/cpp -B "$build/cpp-$target" -DCMAKE_BUILD_TYPE=Release -DDITEDGE_HEADERS="$build/cpp-headers" \
-    -DTENSORRT_ROOT="$build/gpu-headers/tensorrt" -DCUDA_ROOT="$build/gpu-headers/cuda" "${toolchain[@]}" > /dev/null
+    -DTENSORRT_ROOT="$build/gpu-headers/tensorrt" -DCUDA_ROOT="$build/gpu-headers/cuda" -DDITEDGE_TESTS=ON "${toolchain[@]}" > /dev/null
   cmake --build "$build/cpp-$target" --parallel 2 > /dev/null
 done
 
@@ -37,11 +38,20 @@ arm=$(ls "$wheel"/onnxruntime/capi/libonnxruntime.so.*)
 emulated=(qemu-aarch64-static -cpu max -L "$sysroot" "$build/cpp-aarch64/ditedge-run" "${request[@]}" --library "$arm")
 "${emulated[@]}" --latents "$build/aarch64.f32"
 "${emulated[@]}" -o "$build/aarch64.png"
+
+plans=$build/aarch64-plans double=$build/cpp-aarch64/libditedge-gpu-double.so
+rm -rf "$plans"
+cp -r "$bundle" "$plans"
+"$python" -c "import sys, pathlib; from tests.cpp.plan_text import with_cpp_plans; with_cpp_plans(pathlib.Path(sys.argv[1]), '10.14.1')" "$plans"
+export DITEDGE_CUDART=$double DITEDGE_TENSORRT=$double DITEDGE_ONNXRUNTIME=$arm
+qemu-aarch64-static -cpu max -L "$sysroot" "$build/cpp-aarch64/ditedge-run" --bundle "$plans" "${request[@]:2}" --engine tensorrt \
+  --latents "$build/aarch64-plans.f32"
+
 "$python" - "$build" << 'PY'
 import sys
 import numpy as np
-x86, arm = (np.fromfile(f"{sys.argv[1]}/{name}.f32", np.float32).astype(np.float64) for name in ("x86_64", "aarch64"))
-error = np.linalg.norm(arm - x86) / np.linalg.norm(x86)
-print(f"aarch64 against x86-64: relative error of the latents {error:.2e} (allowed 1e-4)")
-sys.exit(not (len(x86) and error < 1e-4))
+x86, arm, plans = (np.fromfile(f"{sys.argv[1]}/{name}.f32", np.float32).astype(np.float64) for name in ("x86_64", "aarch64", "aarch64-plans"))
+errors = [np.linalg.norm(other - x86) / np.linalg.norm(x86) for other in (arm, plans)]
+print(f"aarch64 against x86-64: relative error of the latents {errors[0]:.2e}, as plans {errors[1]:.2e} (allowed 1e-4)")
+sys.exit(not (len(x86) and max(errors) < 1e-4))
 PY
