@@ -75,9 +75,12 @@ def tensorrt_version(gpu_headers: tuple[Path, Path]) -> str:
 
 
 @pytest.fixture(scope="session")
-def with_plans(gpu_headers: tuple[Path, Path]) -> list[str]:
-    """CMake options: the engine for plans, and the double of its libraries."""
-    tensorrt, cuda = gpu_headers
+def with_plans(request: pytest.FixtureRequest) -> list[str]:
+    """CMake options: the engine for plans and the double of its libraries, where there are headers for them."""
+    try:
+        tensorrt, cuda = request.getfixturevalue("gpu_headers")
+    except pytest.skip.Exception:  # what runs on ONNX Runtime is tested all the same
+        return ["-DTENSORRT_ROOT=", "-DDITEDGE_TESTS=ON"]
     return [f"-DTENSORRT_ROOT={tensorrt}", f"-DCUDA_ROOT={cuda}", "-DDITEDGE_TESTS=ON"]
 
 

@@ -442,7 +442,7 @@ def hostile_records(bundle: Path, root: Path) -> list[Path]:
 def test_sanitizers(
     build,
     with_plans,
-    tensorrt_version: str,
+    request: pytest.FixtureRequest,
     golden_bundle,
     hostile_folders: Path,
     onnxruntime_library: Path,
@@ -472,7 +472,9 @@ def test_sanitizers(
     if engine == "tensorrt":
         library = folder / "libditedge-gpu-double.so"
         environment["DITEDGE_CUDART"] = str(library)
-        bundle = with_cpp_plans(Path(shutil.copytree(bundle, tmp_path / "plans")), tensorrt_version)
+        bundle = with_cpp_plans(
+            Path(shutil.copytree(bundle, tmp_path / "plans")), request.getfixturevalue("tensorrt_version")
+        )
         hostile = hostile_records(bundle, tmp_path) if hostile else []
     done = subprocess.run(
         [folder / "ditedge-stress", bundle, engine, library, *hostile],

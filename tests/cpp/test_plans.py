@@ -45,7 +45,7 @@ class Double:
 
 
 @pytest.fixture
-def double(built: Path, onnxruntime_library: Path, monkeypatch: pytest.MonkeyPatch):
+def double(built: Path, gpu_headers, onnxruntime_library: Path, monkeypatch: pytest.MonkeyPatch):
     path = built / "libditedge-gpu-double.so"
     monkeypatch.setenv("DITEDGE_CUDART", str(path))
     monkeypatch.setenv("DITEDGE_ONNXRUNTIME", str(onnxruntime_library))
