@@ -379,6 +379,9 @@ def test_examples(built: Path, golden_bundle, onnxruntime_library: Path, tmp_pat
     assert run(built / "ditedge-minimal", folder, "Nothing", 7, tmp_path / "b.pgm").returncode == 1
     bench = json.loads(run(built / "ditedge-bench", "--bundle", folder, "--program", "ddim-25", "--repeats", 2).stdout)
     assert bench["ms_per_step"] > 0 and bench["peak_mib"] > 1
+    for example in ("ditedge-run", "ditedge-bench"):
+        helped = run(built / example, "--help")
+        assert helped.returncode == 0 and "example" in helped.stdout
     for wrong in (["--bundle", folder], ["--seed"], ["--bundle", "/nowhere", "--class", "1"], ["--what", "1"]):
         failed = run(built / "ditedge-run", *wrong)
         assert failed.returncode == 2 and failed.stderr

@@ -30,6 +30,9 @@ public:
             found->second = argv[i + 1];
         }
     }
+    static bool ask_for_help(int argc, char** argv) {
+        return argc == 2 && (std::string(argv[1]) == "--help" || std::string(argv[1]) == "-h");
+    }
     const std::string& text(const char* name) const { return values.at(name); }
     const char* text_or_null(const char* name) const { return text(name).empty() ? nullptr : text(name).c_str(); }
     unsigned long long whole(const char* name) const { return convert(name, [](const std::string& s, std::size_t* n) { return std::stoull(s, n); }); }

@@ -11,6 +11,11 @@
 
 namespace {
 
+const char kUsage[] =
+    "usage: ditedge-bench --bundle FOLDER [--program NAME] [--batch 1] [--repeats 5] [--threads 0]\n"
+    "                     [--engine onnxruntime|tensorrt|tensorrt-rtx] [--provider cpu] [--library PATH]\n"
+    "example: ditedge-bench --bundle build/demo/fashion --program ddim-25 --batch 4\n";
+
 void run(const Arguments& arguments) {
     if (arguments.text("--bundle").empty()) throw std::invalid_argument("--bundle is needed");
     const ditedge::api::Bundle bundle(arguments.text("--bundle"));
@@ -44,12 +49,12 @@ void run(const Arguments& arguments) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    if (Arguments::ask_for_help(argc, argv)) return std::cout << kUsage, 0;
     try {
         run(Arguments(argc, argv, {{"--bundle", ""}, {"--program", ""}, {"--batch", "1"}, {"--repeats", "5"},
                                    {"--engine", ""}, {"--provider", "cpu"}, {"--library", ""}, {"--threads", "0"}}));
     } catch (const std::exception& error) {
-        std::cerr << "error: " << error.what() << "\nusage: ditedge-bench --bundle FOLDER [--program NAME] [--batch 1] [--repeats 5] "
-                     "[--engine onnxruntime] [--provider cpu] [--library PATH] [--threads 0]\n";
+        std::cerr << "error: " << error.what() << '\n' << kUsage;
         return 2;
     }
     return 0;

@@ -115,6 +115,7 @@ void run(const Arguments& arguments) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    if (Arguments::ask_for_help(argc, argv)) return std::cout << kUsage, 0;
     try {
         run(Arguments(argc, argv, {{"--bundle", ""}, {"--class", ""}, {"--seed", "0"}, {"--program", ""}, {"--guidance", ""},
                                    {"--batch", "8"}, {"-o", "out.png"}, {"--latents", ""}, {"--engine", ""},

@@ -49,10 +49,10 @@ void check_cancelled(const Run& run, std::int64_t step) {
 }
 
 std::unique_ptr<Loop> open_loop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options) {
-    std::string engines = "onnxruntime";
+    std::string engines = "onnxruntime (for plans, compile it with -DTENSORRT_ROOT)";
     if (options.engine == "onnxruntime") return open_host_loop(std::move(bundle), options);
 #ifdef DITEDGE_TENSORRT
-    engines += ", tensorrt, tensorrt-rtx";
+    engines = "onnxruntime, tensorrt, tensorrt-rtx";
     if (options.engine == "tensorrt" || options.engine == "tensorrt-rtx") return open_device_loop(std::move(bundle), options);
 #endif
     fail_engine("engine '" + options.engine + "' is not in this build of libditedge, which has: " + engines);
