@@ -11,6 +11,8 @@ help:
 	@echo "make demo       trained checkpoint -> bundle -> picture, and the same in int8"
 	@echo "make test       set up and run the tests (make test-slow: the rest; make test-gpu: what needs a GPU)"
 	@echo "make check      lint, typing, test"
+	@echo "make cpp        libditedge, the C and C++ runtime (TENSORRT_ROOT=/usr: with plans)"
+	@echo "make fuzz       five minutes of hostile manifests, programs and build records; make test-aarch64: under qemu"
 	@echo "make clean      remove .venv and $(BUILD)"
 
 $(BIN)/python:
