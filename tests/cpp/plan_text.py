@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.runtime.gpu_double import write_plans
+from tests.runtime.gpu_double import SCRATCH_BYTES, write_plans
 
 
 def plan_text(source: Path, graph: str, tensors: dict, profile: dict) -> bytes:
-    scratch = {"conditioner": 1000, "step": 5000, "decoder": 3000}[graph]
-    plan = {"onnx": str(source), "graph": graph, "info": tensors, "profile": profile, "scratch": scratch}
+    plan = {"onnx": str(source), "graph": graph, "info": tensors, "profile": profile, "scratch": SCRATCH_BYTES[graph]}
     return json.dumps(plan).encode()
 
 

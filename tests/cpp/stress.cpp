@@ -1,5 +1,5 @@
-// ditedge-stress BUNDLE ENGINE LIBRARY [HOSTILE...]: what sanitizers watch. Two samplers of one bundle in two threads, one cancelled by a
-// third, previews and progress; then every hostile bundle is opened and, where that works, sampled from.
+// ditedge-stress BUNDLE ENGINE LIBRARY [HOSTILE...]: what sanitizers watch. Two samplers of one bundle in two threads, one
+// cancelled by a third, previews and progress; then every hostile bundle is opened and, where that works, sampled from.
 #include <atomic>
 #include <cstdio>
 #include <thread>

@@ -19,6 +19,7 @@ from ditedge.runtime.build_record import PLAN_NAMES, RECORD_NAME, BuildRecord
 from ditedge.runtime.bundle import open_bundle
 
 ALIGNMENT = 256
+SCRATCH_BYTES = {"conditioner": 1000, "step": 5000, "decoder": 3000}
 DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(uint8)": np.uint8}
 
 
@@ -234,7 +235,7 @@ class DoublePlan:
         self.inputs = frozenset(self.dtypes)
         self.outputs = [tensor.name for tensor in self.session.get_outputs()]
         self.profile = record.plans[self.graph].profile
-        self.scratch_bytes = {"conditioner": 1000, "step": 5000, "decoder": 3000}[self.graph]
+        self.scratch_bytes = SCRATCH_BYTES[self.graph]
 
     def context(self, stream: int) -> DoubleContext:
         self.gpu.demand(stream in self.gpu.streams, "no such stream")

@@ -71,7 +71,7 @@ public:
     DeviceRun(Device& device, const Run& run)
         : shape(shape_of(run)), device_(device), stream_(device.stream), gpu_(device.gpu), memory_(device.gpu),
           steps_(run.tables.steps), segment_(run.on_step ? 1 : kSegment), ahead_(run.on_step ? kWatchedAhead : kAhead),
-          rows_(static_cast<std::int64_t>(run.tables.labels.size())), guided_(run.tables.guided), draws_(run.tables.draws) {
+          rows_(static_cast<std::int64_t>(run.tables.labels.size())) {
         const StepTables& tables = run.tables;
         const std::int64_t batch = tables.batch;
         const ModelInfo& model = device.bundle.manifest.model;
@@ -269,7 +269,7 @@ private:
     const Gpu& gpu_;
     Memory memory_;
     const std::int64_t steps_, segment_, ahead_, rows_;  // rows: distinct labels
-    const std::vector<bool> guided_, draws_;             // [N]
+    const std::vector<bool>&guided_ = std::get<0>(shape), &draws_ = std::get<1>(shape);  // [N]
     std::size_t row_bytes_ = 0, draw_bytes_ = 0, state_bytes_ = 0;  // of one step: adaLN rows, noise, state
     std::int64_t per_call_ = 1, block_ = 1;         // steps of one conditioner call; steps whose rows are held at once
     Context conditioner_, guided_steps_, plain_steps_;  // one for each shape: none changes between steps or within a graph
@@ -310,7 +310,7 @@ public:
             fail_request("a batch of " + std::to_string(run.tables.batch) + " is more than the plans were built for, " +
                          std::to_string(most) + ": use a smaller batch, or build with --max-batch");
         device_.gpu.use();
-        const auto same = [&](const auto& kept) { return kept->shape == shape_of(run); };
+        const auto same = [shape = shape_of(run)](const auto& kept) { return kept->shape == shape; };
         const auto found = std::find_if(runs_.begin(), runs_.end(), same);
         if (found != runs_.end()) {
             runs_.splice(runs_.begin(), runs_, found);
