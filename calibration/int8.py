@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from .attention import write_out_softmax
 from .linears import Linear, constant, insert
 
 SMALLEST_SCALE = 1e-8  # of a row of zeros: any number but 0
@@ -30,6 +31,7 @@ def quantised_weight(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def dynamic_int8(model: Any, linears: list[Linear], activations: str) -> None:
     """Replaces each linear's MatMul by an integer one, in place. activations: "per-token" or "per-tensor"."""
+    write_out_softmax(model)
     for linear in linears:
         weight, scale = quantised_weight(linear.matrix)
         q_weight = constant(model, f"{linear.name}.weight_int8", np.ascontiguousarray(weight))

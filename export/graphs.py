@@ -14,14 +14,19 @@ from .vae import VaeDecoder
 
 
 class Conditioner(nn.Module):
-    """timestep [U] float32, label [U] int64 -> modulation [U, M] float32."""
+    """timestep [U] float32, label [U] int64 -> modulation [U, M] float32.
+
+    One row more is computed than asked for, and dropped: libraries have another kernel for a product of one row, whose
+    last bits are others, and a row must not depend on how many there are.
+    """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, timestep: Tensor, label: Tensor) -> Tensor:
-        return self.network.conditioner(timestep, label)
+        timestep, label = (torch.cat([rows, rows[:1]]) for rows in (timestep, label))
+        return self.network.conditioner(timestep, label)[:-1]
 
 
 class Step(nn.Module):

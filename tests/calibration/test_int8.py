@@ -142,3 +142,30 @@ def test_refusals(golden_bundle, quantised, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="already exists"):
         quantize_bundle(source, done, QuantizeOptions())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_kernel_depends_on_the_processor(quantised, tmp_path: Path) -> None:
+    """Softmax is the one kernel of a step whose last bits do (see attention.py)."""
+    for activations in ("per-token", "per-tensor"):
+        kernels = optimised_kernels(open_bundle(quantised(activations)[1]).graph_file("step"), tmp_path)
+        assert kernels["Softmax"] == 0 and kernels["Exp"] >= open_bundle(quantised(activations)[0]).manifest.model.depth
+
+
+def test_a_row_of_the_conditioner_does_not_depend_on_how_many_there_are(quantised) -> None:
+    """A product of one row has a kernel of its own in ONNX Runtime, with other last bits."""
+    bundle = open_bundle(quantised("per-token")[1])
+    timestep = np.linspace(999, 0, 12).astype(np.float32)
+    label = (np.arange(12) % bundle.manifest.model.num_classes).astype(np.int64)
+    width = int(bundle.manifest.graphs["conditioner"].outputs[0].shape[1])
+    with Sampler(bundle) as sampler:
+
+        def rows(part: slice) -> np.ndarray:
+            modulation = np.empty((len(timestep[part]), width), np.float32)
+            pairs = {"timestep": timestep[part].copy(), "label": label[part].copy()}
+            sampler.engine("conditioner").run(pairs, {"modulation": modulation})
+            return modulation
+
+        together = rows(slice(None))
+        for i in range(12):
+            assert np.array_equal(rows(slice(i, i + 1))[0], together[i])
+        assert np.array_equal(rows(slice(3, 8)), together[3:8])

@@ -1,0 +1,73 @@
+"""Attention whose bits are the same on every processor.
+
+ONNX Runtime sums a Softmax in 8 or 16 lanes, as wide as the processor's vectors are. The last bits that differ by it
+are nothing in a float network, but where activations are rounded they tip some of them to the next integer, and after a
+few blocks two processors compute pictures as different as two roundings. Of all kernels in a DiT's integer step graph
+this is the only one whose bits depend on the processor (AVX2 against AVX-512, node by node); written out, it does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from .linears import constant, insert
+
+
+def write_out_softmax(model: Any) -> int:
+    """Replaces each Softmax over the last axis, in place -> how many there were.
+
+    softmax(x) @ v becomes (exp(x - max x) @ v) / sum exp(x - max x): one division a row of v instead of one a score.
+    A Softmax that is not the left side of one product is written out by itself.
+    """
+    found = [node for node in model.graph if node.op_type == "Softmax" and not node.domain and _last_axis(node)]
+    last = constant(model, "axis_last", np.array([-1], np.int64))
+    for node in found:
+        scores, name = node.inputs[0], node.outputs[0].name
+        largest = insert(model, node, "ReduceMax", [scores, last], f"{name}.max", keepdims=1)
+        below = insert(model, node, "Sub", [scores, largest], f"{name}.below_max")
+        weights = insert(model, node, "Exp", [below], f"{name}.exp")
+        total = insert(model, node, "ReduceSum", [weights, last], f"{name}.sum", keepdims=1)
+        product = _only_product(node)
+        if product is None:
+            _replace(node, insert(model, node, "Div", [weights, total], f"{name}.written_out"), model)
+        else:
+            product.replace_input_with(0, weights)
+            _divide_after(model, product, total)
+            model.graph.remove(node, safe=True)
+    return len(found)
+
+
+def _last_axis(node: Any) -> bool:
+    axis = node.attributes.get_int("axis", -1)
+    shape = node.inputs[0].shape
+    return axis == -1 or (shape is not None and axis == len(shape) - 1)
+
+
+def _only_product(node: Any) -> Any:
+    """The MatMul whose left operand is this Softmax, where nothing else reads it; None otherwise."""
+    uses = list(node.outputs[0].uses())
+    if len(uses) != 1 or node.outputs[0].is_graph_output():
+        return None
+    consumer, index = uses[0]
+    return consumer if consumer.op_type == "MatMul" and not consumer.domain and index == 0 else None
+
+
+def _divide_after(model: Any, product: Any, total: Any) -> None:
+    """Whoever reads product's output reads output / total instead."""
+    old = product.outputs[0]
+    quotient = ir.node("Div", [old, total], name=f"node_{old.name}.divided")
+    new = quotient.outputs[0]
+    new.name, new.shape, new.type = f"{old.name}.divided", old.shape, old.type
+    for reader, index in [use for use in old.uses() if use[0] is not quotient]:
+        reader.replace_input_with(index, new)
+    model.graph.insert_after(product, quotient)
+
+
+def _replace(node: Any, new: Any, model: Any) -> None:
+    old = node.outputs[0]
+    new.shape, new.type = old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, new)
+    model.graph.remove(node, safe=True)
