@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
+
+if __name__ == "__main__":  # `python cli.py`, whose folder is on the path: this file again, by its one entry
+    from ditedge.__main__ import main as entry
+
+    entry("python cli.py")
+
+import json
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":  # `python cli.py` from any folder: make the checkout's `ditedge` importable
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import click
 
 from ditedge import __version__
-from ditedge.runtime.errors import Cancelled, DitedgeError
+from ditedge.failures import Commands, UserError, importing_extra
+from ditedge.terminal import print_json, progress, readable, say
 
 FILE = click.Path(path_type=Path)
-
-
-class UserError(click.ClickException):
-    """A DitedgeError on its way out: one line, exit code 2."""
-
-    exit_code = 2
-
-
-class Commands(click.Group):
-    """Turns what a user can mend into one line; everything else is a bug and keeps its traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except DitedgeError as error:
-            raise UserError(" ".join(str(error).split())) from None
-        except (KeyboardInterrupt, Cancelled):
-            click.echo("Interrupted: no result was written.", err=True)
-            ctx.exit(130)
 
 
 def _gate_options(command: Any) -> Any:
@@ -109,14 +93,14 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
     exporter = _exporter()
     target = out or Path(f"{ckpt.absolute().name}-bundle" if ckpt.is_dir() else ckpt.with_suffix("").name)
     settings = exporter.ExportOptions(labels=_class_names(classes), **options)
-    with _status() as report:
+    with progress() as report:
         if precision:
             manifest = exporter.bundle_in_precision(ckpt, target, settings, precision, report)
         else:
             manifest = exporter.bundle_from_checkpoint(ckpt, target, settings, report)
     size = sum(info.bytes for info in manifest.files.values())
-    click.echo(f"wrote {target}: {manifest.model.parameters / 1e6:.1f} M parameters, {size / 1e6:.1f} MB, checked")
-    click.echo(f"next: ditedge run --engine {target}")
+    say(f"wrote {target}: {manifest.model.parameters / 1e6:.1f} M parameters, {size / 1e6:.1f} MB, checked")
+    say(f"next: ditedge run --engine {target}")
     if plans_for:
         from ditedge.runtime import open_bundle
         from ditedge.runtime.build_graph import BuildOptions
@@ -165,19 +149,19 @@ def run(as_json: bool, **options: Any) -> None:
     from ditedge.runtime.run import RunRequest, run_bundle
 
     request = RunRequest(**options)
-    with _progress("sampling") as advance:
-        summary = run_bundle(request, advance)
+    with progress() as report:
+        summary = run_bundle(request, lambda done, total: report("sampling", done, total))
     if as_json:
-        click.echo(json.dumps(summary, indent=1))
+        print_json(summary)
         return
-    click.echo(
+    say(
         f"{summary['images']} image(s), {summary['program']}, guidance {summary['guidance']:g}: "
         f"{summary['seconds']:.2f} s, {summary['seconds_per_image']:.2f} s per image"
     )
     for path in summary["written"][:20]:
-        click.echo(f"wrote {path}")
+        say(f"wrote {path}")
     if len(summary["written"]) > 20:
-        click.echo(f"... and {len(summary['written']) - 20} more files")
+        say(f"... and {len(summary['written']) - 20} more files")
 
 
 @main.command()
@@ -200,8 +184,8 @@ def schedule(source: Path, steps: int, eta: float | None, out: Path) -> None:
     options = {} if eta is None else {"eta": eta}
     program = read_scheduler_program(source, steps, options)
     write_program(program, out)
-    click.echo(f"wrote {out}: {program.name}, {program.steps} evaluations, {program.slots} state slot(s), proved")
-    click.echo(f"next: ditedge run --engine BUNDLE --program {out}")
+    say(f"wrote {out}: {program.name}, {program.steps} evaluations, {program.slots} state slot(s), proved")
+    say(f"next: ditedge run --engine BUNDLE --program {out}")
 
 
 @main.command()
@@ -218,11 +202,11 @@ def convert(engine: Path, precision: str, out: Path, force: bool) -> None:
       ditedge convert --engine fashion-trt-int8 --precision bf16 --out fashion-trt
     """
     exporter = _exporter()
-    with _status() as report:
+    with progress() as report:
         manifest = exporter.convert_bundle(engine, out, precision, force, report)
     size = sum(info.bytes for info in manifest.files.values())
-    click.echo(f"wrote {out}: {size / 1e6:.1f} MB, {precision}, checked")
-    click.echo(f"next: ditedge build --engine {out} --target tensorrt")
+    say(f"wrote {out}: {size / 1e6:.1f} MB, {precision}, checked")
+    say(f"next: ditedge build --engine {out} --target tensorrt")
 
 
 @main.command()
@@ -273,11 +257,9 @@ def quantize(
     """
     from dataclasses import fields
 
-    try:
+    with importing_extra("calibrate"):
         from ditedge.calibration import CompareRequest, Gate, GateFailed
         from ditedge.calibration.quantize import QuantizeOptions, drift_budget, quantize_bundle, report_images
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'ditedge[calibrate]' on a workstation") from None
 
     from ditedge.runtime import open_bundle
 
@@ -295,20 +277,20 @@ def quantize(
         budget=drift_budget(budget) if budget else None, quality=quality if count else None, gate=gate, **options
     )
     try:
-        with _status() as report:
+        with progress() as report:
             manifest = quantize_bundle(engine, out, chosen, report)
     except GateFailed as error:
         for result in error.failed:
-            click.echo(f"FAILED: {result.sentence}", err=True)
-        click.echo(f"{out} was not written", err=True)
+            say(f"FAILED: {result.sentence}", err=True)
+        say(f"{out} was not written", err=True)
         sys.exit(1)
     size = sum(info.bytes for info in manifest.files.values())
     assert manifest.quantization is not None
     kept = ", ".join(manifest.quantization.kept) or "none"
-    click.echo(f"wrote {out}: {size / 1e6:.1f} MB, in float32: {kept}")
+    say(f"wrote {out}: {size / 1e6:.1f} MB, in float32: {kept}")
     if count:
-        click.echo(f"quality of {count} image(s) beside the float ones: {out / 'quality' / 'report.html'}")
-    click.echo(f"next: ditedge run --engine {out}")
+        say(f"quality of {count} image(s) beside the float ones: {out / 'quality' / 'report.html'}")
+    say(f"next: ditedge run --engine {out}")
 
 
 @main.command()
@@ -348,7 +330,7 @@ def build(engine: Path, print_trtexec: bool, archs: str | None, **options: Any) 
     bundle = open_bundle(engine)
     if print_trtexec:
         for command in trtexec_commands(bundle, settings):
-            click.echo(command)
+            say(command)
         return
     _build_plans(bundle, settings)
 
@@ -359,44 +341,19 @@ def _build_plans(bundle: Any, settings: Any) -> None:
     from ditedge.runtime.build_profile import forecast
 
     expected = forecast(bundle.manifest, prepare_build(bundle, settings).sizes)
-    click.echo(
+    say(
         f"building for {settings.target}, up to {settings.max_batch} image(s): about {expected.host / 1e9:.1f} GB of "
         f"memory here; on the GPU {expected.weights / 1e9:.2f} GB of weights, {expected.activations / 1e9:.2f} GB more",
         err=True,
     )
-    with _fraction("building", time_left=settings.target == "tensorrt") as advance:
-        record = build_bundle(bundle, settings, advance)
+    with progress() as report:
+        record = build_bundle(bundle, settings, lambda part, phase: report(f"building {phase}", round(100 * part), 100))
     folder = engine_folder(bundle, settings.target)
     for plan in record.plans.values():
-        click.echo(f"wrote {folder / plan.file}: {plan.plan.bytes / 1e6:.1f} MB in {plan.seconds:.1f} s")
+        say(f"wrote {folder / plan.file}: {plan.plan.bytes / 1e6:.1f} MB in {plan.seconds:.1f} s")
     where = record.gpu or ", ".join(record.compute_capabilities) or "any GPU"
-    click.echo(f"by {record.library} {record.library_version} for {where}")
-    click.echo(f"next: ditedge run --engine {folder / record.plans['step'].file}")
-
-
-def _fraction(description: str, time_left: bool) -> Any:
-    """A context manager that yields advance(fraction, phase): a bar with time passed and phase, on stderr.
-
-    time_left: also how long it will take still; not for TensorRT-RTX, which compiles a graph in one long step.
-    """
-    from contextlib import contextmanager
-
-    from rich import progress as bars
-    from rich.console import Console
-
-    @contextmanager
-    def progress() -> Any:
-        console = Console(stderr=True)
-        columns = [bars.TextColumn(description), bars.BarColumn(), bars.TaskProgressColumn(), bars.TimeElapsedColumn()]
-        left = [bars.TextColumn("left"), bars.TimeRemainingColumn()] if time_left else []
-        phase = bars.TextColumn("{task.fields[phase]}")
-        with bars.Progress(
-            *columns, *left, phase, console=console, transient=True, disable=not console.is_terminal
-        ) as bar:
-            task = bar.add_task(description, total=1.0, phase="")
-            yield lambda fraction, name: bar.update(task, completed=fraction, phase=name[:50])
-
-    return progress()
+    say(f"by {record.library} {record.library_version} for {where}")
+    say(f"next: ditedge run --engine {folder / record.plans['step'].file}")
 
 
 @main.command()
@@ -418,11 +375,11 @@ def verify(engine: Path, provider: str, threads: int) -> None:
     with Sampler(open_bundle(engine), options_for(engine, provider, threads)) as sampler:
         results = [replay(sampler, golden) for golden in sampler.bundle.manifest.golden]
     for result in results:
-        click.echo(f"{result.golden.program}, guidance {result.golden.guidance:g}")
+        say(f"{result.golden.program}, guidance {result.golden.guidance:g}")
         for i, (timestep, error) in enumerate(zip(result.timestep, result.error, strict=True)):
-            click.echo(f"  step {i + 1:3d}  timestep {timestep:5.0f}  relative error {error:.2e}")
+            say(f"  step {i + 1:3d}  timestep {timestep:5.0f}  relative error {error:.2e}")
         verdict = "passed" if result.passed else "FAILED"
-        click.echo(f"  {verdict}: worst {max(result.error):.2e}, allowed {result.golden.tolerance:.0e}")
+        say(f"  {verdict}: worst {max(result.error):.2e}, allowed {result.golden.tolerance:.0e}")
     if not results:
         raise UserError(f"{engine}: the bundle has no golden trajectory to replay; export it again")
     if not all(result.passed for result in results):
@@ -488,46 +445,23 @@ def compare(
     )
     if out is not None:
         check_report_folder(out)
-    with _stages() as advance:
-        comparison, failed = compare_bundles(a, b, request, advance).with_gate(gate)
+    with progress() as report:
+        comparison, failed = compare_bundles(a, b, request, report).with_gate(gate)
     written = write_report(comparison, out) if out is not None else []
     if as_json:
-        click.echo(comparison.quality.model_dump_json(indent=1))
+        print_json(comparison.quality.model_dump())
     else:
         settings = comparison.quality.settings
-        click.echo(f"{settings.count} images, {settings.program}, guidance {settings.guidance:g}")
-        click.echo(f"{'':22} {'A':>12} {'B':>22} {'A, other seeds':>15}")
+        say(f"{settings.count} images, {settings.program}, guidance {settings.guidance:g}")
+        say(f"{'':22} {'A':>12} {'B':>22} {'A, other seeds':>15}")
         for name, *values in summary_lines(comparison.quality):
-            click.echo(f"{name:22} {values[0]:>12} {values[1]:>22} {values[2]:>15}".rstrip())
+            say(f"{name:22} {values[0]:>12} {values[1]:>22} {values[2]:>15}".rstrip())
         for path in written:
-            click.echo(f"wrote {path}")
+            say(f"wrote {path}")
     for result in failed:
-        click.echo(f"FAILED: {result.sentence}", err=True)
+        say(f"FAILED: {result.sentence}", err=True)
     if failed:
         sys.exit(1)
-
-
-def _stages() -> Any:
-    """A context manager that yields advance(what, done, total): one bar for each thing that is done, on stderr."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    @contextmanager
-    def stages() -> Any:
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            tasks: dict[str, Any] = {}
-
-            def advance(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(what)
-                bar.update(tasks[what], completed=done, total=total)
-
-            yield advance
-
-    return stages()
 
 
 @main.command()
@@ -561,7 +495,7 @@ def inspect(path: Path, heads: int | None, lint: bool, arch: str, strict: bool, 
         from ditedge.runtime.describe import describe_bundle
 
         description = describe_bundle(open_bundle(path))
-    click.echo(json.dumps(description, indent=1) if as_json else _readable(description))
+    print_json(description) if as_json else say(readable(description))
 
 
 def _inspect_kernels(path: Path, arch: str, strict: bool, as_json: bool) -> None:
@@ -577,7 +511,7 @@ def _inspect_kernels(path: Path, arch: str, strict: bool, as_json: bool) -> None
         from ditedge.runtime import open_bundle
 
         found = lint_graph(path if path.suffix == ".onnx" else open_bundle(path).graph_file("step"), arch)
-    click.echo(json.dumps(asdict(found), indent=1) if as_json else "\n".join(lint_lines(found)))
+    print_json(asdict(found)) if as_json else say("\n".join(lint_lines(found)))
     if strict and not found.fused:
         sys.exit(1)
 
@@ -598,19 +532,17 @@ def doctor(as_json: bool) -> None:
 
     findings = examine()
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+        print_json([asdict(finding) for finding in findings])
         return
     for finding in findings:
         found = finding.found or f"missing: {finding.remedy}"
-        click.echo(f"{finding.name:22} {finding.purpose:50} {found}")
+        say(f"{finding.name:22} {finding.purpose:50} {found}")
 
 
 def _exporter() -> Any:
     """ditedge.export, or one sentence when its libraries are not installed."""
-    try:
+    with importing_extra("export,cpu"):
         import ditedge.export
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'ditedge[export,cpu]' on a workstation") from None
     return ditedge.export
 
 
@@ -625,68 +557,3 @@ def _class_names(path: Path | None) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: not a list of class names")
     return tuple(name for name in names if name)
-
-
-def _status() -> Any:
-    """A context manager that yields report(message): a spinner on a terminal, lines elsewhere."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-
-    @contextmanager
-    def status() -> Any:
-        console = Console(stderr=True)
-        if not console.is_terminal:
-            yield lambda message: click.echo(message, err=True)
-            return
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
-            task = bar.add_task("starting", total=None)
-            yield lambda message: bar.update(task, description=message)
-
-    return status()
-
-
-def _progress(description: str) -> Any:
-    """A context manager that yields advance(done, total): a bar with step rate and time left, on stderr."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    @contextmanager
-    def progress() -> Any:
-        columns = [TextColumn(description), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(description, total=None, rate="")
-            start: list[float] = []
-
-            def advance(done: int, total: int) -> None:
-                start.append(time.monotonic()) if not start else None
-                seconds = time.monotonic() - start[0]
-                rate = f"{(done - 1) / seconds:.1f} steps/s" if done > 1 and seconds > 0 else ""
-                bar.update(task, completed=done, total=total, rate=rate)
-
-            yield advance
-
-    return progress()
-
-
-def _readable(value: Any, indent: int = 0) -> str:
-    """Nested dicts as indented lines; empty values are left out."""
-    lines = []
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            lines.append("  " * indent + f"{key}:")
-            lines.append(_readable(item, indent + 1))
-        elif isinstance(item, list) and item and isinstance(item[0], dict):
-            lines += ["  " * indent + f"{key}:"] + [_readable(entry, indent + 1) for entry in item]
-        elif item not in (None, "", [], {}):
-            text = ", ".join(map(str, item)) if isinstance(item, list) else str(item)
-            lines.append("  " * indent + f"{key}: {text}")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main(prog_name="python cli.py")

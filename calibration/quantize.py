@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from ..runtime.files import folder_written_atomically, write_text
 from ..runtime.manifest import MANIFEST_NAME, Manifest, QuantizationInfo
 from ..runtime.new_bundle import check_target, hashed_files
 from ..runtime.programs import Program
+from ..runtime.report import Report, silent
 from ..runtime.sampler import Sampler
 from ..runtime.verify import replay
 from .collect import CalibrationSet, Statistics, collect_statistics, statistics_fingerprint
@@ -112,9 +112,7 @@ def report_images(bundle: Bundle) -> int:
     return 32 if bundle.manifest.model.parameters < LARGE_MODEL else 2
 
 
-def quantize_bundle(
-    source: Path, out: Path, options: QuantizeOptions, report: Callable[[str], None] = lambda _: None
-) -> Manifest:
+def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: Report = silent) -> Manifest:
     """Writes the quantised form of bundle `source` to `out`. Raises DitedgeError; then nothing is left behind."""
     check_target(out, options.force)
     report(f"reading {source}")
@@ -160,19 +158,14 @@ def quantize_bundle(
     return manifest
 
 
-def _judge(
-    bundle: Bundle, folder: Path, request: CompareRequest, gate: Gate, report: Callable[[str], None]
-) -> Manifest:
+def _judge(bundle: Bundle, folder: Path, request: CompareRequest, gate: Gate, report: Report) -> Manifest:
     """Compares the new bundle in `folder` with the float one and adds the report. Raises GateFailed over a limit."""
 
-    shown = ""
+    steps = bundle.program(sampler=request.sampler, steps=request.steps).steps
+    report(f"quality report: {request.count} image(s) of {steps} steps with both networks (--count says how many)")
 
     def advance(what: str, done: int, total: int) -> None:
-        nonlocal shown
-        message = f"quality: {what}, {25 * (4 * done // total)} %"
-        if message != shown:
-            shown = message
-            report(message)
+        report(f"quality: {what}", done, total)
 
     comparison, failed = compare_bundles(bundle, folder, request, advance).with_gate(gate)
     if failed:
@@ -291,7 +284,7 @@ def _check_gpu(options: QuantizeOptions) -> None:
         )
 
 
-def _statistics(bundle: Bundle, plan: _Plan, report: Callable[[str], None]) -> Statistics:
+def _statistics(bundle: Bundle, plan: _Plan, report: Report) -> Statistics:
     options = plan.options
     samples = options.samples or (32 if bundle.manifest.model.parameters < LARGE_MODEL else 4)
     points = CalibrationSet(samples=samples)
@@ -300,13 +293,9 @@ def _statistics(bundle: Bundle, plan: _Plan, report: Callable[[str], None]) -> S
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         cache = home / "ditedge" / f"{statistics_fingerprint(bundle, plan.program, points)}.safetensors"
     report(f"collecting statistics: {samples} samples of {plan.program.name}")
-    shown = -1
 
     def advance(done: int, total: int) -> None:
-        nonlocal shown
-        if 20 * done // total > shown:
-            shown = 20 * done // total
-            report(f"collecting statistics: {done} of {total} sampler steps")
+        report("collecting statistics, sampler steps", done, total)
 
     return collect_statistics(bundle, plan.program, points, cache, advance)
 
@@ -336,9 +325,7 @@ def _rounding(plan: _Plan, statistics: Statistics | None) -> Rounding:
     return lambda model, linears: static_int8(model, linears, amax, plan.weights == "per-channel")
 
 
-def step_graphs_of_groups(
-    source: Path, options: QuantizeOptions, folder: Path, report: Callable[[str], None] = lambda _: None
-) -> list[Path]:
+def step_graphs_of_groups(source: Path, options: QuantizeOptions, folder: Path, report: Report = silent) -> list[Path]:
     """The static step graph once per timestep group, in the order of sampling, each with its own group's scales.
 
     No runtime switches graphs within a trajectory: this is for measuring what timestep groups would be worth.
@@ -361,7 +348,7 @@ def step_graphs_of_groups(
 
 
 def _choose_kept(
-    bundle: Bundle, exact: Bundle, plan: _Plan, rounding: Rounding, folder: Path, report: Callable[[str], None]
+    bundle: Bundle, exact: Bundle, plan: _Plan, rounding: Rounding, folder: Path, report: Report
 ) -> tuple[list[str], list[Sensitivity]]:
     """Names of the linears to leave in float32, and the measured ranking where one was asked for.
 

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from ..runtime.bundle import Bundle
 from ..runtime.engine import Engine, EngineOptions, open_engine
 from ..runtime.programs import Program
+from ..runtime.report import Report, silent
 from ..runtime.sampler import Sampler, SeededNoise
 from .collect import FIRST_SEED, spread_classes
 from .linears import Linear, constant, find_linears, insert, load_graph, save_graph
@@ -52,7 +53,7 @@ def layer_sensitivities(
     layers: list[str],
     rounding: Rounding,
     weight_bits: int,
-    report: Callable[[str], None] = lambda _: None,
+    report: Report = silent,
 ) -> list[Sensitivity]:
     """The layers of the float `bundle`, the one to be left in float32 first at the head."""
     model = load_graph(bundle.graph_file("step"))
@@ -72,7 +73,7 @@ def layer_sensitivities(
         engine.flags[:] = False
         exact = _run(sampler, program)
         for i, name in enumerate(names):
-            report(f"measuring layer {i + 1} of {len(names)}: {name}")
+            report("measuring layers one by one", i + 1, len(names))
             engine.flags[:] = np.arange(len(names)) == i
             found.append(Sensitivity(name, drift(_run(sampler, program), exact), sizes[name]))
     return sorted(found, key=lambda entry: -entry.gain)

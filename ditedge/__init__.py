@@ -4,10 +4,10 @@ In a checkout the folders `export/`, `runtime/` and `calibration/` and the file 
 installed wheel they live beside this file. The three lines below make `import ditedge.runtime` work in both.
 """
 
-from pathlib import Path as _Path
+import os as _os  # nothing larger: interrupt.py comes first
 
 __version__ = "0.1.0"
 
-_checkout = _Path(__file__).resolve().parents[1]
-if (_checkout / "cli.py").is_file() and (_checkout / "runtime").is_dir():
-    __path__.append(str(_checkout))
+_checkout = _os.path.dirname(_os.path.dirname(_os.path.realpath(__file__)))
+if _os.path.isfile(_os.path.join(_checkout, "cli.py")) and _os.path.isdir(_os.path.join(_checkout, "runtime")):
+    __path__.append(_checkout)

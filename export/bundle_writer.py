@@ -6,7 +6,6 @@ never appears.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from ..runtime.manifest import (
     VaeInfo,
 )
 from ..runtime.new_bundle import check_target, hashed_files
+from ..runtime.report import Report, silent
 from .betas import DDPM_SCHEDULE, read_betas
 from .checkpoint import Checkpoint
 from .decoder import fitted_preview, plain_preview
@@ -55,9 +55,7 @@ class ExportOptions:
     force: bool = False  # replace an existing bundle
 
 
-def bundle_from_checkpoint(
-    source: Path, out: Path, options: ExportOptions, report: Callable[[str], None] = lambda _: None
-) -> Manifest:
+def bundle_from_checkpoint(source: Path, out: Path, options: ExportOptions, report: Report = silent) -> Manifest:
     """Exports the checkpoint or diffusers folder `source` to the bundle folder `out`.
 
     report: told what is being done. Raises CheckpointError (source), RequestError (options, out), BundleError when an
@@ -93,8 +91,7 @@ def bundle_from_checkpoint(
         if vae is not None:
             graphs["decoder"] = write_decoder(vae, info, folder, options.vae_precision, options.opset, report)
         programs, default = write_programs(info, schedule, checkpoint.sampling, folder)
-        report("recording golden trajectories with PyTorch")
-        golden = write_golden(model, info, schedule, folder)
+        golden = write_golden(model, info, schedule, folder, report)
         del model
         manifest = Manifest(
             format="ditedge-bundle",
@@ -115,8 +112,7 @@ def bundle_from_checkpoint(
         )
         del checkpoint, vae
         write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
-        report("replaying them through the bundle")
-        replay_golden(folder)
+        replay_golden(folder, report=report)
     return manifest
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -18,6 +17,7 @@ from ..runtime.errors import RequestError
 from ..runtime.files import folder_written_atomically, write_text
 from ..runtime.manifest import MANIFEST_NAME, GoldenInfo, Manifest
 from ..runtime.new_bundle import check_target, hashed_files
+from ..runtime.report import Report, silent
 from .bundle_writer import ExportOptions, bundle_from_checkpoint
 from .golden import replay_golden
 from .overflow import overflow_scan, too_large
@@ -28,9 +28,7 @@ from .precision import PRECISIONS, emulated, lower, save_graph
 TOLERANCE = {"fp16": 2e-2, "bf16": 1.6e-1}
 
 
-def convert_bundle(
-    source: Path, out: Path, precision: str, force: bool = False, report: Callable[[str], None] = lambda _: None
-) -> Manifest:
+def convert_bundle(source: Path, out: Path, precision: str, force: bool = False, report: Report = silent) -> Manifest:
     """Writes bundle `source` in "fp16" or "bf16" to `out`. Raises RequestError, BundleError; then nothing is left."""
     check_target(out, force)
     bundle = open_bundle(source)
@@ -45,7 +43,7 @@ def convert_bundle(
         maxima = {}
         if precision == "fp16":  # bfloat16 has float32's range
             report("looking for float16 overflows over a whole trajectory")
-            maxima = overflow_scan(bundle, folder)
+            maxima = overflow_scan(bundle, folder, report)
         for file in bundle.manifest.files:
             if not file.startswith(("step.onnx", "conditioner.onnx")):
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +66,7 @@ def convert_bundle(
         write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
         report("replaying the golden trajectories, rounding as 16-bit hardware does")
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            replay_golden(folder, emulated_engines(open_bundle(folder, check_hashes=False), Path(scratch)))
+            replay_golden(folder, emulated_engines(open_bundle(folder, check_hashes=False), Path(scratch)), report)
     return manifest
 
 
@@ -90,7 +88,7 @@ def emulated_engines(bundle: Bundle, scratch: Path, options: EngineOptions | Non
 
 
 def bundle_in_precision(
-    source: Path, out: Path, options: ExportOptions, precision: str, report: Callable[[str], None] = lambda _: None
+    source: Path, out: Path, options: ExportOptions, precision: str, report: Report = silent
 ) -> Manifest:
     """`bundle_from_checkpoint`, then `convert_bundle`; the float32 bundle lives in a temporary folder beside `out`."""
     check_target(out, options.force)

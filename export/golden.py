@@ -16,7 +16,8 @@ from ..runtime.errors import BundleError, DitedgeError
 from ..runtime.files import write_tensors
 from ..runtime.manifest import GoldenInfo, ModelInfo, ScheduleInfo
 from ..runtime.programs import write_program
-from ..runtime.sampler import Sampler, SeededNoise
+from ..runtime.report import Report, silent
+from ..runtime.sampler import Sampler, SeededNoise, StepEvent
 from ..runtime.samplers.settings import SamplerSettings, make_program
 from ..runtime.schedule import respaced_timesteps, schedule_from_info
 from ..runtime.verify import replay
@@ -63,7 +64,9 @@ def write_programs(
     return programs, default
 
 
-def write_golden(model: Network, info: ModelInfo, schedule: ScheduleInfo | None, folder: Path) -> list[GoldenInfo]:
+def write_golden(
+    model: Network, info: ModelInfo, schedule: ScheduleInfo | None, folder: Path, report: Report = silent
+) -> list[GoldenInfo]:
     """Trajectories of the plain PyTorch sampler: DDPM guided (where the model can) and DDIM not; or flow, both ways."""
     (folder / "golden").mkdir()
     steps = _golden_steps(info)
@@ -76,9 +79,14 @@ def write_golden(model: Network, info: ModelInfo, schedule: ScheduleInfo | None,
     runs = {"ddpm": ("ddpm", most), "ddim": ("ddim", 1.0)}
     if schedule is None:
         runs = {"flow-euler": ("flow-euler", most), "flow-euler-unguided": ("flow-euler", 1.0)}
+    report("recording golden trajectories with PyTorch")
+    done = 0
     for run, (sampler, guidance) in runs.items():
 
         def network(x: Tensor, t: float, guidance: float = guidance) -> Tensor:
+            nonlocal done
+            done += 1
+            report("recording golden trajectories with PyTorch", done, steps * len(runs))
             return guided_output(model, x, t, y, guidance, info.guided_channels)
 
         if schedule is None:
@@ -102,13 +110,18 @@ def write_golden(model: Network, info: ModelInfo, schedule: ScheduleInfo | None,
     return golden
 
 
-def replay_golden(folder: Path, engines: Mapping[str, Engine] | None = None) -> None:
+def replay_golden(folder: Path, engines: Mapping[str, Engine] | None = None, report: Report = silent) -> None:
     """Raises BundleError when the graphs in `folder`, or `engines`, leave a golden trajectory."""
+
+    def on_step(event: StepEvent) -> None:
+        report(f"replaying golden trajectory {golden.program}", event.step, event.steps)
+
     try:
         bundle = open_bundle(folder, check_hashes=False)  # written a moment ago, and hashed from the same files
         with Sampler(bundle, engines=engines) as sampler:
             for golden in bundle.manifest.golden:
-                result = replay(sampler, golden)
+                report(f"replaying golden trajectory {golden.program}")
+                result = replay(sampler, golden, on_step)
                 if not result.passed:
                     worst = float(np.max(result.error))
                     raise BundleError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..runtime.engine import EngineOptions, open_engine
 from ..runtime.errors import BundleError
 from ..runtime.manifest import GraphInfo, ModelInfo, TensorInfo
+from ..runtime.report import Report
 from ..runtime.verify import relative_error
 from .decoder import check_decoder
 from .graphs import Conditioner, LatentDecoder, PixelDecoder, Step
@@ -94,9 +95,7 @@ def _example(spec: _GraphSpec, sizes: dict[str, int], seed: int, largest_timeste
     return inputs
 
 
-def write_graphs(
-    model: Network, info: ModelInfo, folder: Path, opset: int, report: Callable[[str], None]
-) -> dict[str, GraphInfo]:
+def write_graphs(model: Network, info: ModelInfo, folder: Path, opset: int, report: Report) -> dict[str, GraphInfo]:
     """Exports each graph and checks it against PyTorch at other sizes than those it was traced with."""
     trace_sizes = {"B": 2, "K": 3, "K+2": 5, "E": 4, "U": 7}
     check_sizes = {"B": 3, "K": 1, "K+2": 3, "E": 2, "U": 5}
@@ -147,7 +146,7 @@ def _check_graph(spec: _GraphSpec, inputs: dict[str, Tensor], path: Path) -> Non
 
 
 def write_decoder(
-    vae: VaeCheckpoint, info: ModelInfo, folder: Path, precision: str, opset: int, report: Callable[[str], None]
+    vae: VaeCheckpoint, info: ModelInfo, folder: Path, precision: str, opset: int, report: Report
 ) -> GraphInfo:
     """Exports the VAE's decoder in its precision and checks it against the float32 one in PyTorch."""
     report("exporting decoder.onnx")

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ..runtime.bundle import Bundle
 from ..runtime.engine import Engine, EngineOptions, open_engine
+from ..runtime.report import Report, silent
 from ..runtime.sampler import Sampler, SeededNoise
 from .precision import float_inputs, float_outputs, low_nodes, save_graph
 
@@ -36,7 +37,7 @@ class _Recorder:
         self.engine.close()
 
 
-def overflow_scan(bundle: Bundle, folder: Path) -> dict[str, dict[str, float]]:
+def overflow_scan(bundle: Bundle, folder: Path, report: Report = silent) -> dict[str, dict[str, float]]:
     """Graph -> tensor -> largest |value|, of every tensor that float16 would hold. folder: for temporary files.
 
     Runs a whole program of several classes, guided where the model can be.
@@ -52,6 +53,7 @@ def overflow_scan(bundle: Bundle, folder: Path) -> dict[str, dict[str, float]]:
         with Sampler(bundle, engines=recorders) as sampler:
             for seed, label in enumerate(labels):  # one at a time: the graph's every tensor is alive until the end
                 sampler.latents(program, [label], manifest.defaults.guidance, SeededNoise([seed], shape))
+                report("looking for float16 overflows, class by class", seed + 1, len(labels))
         for name, recorder in recorders.items():
             seen = zip(recorder.names, recorder.largest.tolist(), strict=True)
             maxima[name] = dict(seen) | _weight_maxima(bundle.graph_file(name))

@@ -26,8 +26,10 @@ class OrtEngine:
     def __init__(self, path: Path, options: EngineOptions) -> None:
         try:
             import onnxruntime
-        except ImportError:
+        except ModuleNotFoundError:
             raise EngineError("onnxruntime is not installed: pip install 'ditedge[cpu]' (or 'ditedge[gpu]')") from None
+        except ImportError as error:  # no memory left to map it, a library of the system that is missing
+            raise EngineError(f"onnxruntime is installed but cannot be loaded: {_first_line(error)}") from None
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = options.threads
         settings.enable_cpu_mem_arena = settings.enable_mem_pattern = options.keep_buffers

@@ -32,10 +32,12 @@ def test_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
         for folder in ("export", "runtime", "calibration")
         for path in (ROOT / folder).rglob("*.py")
     }
-    assert modules == tree | {"ditedge/__init__.py", "ditedge/py.typed", "ditedge/cli.py"}
+    bridge = {f"ditedge/{path.name}" for path in (ROOT / "ditedge").iterdir() if path.is_file()}
+    assert {"ditedge/__init__.py", "ditedge/__main__.py", "ditedge/terminal.py"} <= bridge
+    assert modules == tree | bridge | {"ditedge/cli.py"}
     assert {name.split("/")[0] for name in names} == {"ditedge", "ditedge-0.1.0.dist-info"}
     entry_points = zipfile.ZipFile(wheel).read("ditedge-0.1.0.dist-info/entry_points.txt").decode()
-    assert "ditedge = ditedge.cli:main" in entry_points
+    assert "ditedge = ditedge.__main__:main" in entry_points
     archive = zipfile.ZipFile(wheel)
     assert not [name for name in names if str(ROOT).encode() in archive.read(name)], "a path of the build machine"
 

@@ -1,0 +1,18 @@
+"""The entry of `ditedge`, `python -m ditedge` and `python cli.py`: quiet under Ctrl-C from the first import on."""
+
+from ditedge.interrupt import Interrupted, handle_signals, importing, leave
+
+
+def main(name: str = "ditedge") -> None:
+    """Runs the command line and exits."""
+    handle_signals()
+    try:
+        with importing():
+            from ditedge.cli import main as commands
+        commands(prog_name=name)
+    except Interrupted as error:  # outside of a command: between two lines of click's own
+        leave(error.code - 128)
+
+
+if __name__ == "__main__":
+    main("python -m ditedge")
