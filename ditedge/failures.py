@@ -54,9 +54,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.ClickException as error:  # click quotes the arguments, which may come from the names of files
-            error.message = _short(printable(error.message))
-            raise
+        except click.UsageError as error:  # click quotes the arguments, which may come from the names of files
+            raise click.UsageError(_short(printable(error.format_message())), error.ctx) from None
         except DitedgeError as error:
             raise UserError(str(error)) from None
         except (KeyboardInterrupt, Cancelled) as error:
