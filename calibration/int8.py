@@ -29,6 +29,15 @@ def quantised_weight(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(matrix / scale).astype(np.int8), scale
 
 
+def zero_points(model: Any, name: str, scale: np.ndarray) -> Any:
+    """int8 zeros, one for each scale of the weight `name`: ONNX's default, but ONNX Runtime wants them said.
+
+    Where u8 x s8 sums saturate it moves weights to uint8 (`engine_ort.EXACT_SUMS`). Without zero points it would then
+    give a whole matrix one, which its DequantizeLinear refuses; nor may two weights share theirs.
+    """
+    return constant(model, f"{name}.weight_zero", np.zeros(scale.shape, np.int8))
+
+
 def dynamic_int8(model: Any, linears: list[Linear], activations: str) -> None:
     """Replaces each linear's MatMul by an integer one, in place. activations: "per-token" or "per-tensor"."""
     write_out_softmax(model)
@@ -52,7 +61,7 @@ def _per_tensor(model: Any, linear: Linear, q_weight: Any, s_weight: Any) -> Any
         output.name = f"{name}.{suffix}"
     model.graph.insert_before(node, quantise)
     q_x, s_x, z_x = quantise.outputs
-    z_weight = constant(model, "int8_zero", np.array(0, np.int8))
+    z_weight = zero_points(model, name, np.zeros(()))
     product = insert(model, node, "MatMulInteger", [q_x, q_weight, z_x, z_weight], f"{name}.int32")
     product = insert(model, node, "Cast", [product], f"{name}.float", to=ir.DataType.FLOAT.value)
     scale = insert(model, node, "Mul", [s_x, s_weight], f"{name}.scale")
@@ -105,5 +114,6 @@ def int8_at_rest(model: Any, linears: list[Linear]) -> None:
         stored = np.ascontiguousarray(weight.T if linear.transposed else weight)
         q_weight = constant(model, f"{linear.name}.weight_int8", stored)
         s_weight = constant(model, f"{linear.name}.weight_scale", scale)
-        whole = insert(model, linear.node, "DequantizeLinear", [q_weight, s_weight], f"{linear.name}.weight", axis=axis)
+        inputs = [q_weight, s_weight, zero_points(model, linear.name, scale)]
+        whole = insert(model, linear.node, "DequantizeLinear", inputs, f"{linear.name}.weight", axis=axis)
         linear.node.replace_input_with(1, whole)

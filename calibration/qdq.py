@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from .int8 import SMALLEST_SCALE, quantised_weight
+from .int8 import SMALLEST_SCALE, quantised_weight, zero_points
 from .linears import Linear, constant, insert, require_opset
 
 FP8_LARGEST = 448.0  # of E4M3 (Micikevicius et al. 2022, arXiv:2209.05433)
@@ -125,4 +125,5 @@ def _dequantised(
     """DequantizeLinear of a stored weight [I, O]. The exporter's step graphs hold every linear that way round."""
     stored = constant(model, f"{linear.name}.weight_rounded", np.ascontiguousarray(weight), dtype)
     step = constant(model, f"{linear.name}.weight_scale", scale)
-    return insert(model, linear.node, "DequantizeLinear", [stored, step], f"{linear.name}.weight", **attributes)
+    inputs = [stored, step, *([zero_points(model, linear.name, scale)] if weight.dtype == np.int8 else [])]
+    return insert(model, linear.node, "DequantizeLinear", inputs, f"{linear.name}.weight", **attributes)

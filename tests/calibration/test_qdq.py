@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -19,6 +19,7 @@ from ditedge.calibration.qdq import blockwise_int4, static_fp8, static_int8
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.runtime import Sampler, open_bundle
 from ditedge.runtime.bundle import Bundle
+from ditedge.runtime.engine import EngineOptions, open_engine
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.verify import relative_error, replay
 
@@ -40,8 +41,10 @@ def linear_model() -> Any:
 def run_model(model: Any, folder: Path) -> np.ndarray:
     save_graph(model, folder / "model.onnx")
     onnx.checker.check_model(onnx.load(folder / "model.onnx"))
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": X})[0]
+    result = np.empty((*X.shape[:2], MATRIX.shape[1]), np.float32)
+    with closing(open_engine(folder / "model.onnx", EngineOptions())) as engine:
+        engine.run({"x": X}, {"y": result})
+    return result
 
 
 def test_static_int8_is_the_formula(tmp_path: Path) -> None:
