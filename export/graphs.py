@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from .network import Network
 from .vae import VaeDecoder
 
+# No network that works puts out numbers above SANE. What does not work (NaN, infinity) is replaced by BROKEN, which a
+# weight of 0 removes, as it could not remove a NaN (0 x NaN), and which any other weight leaves above LARGEST.
+SANE, LARGEST, BROKEN = 1e15, 1e20, 1e30
+
 
 class Conditioner(nn.Module):
     """timestep [U] float32, label [U] int64 -> modulation [U, M] float32.
@@ -30,7 +34,10 @@ class Conditioner(nn.Module):
 
 
 class Step(nn.Module):
-    """One sampler step, network included. B samples, K state slots, E network evaluations, U modulation rows."""
+    """One sampler step, network included. B samples, K state slots, E network evaluations, U modulation rows.
+
+    A sample whose own evaluations are not finite becomes NaN, whatever its clamp; no other sample sees it.
+    """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -51,7 +58,10 @@ class Step(nn.Module):
     ) -> Tensor:  # next_state [B, K, C, H, W]
         x = state[:, 0]
         output = self.network.trunk(x.index_select(0, sample), modulation.index_select(0, condition))
-        prediction = torch.einsum("beo,eohw->bohw", combine, output)
+        output = torch.where(output.abs() <= SANE, output, BROKEN)
+        # Both contractions as a product and a sum: TensorRT makes one kernel of each with what lies around it, where an
+        # einsum is a float32 GEMM between transposes (which GPUs before Ampere do not have in TensorRT-RTX).
+        prediction = (combine[..., None, None] * output).sum(dim=1)
 
         def per_sample(column: Tensor) -> Tensor:
             return column[:, None, None, None]
@@ -60,11 +70,12 @@ class Step(nn.Module):
         bound = per_sample(x0_bound)
         x0 = per_sample(x0_from[:, 0]) * x + per_sample(x0_from[:, 1]) * prediction[:, :channels]
         x0 = torch.minimum(torch.maximum(x0, -bound), bound)
+        x0 = torch.where(prediction[:, :channels].abs() <= LARGEST, x0, torch.nan)
         log_scale = per_sample(log_sigma[:, 0])
         if self.network.config.learn_sigma:
             log_scale = log_scale + per_sample(log_sigma[:, 1]) * prediction[:, channels:]
         slots = torch.cat([state, x0[:, None], (torch.exp(log_scale) * noise)[:, None]], dim=1)
-        return torch.einsum("bij,bjchw->bichw", mix, slots)
+        return (mix[..., None, None, None] * slots[:, None]).sum(dim=2)
 
 
 def uint8_image(picture: Tensor) -> Tensor:
