@@ -43,8 +43,8 @@ def main() -> None:
     """Compile a trained Diffusion Transformer, run it anywhere.
 
     \b
-    ditedge export --ckpt DiT-XL-2-256x256.pt     checkpoint -> bundle
-    ditedge run --engine DiT-XL-2-256x256         bundle -> picture
+    ditedge export --ckpt DiT-XL-2-256x256.pt --vae sd-vae-ft-ema     checkpoint -> bundle
+    ditedge run --engine DiT-XL-2-256x256 --class 207 -o dog.png      bundle -> picture
     """
 
 
@@ -73,6 +73,8 @@ def main() -> None:
 @click.option("--zero-terminal-snr", is_flag=True, help="The betas were rescaled to end in pure noise.")
 @click.option("--model", metavar="MODULE:FACTORY", help="Your own network, see docs/custom-models.md. Runs that code.")
 @click.option("--vae", type=FILE, help="VAE of a latent model: a diffusers folder, or a file of weights; TAESD too.")
+@click.option("--pixels/--latents", default=None,
+              help="What a model without --vae makes. [default: what is known; 1 channel: pixels]")  # fmt: skip
 @click.option("--vae-precision", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
               help="Of the decoder's weights and arithmetic.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp16", "bf16"]), help="Write 16-bit graphs. [default: float32]")
@@ -82,7 +84,7 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
 
     \b
     Examples:
-      ditedge export --ckpt DiT-XL-2-256x256.pt
+      ditedge export --ckpt DiT-XL-2-256x256.pt --vae sd-vae-ft-ema
       ditedge export --ckpt models/fashion-dit.safetensors --heads 3 --classes models/fashion-dit.classes.txt
     """
     plans_for, precision = options.pop("plans_for"), options.pop("precision")
@@ -95,9 +97,9 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
     settings = exporter.ExportOptions(labels=_class_names(classes), **options)
     with progress() as report:
         if precision:
-            manifest = exporter.bundle_in_precision(ckpt, target, settings, precision, report)
+            manifest = exporter.bundle_in_precision(ckpt, target, settings, precision, report, _note)
         else:
-            manifest = exporter.bundle_from_checkpoint(ckpt, target, settings, report)
+            manifest = exporter.bundle_from_checkpoint(ckpt, target, settings, report, _note)
     size = sum(info.bytes for info in manifest.files.values())
     say(f"wrote {target}: {manifest.model.parameters / 1e6:.1f} M parameters, {size / 1e6:.1f} MB, checked")
     say(f"next: ditedge run --engine {target}")
@@ -106,6 +108,29 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
         from ditedge.runtime.build_graph import BuildOptions
 
         _build_plans(open_bundle(target), BuildOptions(plans_for))
+
+
+@main.command("add-decoder")
+@click.option("--engine", type=FILE, required=True, help="Bundle of a latent model, in any precision.")
+@click.option("--vae", type=FILE, required=True, help="A diffusers folder, or a file of weights; TAESD too.")
+@click.option("--vae-precision", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
+              help="Of the decoder's weights and arithmetic.")  # fmt: skip
+@click.option("--out", type=FILE, required=True, help="Bundle folder to write.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: bool) -> None:
+    """Give a latent model's bundle the decoder of a VAE, or another one than it has.
+
+    \b
+    Examples:
+      ditedge add-decoder --engine dit-xl-2-256 --vae sd-vae-ft-ema --out dit-xl-2-256-pictures
+      ditedge add-decoder --engine dit-xl-2-256-int8 --vae taesd --out dit-xl-2-256-int8-tiny
+    """
+    exporter = _exporter()
+    with progress() as report:
+        manifest = exporter.add_decoder(engine, vae, out, precision=vae_precision, force=force, report=report)
+    size = sum(info.bytes for info in manifest.files.values())
+    say(f"wrote {out}: {size / 1e6:.1f} MB, with the decoder of {vae}, checked")
+    say(f"next: ditedge run --engine {out}")
 
 
 @main.command()
@@ -557,3 +582,8 @@ def _class_names(path: Path | None) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: not a list of class names")
     return tuple(name for name in names if name)
+
+
+def _note(text: str) -> None:
+    """Something to know before long work."""
+    say(f"note: {text}", err=True)

@@ -1,5 +1,6 @@
 """Checkpoint -> bundle: `bundle_from_checkpoint`. Needs torch, onnx, onnxscript and onnxruntime."""
 
+from .add_decoder import add_decoder
 from .bundle_writer import ExportOptions, bundle_from_checkpoint
 from .checkpoint import Checkpoint, read_checkpoint
 from .convert import bundle_in_precision, convert_bundle
@@ -12,6 +13,7 @@ __all__ = [
     "DiT",
     "DiTConfig",
     "ExportOptions",
+    "add_decoder",
     "bundle_from_checkpoint",
     "bundle_in_precision",
     "convert_bundle",

@@ -6,6 +6,7 @@ never appears.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,17 +21,15 @@ from ..runtime.manifest import (
     DefaultsInfo,
     Manifest,
     ModelInfo,
-    PreviewInfo,
-    VaeInfo,
 )
 from ..runtime.new_bundle import check_target, hashed_files
 from ..runtime.report import Report, silent
 from .betas import DDPM_SCHEDULE, read_betas
 from .checkpoint import Checkpoint
-from .decoder import fitted_preview, plain_preview
 from .diffusers_folder import vae_folder
 from .golden import GOLDEN_GUIDANCE, replay_golden, write_golden, write_programs
-from .graph_files import works_on_pixels, write_decoder, write_graphs
+from .graph_files import write_decoder, write_graphs
+from .pictures import note_on_pictures, preview_info, read_fitting_vae, vae_info, works_on_pixels
 from .sources import read_source
 from .to_onnx import DEFAULT_OPSET
 from .vae_checkpoint import VaeCheckpoint, read_vae
@@ -50,15 +49,23 @@ class ExportOptions:
     zero_terminal_snr: bool = False  # the betas were rescaled so that the last timestep is pure noise
     model: str | None = None  # package.module:factory of a custom network; None: DiT
     vae: Path | None = None  # folder or file of the VAE whose latents the model makes; None: no pictures
+    pixels: bool | None = None  # True: it makes pictures itself; False: latents; None: what is known of it
     vae_precision: str = "float32"  # or "float16"
     opset: int = DEFAULT_OPSET
     force: bool = False  # replace an existing bundle
 
 
-def bundle_from_checkpoint(source: Path, out: Path, options: ExportOptions, report: Report = silent) -> Manifest:
+def bundle_from_checkpoint(
+    source: Path,
+    out: Path,
+    options: ExportOptions,
+    report: Report = silent,
+    note: Callable[[str], object] = silent,
+) -> Manifest:
     """Exports the checkpoint or diffusers folder `source` to the bundle folder `out`.
 
-    report: told what is being done. Raises CheckpointError (source), RequestError (options, out), BundleError when an
+    report: told what is being done. note: told, before the work, what the user should know and may want to change.
+    Raises CheckpointError (source), RequestError (options, out), BundleError when an
     exported graph does not compute what PyTorch does; then nothing is left behind.
     """
     check_target(out, options.force)
@@ -68,6 +75,7 @@ def bundle_from_checkpoint(source: Path, out: Path, options: ExportOptions, repo
         heads=options.heads,
         null_class=options.null_class,
         image_size=options.image_size,
+        factor=_known_factor(options, source),
         model=options.model,
         prediction=options.prediction,
     )
@@ -75,6 +83,7 @@ def bundle_from_checkpoint(source: Path, out: Path, options: ExportOptions, repo
     info = _model_info(checkpoint, options)
     schedule = None if info.prediction == "flow-to-data" else checkpoint.schedule or DDPM_SCHEDULE
     vae = _read_vae(options, info, source)
+    pixels = vae is None and works_on_pixels(info, options.pixels, options.image_size or checkpoint.image_size)
     labels = options.labels or checkpoint.labels
     if labels and len(labels) != info.num_classes:
         raise RequestError(
@@ -85,9 +94,12 @@ def bundle_from_checkpoint(source: Path, out: Path, options: ExportOptions, repo
                 else ""
             )
         )
+    hint = note_on_pictures(info, pixels, options.pixels is not None) if vae is None else None
+    for text in (*checkpoint.notes, *([hint] if hint else [])):
+        note(text)
     with folder_written_atomically(out) as folder:
         model = checkpoint.model()
-        graphs = write_graphs(model, info, folder, options.opset, report)
+        graphs = write_graphs(model, info, pixels, folder, options.opset, report)
         if vae is not None:
             graphs["decoder"] = write_decoder(vae, info, folder, options.vae_precision, options.opset, report)
         programs, default = write_programs(info, schedule, checkpoint.sampling, folder)
@@ -105,8 +117,8 @@ def bundle_from_checkpoint(source: Path, out: Path, options: ExportOptions, repo
             graphs=graphs,  # type: ignore[arg-type]  # pydantic checks the names
             programs=programs,
             golden=golden,
-            vae=_vae_info(vae, options) if vae is not None else None,
-            preview=_preview_info(info, vae),
+            vae=vae_info(vae, options.vae_precision) if vae is not None else None,
+            preview=preview_info(info, vae, pixels),
             defaults=DefaultsInfo(program=default, guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0),
             files=hashed_files(folder),
         )
@@ -157,35 +169,22 @@ def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
     )
 
 
+def _vae_path(options: ExportOptions, source: Path) -> Path | None:
+    """The VAE of --vae or of a diffusers pipeline folder."""
+    return options.vae or (vae_folder(source) if source.is_dir() and not options.pixels else None)
+
+
+def _known_factor(options: ExportOptions, source: Path) -> int | None:
+    """Picture pixels per pixel of the network, where --image-size is to be compared with it."""
+    path = _vae_path(options, source)
+    if options.image_size is None or path is None:
+        return 1 if options.pixels else None
+    return read_vae(path).decoder.config.factor
+
+
 def _read_vae(options: ExportOptions, info: ModelInfo, source: Path) -> VaeCheckpoint | None:
-    """The VAE of --vae or of a diffusers pipeline folder, checked to fit the model."""
-    folder = options.vae or (vae_folder(source) if source.is_dir() else None)
-    if folder is None:
-        return None
-    if works_on_pixels(info.in_channels):
-        raise RequestError(f"--vae {folder}: the model makes pixels ({info.in_channels} channels), not latents")
-    vae = read_vae(folder)
-    config = vae.decoder.config
-    if config.latent_channels != info.in_channels or config.out_channels not in (1, 3):
-        raise RequestError(
-            f"--vae {folder}: it decodes {config.latent_channels} channels to {config.out_channels}, "
-            f"the model makes {info.in_channels} and a picture has 1 or 3"
-        )
-    return vae
-
-
-def _vae_info(vae: VaeCheckpoint, options: ExportOptions) -> VaeInfo:
-    return VaeInfo(
-        kind=vae.kind,
-        source_sha256=vae.sha256,
-        precision=options.vae_precision,  # type: ignore[arg-type]  # pydantic checks it
-        scaling_factor=vae.decoder.config.scaling_factor,
-        shift_factor=vae.decoder.config.shift_factor,
-    )
-
-
-def _preview_info(info: ModelInfo, vae: VaeCheckpoint | None) -> PreviewInfo | None:
-    """None where the decoder itself is quick enough for previews: pixels, and tiny decoders."""
-    if works_on_pixels(info.in_channels) or (vae is not None and vae.kind == "tiny"):
-        return None
-    return fitted_preview(vae.decoder) if vae is not None else plain_preview(info.in_channels)
+    """The VAE, checked to fit the model; None where there is none."""
+    if options.vae is not None and options.pixels:
+        raise RequestError(f"--vae {options.vae} with --pixels: a model of pixels has no VAE, leave one of them out")
+    path = _vae_path(options, source)
+    return read_fitting_vae(path, info) if path is not None else None

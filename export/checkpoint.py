@@ -25,6 +25,7 @@ from .network import DiT, DiTConfig, Network, sincos_position_embedding
 
 STANDARD_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}  # (D, L) of DiT-S, B, L, XL
 LATENT_FACTOR = 8  # a Stable Diffusion VAE makes one latent pixel of 8 x 8
+USUAL_FACTORS = {1: 1, 4: LATENT_FACTOR}  # by channels, where no VAE says it: gray pictures, Stable Diffusion's latents
 WRAPPERS = ("module.", "_orig_mod.")  # left in the keys by DistributedDataParallel and torch.compile
 
 
@@ -45,6 +46,8 @@ class Checkpoint:
     prediction: str | None = None
     guided_channels: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)  # settings of `make_program`
+    image_size: int | None = None  # of the pictures it was trained on, in pixels, where that was recorded
+    notes: tuple[str, ...] = ()  # what was chosen among several and why, for the user
 
     def model(self) -> Network:
         """The network with these weights, in eval mode; shares their memory."""
@@ -57,21 +60,29 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    path: Path, *, heads: int | None = None, null_class: bool | None = None, image_size: int | None = None
+    path: Path,
+    *,
+    heads: int | None = None,
+    null_class: bool | None = None,
+    image_size: int | None = None,
+    factor: int | None = None,
 ) -> Checkpoint:
     """Reads and checks a DiT checkpoint.
 
     heads: needed for sizes other than S, B, L and XL. null_class: whether the last row of the label table is "no
     class"; None believes train.py's recorded arguments, else yes. image_size: the picture's size in pixels, checked.
+    factor: picture pixels per pixel of the network along a side, where it is known: 1, or the VAE's.
     Raises CheckpointError naming the file and the key.
     """
     state, arguments = _state_and_arguments(path)
     try:
-        config = _config(state, arguments, heads, null_class, image_size)
+        config = _config(state, arguments, heads, null_class, image_size, factor)
         weights = fitted_weights(state, config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return Checkpoint(config, weights, sha256_of_file(path), (path,))
+    size = getattr(arguments, "image_size", None)
+    recorded = size if isinstance(size, int) and size > 0 else None
+    return Checkpoint(config, weights, sha256_of_file(path), (path,), image_size=recorded)
 
 
 def without_variance(checkpoint: Checkpoint) -> Checkpoint:
@@ -157,6 +168,7 @@ def _config(
     heads: int | None,
     null_class: bool | None,
     image_size: int | None,
+    factor: int | None,
 ) -> DiTConfig:
     hidden, channels, patch, _ = _shape(state, "x_embedder.proj.weight", 4)
     depth = 1 + max((int(m[1]) for key in state if (m := re.match(r"blocks\.(\d+)\.", key))), default=-1)
@@ -175,7 +187,7 @@ def _config(
     if null_class and rows < 2:
         raise CheckpointError("the label table has one row, so there is no null class: give --no-null-class")
     return DiTConfig(
-        input_size=_input_size(state, image_size, channels, patch, hidden),
+        input_size=_input_size(state, image_size, factor or USUAL_FACTORS.get(channels), patch, hidden),
         patch_size=patch,
         in_channels=channels,
         hidden_size=hidden,
@@ -200,12 +212,13 @@ def checked_heads(heads: int | None, hidden: int, depth: int) -> int:
     return heads
 
 
-def _input_size(state: dict[str, Tensor], image_size: int | None, channels: int, patch: int, hidden: int) -> int:
+def _input_size(state: dict[str, Tensor], image_size: int | None, factor: int | None, patch: int, hidden: int) -> int:
     """The latent's side, from pos_embed or, where that was not saved, from the image size."""
-    factor = LATENT_FACTOR if channels == 4 else 1
     if "pos_embed" not in state:
         if image_size is None:
             raise CheckpointError("key 'pos_embed' is missing, so the size is unknown: give --image-size N")
+        if factor is None:
+            raise CheckpointError("key 'pos_embed' is missing: give --image-size with --vae FOLDER, or with --pixels")
         if image_size % (factor * patch):
             raise CheckpointError(f"--image-size {image_size} is not a multiple of {factor * patch}")
         return image_size // factor
@@ -213,14 +226,18 @@ def _input_size(state: dict[str, Tensor], image_size: int | None, channels: int,
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise CheckpointError(f"key 'pos_embed' has {tokens} positions, which is not a square")
-    return checked_image_size(side * patch, image_size, channels)
+    return checked_image_size(side * patch, image_size, factor)
 
 
-def checked_image_size(size: int, image_size: int | None, channels: int) -> int:
-    """The latent's side, after the picture's size in pixels was compared where it is given."""
-    trained = size * (LATENT_FACTOR if channels == 4 else 1)
-    if image_size is not None and image_size != trained:
-        raise CheckpointError(f"--image-size {image_size}: this checkpoint was trained for {trained}")
+def checked_image_size(size: int, image_size: int | None, factor: int | None) -> int:
+    """The latent's side, after the picture's size in pixels was compared where it is given.
+
+    factor: picture pixels per pixel of the network; None: unknown, any multiple may be true.
+    """
+    if image_size is not None and factor is not None and image_size != size * factor:
+        raise CheckpointError(f"--image-size {image_size}: this checkpoint was trained for {size * factor}")
+    if image_size is not None and (image_size < size or image_size % size):
+        raise CheckpointError(f"--image-size {image_size} is not a multiple of the network's {size} x {size}")
     return size
 
 

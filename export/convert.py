@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -88,10 +89,15 @@ def emulated_engines(bundle: Bundle, scratch: Path, options: EngineOptions | Non
 
 
 def bundle_in_precision(
-    source: Path, out: Path, options: ExportOptions, precision: str, report: Report = silent
+    source: Path,
+    out: Path,
+    options: ExportOptions,
+    precision: str,
+    report: Report = silent,
+    note: Callable[[str], object] = silent,
 ) -> Manifest:
     """`bundle_from_checkpoint`, then `convert_bundle`; the float32 bundle lives in a temporary folder beside `out`."""
     check_target(out, options.force)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        bundle_from_checkpoint(source, Path(scratch) / "float32", options, report)
+        bundle_from_checkpoint(source, Path(scratch) / "float32", options, report, note)
         return convert_bundle(Path(scratch) / "float32", out, precision, options.force, report)

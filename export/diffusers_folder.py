@@ -19,6 +19,7 @@ from torch import Tensor
 from ..runtime.errors import CheckpointError
 from ..runtime.files import sha256_of_file
 from .checkpoint import (
+    USUAL_FACTORS,
     Checkpoint,
     checked_heads,
     checked_image_size,
@@ -74,7 +75,12 @@ def vae_folder(path: Path) -> Path | None:
 
 
 def read_diffusers_folder(
-    path: Path, *, heads: int | None = None, null_class: bool | None = None, image_size: int | None = None
+    path: Path,
+    *,
+    heads: int | None = None,
+    null_class: bool | None = None,
+    image_size: int | None = None,
+    factor: int | None = None,
 ) -> Checkpoint:
     """Reads and checks a diffusers DiT; options as in `read_checkpoint`. Raises CheckpointError naming file and key."""
     index = path / "model_index.json"
@@ -82,7 +88,7 @@ def read_diffusers_folder(
     config_file = folder / "config.json"
     values = read_json(config_file)
     try:
-        config = _config(values, heads, null_class, image_size)
+        config = _config(values, heads, null_class, image_size, factor)
     except CheckpointError as error:
         raise CheckpointError(f"{config_file}: {error}") from None
     state, weight_files = _state(folder)
@@ -117,7 +123,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _config(values: dict[str, Any], heads: int | None, null_class: bool | None, image_size: int | None) -> DiTConfig:
+def _config(
+    values: dict[str, Any], heads: int | None, null_class: bool | None, image_size: int | None, factor: int | None
+) -> DiTConfig:
     if values.get("_class_name") not in CLASSES:
         raise CheckpointError(f"'_class_name' is {values.get('_class_name')!r}, not a DiT ({' or '.join(CLASSES)})")
     for key, value in FIXED.items():
@@ -140,7 +148,7 @@ def _config(values: dict[str, Any], heads: int | None, null_class: bool | None, 
         raise CheckpointError(f"'norm_eps' is {eps!r}, not a number between 0 and 1")
     null_class = True if null_class is None else null_class
     return DiTConfig(
-        input_size=checked_image_size(size, image_size, channels),
+        input_size=checked_image_size(size, image_size, factor or USUAL_FACTORS.get(channels)),
         patch_size=patch,
         in_channels=channels,
         hidden_size=hidden,

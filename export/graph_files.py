@@ -25,10 +25,6 @@ from .vae_checkpoint import VaeCheckpoint
 GRAPH_TOLERANCE = 2e-5  # float32 against float32, sums in another order: DiT-XL/2 measures 2e-6
 
 
-def works_on_pixels(channels: int) -> bool:
-    return channels in (1, 3)
-
-
 @dataclass(frozen=True)
 class _GraphSpec:
     """One graph to export. inputs: name -> (dtype, shape); letters are dynamic sizes."""
@@ -39,7 +35,7 @@ class _GraphSpec:
     output: tuple[str, torch.dtype, tuple[int | str, ...]]
 
 
-def _graph_specs(model: Network) -> list[_GraphSpec]:
+def _graph_specs(model: Network, pixels: bool) -> list[_GraphSpec]:
     config = model.config
     f32, i64 = torch.float32, torch.int64
     latent = (config.in_channels, config.input_size, config.input_size)
@@ -69,7 +65,7 @@ def _graph_specs(model: Network) -> list[_GraphSpec]:
             ("next_state", f32, ("B", "K", *latent)),
         ),
     ]
-    if works_on_pixels(config.in_channels):
+    if pixels:
         image = ("B", config.input_size, config.input_size, config.in_channels)
         inputs = {"latent": (f32, ("B", *latent))}
         specs.append(_GraphSpec("decoder", PixelDecoder(), inputs, ("image", torch.uint8, image)))
@@ -95,12 +91,17 @@ def _example(spec: _GraphSpec, sizes: dict[str, int], seed: int, largest_timeste
     return inputs
 
 
-def write_graphs(model: Network, info: ModelInfo, folder: Path, opset: int, report: Report) -> dict[str, GraphInfo]:
-    """Exports each graph and checks it against PyTorch at other sizes than those it was traced with."""
+def write_graphs(
+    model: Network, info: ModelInfo, pixels: bool, folder: Path, opset: int, report: Report
+) -> dict[str, GraphInfo]:
+    """Exports each graph and checks it against PyTorch at other sizes than those it was traced with.
+
+    pixels: the model makes pictures, so that the decoder is only a conversion.
+    """
     trace_sizes = {"B": 2, "K": 3, "K+2": 5, "E": 4, "U": 7}
     check_sizes = {"B": 3, "K": 1, "K+2": 3, "E": 2, "U": 5}
     graphs, largest = {}, max(info.timestep_range)
-    for spec in _graph_specs(model):
+    for spec in _graph_specs(model, pixels):
         report(f"exporting {spec.name}.onnx")
         path = folder / f"{spec.name}.onnx"
         _export_graph(spec, _example(spec, trace_sizes, 1, largest), path, opset)

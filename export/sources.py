@@ -17,13 +17,14 @@ def read_source(
     heads: int | None = None,
     null_class: bool | None = None,
     image_size: int | None = None,
+    factor: int | None = None,
     model: str | None = None,
     prediction: str | None = None,
 ) -> Checkpoint:
     """A checkpoint file, a diffusers folder, or (model) a custom network, with `prediction` decided.
 
-    heads, null_class, image_size: see `read_checkpoint`. model: "package.module:factory". prediction: None believes the
-    source, else epsilon; "flow-to-data" is SiT, whose checkpoints look like DiT's. Raises CheckpointError.
+    heads, null_class, image_size, factor: see `read_checkpoint`. model: "package.module:factory". prediction: None
+    believes the source, else epsilon; "flow-to-data" is SiT, whose checkpoints look like DiT's. Raises CheckpointError.
     """
     if model is not None:
         if (heads, null_class, image_size) != (None, None, None):
@@ -34,9 +35,11 @@ def read_source(
     elif path.is_dir():
         if not is_diffusers_folder(path):
             raise CheckpointError(f"{path} is a folder without model_index.json or config.json: not a diffusers DiT")
-        checkpoint = read_diffusers_folder(path, heads=heads, null_class=null_class, image_size=image_size)
+        checkpoint = read_diffusers_folder(
+            path, heads=heads, null_class=null_class, image_size=image_size, factor=factor
+        )
     else:
-        checkpoint = read_checkpoint(path, heads=heads, null_class=null_class, image_size=image_size)
+        checkpoint = read_checkpoint(path, heads=heads, null_class=null_class, image_size=image_size, factor=factor)
     prediction = prediction or checkpoint.prediction or "epsilon"
     if prediction == "flow-to-data":
         checkpoint = without_variance(checkpoint)

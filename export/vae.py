@@ -31,6 +31,8 @@ class KlConfig:
     mid_block_add_attention: bool = True
     scaling_factor: float = 0.18215  # the network's latents are the VAE's times this
     shift_factor: float = 0.0
+    latents_mean: tuple[float, ...] | None = None  # or: the network's are (the VAE's - mean) / std * scaling_factor,
+    latents_std: tuple[float, ...] | None = None  # channel by channel
 
     @property
     def factor(self) -> int:
@@ -160,19 +162,28 @@ class Decoder(nn.Module):
 
 
 class KlDecoder(nn.Module):
-    """AutoencoderKL's `decode(z / scaling_factor + shift_factor)`."""
+    """AutoencoderKL's `decode(z / scaling_factor + shift_factor)`, or `decode(z * std / scaling_factor + mean)`."""
 
     def __init__(self, config: KlConfig) -> None:
         super().__init__()
         self.config = config
+        self._std, self._mean = _per_channel(config.latents_std), _per_channel(config.latents_mean)
         channels = config.latent_channels
         self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else nn.Identity()
         self.decoder = Decoder(config)
 
     def forward(self, latent: Tensor) -> Tensor:
         """latent [B, C, H, W] float32 -> picture [B, out_channels, H * factor, W * factor] float32."""
-        z = latent / self.config.scaling_factor + self.config.shift_factor
+        if self._std is None or self._mean is None:
+            z = latent / self.config.scaling_factor + self.config.shift_factor
+        else:  # as diffusers' StableDiffusionXLPipeline has it
+            z = latent * self._std / self.config.scaling_factor + self._mean
         return self.decoder(self.post_quant_conv(z.to(self.decoder.conv_in.weight.dtype))).float()
+
+
+def _per_channel(values: tuple[float, ...] | None) -> Tensor | None:
+    """[1, C, 1, 1] float32 on the CPU, also in a module on "meta". No buffer: it stays float32 in half()."""
+    return None if values is None else torch.tensor(values, device="cpu")[None, :, None, None]
 
 
 class TinyBlock(nn.Module):

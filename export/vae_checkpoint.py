@@ -75,13 +75,20 @@ class _KlJson(BaseModel):
     shift_factor: Shift | None = None
     act_fn: Literal["silu", "swish"] = "silu"
     up_block_types: tuple[Literal["UpDecoderBlock2D"], ...] = ("UpDecoderBlock2D",)
-    latents_mean: None = None
-    latents_std: None = None
+    latents_mean: Annotated[tuple[Shift, ...], Field(max_length=1 << 14)] | None = None
+    latents_std: Annotated[tuple[Scale, ...], Field(max_length=1 << 14)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> _KlJson:
         if any(width % self.norm_num_groups for width in self.block_out_channels):
             raise ValueError(f"block_out_channels are not multiples of norm_num_groups {self.norm_num_groups}")
+        if (self.latents_mean is None) != (self.latents_std is None) or (self.latents_mean and self.shift_factor):
+            raise ValueError("latents_mean and latents_std come together, and not with a shift_factor")
+        for values in (self.latents_mean, self.latents_std):
+            if values is not None and len(values) != self.latent_channels:
+                raise ValueError(
+                    f"latents_mean and latents_std have a number for each of {self.latent_channels} channels"
+                )
         return self
 
 

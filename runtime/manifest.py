@@ -94,13 +94,19 @@ class ScheduleInfo(_Strict):
 
 
 class VaeInfo(_Strict):
-    """The VAE inside the decoder graph, and what the graph does to the network's latents: z / scaling + shift."""
+    """The VAE inside the decoder graph, and what the graph does to the network's latents before it.
+
+    z / scaling_factor + shift_factor; with latents_mean and latents_std, one number a channel, it is
+    z * std / scaling_factor + mean.
+    """
 
     kind: Literal["kl", "tiny"]
     source_sha256: Sha256  # the file of weights it was made from
     precision: Literal["float32", "float16"]
     scaling_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     shift_factor: Finite
+    latents_mean: list[Finite] | None = None
+    latents_std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
 
 
 class PreviewInfo(_Strict):
@@ -168,6 +174,9 @@ class Manifest(_Strict):
             raise ValueError(f"graph '{sorted(missing)[0]}' is missing")
         if self.labels and len(self.labels) != self.model.num_classes:
             raise ValueError(f"{len(self.labels)} labels for {self.model.num_classes} classes")
+        for values in (self.vae.latents_mean, self.vae.latents_std) if self.vae is not None else ():
+            if values is not None and len(values) != self.model.in_channels:
+                raise ValueError(f"vae: expected {self.model.in_channels} latents_mean and latents_std, one a channel")
         if self.preview is not None:
             rows, channels = self.preview.weight, self.model.in_channels
             if len(rows) not in (1, 3) or len(self.preview.bias) != len(rows) or {*map(len, rows)} != {channels}:

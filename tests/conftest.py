@@ -38,6 +38,7 @@ def golden_bundle(tmp_path_factory: pytest.TempPathFactory):
                 null_class=has_null_class(case),
                 prediction=prediction,
                 labels=FASHION if labels else (),
+                pixels=True if case == "pixel3_no_null_class" else None,
             )
             bundle_from_checkpoint(GOLDEN / case / "model.pt", out, options)
         return out

@@ -134,7 +134,7 @@ def test_a_17_class_checkpoint_works(tmp_path: Path) -> None:
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.05)
     save_file(model.state_dict(), tmp_path / "m.safetensors")
-    bundle_from_checkpoint(tmp_path / "m.safetensors", tmp_path / "b", ExportOptions(heads=3))
+    bundle_from_checkpoint(tmp_path / "m.safetensors", tmp_path / "b", ExportOptions(heads=3, pixels=True))
     bundle = open_bundle(tmp_path / "b")
     assert (bundle.manifest.model.num_classes, bundle.manifest.model.null_class) == (17, 17)
     program = bundle.program(steps=3)

@@ -97,10 +97,19 @@ def latents(count: int, channels: int = 4) -> torch.Tensor:
     return torch.randn(count, channels, 8, 8, generator=torch.Generator().manual_seed(5))
 
 
+def unscaled(vae: Any, z: torch.Tensor) -> torch.Tensor:
+    """The VAE's latents of the network's, as diffusers' pipelines compute them (SDXL's with means and deviations)."""
+    mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
+    if mean is None:
+        return z / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+    return z * std / vae.config.scaling_factor + mean
+
+
 @torch.no_grad()
 def reference_images(vae: Any, z: torch.Tensor) -> np.ndarray:
     """sample_ddp.py's `decode` and rounding, by diffusers."""
-    picture = vae.decode(z / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).sample
+    picture = vae.decode(unscaled(vae, z)).sample
     return torch.clamp(127.5 * picture + 128.0, 0, 255).permute(0, 2, 3, 1).to(torch.uint8).numpy()
 
 
@@ -113,9 +122,8 @@ def assert_same_picture(actual: np.ndarray, expected: np.ndarray) -> None:
 def assert_same_decoder(path: Path, vae: Any) -> None:
     z = latents(2, vae.config.latent_channels)
     ours = read_vae(path).decoder
-    shift = vae.config.shift_factor or 0.0
     with torch.no_grad():
-        expected = vae.decode(z / vae.config.scaling_factor + shift).sample
+        expected = vae.decode(unscaled(vae, z)).sample
         torch.testing.assert_close(ours(z), expected, rtol=1e-4, atol=2e-5)
 
 
@@ -196,6 +204,7 @@ def test_float16_keeps_statistics_and_ends_in_float32(vaes: Path) -> None:
     [
         {},
         {"scaling_factor": 0.3611, "shift_factor": 0.1159, "latent_channels": 16},  # as in SD 3 and Flux
+        {"latents_mean": [0.3, -1.0, 2.0], "latents_std": [2.0, 0.7, 5.0], "scaling_factor": 0.5, "latent_channels": 3},
         {"use_post_quant_conv": False, "use_quant_conv": False},
         {"mid_block_add_attention": False},
         {"norm_num_groups": 8, "block_out_channels": (8, 24, 48)},
@@ -377,7 +386,9 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "config of another class": (edited_config(_class_name="AutoencoderDC"), "AutoencoderDC"),
     "config with another activation": (edited_config(act_fn="gelu"), "act_fn"),
     "config with other blocks": (edited_config(up_block_types=["AttnUpDecoderBlock2D"]), "up_block_types"),
-    "config with latent means": (edited_config(latents_mean=[0.0] * 4), "latents_mean"),
+    "config with latent means alone": (edited_config(latents_mean=[0.0] * 4), "latents_mean and latents_std come together"),
+    "config with too few means": (edited_config(latents_mean=[0.0], latents_std=[1.0]), "each of 4 channels"),
+    "config with a deviation of zero": (edited_config(latents_mean=[0.0] * 4, latents_std=[0.0] * 4), "latents_std"),
     "config with scaling zero": (edited_config(scaling_factor=0), "scaling_factor"),
     "config with groups that do not divide": (edited_config(norm_num_groups=48), "norm_num_groups 48"),
     "config with other widths": (edited_config(block_out_channels=[32, 64, 96]), "expected"),
@@ -404,7 +415,10 @@ def test_files_that_do_not_fit_are_refused(vaes: Path, tmp_path: Path, mistake: 
 
 @pytest.mark.parametrize(
     ("checkpoint", "vae", "complaint"),
-    [("gray1_cfg", "kl", "makes pixels"), ("latent4_learned_sigma", "wide", "decodes 16 channels")],
+    [
+        ("gray1_cfg", "kl", "decodes 4 channels to 3, the model makes 1"),
+        ("latent4_learned_sigma", "wide", "decodes 16 channels"),
+    ],
 )
 def test_a_vae_that_does_not_fit_the_model(
     vaes: Path, tmp_path: Path, checkpoint: str, vae: str, complaint: str

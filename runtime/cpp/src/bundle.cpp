@@ -94,13 +94,19 @@ void check_quantization(const Field& field) {
     if (!calibration.null()) calibration.sha256();
 }
 
-void check_vae(const Field& vae) {
+void check_vae(const Field& vae, std::int64_t channels) {
     if (vae.null()) return;
     vae.at("kind").one_of({"kl", "tiny"});
     vae.at("source_sha256").sha256();
     vae.at("precision").one_of({"float32", "float16"});
     vae.at("scaling_factor").number_between(0, 1e308);
     vae.at("shift_factor").number();
+    for (const char* key : {"latents_mean", "latents_std"}) {
+        if (!vae.has(key) || vae.at(key).null()) continue;
+        const std::vector<Field> values = vae.at(key).elements();
+        if (values.size() != static_cast<std::size_t>(channels)) vae.fail("expected a mean and a deviation for each latent channel");
+        for (const Field& value : values) key == std::string("latents_std") ? value.number_between(0, 1e308) : value.number();
+    }
 }
 
 std::optional<PreviewInfo> read_preview(const Field& field, std::int64_t channels) {
@@ -212,7 +218,7 @@ Manifest manifest_from_json(const std::string& text, const std::string& place) {
     manifest.model = read_model(root.at("model"));
     check_schedule(root);
     if (root.has("quantization")) check_quantization(root.at("quantization"));
-    if (root.has("vae")) check_vae(root.at("vae"));
+    if (root.has("vae")) check_vae(root.at("vae"), manifest.model.in_channels);
     if (root.has("preview")) manifest.preview = read_preview(root.at("preview"), manifest.model.in_channels);
     for (const Field& label : root.at("labels").elements()) manifest.labels.push_back(label.text());
     if (!manifest.labels.empty() && manifest.labels.size() != static_cast<std::uint64_t>(manifest.model.num_classes))

@@ -1,0 +1,69 @@
+"""A bundle of a latent model without pictures, or with another VAE's, and a VAE -> a bundle with that decoder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import onnx
+
+from ditedge import __version__
+
+from ..runtime.bundle import Bundle, open_bundle
+from ..runtime.errors import RequestError
+from ..runtime.files import folder_written_atomically, write_text
+from ..runtime.manifest import MANIFEST_NAME, Manifest
+from ..runtime.new_bundle import check_target, hashed_files
+from ..runtime.report import Report, silent
+from .graph_files import write_decoder
+from .pictures import preview_info, read_fitting_vae, vae_info
+
+
+def add_decoder(
+    source: Path,
+    vae_path: Path,
+    out: Path,
+    *,
+    precision: str = "float32",
+    force: bool = False,
+    report: Report = silent,
+) -> Manifest:
+    """Writes bundle `source` with the decoder of the VAE at `vae_path` to `out`; every other file stays as it is.
+
+    precision: of the decoder, "float32" or "float16". Raises RequestError, CheckpointError (the VAE), BundleError; then
+    nothing is left.
+    """
+    check_target(out, force)
+    bundle = open_bundle(source)
+    manifest, info = bundle.manifest, bundle.manifest.model
+    if out.resolve() == bundle.folder.resolve():
+        raise RequestError(f"--out {out} is the bundle that gets the decoder: give another folder")
+    if "decoder" in manifest.graphs and manifest.vae is None:
+        raise RequestError(f"{source}: its model makes pixels, which need no VAE")
+    report(f"reading {vae_path}")
+    vae = read_fitting_vae(vae_path, info)
+    with folder_written_atomically(out) as folder:
+        old = manifest.graphs["decoder"].file if "decoder" in manifest.graphs else None
+        for file in manifest.files:
+            if old is None or not file.startswith(old):  # its weights may lie beside it, under a longer name
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(bundle.file(file), folder / file)
+        decoder = write_decoder(vae, info, folder, precision, _opset(bundle), report)
+        changes = {
+            "name": out.name,
+            "made_by": f"ditedge {__version__}",
+            "graphs": manifest.graphs | {"decoder": decoder},
+            "vae": vae_info(vae, precision),
+            "preview": preview_info(info, vae, pixels=False),
+            "files": hashed_files(folder),
+        }
+        manifest = manifest.model_copy(update=changes)
+        write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
+        open_bundle(folder, check_hashes=False)  # the whole manifest once more; the hashes are a moment old
+    return manifest
+
+
+def _opset(bundle: Bundle) -> int:
+    """The operator set of the bundle's graphs: whoever chose it has a runtime that needs it."""
+    model = onnx.load(bundle.graph_file("step"), load_external_data=False)
+    return next(int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx"))

@@ -1,0 +1,82 @@
+"""What a network's numbers are, pixels or a VAE's latents, and what turns latents into pictures.
+
+The number of channels does not say it: pictures have 1 or 3, and so have the latents of some VAEs (kl-f4). A VAE, the
+size of the pictures or the user does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..runtime.errors import RequestError
+from ..runtime.manifest import ModelInfo, PreviewInfo, VaeInfo
+from .decoder import fitted_preview, plain_preview
+from .vae import KlConfig
+from .vae_checkpoint import VaeCheckpoint, read_vae
+
+PICTURE_CHANNELS = (1, 3)
+
+
+def works_on_pixels(info: ModelInfo, pixels: bool | None, image_size: int | None) -> bool:
+    """Whether a network without a VAE makes pictures itself. Raises RequestError where nothing says it.
+
+    pixels: what the user says, None nothing. image_size: side of the pictures it was trained on, None unknown.
+    """
+    channels, size = info.in_channels, info.input_size
+    if pixels is None and channels in PICTURE_CHANNELS and image_size is not None:
+        return image_size == size
+    if pixels is None and channels == 3:
+        raise RequestError(
+            f"the model makes 3 x {size} x {size} numbers, which may be pixels or the latents of a VAE: "
+            "give --pixels, or --vae FOLDER, or --latents for a bundle without a decoder"
+        )
+    if pixels and channels not in PICTURE_CHANNELS:
+        raise RequestError(f"--pixels: the model makes {channels} channels, and a picture has 1 or 3")
+    return channels == 1 if pixels is None else pixels
+
+
+def note_on_pictures(info: ModelInfo, pixels: bool, asked: bool) -> str | None:
+    """What a user should know of a bundle without a VAE before it is made. asked: the user said what it works on."""
+    shape = f"{info.in_channels} x {info.input_size} x {info.input_size}"
+    if not pixels:
+        return (
+            f"without --vae: the model makes latents ({shape}) and the bundle gets no decoder, so `run` gives latents "
+            "or rough previews; `ditedge add-decoder` adds one later"
+        )
+    return None if asked else f"taken for a model of gray pictures ({shape}): --latents or --vae if it is not"
+
+
+def read_fitting_vae(path: Path, info: ModelInfo) -> VaeCheckpoint:
+    """The VAE at `path`. Raises CheckpointError, or RequestError when it does not decode what the model makes."""
+    vae = read_vae(path)
+    config = vae.decoder.config
+    if config.latent_channels != info.in_channels or config.out_channels not in PICTURE_CHANNELS:
+        raise RequestError(
+            f"--vae {path}: it decodes {config.latent_channels} channels to {config.out_channels}, "
+            f"the model makes {info.in_channels} and a picture has 1 or 3"
+        )
+    return vae
+
+
+def vae_info(vae: VaeCheckpoint, precision: str) -> VaeInfo:
+    config = vae.decoder.config
+    return VaeInfo(
+        kind=vae.kind,
+        source_sha256=vae.sha256,
+        precision=precision,  # type: ignore[arg-type]  # pydantic checks it
+        scaling_factor=config.scaling_factor,
+        shift_factor=config.shift_factor,
+        latents_mean=_listed(config.latents_mean) if isinstance(config, KlConfig) else None,
+        latents_std=_listed(config.latents_std) if isinstance(config, KlConfig) else None,
+    )
+
+
+def _listed(values: tuple[float, ...] | None) -> list[float] | None:
+    return None if values is None else list(values)
+
+
+def preview_info(info: ModelInfo, vae: VaeCheckpoint | None, pixels: bool) -> PreviewInfo | None:
+    """None where the decoder itself is quick enough for previews: pixels, and tiny decoders."""
+    if pixels or (vae is not None and vae.kind == "tiny"):
+        return None
+    return fitted_preview(vae.decoder) if vae is not None else plain_preview(info.in_channels)
