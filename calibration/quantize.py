@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,11 @@ from ditedge import __version__
 
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.errors import BundleError, RequestError
-from ..runtime.files import folder_written_atomically, write_text
+from ..runtime.files import write_text
 from ..runtime.manifest import MANIFEST_NAME, Manifest, QuantizationInfo
-from ..runtime.new_bundle import check_target, hashed_files
+from ..runtime.new_bundle import check_target, hashed_files, new_bundle
 from ..runtime.programs import Program
+from ..runtime.replacing import scratch_beside
 from ..runtime.report import Report, silent
 from ..runtime.sampler import Sampler
 from ..runtime.verify import replay
@@ -114,23 +114,23 @@ def report_images(bundle: Bundle) -> int:
 
 def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: Report = silent) -> Manifest:
     """Writes the quantised form of bundle `source` to `out`. Raises DitedgeError; then nothing is left behind."""
-    check_target(out, options.force)
+    quality = options.quality or CompareRequest()
+    inputs = [path for path in (source, options.statistics, quality.features, quality.reference) if path is not None]
+    check_target(out, options.force, inputs)
     report(f"reading {source}")
     bundle = open_bundle(source)
     if bundle.manifest.quantization is not None:
         raise RequestError(f"{source} is quantised already: quantise the float bundle that it was made from")
-    if out.exists() and out.resolve() == bundle.folder.resolve():
-        raise RequestError(f"{out} is the bundle to quantise: give another --out")
     _check_gate(bundle, options)
     plan = _plan(bundle, options)
     select_linears(find_linears(load_graph(bundle.graph_file("step"))), options.keep)  # refuses unknown names now
     statistics = _statistics(bundle, plan, report) if plan.needs_statistics else None
-    with folder_written_atomically(out) as folder, tempfile.TemporaryDirectory(dir=out.parent, prefix=".work.") as work:
+    with new_bundle(out, options.force, inputs) as folder, scratch_beside(out) as work:
         copy_without_graphs(bundle, folder)
         exact, layers = bundle, statistics
         if plan.smoothing is not None and statistics is not None:
             report("smoothing")
-            exact, layers = _smoothed(bundle, statistics, plan, Path(work))
+            exact, layers = _smoothed(bundle, statistics, plan, work)
         report("quantising conditioner.onnx")
         _write_conditioner(exact, folder)
         rounding = _rounding(plan, layers)

@@ -68,13 +68,11 @@ class _Worker:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._errors = tempfile.TemporaryFile()
-        path = os.pathsep.join([str(Path(ditedge.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
             list(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | {"PYTHONPATH": path.rstrip(os.pathsep)},
         )
 
     def lap(self, repeat: int) -> dict[str, Any]:
@@ -149,7 +147,21 @@ def peak_memory() -> int:
 def bundle_contender(folder: Path, options: EngineOptions, batch: int, guidance: float) -> list[str]:
     """The command that times the step graph of a bundle: one step of its default program, in the middle."""
     settings = {"provider": options.provider, "threads": options.threads, "batch": batch, "guidance": guidance}
-    return [sys.executable, "-m", "ditedge.calibration.stopwatch", str(folder), json.dumps(settings)]
+    return isolated("ditedge.calibration.stopwatch", [str(folder.absolute()), json.dumps(settings)])
+
+
+def isolated(module: str, arguments: list[str]) -> list[str]:
+    """The command that runs a module of ours in a fresh interpreter, which imports nothing from the working folder.
+
+    `python -m` would put that folder first on the path, and PYTHONPATH and the user's site may name it: a downloaded
+    bundle that carries numpy.py would run. The child gets this process's own path, less the working folder.
+    """
+    root, here = str(Path(ditedge.__file__).parents[1]), os.getcwd()
+    path = [root, *(entry for entry in sys.path if entry not in ("", root) and os.path.abspath(entry) != here)]
+    code = "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1)); " + (
+        "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+    )
+    return [sys.executable, "-I", "-c", code, json.dumps(path), module, *arguments]
 
 
 def bundle_step(folder: Path, options: EngineOptions, batch: int, guidance: float) -> Callable[[], None]:

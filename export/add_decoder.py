@@ -11,9 +11,9 @@ from ditedge import __version__
 
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.errors import RequestError
-from ..runtime.files import folder_written_atomically, write_text
+from ..runtime.files import write_text
 from ..runtime.manifest import MANIFEST_NAME, Manifest
-from ..runtime.new_bundle import check_target, hashed_files
+from ..runtime.new_bundle import check_target, hashed_files, new_bundle
 from ..runtime.report import Report, silent
 from .graph_files import write_decoder
 from .pictures import preview_info, read_fitting_vae, vae_info
@@ -33,16 +33,15 @@ def add_decoder(
     precision: of the decoder, "float32" or "float16". Raises RequestError, CheckpointError (the VAE), BundleError; then
     nothing is left.
     """
-    check_target(out, force)
+    inputs = [source, vae_path]
+    check_target(out, force, inputs)
     bundle = open_bundle(source)
     manifest, info = bundle.manifest, bundle.manifest.model
-    if out.resolve() == bundle.folder.resolve():
-        raise RequestError(f"--out {out} is the bundle that gets the decoder: give another folder")
     if "decoder" in manifest.graphs and manifest.vae is None:
         raise RequestError(f"{source}: its model makes pixels, which need no VAE")
     report(f"reading {vae_path}")
     vae = read_fitting_vae(vae_path, info)
-    with folder_written_atomically(out) as folder:
+    with new_bundle(out, force, inputs) as folder:
         old = manifest.graphs["decoder"].file if "decoder" in manifest.graphs else None
         for file in manifest.files:
             if old is None or not file.startswith(old):  # its weights may lie beside it, under a longer name

@@ -15,14 +15,14 @@ import onnxruntime  # noqa: F401  # every export is checked with it: missing, it
 from ditedge import __version__
 
 from ..runtime.errors import RequestError
-from ..runtime.files import folder_written_atomically, write_text
+from ..runtime.files import write_text
 from ..runtime.manifest import (
     MANIFEST_NAME,
     DefaultsInfo,
     Manifest,
     ModelInfo,
 )
-from ..runtime.new_bundle import check_target, hashed_files
+from ..runtime.new_bundle import check_target, hashed_files, new_bundle
 from ..runtime.report import Report, silent
 from .betas import DDPM_SCHEDULE, read_betas
 from .checkpoint import Checkpoint
@@ -68,7 +68,8 @@ def bundle_from_checkpoint(
     Raises CheckpointError (source), RequestError (options, out), BundleError when an
     exported graph does not compute what PyTorch does; then nothing is left behind.
     """
-    check_target(out, options.force)
+    inputs = [path for path in (source, options.vae) if path is not None]
+    check_target(out, options.force, inputs)
     report(f"reading {source}")
     checkpoint = read_source(
         source,
@@ -97,7 +98,7 @@ def bundle_from_checkpoint(
     hint = note_on_pictures(info, pixels, options.pixels is not None) if vae is None else None
     for text in (*checkpoint.notes, *([hint] if hint else [])):
         note(text)
-    with folder_written_atomically(out) as folder:
+    with new_bundle(out, options.force, inputs) as folder:
         model = checkpoint.model()
         graphs = write_graphs(model, info, pixels, folder, options.opset, report)
         if vae is not None:

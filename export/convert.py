@@ -15,9 +15,10 @@ from ditedge import __version__
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.engine import Engine, EngineOptions, open_engine
 from ..runtime.errors import RequestError
-from ..runtime.files import folder_written_atomically, write_text
+from ..runtime.files import write_text
 from ..runtime.manifest import MANIFEST_NAME, GoldenInfo, Manifest
-from ..runtime.new_bundle import check_target, hashed_files
+from ..runtime.new_bundle import check_target, hashed_files, new_bundle
+from ..runtime.replacing import scratch_beside
 from ..runtime.report import Report, silent
 from .bundle_writer import ExportOptions, bundle_from_checkpoint
 from .golden import replay_golden
@@ -31,16 +32,14 @@ TOLERANCE = {"fp16": 2e-2, "bf16": 1.6e-1}
 
 def convert_bundle(source: Path, out: Path, precision: str, force: bool = False, report: Report = silent) -> Manifest:
     """Writes bundle `source` in "fp16" or "bf16" to `out`. Raises RequestError, BundleError; then nothing is left."""
-    check_target(out, force)
+    check_target(out, force, [source])
     bundle = open_bundle(source)
-    if out.resolve() == bundle.folder.resolve():
-        raise RequestError(f"--out {out} is the bundle to convert: give another folder")
     graphs = dict(bundle.manifest.graphs)
     if any(graph.precision != "float32" for graph in graphs.values()):
         raise RequestError(f"{source} is already in 16 bit: convert the float32 bundle it was made from")
     if bundle.manifest.quantization is not None and bundle.manifest.quantization.form != "tensorrt":
         raise RequestError(f"{source} is quantised for ONNX Runtime: convert what `quantize --runtime tensorrt` makes")
-    with folder_written_atomically(out) as folder:
+    with new_bundle(out, force, [bundle.folder]) as folder:
         maxima = {}
         if precision == "fp16":  # bfloat16 has float32's range
             report("looking for float16 overflows over a whole trajectory")
@@ -97,7 +96,7 @@ def bundle_in_precision(
     note: Callable[[str], object] = silent,
 ) -> Manifest:
     """`bundle_from_checkpoint`, then `convert_bundle`; the float32 bundle lives in a temporary folder beside `out`."""
-    check_target(out, options.force)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        bundle_from_checkpoint(source, Path(scratch) / "float32", options, report, note)
-        return convert_bundle(Path(scratch) / "float32", out, precision, options.force, report)
+    check_target(out, options.force, [source])
+    with scratch_beside(out) as scratch:
+        bundle_from_checkpoint(source, scratch / "float32", options, report, note)
+        return convert_bundle(scratch / "float32", out, precision, options.force, report)

@@ -5,6 +5,7 @@ On the device this needs the library itself, numpy and pydantic: no torch, no on
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -20,9 +21,10 @@ from .build_profile import Sizes, graph_profile, sizes_of
 from .build_record import PLAN_NAMES, RECORD_NAME, BuildRecord, PlanInfo
 from .bundle import Bundle
 from .errors import EngineError, RequestError
-from .files import folder_written_atomically, sha256_of_file, write_text
+from .files import sha256_of_file, write_text
 from .layers import LAYERS_NAME, PlanLayers, write_layers
 from .manifest import FileInfo
+from .replacing import folder_written_atomically
 from .tensorrt_library import Gpu, Library, first_gpu, load_library
 
 
@@ -52,7 +54,7 @@ def build_bundle(
     flags: set[str] = set()
     plans: dict[str, PlanInfo] = {}
     layers: dict[str, PlanLayers] = {}
-    with folder_written_atomically(out) as folder:
+    with folder_written_atomically(out, lambda path: _check_may_replace(path, options.force)) as folder:
         for name, path in graphs.items():
 
             def advance(fraction: float, phase: str, done: int = done, name: str = name) -> None:
@@ -98,6 +100,16 @@ def engine_folder(bundle: Bundle, target: str) -> Path:
     return bundle.folder / "engines" / target
 
 
+def _check_may_replace(out: Path, force: bool) -> None:
+    """Raises RequestError for what is no folder of plans and nothing else, or without `force`."""
+    known = {*PLAN_NAMES.values(), RECORD_NAME, LAYERS_NAME}
+    foreign = None if not out.is_dir() else next((name for name in sorted(os.listdir(out)) if name not in known), None)
+    if out.is_symlink() or not out.is_dir() or foreign is not None:
+        raise RequestError(f"{out} is not a folder of plans alone ({foreign or 'no folder'}): move it away first")
+    if not force:
+        raise RequestError(f"{out} already exists, use --force to replace it")
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What a build works with, once nothing that can be known beforehand speaks against it."""
@@ -113,8 +125,8 @@ def prepare_build(bundle: Bundle, options: BuildOptions) -> Prepared:
     library, gpu = load_library(options.target), first_gpu()
     check_options(library, gpu, options)
     out = engine_folder(bundle, options.target)
-    if out.exists() and not options.force:
-        raise RequestError(f"{out} already exists, use --force to replace it")
+    if out.exists():
+        _check_may_replace(out, options.force)
     return Prepared(library, gpu, sizes_of(bundle, options.max_batch, options.max_rows))
 
 

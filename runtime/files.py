@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -13,53 +14,40 @@ from pathlib import Path
 import numpy as np
 
 from .errors import RequestError
+from .replacing import file_beside
 
 
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it on success, removes it on any exception.
 
-    Raises RequestError when the place cannot be written (no such folder, no permission, disk full).
+    A link stays one: the file that it names is replaced. What is no file (a device, a pipe) is written to instead.
+    Raises RequestError when the place cannot be written (no such folder, no permission, disk full, an unread pipe).
     """
-    temporary: Path | None = None
+    target = path.resolve() if path.is_symlink() else path
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
-        os.chmod(temporary, 0o666 & ~umask())  # mkstemp's 0600 would stay on the file
-        yield temporary
-        os.replace(temporary, path)
+        if target.exists() and not target.is_file():
+            with tempfile.TemporaryDirectory() as folder:
+                yield Path(folder) / path.name
+                _copy_into(Path(folder) / path.name, target)
+            return
+        with file_beside(target) as temporary:
+            yield temporary
+            os.replace(temporary, target)
     except OSError as error:
-        raise RequestError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        raise RequestError(f"cannot write {path}: {_reason(error)}") from error
 
 
-@contextmanager
-def folder_written_atomically(out: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `out` that takes its place (an older one goes) on success, and vanishes else.
+def _reason(error: OSError) -> str:
+    return "nobody reads this pipe" if error.errno == errno.ENXIO else error.strerror or str(error)
 
-    Raises RequestError when the place cannot be written.
-    """
-    try:
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise RequestError(f"cannot write {out}: {error.strerror}") from None
-    old = folder.with_name(f"{folder.name}.old")
-    try:
-        yield folder
-        folder.chmod(0o777 & ~umask())
-        if out.exists():
-            os.replace(out, old)
-        os.replace(folder, out)
-    except OSError as error:
-        if old.exists() and not out.exists():
-            os.replace(old, out)
-        raise RequestError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+def _copy_into(source: Path, target: Path) -> None:
+    """Into a device or a pipe. Raises OSError (ENXIO: nobody reads the pipe), so that nothing waits for ever."""
+    handle = os.open(target, os.O_WRONLY | os.O_NONBLOCK)
+    os.set_blocking(handle, True)
+    with source.open("rb") as read, os.fdopen(handle, "wb") as written:
+        shutil.copyfileobj(read, written)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -80,11 +68,15 @@ def check_writable(path: Path) -> None:
     """Raises RequestError now when `path` could not be written later: before minutes of work, not after."""
     if path.is_dir():
         raise RequestError(f"cannot write {path}: it is a folder")
+    target = path.resolve() if path.is_symlink() else path
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
+        if target.exists() and not target.is_file():
+            os.close(os.open(target, os.O_WRONLY | os.O_NONBLOCK))
+            return
+        with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
-        raise RequestError(f"cannot write {path}: {error.strerror}") from None
+        raise RequestError(f"cannot write {path}: {_reason(error)}") from None
 
 
 def sha256_of_file(path: Path) -> str:
@@ -94,10 +86,3 @@ def sha256_of_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def umask() -> int:
-    """The process's file mode mask (reading it means setting it)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,24 +1,75 @@
-"""May a bundle folder be written here, and what is in it. `files.folder_written_atomically` makes the folder."""
+"""Writing a bundle's folder: what may be replaced by it, and what is in it."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import RequestError
 from .files import sha256_of_file
 from .manifest import MANIFEST_NAME, FileInfo
+from .replacing import folder_written_atomically
+
+BUNDLE_FORMAT = "ditedge-bundle"
+MANIFEST_BYTES = 16 << 20  # a larger file is no manifest
 
 
-def check_target(out: Path, force: bool) -> None:
+@contextmanager
+def new_bundle(out: Path, force: bool, inputs: Iterable[Path]) -> Iterator[Path]:
+    """Yields a temporary folder that becomes the bundle `out` on success, and vanishes otherwise.
+
+    force: replace a bundle that lies there, if it is nothing but a bundle. inputs: what the new one is made from, which
+    is never replaced, nor a folder around it. Raises RequestError, before the work and again after it.
+    """
+    inputs = list(inputs)
+    check_target(out, force, inputs)
+    with folder_written_atomically(out, lambda path: check_target(path, force, inputs)) as folder:
+        yield folder
+
+
+def check_target(out: Path, force: bool, inputs: Iterable[Path] = ()) -> None:
     """Raises RequestError when a bundle cannot, or (without `force`) should not, be written to `out`."""
+    if not out.name:
+        raise RequestError(f"cannot write {out}: give a folder with a name, such as --out {Path('fashion-int8')}")
     if not out.parent.is_dir():
         raise RequestError(f"cannot write {out}: the folder {out.parent} does not exist")
     if not (out.exists() or out.is_symlink()):
         return
-    if out.is_symlink() or not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST_NAME).is_file()):
+    if out.is_symlink() or not out.is_dir():
         raise RequestError(f"{out} exists and is not a bundle: give another --out")
-    if not force and any(out.iterdir()):
+    for source in inputs:
+        if source.resolve().is_relative_to(out.resolve()):
+            raise RequestError(f"{out} is, or contains, {source}, which is read: give another --out")
+    if not any(out.iterdir()):
+        return
+    foreign = _foreign_file(out)
+    if foreign is not None:
+        raise RequestError(f"{out} exists and is not a bundle: {foreign}; give another --out")
+    if not force:
         raise RequestError(f"{out} already exists, use --force to replace it")
+
+
+def _foreign_file(folder: Path) -> str | None:
+    """What shows that `folder` is not one of our bundles, or that somebody keeps more in it; None when it is one."""
+    manifest = folder / MANIFEST_NAME
+    if not manifest.is_file():
+        return f"it has no {MANIFEST_NAME}"
+    try:
+        content = json.loads(manifest.read_bytes()) if manifest.stat().st_size <= MANIFEST_BYTES else None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or content.get("format") != BUNDLE_FORMAT:
+        return f"its {MANIFEST_NAME} is not a bundle's"
+    listed = content.get("files")
+    known = {MANIFEST_NAME, *(listed if isinstance(listed, dict) else ())}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        ours = name in known or name.startswith("engines/") or (path.is_dir() and not path.is_symlink())
+        if not ours:
+            return f"{name} does not belong to one"
+    return None
 
 
 def hashed_files(folder: Path) -> dict[str, FileInfo]:

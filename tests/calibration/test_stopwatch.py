@@ -1,0 +1,27 @@
+"""The processes that time steps import nothing from the folder in which the user stands."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ditedge.calibration.stopwatch import isolated
+
+
+@pytest.mark.parametrize(
+    "planted", ["numpy.py", "json.py", "runpy.py", "ditedge.py", "sitecustomize.py", "onnxruntime.py"]
+)
+def test_nothing_runs_from_the_working_folder(planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a bundle could carry it. An argument that is no bundle makes the child end with a sentence, all imports done."""
+    (tmp_path / planted).write_text("open('ran', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    settings = '{"provider": "cpu", "threads": 1, "batch": 1, "guidance": 1}'
+    done = subprocess.run(
+        isolated("ditedge.calibration.stopwatch", ["no-bundle", settings]), capture_output=True, text=True
+    )
+    assert "does not exist" in done.stdout, done.stderr
+    assert not (tmp_path / "ran").exists()
