@@ -147,6 +147,7 @@ def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: b
 @click.option("--sigmas", type=click.Choice(["karras", "exponential"]), help="Space sigma instead of timesteps.")
 @click.option("--order", type=click.IntRange(1, 4), help="Order of dpm++, sde-dpm++, unipc, deis, lms.")
 @click.option("--program", help="A ready program of the bundle, or a program file (see `schedule`).")
+@click.option("--force-program", is_flag=True, help="Run a program file that was made for another kind of model.")
 @click.option("--eta", type=float, help="DDIM's noise: 0 none (the default), 1 as DDPM.")
 @click.option("--variance", type=click.Choice(["learned", "fixed-small", "fixed-large"]),
               help="DDPM's variance. [default: learned, where the model did]")  # fmt: skip

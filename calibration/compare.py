@@ -19,6 +19,7 @@ from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.engine import EngineOptions
 from ..runtime.errors import RequestError
 from ..runtime.files import sha256_of_file
+from ..runtime.process import check_process
 from ..runtime.programs import Program
 from ..runtime.sampler import Sampler, SeededNoise, StepEvent
 from .features import FeatureExtractor
@@ -96,6 +97,7 @@ def compare_bundles(
     a, b = (bundle if isinstance(bundle, Bundle) else open_bundle(bundle) for bundle in (a, b))
     _check(a, b, request)
     program = a.program(sampler=request.sampler, steps=request.steps)
+    check_process(program.name, program.process, b.manifest, f"{a.folder} and {b.folder} cannot be compared")
     guidance = a.manifest.defaults.guidance if request.guidance is None else request.guidance
     extractor = FeatureExtractor(request.features) if request.features else None
     if extractor is not None:

@@ -81,6 +81,7 @@ def program_from_scheduler(config: dict[str, Any], steps: int, **step_options: A
         x0_bound=scheduler.x0_bound,
         init_scale=float(trace.seen[0, 0]),
         made={"scheduler": dict(config), "steps": steps, "step_options": step_options},
+        process=scheduler.process,
     )
     check_program(program)
     _prove(scheduler, program)

@@ -15,9 +15,14 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from ..runtime.errors import ProgramError
+from ..runtime.manifest import ScheduleInfo
+from ..runtime.process import ProcessInfo, process_of_flow, process_of_schedule, same_noise
 from ..runtime.programs import NO_BOUND
+from ..runtime.schedule import schedule_from_info
+from .scheduler_config import BETAS, PREDICTIONS
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class ForeignScheduler:
         self.evaluations = len(made.timesteps)
         self.learned_variance = made.config.get("variance_type") == "learned_range"
         clips = made.config.get("clip_sample", False)
+        self.process = _process(made)
         self.x0_bound = float(made.config.get("clip_sample_range", 1.0)) if clips else NO_BOUND
 
     def without_clipping(self) -> ForeignScheduler:
@@ -168,6 +174,36 @@ def _tensor(values: np.ndarray) -> Any:
     import torch
 
     return torch.from_numpy(np.array(values, dtype=np.float64)).reshape(-1, 1, 1, 1)
+
+
+def _process(scheduler: Any) -> ProcessInfo | None:
+    """What the scheduler takes for granted of the model; None where it does not say so in a way we know."""
+    config = scheduler.config
+    stated = config.get("prediction_type", "epsilon")
+    if "Flow" in type(scheduler).__name__ or config.get("use_flow_sigmas") or stated == "flow_prediction":
+        return process_of_flow("flow", (float(config["num_train_timesteps"]), 0.0))
+    if stated not in PREDICTIONS or not hasattr(scheduler, "alphas_cumprod"):
+        return None
+    abar = np.asarray(scheduler.alphas_cumprod.tolist())
+    for fields in (_named_betas(config), {"kind": "given", "betas": (1 - abar / np.append(1.0, abar[:-1])).tolist()}):
+        try:
+            schedule = schedule_from_info(ScheduleInfo(**fields, steps=len(abar)))
+        except ValidationError:  # betas that no manifest can say
+            continue
+        if same_noise(schedule.alphas_cumprod, abar):  # some classes do more to their betas than the config names
+            return process_of_schedule(schedule, PREDICTIONS[stated])
+    return None
+
+
+def _named_betas(config: Any) -> dict[str, Any]:
+    """Fields of ScheduleInfo from the config's words."""
+    zero_snr = {"zero_terminal_snr": bool(config.get("rescale_betas_zero_snr"))}
+    kind = BETAS.get(str(config.get("beta_schedule")))
+    if config.get("trained_betas") is not None:
+        return zero_snr | {"kind": "given", "betas": [float(beta) for beta in config["trained_betas"]]}
+    if kind in ("linear", "scaled_linear"):
+        return zero_snr | {"kind": kind, "beta_start": config["beta_start"], "beta_end": config["beta_end"]}
+    return zero_snr | {"kind": kind}
 
 
 def _level(scheduler: Any, i: int, t: Any) -> tuple[float, float] | None:

@@ -13,6 +13,7 @@ import numpy as np
 from .bundle import Bundle
 from .engine import EngineOptions
 from .errors import RequestError
+from .process import check_process
 from .programs import Program
 from .sampler import GivenNoise, NoiseSource, Sampler, SeededNoise, StepEvent
 
@@ -43,6 +44,7 @@ def generate(
     cancel: threading.Event | None = None,
     options: EngineOptions | None = None,
     sampler: Sampler | None = None,
+    force_program: bool = False,
 ) -> np.ndarray:
     """Samples one image per (label, seed).
 
@@ -57,12 +59,16 @@ def generate(
         noise: recorded noise for all n images instead of seeds.
         cancel: set it from another thread to stop before the next step.
         sampler: loaded engines to use again; None loads them for this call.
+        force_program: run a program that was made for another prediction, other betas or other timesteps all the same.
 
     Raises: RequestError (arguments that do not fit the bundle), EngineError, Cancelled.
     """
     program = program or bundle.program()
     guidance = bundle.manifest.defaults.guidance if guidance is None else guidance
     _check_request(bundle, program, labels, seeds, away_from, batch, output, noise)
+    if not force_program:
+        remedy = "make one for this model, or insist with force_program=True"
+        check_process(program.name, program.process, bundle.manifest, remedy)
     opened = nullcontext(sampler) if sampler is not None else Sampler(bundle, options)
     total, results = program.steps * -(-len(labels) // batch), []
     with opened as engines:

@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from .errors import ProgramError
 from .files import write_text
+from .process import ProcessInfo
 
 PROGRAM_VERSION = 1
+MAX_PROGRAM_BYTES = 64 << 20  # 1,000 steps of 20 slots, and 100,000 betas, are 12 MB
 NO_BOUND = 3.0e38  # an x0_bound that never clamps a float32
 
 
@@ -38,6 +41,7 @@ class Program:
     x0_bound: float = NO_BOUND
     init_scale: float = 1.0  # slot 0 starts as init_scale times unit noise, the other slots at 0
     made: dict[str, Any] = field(default_factory=dict)  # the settings it was made from
+    process: ProcessInfo | None = None  # what it was made for; None: not known
 
     @property
     def steps(self) -> int:
@@ -74,6 +78,7 @@ def write_program(program: Program, path: Path) -> None:
             "version": PROGRAM_VERSION,
             "name": program.name,
             "made": program.made,
+            "process": program.process.model_dump() if program.process is not None else None,
             "init_scale": program.init_scale,
             "x0_bound": program.x0_bound,
             "timestep": program.timestep.tolist(),
@@ -89,8 +94,10 @@ def write_program(program: Program, path: Path) -> None:
 def read_program(path: Path) -> Program:
     """JSON -> Program, checked. Raises ProgramError naming the file and the field."""
     try:
+        if path.stat().st_size > MAX_PROGRAM_BYTES:
+            raise ProgramError(f"{path}: larger than {MAX_PROGRAM_BYTES >> 20} MB, not a program")
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ProgramError(f"{path}: not a readable program ({error})") from None
     if not isinstance(data, dict) or data.get("version") != PROGRAM_VERSION:
         raise ProgramError(f"{path}: program version is not {PROGRAM_VERSION}; made by another release of ditedge?")
@@ -98,6 +105,7 @@ def read_program(path: Path) -> Program:
         program = Program(
             name=str(data["name"]),
             made=dict(data["made"]),
+            process=None if data.get("process") is None else ProcessInfo.model_validate(data["process"]),
             init_scale=float(data["init_scale"]),
             x0_bound=float(data["x0_bound"]),
             guided=np.array(data["guided"], dtype=bool),
@@ -106,6 +114,10 @@ def read_program(path: Path) -> Program:
         check_program(program)
     except KeyError as error:
         raise ProgramError(f"{path}: field {error} is missing") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(["process", *map(str, first["loc"])])
+        raise ProgramError(f"{path}: {place}: {first['msg']}") from None
     except (TypeError, ValueError, ProgramError) as error:
         raise ProgramError(f"{path}: {error}") from None
     return program

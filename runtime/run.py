@@ -19,6 +19,7 @@ from .files import check_writable, sha256_of_file, write_tensors
 from .generate import Progress, generate, read_noise
 from .images import grid, read_png_metadata, write_png
 from .preview import Previews, check_previews, preview_path
+from .process import check_process
 from .programs import Program, read_program, with_x0_slot
 from .sampler import GivenNoise, Sampler
 from .samplers.settings import SamplerSettings, guidance_interval_from_text, settings_from_made
@@ -46,6 +47,7 @@ class RunRequest:
     variance: str | None = None
     clip_x0: bool = False
     program: str | None = None  # name of a ready program, or a program file
+    force_program: bool = False  # also when it was made for another process than the model's
     guidance: float | None = None
     guidance_interval: str | None = None  # "LO,HI" in sigma, or "tLO,tHI" in timesteps
     batch: int = 8
@@ -107,6 +109,7 @@ def run_bundle(
             noise=plan.noise,
             on_progress=on_step,
             sampler=sampler,
+            force_program=True,  # looked at when the request was
         )
         images = None
         if plan.out is not None:
@@ -183,7 +186,11 @@ def _program(request: RunRequest, bundle: Bundle) -> Program:
             f"program '{request.program}' is neither a file nor in the bundle, which has "
             f"{', '.join(bundle.manifest.programs)}"
         )
-    return read_program(Path(request.program))
+    program = read_program(Path(request.program))
+    if not request.force_program:
+        remedy = "make one for this model, or insist with --force-program"
+        check_process(request.program, program.process, bundle.manifest, remedy)
+    return program
 
 
 def _labels(request: RunRequest, bundle: Bundle) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ class Schedule:
     """The forward process a model was trained with: q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I)."""
 
     alphas_cumprod: np.ndarray  # [T] float64, abar_t
+    info: ScheduleInfo | None = None  # how a manifest says it; None: nobody said
 
     @property
     def steps(self) -> int:
@@ -61,12 +62,12 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 def positive_snr(schedule: Schedule) -> Schedule:
     """The schedule with its last abar above 0, as solvers in log SNR need it: 2^-24 there, as in diffusers."""
     abar = schedule.alphas_cumprod
-    return Schedule(np.append(abar[:-1], max(abar[-1], 2.0**-24)))
+    return replace(schedule, alphas_cumprod=np.append(abar[:-1], max(abar[-1], 2.0**-24)))
 
 
 def linear_schedule(beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = TRAINING_STEPS) -> Schedule:
     """The schedule of DDPM and of facebookresearch/DiT."""
-    return schedule_from_betas(linear_betas(beta_start, beta_end, steps))
+    return schedule_from_info(ScheduleInfo(kind="linear", beta_start=beta_start, beta_end=beta_end, steps=steps))
 
 
 def schedule_from_info(info: ScheduleInfo) -> Schedule:
@@ -79,7 +80,7 @@ def schedule_from_info(info: ScheduleInfo) -> Schedule:
         assert info.beta_start is not None and info.beta_end is not None  # ScheduleInfo checks it
         betas = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}[info.kind]
         schedule = schedule_from_betas(betas(info.beta_start, info.beta_end, info.steps))
-    return zero_terminal_snr(schedule) if info.zero_terminal_snr else schedule
+    return replace(zero_terminal_snr(schedule) if info.zero_terminal_snr else schedule, info=info)
 
 
 def respaced_timesteps(respacing: str, steps: int = TRAINING_STEPS) -> np.ndarray:

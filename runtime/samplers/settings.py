@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ProgramError
+from ..process import process_of_flow, process_of_schedule
 from ..programs import Program
 from ..schedule import Schedule, positive_snr, respaced_timesteps
 from . import SAMPLERS
@@ -69,10 +70,15 @@ def make_program(
         raise ProgramError("variance 'learned': this model did not learn one; use fixed-small or fixed-large")
     if name == "ddpm":
         options.setdefault("variance", "learned" if learned_variance else "fixed-large")
-    grid = _flow_grid(settings, timestep_range) if schedule is None else _grid(schedule, settings)
+    if schedule is None:
+        grid = _flow_grid(settings, timestep_range)
+        process = process_of_flow(prediction, timestep_range)
+    else:
+        grid = _grid(schedule, settings)
+        process = process_of_schedule(schedule, prediction)
     program = SAMPLERS[name](grid, prediction=prediction, **options)
     made = {key: value for key, value in asdict(settings).items() if value is not None} | options
-    program = replace(program, name=_name(settings), made=made | {"prediction": prediction})
+    program = replace(program, name=_name(settings), made=made | {"prediction": prediction}, process=process)
     if settings.clip_x0:
         program = replace(program, x0_bound=1.0)
     if settings.guidance_interval is not None and schedule is not None:

@@ -178,3 +178,45 @@ def test_diffusers_is_left_as_it_was() -> None:
 
 def test_hundred_steps_keep_the_rank() -> None:
     assert program_from_scheduler({"_class_name": UNIPC, "solver_order": 3}, 100).slots == 4
+
+
+PLAIN = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"} | FREE
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "prediction", "noise", "words"),
+    [
+        ("DDIMScheduler", {}, "epsilon", 999.0, {"kind": "linear", "beta_end": 0.02}),
+        ("DDIMScheduler", {"prediction_type": "v_prediction"}, "v", 999.0, {"kind": "linear"}),
+        ("DDPMScheduler", {"prediction_type": "sample"}, "x0", 999.0, {"kind": "linear"}),
+        ("DDIMScheduler", {"num_train_timesteps": 4000, "beta_end": 5e-3}, "epsilon", 3999.0, {"steps": 4000}),
+        ("DDIMScheduler", {"beta_schedule": "squaredcos_cap_v2"}, "epsilon", 999.0, {"kind": "cosine"}),
+        (UNIPC, {"trained_betas": [0.01] * 1000}, "epsilon", 999.0, {"kind": "given", "betas": [0.01] * 1000}),
+        ("DDIMScheduler", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
+                           "timestep_spacing": "trailing"}, "v", 999.0, {"zero_terminal_snr": True}),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "flow", 1000.0, None),
+        (DPM, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, "flow", 1000.0, None),
+    ],
+)  # fmt: skip
+def test_a_program_says_what_the_scheduler_takes_for_granted(
+    name: str, config: dict[str, Any], prediction: str, noise: float, words: dict[str, Any] | None
+) -> None:
+    process = program_from_scheduler({"_class_name": name} | PLAIN | config, N).process
+    assert process is not None
+    assert (process.prediction, process.timestep_range) == (prediction, (noise, 0.0))
+    if words is None:
+        assert process.schedule is None
+    else:
+        assert process.schedule is not None
+        assert {key: getattr(process.schedule, key) for key in words} == words
+
+
+def test_what_a_class_does_to_its_betas_unsaid_is_seen() -> None:
+    """CogVideoX's schedulers shift the SNR by a factor of 3 that has nothing to do with `beta_schedule`."""
+    process = program_from_scheduler({"_class_name": "CogVideoXDDIMScheduler"} | PLAIN, N).process
+    assert process is not None and process.schedule is not None and process.schedule.kind == "given"
+    assert process.schedule.betas is not None and process.schedule.betas[0] == pytest.approx(3e-4, rel=1e-3)
+
+
+def test_a_scheduler_with_another_noise_process_says_nothing() -> None:
+    assert program_from_scheduler({"_class_name": "EDMEulerScheduler"}, N).process is None
