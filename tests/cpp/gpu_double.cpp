@@ -11,7 +11,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <fstream>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -363,7 +365,11 @@ struct RuntimeDouble : VRuntimeStubs {
             if (json.contains("host code") && !host_code) throw std::runtime_error("host code is not allowed");
             ditedge::EngineOptions options;
             options.threads = 1;
-            plan->engine = ditedge::open_ort_engine(json.at("onnx").get<std::string>(), {"", plan->inputs, plan->outputs}, options, true);
+            const std::string onnx = json.at("onnx");
+            std::ifstream file(onnx, std::ios::binary);
+            if (!file) throw std::runtime_error("cannot read " + onnx);
+            const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+            plan->engine = ditedge::open_ort_engine({onnx, bytes, {}}, {"", plan->inputs, plan->outputs}, options, true);
             return new Public<ICudaEngine, EngineDouble>(plan);
         } catch (const std::exception& error) {
             logger->log(ILogger::Severity::kERROR, error.what());

@@ -269,7 +269,7 @@ REFUSALS = {
     "without weights": (ENGINE, "without weights", {}, record_with(flags=["STRIP_PLAN"])),
     "a plan's hash": (BUNDLE, "dit.plan: does not match its hash", {}, lambda f: flip(f / "dit.plan")),
     "a plan is missing": (BUNDLE, "cannot read .*conditioner.plan", {}, lambda f: (f / "conditioner.plan").unlink()),
-    "an empty plan": (BUNDLE, "cannot read .*decoder.plan", {}, lambda f: (f / "decoder.plan").write_bytes(b"")),
+    "an empty plan": (BUNDLE, "decoder.plan: does not match its hash", {}, lambda f: (f / "decoder.plan").write_bytes(b"")),
     "a plan TensorRT refuses": (ENGINE, "dit.plan cannot be loaded.*nowhere", {}, plan_with("step", onnx="/nowhere")),
     "other tensors": (ENGINE, "has a tensor 'timestep' that is not the manifest's", {}, tensors_without_the_output),
     "host code": (0, "", {}, lambda f: (plan_with("step", **{"host code": True})(f), record_with(flags=["VERSION_COMPATIBLE"])(f))),

@@ -1,4 +1,5 @@
-// libFuzzer: a manifest, a program or a build record (by the first byte) of arbitrary bytes is read or refused, never more.
+// libFuzzer: a manifest, a program, a build record or a graph (by the first byte) of arbitrary bytes is read or refused,
+// never more.
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -6,16 +7,19 @@
 #include "build_record.hpp"
 #include "bundle.hpp"
 #include "error.hpp"
+#include "onnx_graph.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     if (size == 0) return 0;
     const std::string text(reinterpret_cast<const char*>(data) + 1, size - 1);
     try {
-        if (data[0] % 3 == 0) {
+        if (data[0] % 4 == 0) {
             ditedge::manifest_from_json(text, "manifest.json");
-        } else if (data[0] % 3 == 1) {
+        } else if (data[0] % 4 == 1) {
             const ditedge::BuildRecord record = ditedge::build_record_from_json(text, "build.json");
             if (record.plans.count("step") != 0) record.check_shape("step", "state", {1, 1, 1, 8, 8});
+        } else if (data[0] % 4 == 3) {
+            ditedge::read_onnx(text, 4, "step.onnx");
         } else {
             const ditedge::Program program = ditedge::program_from_json(text, "program.json");
             ditedge::with_x0_slot(program).draws_noise(program.steps - 1);

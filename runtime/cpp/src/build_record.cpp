@@ -5,12 +5,12 @@
 namespace ditedge {
 namespace {
 
-constexpr std::size_t kMaxBytes = 1 << 20;
+constexpr std::size_t kMaxBytes = 1 << 20, kMaxRank = 8, kMaxNames = 1000;
 
 ShapeRange read_range(const Field& field) {
     ShapeRange range;
     for (const auto& [key, sizes] : {std::pair{"min", &range.min}, std::pair{"max", &range.max}})
-        for (const Field& size : field.at(key).elements()) sizes->push_back(size.integer(0, INT32_MAX));
+        for (const Field& size : field.at(key).elements(kMaxRank)) sizes->push_back(size.integer(0, INT32_MAX));
     if (range.min.size() != range.max.size()) field.fail("min and max are not of one rank");
     return range;
 }
@@ -34,28 +34,28 @@ BuildRecord build_record_from_json(const std::string& text, const std::string& p
     record.place = place;
     record.library = root.at("library").one_of({"tensorrt", "tensorrt-rtx"});
     record.library_version = root.at("library_version").text();
-    for (const Field& name : root.at("compute_capabilities").elements()) record.capabilities.push_back(name.text());
-    for (const Field& name : root.at("flags").elements()) record.flags.push_back(name.text());
+    for (const Field& name : root.at("compute_capabilities").elements(kMaxNames)) record.capabilities.push_back(name.text());
+    for (const Field& name : root.at("flags").elements(kMaxNames)) record.flags.push_back(name.text());
     record.max_batch = root.at("max_batch").integer(1, INT32_MAX);
     if (root.has("weight_streaming_mb") && !root.at("weight_streaming_mb").null())
         record.weight_streaming_mb = root.at("weight_streaming_mb").integer(0, 1 << 30);
     record.bundle_sha256 = root.at("bundle_sha256").sha256();
-    for (const auto& [graph, plan] : root.at("plans").items()) {
+    for (const auto& [graph, plan] : root.at("plans").items(3)) {
         if (graph != "conditioner" && graph != "step" && graph != "decoder") plan.fail("unknown graph");
         plan.at("file").one_of({plan_name(graph).c_str()});
         PlanInfo& info = record.plans[graph];
         info.plan = {plan.at("plan").at("sha256").sha256(), plan.at("plan").at("bytes").integer(1, INT64_MAX)};
-        for (const auto& [input, range] : plan.at("profile").items()) info.profile[input] = read_range(range);
+        for (const auto& [input, range] : plan.at("profile").items(kMaxNames)) info.profile[input] = read_range(range);
     }
     return record;
 }
 
 BuildRecord read_build_record(const Bundle& bundle, const std::string& library) {
-    const std::string folder = bundle.folder.string(), again = ": ditedge build --engine " + folder + " --target " + library;
-    const std::filesystem::path path = bundle.folder / "engines" / library / "build.json";
-    std::error_code code;
-    if (!std::filesystem::exists(path, code)) fail_engine(folder + " has no plans for " + library + ", build them" + again);
-    BuildRecord record = build_record_from_json(read_text(path, kMaxBytes, DITEDGE_ERROR_BUNDLE), path.string());
+    const std::string folder = bundle.folder->path.string(), again = ": ditedge build --engine " + folder + " --target " + library;
+    const std::string name = "engines/" + library + "/build.json", place = folder + "/" + name;
+    if (!OpenFile::exists(*bundle.folder, name)) fail_engine(folder + " has no plans for " + library + ", build them" + again);
+    BuildRecord record = build_record_from_json(
+        read_text(bundle.folder->descriptor.get(), name, place, kMaxBytes, DITEDGE_ERROR_BUNDLE), place);
     if (record.library != library) fail_bundle(record.place + ": the plans were built with " + record.library);
     if (record.bundle_sha256 != bundle.sha256)
         fail_bundle(record.place + ": the plans were built from another version of this bundle, build them again" + again);

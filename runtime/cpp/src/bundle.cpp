@@ -1,9 +1,15 @@
 #include "bundle.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cctype>
+#include <exception>
+#include <numeric>
+#include <system_error>
+#include <thread>
 
 #include "json.hpp"
+#include "onnx_graph.hpp"
 #include "sha256.hpp"
 
 namespace ditedge {
@@ -11,16 +17,20 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::int64_t kHuge = INT64_MAX;
-constexpr std::size_t kMaxManifestBytes = 16 << 20;
+// The bounds of docs/format.md, "Limits": the same as runtime/manifest.py's.
+constexpr std::int64_t kHuge = INT64_MAX, kMaxSide = 1 << 16, kMaxClasses = 1'000'000, kMaxWidth = 1 << 24;
 constexpr std::int64_t kMaxLatent = 1 << 26, kMaxPixels = 1 << 28;  // numbers of one image: above is no image
+constexpr std::size_t kMaxManifestBytes = 16 << 20, kMaxPrograms = 1000, kMaxProgramsBytes = 64 << 20;
+constexpr std::size_t kMaxFiles = 1000, kMaxGolden = 100, kMaxTensors = 16, kMaxRank = 8, kMaxSteps = 100'000;
+constexpr int kThreadBytes = 23;       // a further thread hashes where there are 8 MB more: less is not worth its start
+constexpr std::int64_t kMaxThreads = 16;
 
 TensorInfo read_tensor(const Field& field) {
     TensorInfo tensor;
     tensor.name = field.at("name").text();
     const std::string dtype = field.at("dtype").one_of({"float32", "int64", "uint8"});
     tensor.dtype = dtype == "float32" ? Dtype::float32 : dtype == "int64" ? Dtype::int64 : Dtype::uint8;
-    for (const Field& dimension : field.at("shape").elements())
+    for (const Field& dimension : field.at("shape").elements(kMaxRank))
         tensor.shape.push_back(dimension.json().is_string() ? -1 : dimension.integer(1, kHuge));
     return tensor;
 }
@@ -28,8 +38,8 @@ TensorInfo read_tensor(const Field& field) {
 GraphInfo read_graph(const Field& field) {
     GraphInfo graph{field.at("file").text(), {}, {}};
     if (field.has("precision")) field.at("precision").one_of({"float32", "float16", "bfloat16"});
-    for (const Field& tensor : field.at("inputs").elements()) graph.inputs.push_back(read_tensor(tensor));
-    for (const Field& tensor : field.at("outputs").elements()) graph.outputs.push_back(read_tensor(tensor));
+    for (const Field& tensor : field.at("inputs").elements(kMaxTensors)) graph.inputs.push_back(read_tensor(tensor));
+    for (const Field& tensor : field.at("outputs").elements(kMaxTensors)) graph.outputs.push_back(read_tensor(tensor));
     return graph;
 }
 
@@ -41,19 +51,20 @@ ModelInfo read_model(const Field& field) {
     field.at("prediction").one_of({"epsilon", "x0", "v", "flow-to-data"});
     if (field.has("timestep_range")) {
         const Field range = field.at("timestep_range");
-        if (range.elements().size() != 2) range.fail("expected two numbers");
-        for (const Field& end : range.elements()) end.number();
+        const std::vector<Field> ends = range.elements(2);
+        if (ends.size() != 2) range.fail("expected two numbers");
+        for (const Field& end : ends) end.number();
     }
     if (field.has("frequency_divisor")) field.at("frequency_divisor").integer(1, kHuge);
     if (field.has("mlp_norm_eps")) field.at("mlp_norm_eps").number_between(0, 1);
     ModelInfo model{};
-    model.input_size = field.at("input_size").integer(1, 1 << 16);
-    model.in_channels = field.at("in_channels").integer(1, 1 << 16);
-    model.out_channels = field.at("out_channels").integer(1, 1 << 17);
-    model.num_classes = field.at("num_classes").integer(1, kHuge);
+    model.input_size = field.at("input_size").integer(1, kMaxSide);
+    model.in_channels = field.at("in_channels").integer(1, kMaxSide);
+    model.out_channels = field.at("out_channels").integer(1, 2 * kMaxSide);
+    model.num_classes = field.at("num_classes").integer(1, kMaxClasses);
     model.guided_channels = field.at("guided_channels").integer(1, kHuge);
     const Field null_class = field.at("null_class");
-    if (!null_class.null()) model.null_class = null_class.integer(-kHuge, kHuge);
+    if (!null_class.null()) model.null_class = null_class.integer(0, kMaxClasses);
     if (model.input_size * model.input_size > kMaxLatent / model.in_channels) field.fail("latents are too large");
     return model;
 }
@@ -64,7 +75,7 @@ void check_schedule(const Field& root) {
     if (schedule.null() != flow) root.fail("a flow model has no schedule, and every other model has one");
     if (flow) return;
     const std::string kind = schedule.at("kind").one_of({"linear", "scaled_linear", "cosine", "given"});
-    const std::int64_t steps = schedule.at("steps").integer(1, 100'000);
+    const std::int64_t steps = schedule.at("steps").integer(1, kMaxSteps);
     for (const char* end : {"beta_start", "beta_end"}) {
         const bool given = schedule.has(end) && !schedule.at(end).null();
         if (given) schedule.at(end).number_between(0, 1);
@@ -73,7 +84,7 @@ void check_schedule(const Field& root) {
     const bool listed = schedule.has("betas") && !schedule.at("betas").null();
     if (listed != (kind == "given")) schedule.fail("betas are listed for kind 'given', and only for it");
     if (listed) {
-        const std::vector<Field> betas = schedule.at("betas").elements();
+        const std::vector<Field> betas = schedule.at("betas").elements(kMaxSteps);
         if (static_cast<std::int64_t>(betas.size()) != steps) schedule.fail("expected as many betas as steps");
         for (const Field& beta : betas) beta.number_between(0, 1);
     }
@@ -88,7 +99,7 @@ void check_quantization(const Field& field) {
     field.at("activations").one_of({"per-token", "per-tensor", "static", "float32"});
     const Field smoothing = field.at("smoothing"), calibration = field.at("calibration");
     if (!smoothing.null() && !(smoothing.number() >= 0 && smoothing.number() <= 1)) smoothing.fail("is not between 0 and 1");
-    for (const Field& name : field.at("kept").elements()) name.text();
+    for (const Field& name : field.at("kept").elements(kMaxSteps)) name.text();
     field.at("conditioner").one_of({"float32", "int8"});
     field.at("source_bundle").sha256();
     if (!calibration.null()) calibration.sha256();
@@ -99,7 +110,7 @@ void check_vae(const Field& vae, std::int64_t channels) {
     vae.at("kind").one_of({"kl", "tiny"});
     vae.at("source_sha256").sha256();
     vae.at("precision").one_of({"float32", "float16"});
-    vae.at("scaling_factor").number_between(0, 1e308);
+    vae.at("scaling_factor").number_between(0, 3.1e38);
     vae.at("shift_factor").number();
     for (const char* key : {"latents_mean", "latents_std"}) {
         if (!vae.has(key) || vae.at(key).null()) continue;
@@ -112,10 +123,10 @@ void check_vae(const Field& vae, std::int64_t channels) {
 std::optional<PreviewInfo> read_preview(const Field& field, std::int64_t channels) {
     if (field.null()) return std::nullopt;
     PreviewInfo preview{{}, {}, field.at("scale").integer(1, 64)};
-    const std::vector<Field> rows = field.at("weight").elements();
-    for (const Field& value : field.at("bias").elements()) preview.bias.push_back(static_cast<float>(value.number()));
+    const std::vector<Field> rows = field.at("weight").elements(3);
+    for (const Field& value : field.at("bias").elements(3)) preview.bias.push_back(static_cast<float>(value.number()));
     for (const Field& row : rows) {
-        const std::vector<Field> values = row.elements();
+        const std::vector<Field> values = row.elements(kMaxSide);
         if (values.size() != static_cast<std::size_t>(channels)) field.fail("expected a weight for each latent channel");
         for (const Field& value : values) preview.weight.push_back(static_cast<float>(value.number()));
     }
@@ -145,7 +156,7 @@ void check_graphs(const Field& root, Manifest& manifest) {
         return outputs[0];
     };
     const TensorInfo& modulation = output("conditioner");
-    if (modulation.shape.size() != 2 || modulation.shape[1] < 1 || modulation.shape[1] > (1 << 24))
+    if (modulation.shape.size() != 2 || modulation.shape[1] < 1 || modulation.shape[1] > kMaxWidth)
         root.fail("graph conditioner: output has no width");
     const std::int64_t m = manifest.modulation_width = modulation.shape[1];
     const auto f32 = Dtype::float32, i64 = Dtype::int64;
@@ -176,18 +187,117 @@ void check_listed(const Field& root, const Manifest& manifest, const std::string
     if (manifest.files.count(file) == 0) root.fail("'" + file + "' is used but not listed in files, so its hash is unknown");
 }
 
-// folder / name, refused when it would leave the folder by '..', an absolute path or a symbolic link.
-fs::path inside(const fs::path& folder, const std::string& name) {
+bool leaves(const std::string& name) {
     const fs::path path(name);
     bool outside = name.empty() || name == "." || path.is_absolute() || name.find('\\') != std::string::npos ||
                    name.find('\0') != std::string::npos;
     for (const fs::path& part : path) outside = outside || part == "..";
+    return outside;
+}
+
+// Refused when it would leave the folder by '..', an absolute path or a symbolic link.
+void check_inside(const Folder& folder, const std::string& name) {
+    bool outside = leaves(name);
     if (!outside) {
-        const fs::path relative = fs::weakly_canonical(folder / path).lexically_relative(fs::canonical(folder));
+        const fs::path relative = fs::weakly_canonical(folder.path / name).lexically_relative(fs::canonical(folder.path));
         outside = relative.empty() || relative == "." || *relative.begin() == "..";
     }
-    if (outside) fail_bundle((folder / "manifest.json").string() + ": path '" + name + "' leaves the bundle");
-    return folder / path;
+    if (outside) fail_bundle((folder.path / "manifest.json").string() + ": path '" + name + "' leaves the bundle");
+}
+
+// What a device may do without: files that no runtime reads.
+bool optional(const std::string& name) { return name.rfind("golden/", 0) == 0 || name.rfind("quality/", 0) == 0; }
+
+// One file: opened once and hashed.
+struct Reading {
+    const std::string& name;
+    const FileInfo& info;
+    bool program = false;
+    std::string text = {};                           // of a program
+    std::unique_ptr<const OpenFile> file = nullptr;  // null: optional, and not there
+
+    void read(const Folder& folder, bool check_hashes) {
+        check_inside(folder, name);
+        if (!OpenFile::exists(folder, name)) {
+            if (optional(name) && !program) return;
+            fail_bundle(folder.path.string() + ": file " + name + " is missing; export the checkpoint again");
+        }
+        file = std::make_unique<const OpenFile>(folder, name, FileInfo{check_hashes ? info.sha256 : "", info.bytes},
+                                                ": does not match its hash in the manifest: damaged or tampered with");
+        if (program) text = file->text();
+        else file->check();
+    }
+};
+
+// All of them, the largest first, on as many processors as there are. Throws what the first in order has to say.
+void read_all(std::vector<Reading>& readings, const Folder& folder, bool check_hashes) {
+    std::vector<std::size_t> order(readings.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return readings[a].info.bytes > readings[b].info.bytes; });
+    std::int64_t bytes = 0;
+    for (const Reading& reading : readings) bytes += std::min(reading.info.bytes, kHuge / 1024);
+    std::vector<std::exception_ptr> failures(readings.size());
+    std::atomic<std::size_t> next{0};
+    const auto work = [&] {
+        for (std::size_t at = next++; at < order.size(); at = next++) {
+            try {
+                readings[order[at]].read(folder, check_hashes);
+            } catch (...) {
+                failures[order[at]] = std::current_exception();
+                next = order.size();
+            }
+        }
+    };
+    std::vector<std::thread> threads;
+    const auto useful = std::min<std::int64_t>(std::thread::hardware_concurrency(), 1 + (bytes >> kThreadBytes));
+    try {
+        for (std::int64_t i = 1; i < std::min<std::int64_t>(useful, kMaxThreads); ++i) threads.emplace_back(work);
+    } catch (const std::system_error&) {  // no more threads here: those that run do the work
+    }
+    work();
+    for (std::thread& thread : threads) thread.join();
+    for (const std::exception_ptr& failure : failures)
+        if (failure) std::rethrow_exception(failure);
+}
+
+// A graph is bound by address later: it has to have the manifest's tensors, before an engine takes memory for them.
+void check_contract(const OnnxGraph& graph, const GraphInfo& info, const std::string& place) {
+    const auto check = [&](const std::vector<TensorInfo>& tensors, const std::vector<TensorInfo>& promised) {
+        for (const TensorInfo& tensor : tensors) {
+            const auto fits = [](std::int64_t has, std::int64_t wants) { return wants < 0 ? has >= -1 : has == wants; };
+            const bool found = std::any_of(promised.begin(), promised.end(), [&](const TensorInfo& wanted) {
+                return tensor.name == wanted.name && tensor.dtype == wanted.dtype &&
+                       std::equal(tensor.shape.begin(), tensor.shape.end(), wanted.shape.begin(), wanted.shape.end(), fits);
+            });
+            if (!found) fail_bundle(place + ": tensor '" + tensor.name + "' is not the one that the manifest describes");
+        }
+    };
+    check(graph.inputs, info.inputs);
+    check(graph.outputs, info.outputs);
+    if (graph.outputs.size() != info.outputs.size()) fail_bundle(place + ": outputs are not those that the manifest describes");
+}
+
+// Reads each graph's tensors and references, and lets go of the files that no graph uses.
+void read_graphs(Bundle& bundle, std::map<std::string, std::unique_ptr<const OpenFile>> files) {
+    for (const auto& [name, info] : bundle.manifest.graphs) {
+        if (files.count(info.file) == 0) fail_bundle((bundle.folder->path / info.file).string() + " is missing: a graph is not optional");
+        const OpenFile& file = *files.at(info.file);
+        const OnnxGraph graph = read_onnx(file.map()->bytes(), kMaxFiles, file.place());
+        check_contract(graph, info, file.place());
+        for (const std::string& location : graph.locations) {
+            const std::string other = (fs::path(info.file).parent_path() / location).lexically_normal().string();
+            if (leaves(location) || files.count(other) == 0)
+                fail_bundle(file.place() + ": keeps weights in '" + location + "', which is not listed in files, so its hash is unknown");
+            bundle.external[name][location] = other;
+        }
+    }
+    const auto hold = [&](const std::string& name) {
+        if (files.count(name) != 0) bundle.held.insert(files.extract(name));
+    };
+    for (const auto& [name, info] : bundle.manifest.graphs) {
+        hold(info.file);
+        for (const auto& [location, other] : bundle.external[name]) hold(other);
+    }
 }
 
 std::string lower(std::string text) {
@@ -220,13 +330,13 @@ Manifest manifest_from_json(const std::string& text, const std::string& place) {
     if (root.has("quantization")) check_quantization(root.at("quantization"));
     if (root.has("vae")) check_vae(root.at("vae"), manifest.model.in_channels);
     if (root.has("preview")) manifest.preview = read_preview(root.at("preview"), manifest.model.in_channels);
-    for (const Field& label : root.at("labels").elements()) manifest.labels.push_back(label.text());
+    for (const Field& label : root.at("labels").elements(kMaxClasses)) manifest.labels.push_back(label.text());
     if (!manifest.labels.empty() && manifest.labels.size() != static_cast<std::uint64_t>(manifest.model.num_classes))
         root.fail(std::to_string(manifest.labels.size()) + " labels for " + std::to_string(manifest.model.num_classes) +
                   " classes");
-    for (const auto& [name, info] : root.at("files").items())
+    for (const auto& [name, info] : root.at("files").items(kMaxFiles))
         manifest.files[name] = {info.at("sha256").sha256(), info.at("bytes").integer(0, kHuge)};
-    for (const auto& [name, info] : root.at("graphs").items()) {
+    for (const auto& [name, info] : root.at("graphs").items(3)) {
         if (name != "conditioner" && name != "step" && name != "decoder") info.fail("unknown graph");
         manifest.graphs[name] = read_graph(info);
         check_listed(root, manifest, manifest.graphs[name].file);
@@ -234,11 +344,11 @@ Manifest manifest_from_json(const std::string& text, const std::string& place) {
     }
     for (const char* name : {"conditioner", "step"})
         if (manifest.graphs.count(name) == 0) root.fail(std::string("graph '") + name + "' is missing");
-    for (const auto& [name, file] : root.at("programs").items()) {
+    for (const auto& [name, file] : root.at("programs").items(kMaxPrograms)) {
         check_listed(root, manifest, manifest.programs[name] = file.text());
         manifest.program_names.push_back(name);
     }
-    for (const Field& golden : root.at("golden").elements()) {
+    for (const Field& golden : root.at("golden").elements(kMaxGolden)) {
         check_listed(root, manifest, golden.at("file").text());
         golden.at("guidance").number();
         golden.at("tolerance").number_between(0, 1);
@@ -254,38 +364,64 @@ Manifest manifest_from_json(const std::string& text, const std::string& place) {
     return manifest;
 }
 
-Bundle open_bundle(const fs::path& folder, bool check_hashes) {
-    std::error_code code;
-    if (!fs::is_directory(folder, code)) fail_bundle(folder.string() + " is not a bundle: not a folder");
-    const fs::path place = folder / "manifest.json";
-    if (!fs::is_regular_file(place, code)) fail_bundle(folder.string() + " is not a bundle: it has no manifest.json");
-    const std::string text = read_text(place, kMaxManifestBytes, DITEDGE_ERROR_BUNDLE);
-    Sha256 hash;
-    hash.update(text.data(), text.size());
-    Bundle bundle{folder, manifest_from_json(text, place.string()), hash.hexdigest()};
-    for (const auto& [name, info] : bundle.manifest.files) {
-        const fs::path file = inside(folder, name);
-        if (!fs::is_regular_file(file, code))
-            fail_bundle(folder.string() + ": file " + name + " is missing; export the checkpoint again");
-        if (static_cast<std::int64_t>(fs::file_size(file)) != info.bytes ||
-            (check_hashes && sha256_of_file(file) != info.sha256))
-            fail_bundle(file.string() + ": does not match its hash in the manifest: damaged or tampered with");
+Bundle open_bundle(const fs::path& path, bool check_hashes) {
+    Bundle bundle;
+    bundle.folder = std::make_shared<const Folder>(path);
+    const Folder& folder = *bundle.folder;
+    const std::string name = "manifest.json", place = (path / name).string();
+    if (!OpenFile::exists(folder, name)) fail_bundle(path.string() + " is not a bundle: it has no manifest.json");
+    const std::string text = read_text(folder.descriptor.get(), name, place, kMaxManifestBytes, DITEDGE_ERROR_BUNDLE);
+    bundle.manifest = manifest_from_json(text, place);
+    bundle.sha256 = sha256_of(text);
+    std::vector<Reading> readings;
+    for (const auto& [file, info] : bundle.manifest.files) readings.push_back({file, info});
+    std::int64_t left = kMaxProgramsBytes;
+    for (Reading& reading : readings) {  // held in memory, all of them
+        for (const auto& [program, file] : bundle.manifest.programs) reading.program = reading.program || file == reading.name;
+        if (!reading.program) continue;
+        if (reading.info.bytes > static_cast<std::int64_t>(kMaxProgramBytes)) fail_bundle(place + ": program " + reading.name + " is larger than 16 MB");
+        if ((left -= reading.info.bytes) < 0) fail_bundle(place + ": its programs are larger than 64 MB together");
     }
+    read_all(readings, folder, check_hashes);
+    std::map<std::string, std::unique_ptr<const OpenFile>> files;
+    for (Reading& reading : readings) {
+        if (reading.program) bundle.programs[reading.name] = std::move(reading.text);
+        if (reading.file != nullptr) files[reading.name] = std::move(reading.file);
+    }
+    read_graphs(bundle, std::move(files));
     return bundle;
 }
 
-fs::path Bundle::graph_file(const std::string& graph) const {
-    const auto found = manifest.graphs.find(graph);
-    if (found == manifest.graphs.end())
-        fail_request("bundle " + folder.string() + " has no " + graph + ": its latents cannot become images");
-    return folder / found->second.file;
+void Bundle::require_graph(const std::string& graph) const {
+    if (manifest.graphs.count(graph) == 0)
+        fail_request("bundle " + folder->path.string() + " has no " + graph + ": its latents cannot become images");
+}
+
+void Bundle::with_graph(const std::string& graph, const std::function<void(const GraphBytes&)>& use) const {
+    const OpenFile& file = *held.at(manifest.graphs.at(graph).file);
+    std::vector<const OpenFile*> files = {&file};
+    std::vector<std::unique_ptr<Mapping>> mappings;
+    GraphBytes bytes{file.place(), {}, {}};
+    file.check();
+    mappings.push_back(file.map());
+    bytes.graph = mappings.back()->bytes();
+    const auto found = external.find(graph);
+    if (found != external.end())
+        for (const auto& [location, name] : found->second) {
+            files.push_back(held.at(name).get());
+            files.back()->check();
+            mappings.push_back(files.back()->map());
+            bytes.external.emplace_back(location, mappings.back()->bytes());
+        }
+    use(bytes);
+    for (const OpenFile* used : files) used->check();
 }
 
 Program Bundle::program(const char* name) const {
     const std::string chosen = name != nullptr ? name : manifest.default_program;
     const auto found = manifest.programs.find(chosen);
     if (found == manifest.programs.end()) fail_request("no program '" + chosen + "' in the bundle");
-    return read_program(folder / found->second);
+    return program_from_json(programs.at(found->second), (folder->path / found->second).string());
 }
 
 std::int64_t Bundle::label(const std::string& text) const {

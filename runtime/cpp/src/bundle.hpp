@@ -1,34 +1,26 @@
-// A bundle on disk: validated, hashed, its programs read. Loads no engine. The rules are runtime/manifest.py's and
+// A bundle: validated, every file opened once and hashed in that reading. Loads no engine. The rules are runtime/manifest.py's and
 // runtime/bundle.py's; keys of later releases inside known objects are ignored, the version number is not.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "files.hpp"
 #include "program.hpp"
+#include "tensor_info.hpp"
 
 namespace ditedge {
-
-enum class Dtype { float32, int64, uint8 };
-
-struct TensorInfo {
-    std::string name;
-    Dtype dtype;
-    std::vector<std::int64_t> shape;  // -1: dynamic
-};
 
 struct GraphInfo {
     std::string file;
     std::vector<TensorInfo> inputs, outputs;
-};
-
-struct FileInfo {
-    std::string sha256;
-    std::int64_t bytes;
 };
 
 struct ModelInfo {
@@ -61,19 +53,32 @@ struct Manifest {
     ImageSize image;                                      // zeros without a decoder
 };
 
-struct Bundle {
-    std::filesystem::path folder;
-    Manifest manifest;
-    std::string sha256;  // of manifest.json
+// A graph's bytes and those of the files its weights are in: views, valid during `with_graph`.
+struct GraphBytes {
+    std::string place;
+    std::string_view graph;
+    std::vector<std::pair<std::string, std::string_view>> external;  // by location, as the graph names it
+};
 
-    std::filesystem::path graph_file(const std::string& graph) const;  // throws Error (request) when there is none
-    Program program(const char* name) const;                          // nullptr: the default
+struct Bundle {
+    Manifest manifest;
+    std::string sha256;                      // of manifest.json
+    std::shared_ptr<const Folder> folder;    // plans are opened below it
+    std::map<std::string, std::string> programs;                     // file -> its text
+    std::map<std::string, std::unique_ptr<const OpenFile>> held;     // graphs and the files of their weights
+    std::map<std::string, std::map<std::string, std::string>> external;  // graph -> location -> file
+
+    void require_graph(const std::string& graph) const;  // throws Error (request) when there is none
+    // Hands over the bytes that were hashed. Throws Error (bundle) when a file was written to since, or during `use`.
+    void with_graph(const std::string& graph, const std::function<void(const GraphBytes&)>& use) const;
+    Program program(const char* name) const;             // nullptr: the default
     std::int64_t label(const std::string& text) const;
     std::size_t latent_count() const;  // C * H * W
 };
 
 // Throws Error (bundle); `place` is only for the message.
 Manifest manifest_from_json(const std::string& text, const std::string& place);
+// Hashes files in parallel. check_hashes false: their sizes are checked, and whoever can write to them decides what runs.
 Bundle open_bundle(const std::filesystem::path& folder, bool check_hashes);
 
 }  // namespace ditedge

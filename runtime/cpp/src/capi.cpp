@@ -111,7 +111,7 @@ void check_request(const Bundle& bundle, const ditedge_params& params, bool imag
         if (params.away_from != nullptr && params.away_from[i] != -1) check_label(bundle, params.away_from[i]);
     }
     const bool projects = bundle.manifest.preview.has_value();
-    if (images || (params.on_preview != nullptr && !projects)) bundle.graph_file("decoder");  // fails now, not later
+    if (images || (params.on_preview != nullptr && !projects)) bundle.require_graph("decoder");  // fails now, not later
 }
 
 // latents, `stride` numbers apart, by the bundle's projection (else its decoder) -> pictures
@@ -345,7 +345,7 @@ ditedge_status ditedge_decode(ditedge_sampler* sampler, const float* latents, in
     return guarded([&] {
         require(sampler != nullptr && latents != nullptr && images != nullptr, "sampler, latents and images must not be null");
         require(count >= 1 && count <= kMaxImages, "count is not between 1 and 1048576");
-        sampler->bundle->graph_file("decoder");
+        sampler->bundle->require_graph("decoder");
         require(bytes == sampler->bundle->manifest.image.bytes() * static_cast<std::size_t>(count),
                 "bytes is not the size of count images");
         sampler->loop->decode(latents, count, images);

@@ -29,7 +29,7 @@ struct Device {
         : bundle(opened), gpu(options), record(read_build_record(bundle, options.engine)), stream(gpu), memory(gpu) {
         gpu.check_record(record);
         for (const auto& [graph, info] : bundle.manifest.graphs) {
-            plans[graph] = std::make_unique<Plan>(gpu, record, graph, info);
+            plans[graph] = std::make_unique<Plan>(gpu, bundle, record, graph);
             scratch_bytes = std::max(scratch_bytes, plans[graph]->scratch_bytes());
         }
         scratch = memory.device(scratch_bytes);

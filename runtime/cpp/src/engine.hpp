@@ -60,8 +60,8 @@ struct EngineOptions {
 };
 
 // Opens the engine of one graph. keep_buffers: between runs; quicker for many runs of one shape, false halves the memory
-// of a decoder. Throws Error (engine) when the library is missing, or the graph is not what `info` says.
-std::unique_ptr<Engine> open_ort_engine(const std::filesystem::path& file, const GraphInfo& info,
+// of a decoder. Opens no file but the library's. Throws Error (engine) when the library is missing, or the graph is not what `info` says.
+std::unique_ptr<Engine> open_ort_engine(const GraphBytes& bytes, const GraphInfo& info,
                                         const EngineOptions& options, bool keep_buffers);
 
 struct StepTables;

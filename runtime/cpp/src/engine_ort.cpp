@@ -71,8 +71,8 @@ ONNXTensorElementDataType element_type(Dtype dtype) {
 
 class OrtEngine final : public Engine {
 public:
-    OrtEngine(const std::filesystem::path& file, const GraphInfo& info, const EngineOptions& options, bool keep_buffers)
-        : api_(library(options.library).api), file_(file.string()), session_(api_->ReleaseSession), memory_(api_->ReleaseMemoryInfo) {
+    OrtEngine(const GraphBytes& bytes, const GraphInfo& info, const EngineOptions& options, bool keep_buffers)
+        : api_(library(options.library).api), file_(bytes.place), session_(api_->ReleaseSession), memory_(api_->ReleaseMemoryInfo) {
         Owned<OrtSessionOptions> settings(api_->ReleaseSessionOptions);
         ok(api_->CreateSessionOptions(settings.fill()));
         ok(api_->SetIntraOpNumThreads(settings.get(), options.threads));
@@ -82,7 +82,9 @@ public:
             ok(api_->DisableMemPattern(settings.get()));
         }
         add_provider(settings.get(), options);
-        ok(api_->CreateSession(library(options.library).env, file.c_str(), settings.get(), session_.fill()));
+        ok(api_->AddSessionConfigEntry(settings.get(), "session.load_model_format", "ONNX"));
+        add_external(settings.get(), bytes);
+        ok(api_->CreateSessionFromArray(library(options.library).env, bytes.graph.data(), bytes.graph.size(), settings.get(), session_.fill()));
         ok(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, memory_.fill()));
         check_tensors(info.inputs, true);
         check_tensors(info.outputs, false);
@@ -111,6 +113,19 @@ private:
         ok(api_->CreateTensorWithDataAsOrtValue(memory_.get(), tensor.data, tensor.bytes(), tensor.shape.data(),
                                                 tensor.shape.size(), element_type(tensor.dtype), value.fill()));
         ok(bind_value(value.get()));
+    }
+
+    // Weights from memory: where the graph's file has no path, ONNX Runtime would look for them in the working folder.
+    void add_external(OrtSessionOptions* settings, const GraphBytes& bytes) const {
+        std::vector<const char*> names;
+        std::vector<char*> data;
+        std::vector<std::size_t> sizes;
+        for (const auto& [location, content] : bytes.external) {
+            names.push_back(location.c_str());
+            data.push_back(const_cast<char*>(content.data()));  // read only
+            sizes.push_back(content.size());
+        }
+        if (!names.empty()) ok(api_->AddExternalInitializersFromFilesInMemory(settings, names.data(), data.data(), sizes.data(), names.size()));
     }
 
     void add_provider(OrtSessionOptions* settings, const EngineOptions& options) const {
@@ -186,9 +201,9 @@ private:
 
 }  // namespace
 
-std::unique_ptr<Engine> open_ort_engine(const std::filesystem::path& file, const GraphInfo& info,
+std::unique_ptr<Engine> open_ort_engine(const GraphBytes& bytes, const GraphInfo& info,
                                         const EngineOptions& options, bool keep_buffers) {
-    return std::make_unique<OrtEngine>(file, info, options, keep_buffers);
+    return std::make_unique<OrtEngine>(bytes, info, options, keep_buffers);
 }
 
 }  // namespace ditedge

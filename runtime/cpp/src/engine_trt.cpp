@@ -1,15 +1,9 @@
 #include "engine_trt.hpp"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdlib>
 
 #include "error.hpp"
-#include "sha256.hpp"
 #include "shared_library.hpp"
 
 namespace ditedge {
@@ -20,30 +14,6 @@ constexpr int kHeadersMajor = TRT_MAJOR_RTX;
 #else
 constexpr int kHeadersMajor = NV_TENSORRT_MAJOR;
 #endif
-
-// A plan, read-only. Pages that TensorRT has copied to the device can be dropped again: a plan may be as large as memory.
-class MappedFile {
-public:
-    explicit MappedFile(const std::filesystem::path& path) {
-        const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-        struct stat status {};
-        if (file >= 0 && fstat(file, &status) == 0 && status.st_size > 0) {
-            size_ = static_cast<std::size_t>(status.st_size);
-            data_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
-        }
-        if (file >= 0) close(file);
-        if (data_ == MAP_FAILED) fail_bundle("cannot read " + path.string());
-    }
-    MappedFile(const MappedFile&) = delete;
-    MappedFile& operator=(const MappedFile&) = delete;
-    ~MappedFile() { munmap(data_, size_); }
-    const void* data() const { return data_; }
-    std::size_t size() const { return size_; }
-
-private:
-    void* data_ = MAP_FAILED;
-    std::size_t size_ = 0;
-};
 
 Cuda load_cuda() {
     const SharedLibrary library =
@@ -127,15 +97,17 @@ void Gpu::check_record(const BuildRecord& record) const {
     if (contains(record.flags, "STRIP_PLAN")) fail_engine(record.place + ": the plans were built without weights" + again);
 }
 
-Plan::Plan(Gpu& gpu, const BuildRecord& record, const std::string& graph, const GraphInfo& info)
-    : gpu_(gpu), record_(record), graph_(graph), path_(std::filesystem::path(record.place).parent_path() / plan_name(graph)) {
-    const MappedFile file(path_);
-    Sha256 hash;
-    hash.update(file.data(), file.size());
-    if (hash.hexdigest() != record.plans.at(graph).plan.sha256)
-        fail_bundle(path_.string() + ": does not match its hash in build.json: damaged or tampered with; build again");
+Plan::Plan(Gpu& gpu, const Bundle& bundle, const BuildRecord& record, const std::string& graph)
+    : gpu_(gpu), record_(record), graph_(graph), file_("engines/" + record.library + "/" + plan_name(graph)),
+      path_((bundle.folder->path / file_).string()) {
+    const OpenFile file(*bundle.folder, file_, record.plans.at(graph).plan,
+                        ": does not match its hash in build.json: damaged or tampered with; build again");
+    file.check();
     if (contains(record.flags, "VERSION_COMPATIBLE")) gpu.runtime->setEngineHostCodeAllowed(true);  // brings its own runtime
-    engine_.reset(gpu.runtime->deserializeCudaEngine(file.data(), file.size()));
+    const std::unique_ptr<Mapping> plan = file.map();
+    engine_.reset(gpu.runtime->deserializeCudaEngine(plan->bytes().data(), plan->bytes().size()));
+    file.check();
+    const GraphInfo& info = bundle.manifest.graphs.at(graph);
     if (engine_ == nullptr) refused("cannot be loaded, build it again");
     if (record.weight_streaming_mb) {
         const std::int64_t budget = std::min(*record.weight_streaming_mb << 20, engine_->getStreamableWeightsSize());
@@ -155,7 +127,7 @@ Plan::Plan(Gpu& gpu, const BuildRecord& record, const std::string& graph, const 
         if (tensors_.count(output.name) == 0) refused("has no output '" + output.name + "'");
 }
 
-void Plan::refused(const std::string& what) const { fail_engine(path_.string() + " " + what + gpu_.complaints.last()); }
+void Plan::refused(const std::string& what) const { fail_engine(path_ + " " + what + gpu_.complaints.last()); }
 
 std::size_t Plan::scratch_bytes() const {
     return static_cast<std::size_t>(std::max<std::int64_t>(0, engine_->getDeviceMemorySizeV2()));

@@ -62,8 +62,8 @@ private:
 // One deserialised plan.
 class Plan {
 public:
-    // Hashes the file before TensorRT sees it. Throws Error (bundle, engine).
-    Plan(Gpu& gpu, const BuildRecord& record, const std::string& graph, const GraphInfo& info);
+    // Hashes the file before TensorRT sees it; opened once, below the bundle's folder. Throws Error (bundle, engine).
+    Plan(Gpu& gpu, const Bundle& bundle, const BuildRecord& record, const std::string& graph);
 
     std::size_t scratch_bytes() const;  // that any shape of its profile needs
     // With profile 0. Work that is enqueued uses `scratch`, which contexts of one stream may share.
@@ -79,7 +79,7 @@ private:
     Gpu& gpu_;
     const BuildRecord& record_;
     std::string graph_;
-    std::filesystem::path path_;
+    const std::string file_, path_;  // below the bundle's folder, for messages
     std::set<std::string> tensors_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
 };

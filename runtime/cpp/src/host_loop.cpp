@@ -15,8 +15,10 @@ class HostLoop final : public Loop {
 public:
     HostLoop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options)
         : Loop(std::move(bundle)) {
-        for (const auto& [name, info] : bundle_->manifest.graphs)
-            engines_[name] = open_ort_engine(bundle_->graph_file(name), info, options, name != "decoder");
+        for (const auto& graph : bundle_->manifest.graphs)
+            bundle_->with_graph(graph.first, [&](const GraphBytes& bytes) {
+                engines_[graph.first] = open_ort_engine(bytes, graph.second, options, graph.first != "decoder");
+            });
     }
 
     void sample(const Run& run, float* latents) override {

@@ -18,7 +18,7 @@ Loop::Loop(std::shared_ptr<const Bundle> bundle) : bundle_(std::move(bundle)) {
 }
 
 void Loop::decode(const float* latents, std::int64_t count, std::uint8_t* images) {
-    bundle_->graph_file("decoder");  // throws where there is none
+    bundle_->require_graph("decoder");  // throws where there is none
     for (std::int64_t first = 0; first < count; first += at_once_) {
         const auto index = static_cast<std::size_t>(first);
         decode_some(latents + index * bundle_->latent_count(), std::min(at_once_, count - first),

@@ -1,17 +1,19 @@
 #include "program.hpp"
 
+#include <fcntl.h>
+
+#include "files.hpp"
 #include "json.hpp"
 
 namespace ditedge {
 namespace {
 
 constexpr double kNoBound = 3.0e38;
-constexpr std::size_t kMaxBytes = 64 << 20;
 constexpr std::size_t kMaxSteps = 100'000, kMaxSlots = 64;
 
 std::vector<double> numbers(const Field& list, std::size_t count) {
     std::vector<double> values;
-    for (const Field& element : list.elements()) values.push_back(element.number());
+    for (const Field& element : list.elements(count)) values.push_back(element.number());
     if (values.size() != count)
         list.fail("has a list of " + std::to_string(values.size()) + " numbers, expected " + std::to_string(count));
     return values;
@@ -31,7 +33,7 @@ Program program_from_json(const std::string& text, const std::string& place) {
     const Json json = parse_json(text, place, DITEDGE_ERROR_PROGRAM);
     const Field root(json, place, DITEDGE_ERROR_PROGRAM);
     root.at("version").integer(1, 1);
-    root.at("made").items();  // for people; that it is an object is all that counts
+    root.at("made").items(kMaxSteps);  // for people; that it is an object is all that counts
     Program program;
     program.name = root.at("name").text();
     program.init_scale = root.at("init_scale").number();
@@ -39,12 +41,12 @@ Program program_from_json(const std::string& text, const std::string& place) {
     if (!(program.x0_bound > 0 && program.x0_bound <= kNoBound)) root.at("x0_bound").fail("is not in (0, 3e38]");
 
     const Field timestep = root.at("timestep");
-    const std::size_t steps = timestep.elements().size();
-    if (steps < 1 || steps > kMaxSteps) timestep.fail("expected 1 to 100000 numbers");
+    const std::size_t steps = timestep.elements(kMaxSteps).size();
+    if (steps < 1) timestep.fail("expected 1 to 100000 numbers");
     program.timestep = numbers(timestep, steps);
     const auto rows = [&](const char* key) {
         const Field field = root.at(key);
-        std::vector<Field> elements = field.elements();
+        std::vector<Field> elements = field.elements(kMaxSteps);
         if (elements.size() != steps)
             field.fail("has " + std::to_string(elements.size()) + " rows, timestep has " + std::to_string(steps));
         return elements;
@@ -53,10 +55,10 @@ Program program_from_json(const std::string& text, const std::string& place) {
     for (const Field& row : rows("log_sigma")) append(program.log_sigma, numbers(row, 2));
     for (const Field& value : rows("guided")) program.guided.push_back(value.boolean());
     const std::vector<Field> matrices = rows("mix");
-    const std::size_t slots = matrices[0].elements().size();
-    if (slots < 1 || slots > kMaxSlots) matrices[0].fail("expected 1 to 64 slots");
+    const std::size_t slots = matrices[0].elements(kMaxSlots).size();
+    if (slots < 1) matrices[0].fail("expected 1 to 64 slots");
     for (const Field& matrix : matrices) {
-        const std::vector<Field> lines = matrix.elements();
+        const std::vector<Field> lines = matrix.elements(kMaxSlots);
         if (lines.size() != slots) matrix.fail("has matrices of different sizes");
         for (const Field& line : lines) append(program.mix, numbers(line, slots + 2));
     }
@@ -66,7 +68,7 @@ Program program_from_json(const std::string& text, const std::string& place) {
 }
 
 Program read_program(const std::filesystem::path& path) {
-    return program_from_json(read_text(path, kMaxBytes, DITEDGE_ERROR_PROGRAM), path.string());
+    return program_from_json(read_text(AT_FDCWD, path, path.string(), kMaxProgramBytes, DITEDGE_ERROR_PROGRAM), path.string());
 }
 
 Program with_x0_slot(const Program& program) {

@@ -8,6 +8,8 @@
 
 namespace ditedge {
 
+constexpr std::size_t kMaxProgramBytes = 16 << 20;
+
 struct Program {
     std::string name;
     std::int64_t steps = 0, slots = 0;

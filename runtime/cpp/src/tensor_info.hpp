@@ -1,0 +1,19 @@
+// A tensor of a graph, as the manifest promises it or as the ONNX file has it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace ditedge {
+
+enum class Dtype { float32, int64, uint8 };
+
+struct TensorInfo {
+    std::string name;
+    Dtype dtype;
+    std::vector<std::int64_t> shape;  // -1: dynamic
+};
+
+}  // namespace ditedge
