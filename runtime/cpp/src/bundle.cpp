@@ -114,9 +114,9 @@ void check_vae(const Field& vae, std::int64_t channels) {
     vae.at("shift_factor").number();
     for (const char* key : {"latents_mean", "latents_std"}) {
         if (!vae.has(key) || vae.at(key).null()) continue;
-        const std::vector<Field> values = vae.at(key).elements();
+        const std::vector<Field> values = vae.at(key).elements(kMaxSide);
         if (values.size() != static_cast<std::size_t>(channels)) vae.fail("expected a mean and a deviation for each latent channel");
-        for (const Field& value : values) key == std::string("latents_std") ? value.number_between(0, 1e308) : value.number();
+        for (const Field& value : values) key == std::string("latents_std") ? value.number_between(0, 3.1e38) : value.number();
     }
 }
 
