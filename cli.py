@@ -93,7 +93,8 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
 
         load_library(plans_for)  # missing, it is missed now, not after the export
     exporter = _exporter()
-    target = out or Path(f"{ckpt.absolute().name}-bundle" if ckpt.is_dir() else ckpt.with_suffix("").name)
+    named = exporter.diffusers_folder_of(ckpt)
+    target = out or Path(f"{named.absolute().name}-bundle" if named.is_dir() else ckpt.with_suffix("").name)
     settings = exporter.ExportOptions(labels=_class_names(classes), **options)
     with progress() as report:
         if precision:
@@ -510,7 +511,8 @@ def inspect(path: Path, heads: int | None, lint: bool, arch: str, strict: bool, 
         return
     if strict:
         raise UserError("--strict is for --lint and for plans")
-    diffusers = (path / "model_index.json").is_file() or (path / "config.json").is_file()
+    names = ("model_index.json", "config.json")  # of a pipeline, a network, a training run's state
+    diffusers = path.name in names or any((path / name).is_file() for name in names) or any(path.glob("*/config.json"))
     if diffusers or (path.is_file() and path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")):
         _exporter()
         from ditedge.export.describe import describe_checkpoint

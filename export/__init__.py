@@ -4,7 +4,7 @@ from .add_decoder import add_decoder
 from .bundle_writer import ExportOptions, bundle_from_checkpoint
 from .checkpoint import Checkpoint, read_checkpoint
 from .convert import bundle_in_precision, convert_bundle
-from .diffusers_folder import read_diffusers_folder, vae_folder
+from .diffusers_folder import diffusers_folder_of, read_diffusers_folder, vae_folder
 from .network import DiT, DiTConfig
 from .sources import read_source
 
@@ -17,6 +17,7 @@ __all__ = [
     "bundle_from_checkpoint",
     "bundle_in_precision",
     "convert_bundle",
+    "diffusers_folder_of",
     "read_checkpoint",
     "read_diffusers_folder",
     "read_source",

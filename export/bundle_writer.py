@@ -26,7 +26,7 @@ from ..runtime.new_bundle import check_target, hashed_files, new_bundle
 from ..runtime.report import Report, silent
 from .betas import DDPM_SCHEDULE, read_betas
 from .checkpoint import Checkpoint
-from .diffusers_folder import vae_folder
+from .diffusers_folder import diffusers_folder_of, vae_folder
 from .golden import GOLDEN_GUIDANCE, replay_golden, write_golden, write_programs
 from .graph_files import write_decoder, write_graphs
 from .pictures import note_on_pictures, preview_info, read_fitting_vae, vae_info, works_on_pixels
@@ -172,7 +172,7 @@ def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
 
 def _vae_path(options: ExportOptions, source: Path) -> Path | None:
     """The VAE of --vae or of a diffusers pipeline folder."""
-    return options.vae or (vae_folder(source) if source.is_dir() and not options.pixels else None)
+    return options.vae or (vae_folder(diffusers_folder_of(source)) if not options.pixels else None)
 
 
 def _known_factor(options: ExportOptions, source: Path) -> int | None:

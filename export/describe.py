@@ -12,7 +12,7 @@ from .sources import read_source
 def describe_checkpoint(path: Path, heads: int | None = None) -> dict[str, Any]:
     """A JSON-ready summary of a DiT checkpoint or diffusers folder. Raises CheckpointError."""
     checkpoint = read_source(path, heads=heads)
-    conditioner = ("t_embedder.", "y_embedder.")
+    conditioner = ("t_embedder.", "y_embedder.", "block_embedders.")
     parameters = {"conditioner": 0, "trunk": 0}
     for key, tensor in checkpoint.weights.items():
         part = "conditioner" if key.startswith(conditioner) or "adaLN_modulation" in key else "trunk"

@@ -7,33 +7,29 @@ MLP has eps 1e-5. Both stay fields of the model. JSON and safetensors are read h
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..runtime.errors import CheckpointError
-from ..runtime.files import sha256_of_file
 from .checkpoint import (
     USUAL_FACTORS,
     Checkpoint,
     checked_heads,
     checked_image_size,
     fitted_weights,
-    load_tensors,
-    misfit,
-    raise_misfits,
 )
-from .network import DiT, DiTConfig
+from .diffusers_weights import with_our_names
+from .folder_weights import NAME, FolderWeights, read_folder_weights, sha256_of_files
+from .network import DiTConfig
 from .scheduler_config import read_scheduler
 
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")  # the latter is what older releases wrote
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-PICKLED = "diffusion_pytorch_model.bin"
+# Where a pipeline, or the folder that a training run saves its state in (`accelerator.save_state`), has its network.
+NETWORK_FOLDERS = ("transformer_ema", "unet_ema", "transformer", "unet")
+ENTRY_FILES = ("model_index.json", "config.json")
+MAX_TOKENS = MAX_WIDTH = 1 << 16  # 4,096 pixels at patch 2; a file cannot make us take more memory
 FREQUENCY_DIVISOR = 127
 # What the architecture of DiT leaves open in diffusers' class, and the only value that is a DiT. The defaults are those
 # of DiTTransformer2DModel 0.42.
@@ -43,29 +39,32 @@ FIXED = {
     "attention_bias": True,
     "norm_elementwise_affine": False,
 }
-EMBEDDERS = {  # copies in every block, under `transformer_blocks.{i}.norm1.emb.`
-    "t_embedder.mlp.0.weight": "timestep_embedder.linear_1.weight",
-    "t_embedder.mlp.0.bias": "timestep_embedder.linear_1.bias",
-    "t_embedder.mlp.2.weight": "timestep_embedder.linear_2.weight",
-    "t_embedder.mlp.2.bias": "timestep_embedder.linear_2.bias",
-    "y_embedder.embedding_table.weight": "class_embedder.embedding_table.weight",
-}
-BLOCK = {  # ours -> theirs, under `blocks.{i}.` and `transformer_blocks.{i}.`; several are concatenated
-    "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
-    "attn.proj": ("attn1.to_out.0",),
-    "mlp.fc1": ("ff.net.0.proj",),
-    "mlp.fc2": ("ff.net.2",),
-    "adaLN_modulation.1": ("norm1.linear",),
-}
-ENDS = {
-    "x_embedder.proj": "pos_embed.proj",
-    "final_layer.adaLN_modulation.1": "proj_out_1",
-    "final_layer.linear": "proj_out_2",
-}
 
 
 def is_diffusers_folder(path: Path) -> bool:
-    return (path / "model_index.json").is_file() or (path / "config.json").is_file()
+    return any((path / name).is_file() for name in ENTRY_FILES) or _network_folder(path) != path
+
+
+def diffusers_folder_of(path: Path) -> Path:
+    """The folder that a file of it means: its model_index.json, its config.json, or weights beside a config.json."""
+    if path.is_file() and (path.name in ENTRY_FILES or _file_of_weights(path)):
+        return path.parent
+    return path
+
+
+def _file_of_weights(path: Path) -> str | None:
+    """The name of a diffusers folder's file of weights, where `path` is one."""
+    weights = path.is_file() and NAME.fullmatch(path.name) and (path.parent / "config.json").is_file()
+    return path.name if weights else None
+
+
+def _network_folder(path: Path) -> Path:
+    """The folder of the network's config.json: the first of a pipeline or of a training run's state, or `path`."""
+    if (path / "config.json").is_file() and not (path / "model_index.json").is_file():
+        return path
+    folders = [path / name for name in NETWORK_FOLDERS if (path / name / "config.json").is_file()]
+    missing = path / "transformer" if (path / "model_index.json").is_file() else path
+    return folders[0] if folders else missing
 
 
 def vae_folder(path: Path) -> Path | None:
@@ -81,34 +80,52 @@ def read_diffusers_folder(
     null_class: bool | None = None,
     image_size: int | None = None,
     factor: int | None = None,
+    flow: bool = False,
 ) -> Checkpoint:
-    """Reads and checks a diffusers DiT; options as in `read_checkpoint`. Raises CheckpointError naming file and key."""
+    """Reads and checks a diffusers DiT; options as in `read_checkpoint`. Raises CheckpointError naming file and key.
+
+    path: the folder, or a file of it, see `diffusers_folder_of`. flow: it is known to be a flow model, whose scheduler
+    has no betas to be read.
+    """
+    only, path = _file_of_weights(path), diffusers_folder_of(path)
     index = path / "model_index.json"
-    folder = path / "transformer" if index.is_file() else path
+    folder = _network_folder(path)
     config_file = folder / "config.json"
     values = read_json(config_file)
     try:
         config = _config(values, heads, null_class, image_size, factor)
     except CheckpointError as error:
         raise CheckpointError(f"{config_file}: {error}") from None
-    state, weight_files = _state(folder)
+    found = read_folder_weights(folder, only)
     try:
-        weights = fitted_weights(_with_our_names(state, config), config)
+        config, ours = with_our_names(found.tensors, config)
+        weights = fitted_weights(ours, config)
     except CheckpointError as error:
-        raise CheckpointError(f"{weight_files[0]}: {error}") from None
-    files = [config_file, *weight_files]
-    checkpoint = Checkpoint(config, weights, "", guided_channels=config.in_channels)
+        raise CheckpointError(f"{found.files[0]}: {error}") from None
+    files = [config_file, *found.files]
+    notes = (_weights_note(path, folder, found), *(OWN_EMBEDDERS_NOTE,) * config.block_embedders)
+    checkpoint = Checkpoint(config, weights, "", guided_channels=config.in_channels, notes=notes)
     if index.is_file():
         files.append(index)
         checkpoint = replace(checkpoint, labels=_labels(index, config.num_classes))
         scheduler_file = path / "scheduler" / "scheduler_config.json"
-        if scheduler_file.is_file():
+        if scheduler_file.is_file() and not flow:
             files.append(scheduler_file)
             facts = read_scheduler(scheduler_file, read_json(scheduler_file))
             checkpoint = replace(
                 checkpoint, schedule=facts.schedule, prediction=facts.prediction, sampling=facts.sampling
             )
-    return replace(checkpoint, sha256=_sha256(path, files), files=tuple(files))
+    return replace(checkpoint, sha256=sha256_of_files(path, files), files=tuple(files))
+
+
+OWN_EMBEDDERS_NOTE = "every block has its own timestep and label embedder, as training in diffusers leaves them"
+
+
+def _weights_note(path: Path, folder: Path, found: FolderWeights) -> str:
+    """Which weights were taken, and what else is there."""
+    others = [name for name in NETWORK_FOLDERS if name != folder.name and (path / name / "config.json").is_file()]
+    average = ", the average over training (EMA)" if folder.name.endswith("_ema") else ""
+    return f"weights: {found.sentence}{average}{f', not {others[0]}/' if others else ''}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,16 +148,20 @@ def _config(
     for key, value in FIXED.items():
         if values.get(key, value) != value:
             raise CheckpointError(f"'{key}' is {values[key]!r}: a DiT has {value!r}")
-    channels, patch = _count(values, "in_channels"), _count(values, "patch_size")
+    channels, patch = _count(values, "in_channels", 1 << 12), _count(values, "patch_size", 1 << 10)
     size, given_heads = _count(values, "sample_size"), _count(values, "num_attention_heads")
     outputs = channels if values.get("out_channels") is None else _count(values, "out_channels")
     if outputs not in (channels, 2 * channels):
         raise CheckpointError(f"'out_channels' is {outputs}: expected {channels} or {2 * channels}")
-    if size % patch:
-        raise CheckpointError(f"'sample_size' {size} is not a multiple of 'patch_size' {patch}")
+    if size % patch or (size // patch) ** 2 > MAX_TOKENS:
+        raise CheckpointError(
+            f"'sample_size' {size} is not a multiple of 'patch_size' {patch} with at most {MAX_TOKENS} patches"
+        )
     hidden, depth = given_heads * _count(values, "attention_head_dim"), _count(values, "num_layers")
-    if hidden % 4:
-        raise CheckpointError(f"the width {hidden} is not a multiple of 4, which the position embedding needs")
+    if hidden % 4 or hidden > MAX_WIDTH:
+        raise CheckpointError(
+            f"the width {hidden} is not a multiple of 4, which the position embedding needs, of at most {MAX_WIDTH}"
+        )
     if heads is not None and heads != given_heads:
         raise CheckpointError(f"'num_attention_heads' is {given_heads}: leave --heads {heads} out")
     eps = values.get("norm_eps", 1e-5)
@@ -162,68 +183,13 @@ def _config(
     )
 
 
-def _count(values: dict[str, Any], key: str) -> int:
+def _count(values: dict[str, Any], key: str, most: int = 1 << 20) -> int:
     value = values.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 20:
-        raise CheckpointError(f"'{key}' is {value!r}, not a number of at least 1")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise CheckpointError(
+            f"'{key}' is {str(value)[:40] if isinstance(value, str) else value}, not a number from 1 to {most}"
+        )
     return value
-
-
-def _state(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
-    """The tensors of one weight file or of all shards, and the files that were read."""
-    index = folder / f"{WEIGHTS}.index.json"
-    if index.is_file():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise CheckpointError(f"{index}: key 'weight_map' is missing")
-        names = sorted({str(name) for name in shards.values()})
-        outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
-        if outside:
-            raise CheckpointError(f"{index}: {outside[0]!r} is not the name of a .safetensors file in this folder")
-        files = [folder / name for name in names]
-        state = {key: tensor for file in files for key, tensor in load_tensors(file).items()}
-        return state, [index, *files]
-    for name in (WEIGHTS, PICKLED):
-        if (folder / name).is_file():
-            return load_tensors(folder / name), [folder / name]
-    found = ", ".join(sorted(file.name for file in folder.iterdir())[:5])
-    raise CheckpointError(f"{folder}: no weights, expected {WEIGHTS} (or its .index.json and shards); it has {found}")
-
-
-def _with_our_names(state: dict[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
-    """diffusers' state dict -> facebookresearch/DiT's. Every tensor is used, and checked under its own name."""
-    with torch.device("meta"):
-        shapes = {key: tuple(tensor.shape) for key, tensor in DiT(config).state_dict().items() if key != "pos_embed"}
-    rest, ours, problems = dict(state), {}, []
-    for key, sources in _sources(config.depth).items():
-        rows, *others = shapes[key]
-        wrong = [misfit(rest, source, (rows // len(sources), *others)) for source in sources]
-        problems += [problem for problem in wrong if problem]
-        parts = [rest.pop(source) for source in sources if source in rest]
-        if not any(wrong):
-            ours[key] = torch.cat(parts) if len(parts) > 1 else parts[0]
-    for i in range(1, config.depth):
-        for key, name in EMBEDDERS.items():
-            copy = f"transformer_blocks.{i}.norm1.emb.{name}"
-            problem = misfit(rest, copy, shapes[key])
-            if not problem and key in ours and not torch.equal(rest[copy], ours[key]):
-                problem = f"key '{copy}' is not equal to block 0's: a DiT has one embedder for all blocks"
-            problems += [problem] if problem else []
-            rest.pop(copy, None)
-    raise_misfits(problems + [f"key '{key}' is not part of a diffusers DiT" for key in rest])
-    return ours
-
-
-def _sources(depth: int) -> dict[str, tuple[str, ...]]:
-    """Our key -> the keys of diffusers that it is made of."""
-    sources: dict[str, tuple[str, ...]]
-    sources = {key: (f"transformer_blocks.0.norm1.emb.{name}",) for key, name in EMBEDDERS.items()}
-    for kind in ("weight", "bias"):
-        sources |= {f"{key}.{kind}": (f"{name}.{kind}",) for key, name in ENDS.items()}
-        for i in range(depth):
-            for key, names in BLOCK.items():
-                sources[f"blocks.{i}.{key}.{kind}"] = tuple(f"transformer_blocks.{i}.{n}.{kind}" for n in names)
-    return sources
 
 
 def _labels(index: Path, classes: int) -> tuple[str, ...]:
@@ -237,9 +203,3 @@ def _labels(index: Path, classes: int) -> tuple[str, ...]:
             f"{index}: 'id2label' does not name exactly the classes 0 to {classes - 1}: mend it, or take it out"
         )
     return tuple(str(labels[number]) for number in numbers)
-
-
-def _sha256(path: Path, files: list[Path]) -> str:
-    """One hash for a folder: of the lines "sha256  name" of every file that was read."""
-    lines = sorted(f"{sha256_of_file(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

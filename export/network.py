@@ -34,6 +34,7 @@ class DiTConfig:
     null_class: bool = True  # trained with label dropout: the label table has one more row, index num_classes
     frequency_divisor: int = 128  # of the timestep sinusoid's exponents; diffusers divides by 127
     mlp_norm_eps: float = 1e-6  # of the norm before each MLP; diffusers uses 1e-5. Every other norm has 1e-6
+    block_embedders: bool = False  # each block but the first has embedders of its own, as after training in diffusers
 
     @property
     def out_channels(self) -> int:
@@ -94,6 +95,19 @@ class LabelEmbedder(nn.Module):
     def forward(self, label: Tensor) -> Tensor:
         """label [N] int64 -> [N, D]."""
         return self.embedding_table(label)
+
+
+class Embedders(nn.Module):
+    """Timestep and label together: what a block's adaLN projection sees."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.t_embedder = TimestepEmbedder(config)
+        self.y_embedder = LabelEmbedder(config)
+
+    def forward(self, timestep: Tensor, label: Tensor) -> Tensor:
+        """timestep [N] float32, label [N] int64 -> [N, D]."""
+        return self.t_embedder(timestep) + self.y_embedder(label)
 
 
 class Attention(nn.Module):
@@ -178,12 +192,17 @@ class DiT(nn.Module):
         self.pos_embed = nn.Parameter(sincos_position_embedding(config), requires_grad=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
+        own = config.depth - 1 if config.block_embedders else 0
+        self.block_embedders = nn.ModuleList(Embedders(config) for _ in range(own))  # of blocks 1, 2 ...
 
     def conditioner(self, timestep: Tensor, label: Tensor) -> Tensor:
         """timestep [U] float32 (0..999; 0..1 in flow models), label [U] int64 -> modulation [U, M] float32."""
-        condition = self.t_embedder(timestep) + self.y_embedder(label)
+        first = self.t_embedder(timestep) + self.y_embedder(label)  # of block 0 and of the final layer
+        own = [first] + [embedders(timestep, label) for embedders in self.block_embedders]
+        conditions = own if self.config.block_embedders else [first] * self.config.depth
         layers: list[Block | FinalLayer] = [*self.blocks, self.final_layer]
-        return torch.cat([layer.adaLN_modulation(condition) for layer in layers], dim=1)
+        pairs = zip(layers, [*conditions, first], strict=True)
+        return torch.cat([layer.adaLN_modulation(condition) for layer, condition in pairs], dim=1)
 
     def trunk(self, x: Tensor, modulation: Tensor) -> Tensor:
         """x [N, C, H, W], modulation [N, M] -> network output [N, O, H, W]."""

@@ -10,10 +10,32 @@ from pydantic import ValidationError
 
 from ..runtime.errors import CheckpointError
 from ..runtime.manifest import ScheduleInfo
+from ..runtime.schedule import TRAINING_STEPS
 
 PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 PIPELINE_STEPS = 50  # DiTPipeline's num_inference_steps
+DDPM_BETAS = ("linear", 1e-4, 0.02)  # 'beta_schedule', 'beta_start', 'beta_end' where a config leaves them out
+LATENT_BETAS = ("linear", 0.00085, 0.012)
+# The classes of diffusers 0.42 that have betas, each over 1,000 steps by default.
+DEFAULTS = {
+    **dict.fromkeys(
+        ["DDIMScheduler", "DDIMInverseScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler",
+         "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler",
+         "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+         "LMSDiscreteScheduler", "PNDMScheduler", "RePaintScheduler", "SASolverScheduler", "UniPCMultistepScheduler"],
+        DDPM_BETAS,
+    ),
+    **dict.fromkeys(
+        ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"],
+        LATENT_BETAS,
+    ),
+    **dict.fromkeys(
+        ["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "LCMScheduler", "TCDScheduler"],
+        ("scaled_linear", *LATENT_BETAS[1:]),
+    ),
+    "UnCLIPScheduler": ("squaredcos_cap_v2", *DDPM_BETAS[1:]),
+}  # fmt: skip
 VARIANCES = {"fixed_small": "fixed-small", "fixed_large": "fixed-large"}
 
 
@@ -29,11 +51,17 @@ class SchedulerFacts:
 def read_scheduler(path: Path, values: dict[str, Any]) -> SchedulerFacts:
     """The facts in `scheduler_config.json`. Raises CheckpointError for betas that a bundle cannot say.
 
-    Defaults are those of diffusers 0.42's DDIMScheduler, DDPMScheduler and their relatives.
+    What a config leaves out is its class's default in diffusers 0.42.
     """
-    if "num_train_timesteps" not in values or "FlowMatch" in str(values.get("_class_name")):
-        raise CheckpointError(f"{path}: '_class_name' {values.get('_class_name')!r} is not a scheduler with betas")
-    prediction = values.get("prediction_type", "epsilon")
+    name = _shown(values.get("_class_name"))
+    if "Flow" in name:
+        raise CheckpointError(
+            f"{path}: '_class_name' {name} is a flow model's: give --prediction flow-to-data if the network predicts "
+            "data - noise and is told t from 0 (noise) to 1 (data), as SiT; the other way round needs --model"
+        )
+    if name not in DEFAULTS and not {"num_train_timesteps", "beta_schedule"} <= set(values):
+        raise CheckpointError(f"{path}: '_class_name' {name} is not a scheduler with betas")
+    prediction = _shown(values.get("prediction_type", "epsilon"))
     if prediction not in PREDICTIONS:
         raise CheckpointError(f"{path}: 'prediction_type' is {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
     zero_snr = bool(values.get("rescale_betas_zero_snr"))
@@ -50,16 +78,22 @@ def read_scheduler(path: Path, values: dict[str, Any]) -> SchedulerFacts:
     return SchedulerFacts(schedule, PREDICTIONS[prediction], _sampling(values, schedule.steps))
 
 
+def _shown(value: Any) -> str:
+    """A value of the file as a key and for a message: whatever it is, it is a short string now."""
+    return str(value)[:60]
+
+
 def _schedule(path: Path, values: dict[str, Any], zero_snr: bool) -> ScheduleInfo:
     """diffusers' defaults where the config leaves a value out."""
-    kind, trained = values.get("beta_schedule", "linear"), values.get("trained_betas")
+    default, start, end = DEFAULTS.get(_shown(values.get("_class_name")), DDPM_BETAS)
+    kind, trained = _shown(values.get("beta_schedule", default)), values.get("trained_betas")
     if trained is None and kind not in BETAS:
-        raise CheckpointError(f"{path}: 'beta_schedule' is {str(kind)[:40]!r}, expected one of {', '.join(BETAS)}")
-    fields: dict[str, Any] = {"kind": BETAS.get(kind), "steps": values["num_train_timesteps"]}
+        raise CheckpointError(f"{path}: 'beta_schedule' is {kind!r}, expected one of {', '.join(BETAS)}")
+    fields: dict[str, Any] = {"kind": BETAS.get(kind), "steps": values.get("num_train_timesteps", TRAINING_STEPS)}
     if trained is not None:
         fields |= {"kind": "given", "betas": trained}
     elif fields["kind"] != "cosine":
-        fields |= {"beta_start": values.get("beta_start", 1e-4), "beta_end": values.get("beta_end", 0.02)}
+        fields |= {"beta_start": values.get("beta_start", start), "beta_end": values.get("beta_end", end)}
     try:
         return ScheduleInfo(**fields, zero_terminal_snr=zero_snr)
     except ValidationError as error:
@@ -85,7 +119,7 @@ def _sampling(values: dict[str, Any], trained: int) -> dict[str, Any]:
     # With clip_sample, diffusers' DDIM clamps x0 but goes on with the unclamped epsilon: no table is the same.
     if same and not clip and values.get("_class_name") == "DDIMScheduler" and values.get("set_alpha_to_one", True):
         return settings | {"sampler": "ddim"}
-    variance = VARIANCES.get(values.get("variance_type", "fixed_small"))
+    variance = VARIANCES.get(_shown(values.get("variance_type", "fixed_small")))
     if same and values.get("_class_name") == "DDPMScheduler" and variance:
         return settings | {"sampler": "ddpm", "variance": variance}
     return {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..runtime.errors import CheckpointError
 from .checkpoint import Checkpoint, read_checkpoint, without_variance
 from .custom import read_custom
-from .diffusers_folder import is_diffusers_folder, read_diffusers_folder
+from .diffusers_folder import diffusers_folder_of, is_diffusers_folder, read_diffusers_folder
 
 
 def read_source(
@@ -32,11 +32,16 @@ def read_source(
                 "--model says all about the network: leave --heads, --null-class and --image-size out"
             )
         checkpoint = read_custom(path, model)
-    elif path.is_dir():
-        if not is_diffusers_folder(path):
+    elif diffusers_folder_of(path).is_dir():
+        if not is_diffusers_folder(diffusers_folder_of(path)):
             raise CheckpointError(f"{path} is a folder without model_index.json or config.json: not a diffusers DiT")
         checkpoint = read_diffusers_folder(
-            path, heads=heads, null_class=null_class, image_size=image_size, factor=factor
+            path,
+            heads=heads,
+            null_class=null_class,
+            image_size=image_size,
+            factor=factor,
+            flow=prediction == "flow-to-data",
         )
     else:
         checkpoint = read_checkpoint(path, heads=heads, null_class=null_class, image_size=image_size, factor=factor)

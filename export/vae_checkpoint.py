@@ -20,12 +20,10 @@ from torch import Tensor
 from ..runtime.errors import CheckpointError
 from ..runtime.files import sha256_of_file
 from .checkpoint import fitted_tensors, load_tensors
+from .folder_weights import read_folder_weights, sha256_of_files
 from .vae import KlConfig, KlDecoder, TinyConfig, TinyDecoder, VaeDecoder
 
 CONFIG_NAME = "config.json"
-WEIGHT_NAMES = tuple(
-    f"diffusion_pytorch_model{variant}.{suffix}" for suffix in ("safetensors", "bin") for variant in ("", ".fp16")
-)
 SCALING_OF_CHANNELS = {4: 0.18215}  # Stable Diffusion 1 and 2, and every DiT trained on their latents
 DEFAULT_GROUPS = 32  # not readable from shapes
 MAX_LAYERS = 64  # per level: a file cannot make us build more
@@ -57,7 +55,7 @@ class VaeCheckpoint:
 
     decoder: VaeDecoder
     kind: Literal["kl", "tiny"]
-    sha256: str  # of the file of weights
+    sha256: str  # of the file of weights, or of shards as `sha256_of_files` has it
 
 
 class _KlJson(BaseModel):
@@ -121,8 +119,14 @@ def read_vae(path: Path) -> VaeCheckpoint:
     Raises CheckpointError naming the file and the key.
     """
     weights, described = _locate(path)
+    files = [weights]
+    if weights.is_dir():
+        found = read_folder_weights(weights)
+        state, files, weights = found.tensors, list(found.files), found.files[0]
+    else:
+        state = load_tensors(weights)
     try:
-        state = _diffusers_names(load_tensors(weights))
+        state = _diffusers_names(state)
         tiny = "layers.0.weight" in state
         if described is not None and tiny != isinstance(described, TinyConfig):
             raise CheckpointError(f"the weights are not of the class that {CONFIG_NAME} names")
@@ -134,22 +138,21 @@ def read_vae(path: Path) -> VaeCheckpoint:
         named = str(error) if str(error).startswith(str(weights)) else f"{weights}: {error}"
         raise CheckpointError(named) from None
     kind: Literal["kl", "tiny"] = "tiny" if tiny else "kl"
-    return VaeCheckpoint(decoder.eval().requires_grad_(False), kind, sha256_of_file(weights))
+    sha256 = sha256_of_file(weights) if len(files) == 1 else sha256_of_files(weights.parent, files)
+    return VaeCheckpoint(decoder.eval().requires_grad_(False), kind, sha256)
 
 
 def _locate(path: Path) -> tuple[Path, KlConfig | TinyConfig | None]:
-    """The file of weights and, where there is a config.json, what it says."""
+    """The file of weights, or the folder with them, and what config.json says, where there is one."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: give --vae a diffusers folder or a .safetensors file")
+    path = path.parent if path.name in ("model_index.json", CONFIG_NAME) else path
     if path.is_file():
         return path, _read_config(path.parent / CONFIG_NAME, optional=True)
     folder = path if (path / CONFIG_NAME).is_file() else path / "vae"
     if not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(f"{path} has no {CONFIG_NAME}: not a diffusers VAE folder; or give the file of weights")
-    for name in WEIGHT_NAMES:
-        if (folder / name).is_file():
-            return folder / name, _read_config(folder / CONFIG_NAME)
-    raise CheckpointError(f"{folder} has no weights: none of {', '.join(WEIGHT_NAMES)}")
+    return folder, _read_config(folder / CONFIG_NAME)
 
 
 def _read_config(path: Path, optional: bool = False) -> KlConfig | TinyConfig | None:

@@ -356,7 +356,7 @@ BIAS = "decoder.conv_in.bias"
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nothing": (lambda f: f / "nope", "nope does not exist"),
     "folder without config": (lambda f: f, r"has no config\.json"),
-    "folder without weights": (lambda f: [(f / "kl" / WEIGHTS).unlink(), f / "kl"][1], "has no weights"),
+    "folder without weights": (lambda f: [(f / "kl" / WEIGHTS).unlink(), f / "kl"][1], ": no weights, expected"),
     "truncated": (truncated, "cut short"),
     "pickle that is none": (written("x.bin", b"\x80\x02nonsense"), r"x\.bin: not a readable"),
     "missing key": (edited_state(lambda s: s.pop(BIAS)), BIAS),
