@@ -150,7 +150,7 @@ def test_a_decoder_that_cannot_be_added_leaves_nothing(latent3: Path, golden_bun
     ):
         with pytest.raises((RequestError, CheckpointError), match=complaint):
             add_decoder(source, tmp_path / vae, tmp_path / "out")
-    with pytest.raises(RequestError, match="give another folder"):
+    with pytest.raises(RequestError, match="which is read"):
         add_decoder(copy, tmp_path / "wide", copy, force=True)
     with pytest.raises(RequestError, match="use --force"):
         add_decoder(latent3, tmp_path / "wide", copy)
