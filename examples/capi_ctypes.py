@@ -31,7 +31,7 @@ class Options(c.Structure):
     _fields_ = [
         ("size", c.c_size_t),
         *[(n, c.c_char_p) for n in ("engine", "provider", "library")],
-        *[(n, c.c_int32) for n in ("threads", "device")],
+        *[(n, c.c_int32) for n in ("threads", "device", "spinning", "tf32")],
     ]
 
 
@@ -64,10 +64,13 @@ class Params(c.Structure):
         *[(n, c.c_char_p) for n in ("program", "program_file")],
         ("batch", c.c_int64),
         *[(n, c.c_void_p) for n in ("initial_noise", "step_noise")],
+        ("step_noise_bytes", c.c_size_t),
         ("on_progress", OnProgress),
         ("on_preview", OnPreview),
-        ("preview_every", c.c_int64),
         ("user", c.c_void_p),
+        ("preview_every", c.c_int64),
+        ("request", c.c_uint64),
+        *[(n, c.c_int32) for n in ("check_finite", "other_process")],
     ]
 
 
@@ -107,9 +110,13 @@ class Ditedge:
         away_from: Sequence[int] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         on_preview: Callable[[int, np.ndarray], None] | None = None,
+        out: np.ndarray | None = None,
         **fields: Any,
     ) -> np.ndarray:
-        """Images uint8 [n, h, w, 1 or 3], or latents float32 [n, C, H, W]; fields are those of ditedge_params."""
+        """Images uint8 [n, h, w, 1 or 3], or latents float32 [n, C, H, W]; fields are those of ditedge_params.
+
+        out: written to instead of a new array; it keeps the good images when status 10 (some not finite) is raised.
+        """
         keep = [np.array(labels, np.int64), np.array(seeds, np.uint64)]
         params, info = Params(), self.info
         self._check(self.c.ditedge_params_init(c.byref(params), c.sizeof(params)))
@@ -117,6 +124,7 @@ class Ditedge:
         if noise is not None:
             keep += [np.ascontiguousarray(part, dtype=np.float32) for part in noise]
             params.initial_noise, params.step_noise = keep[-2].ctypes.data, keep[-1].ctypes.data
+            params.step_noise_bytes = keep[-1].nbytes
         if away_from is not None:
             keep.append(np.array(away_from, np.int64))
             params.away_from = keep[-1].ctypes.data
@@ -126,7 +134,9 @@ class Ditedge:
             params.on_preview = OnPreview(lambda event, _: on_preview(event.contents.step, _picture(event.contents)))
         for name, value in fields.items():
             setattr(params, name, value)
-        if images:
+        if out is not None:
+            pass
+        elif images:
             out = np.empty((len(labels), info.image_height, info.image_width, info.image_channels), np.uint8)
         else:
             out = np.empty((len(labels), info.latent_channels, info.latent_height, info.latent_width), np.float32)
@@ -135,7 +145,7 @@ class Ditedge:
         return out
 
     def cancel(self) -> None:
-        """From any thread: `generate` raises DitedgeError with status 7 (DITEDGE_CANCELLED) before its next step."""
+        """From any thread: a `generate` that runs raises DitedgeError with status 7 (DITEDGE_CANCELLED)."""
         self.c.ditedge_cancel(self.sampler)
 
     def close(self) -> None:
@@ -157,6 +167,7 @@ def load(library: Path) -> c.CDLL:
         getattr(loaded, f"ditedge_{name}").restype = c.c_int64
     for name in ("class_name", "program_name", "graph_name"):
         getattr(loaded, f"ditedge_{name}").argtypes = [c.c_void_p, c.c_int64]
+    loaded.ditedge_cancel_request.argtypes = [c.c_void_p, c.c_uint64]
     loaded.ditedge_noise.argtypes = [c.c_uint64, c.c_uint64, c.c_void_p, c.c_size_t]
     return loaded
 

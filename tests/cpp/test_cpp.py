@@ -7,16 +7,18 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from capi_ctypes import Ditedge, DitedgeError, Params, load
+from capi_ctypes import Ditedge, DitedgeError, Info, Params, load
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -26,6 +28,7 @@ from ditedge.runtime.programs import Program, write_program
 from ditedge.runtime.sampler import GivenNoise
 from ditedge.runtime.verify import relative_error
 from tests.conftest import GOLDEN, golden_case
+from tests.cpp.conftest import need
 from tests.cpp.plan_text import with_cpp_plans
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,10 +151,323 @@ def test_cancel_from_another_thread(opened, golden_bundle) -> None:
         handle.generate([1] * 400, range(400), images=False, batch=1, on_progress=lambda _: started.set())
     thread.join()
     assert caught.value.status == CANCELLED
-    with pytest.raises(DitedgeError):  # the flag stays until it is reset
-        handle.generate([1], [1], program=b"ddim-25")
-    handle.c.ditedge_cancel_reset(handle.sampler)
+    handle.cancel()  # too late: nothing runs
     assert handle.generate([1], [1], program=b"ddim-25").shape == (1, 8, 8, 1)
+
+
+def test_cancel_of_numbered_requests(opened, golden_bundle) -> None:
+    """One that comes early is not lost, one that comes late does not touch the next request."""
+    handle, started = opened(golden_bundle("gray1_cfg")), threading.Event()
+    handle.c.ditedge_cancel_request(handle.sampler, 2)
+    for request in (1, 2):
+        with pytest.raises(DitedgeError, match=f"request {request} was cancelled") as caught:
+            handle.generate([1], [1], program=b"ddim-25", request=request)
+        assert caught.value.status == CANCELLED
+    for request in (3, 0):
+        assert handle.generate([1], [1], program=b"ddim-25", request=request).shape == (1, 8, 8, 1)
+    cancel = lambda: (started.wait(), handle.c.ditedge_cancel_request(handle.sampler, 4))  # noqa: E731
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(DitedgeError, match="stopped"):
+        handle.generate([1] * 400, range(400), batch=1, request=4, on_progress=lambda _: started.set())
+    thread.join()
+    assert handle.generate([1], [1], program=b"ddim-25", request=5).shape == (1, 8, 8, 1)
+
+
+def test_cancel_stops_within_a_step(opened, golden_bundle) -> None:
+    """A program of one step that runs for seconds: nothing but the engine itself can stop it."""
+    handle, count = opened(golden_bundle("gray1_cfg")), 4096
+    timer = threading.Timer(0.05, handle.cancel)
+    with pytest.raises(DitedgeError, match=r"stopped within (step|decoder)\.onnx|stopped before") as caught:
+        while True:  # until the cancel falls into a call
+            if not timer.is_alive():
+                timer = threading.Timer(0.05, handle.cancel)
+                timer.start()
+            handle.generate([1] * count, range(count), batch=512, program=b"ddim-25", guidance=1.0)
+    assert caught.value.status == CANCELLED
+    timer.join()
+
+
+FORKED = """
+import os, sys
+from capi_ctypes import *
+library, bundle, engine = map(Path, sys.argv[1:])
+handle = Ditedge(library, bundle, engine, threads=2)
+before = handle.generate([1], [1], program=b"ddim-25")
+child = os.fork()
+if child == 0:
+    try:
+        handle.generate([1], [1], program=b"ddim-25")
+    except DitedgeError as error:
+        print(error.status, error, flush=True)
+    handle.close()
+    again = Ditedge(library, bundle, engine, threads=2).generate([1], [1], program=b"ddim-25")
+    print("equal", np.array_equal(again, before), flush=True)
+    os._exit(0)
+print("child", os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_sampler_stays_in_its_process(built: Path, golden_bundle, onnxruntime_library: Path) -> None:
+    """In a child, an opened sampler's threads are missing: it is refused, closed without waiting; a new one works."""
+    arguments = [built / "libditedge.so", golden_bundle("gray1_cfg"), onnxruntime_library]
+    command = [os.sys.executable, "-c", FORKED, *map(str, arguments)]
+    path = os.environ | {"PYTHONPATH": str(ROOT / "examples")}
+    done = subprocess.run(command, env=path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{ENGINE} ") and "opened before fork()" in done.stdout
+    assert "equal True" in done.stdout and "child 0" in done.stdout
+
+
+def threads_of(handle_of) -> tuple[Ditedge, int]:
+    before = len(os.listdir("/proc/self/task"))
+    handle = handle_of()
+    return handle, len(os.listdir("/proc/self/task")) - before
+
+
+def test_threads_are_bounded(opened, golden_bundle, built: Path, onnxruntime_library: Path) -> None:
+    """By the affinity of the caller; each of the three graphs has its own, less the caller's thread."""
+    folder, whole = golden_bundle("gray1_cfg"), os.sched_getaffinity(0)
+
+    def with_threads(count: int):
+        return lambda: Ditedge(built / "libditedge.so", folder, onnxruntime_library, threads=count)
+
+    opened(folder)  # whatever the library itself starts
+    handle, started = threads_of(with_threads(999))
+    handle.close()
+    assert started <= 3 * (len(whole) - 1)
+    os.sched_setaffinity(0, {min(whole)})
+    try:
+        for count in (999, 0):
+            handle, started = threads_of(with_threads(count))
+            handle.close()
+            assert started == 0
+    finally:
+        os.sched_setaffinity(0, whole)
+
+
+def test_idle_threads_do_not_spin(opened, golden_bundle, built: Path, onnxruntime_library: Path) -> None:
+    """CPU time of a run whose callback sleeps after each step: none of it is a waiting thread's."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor: no thread could spin")
+    spent = {}
+    for spinning in (0, 1):
+        handle = Ditedge(
+            built / "libditedge.so", golden_bundle("gray1_cfg"), onnxruntime_library, threads=2, spinning=spinning
+        )
+        handle.generate([1], [1], program=b"ddim-25")
+        start = time.process_time()
+        handle.generate([1], [1], program=b"ddim-25", on_progress=lambda _: time.sleep(0.01))
+        spent[spinning] = time.process_time() - start
+        handle.close()
+    assert spent[0] < 0.5 * spent[1], spent
+
+
+GROUPS = [
+    ("0::/\n", {"cpu.max": "max 100000"}, None),
+    ("0::/\n", {"cpu.max": "50000 100000"}, 1),
+    ("0::/a/b\n", {"cpu.max": "max 100000", "a/cpu.max": "100000 100000", "a/b/cpu.max": "max 100000"}, 1),
+    ("0::/not/here\n", {"cpu.max": "100000 100000"}, 1),
+    ("4:cpu,cpuacct:/x\n1:name=systemd:/\n", {"cpu,cpuacct/x/cpu.cfs_quota_us": "100000"}, 1),
+    ("4:cpu,cpuacct:/x\n", {"cpu/x/cpu.cfs_quota_us": "-1"}, None),
+    ("3:cpuset:/\n", {"cpu.max": "nonsense"}, None),
+    ("", {}, None),
+]
+
+
+@pytest.fixture(scope="module")
+def processors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program that prints usable_processors(argv[1])."""
+    need("c++")
+    folder = tmp_path_factory.mktemp("processors")
+    (folder / "main.cpp").write_text(
+        '#include <cstdio>\n#include "processors.hpp"\n'
+        'int main(int, char** argv) { std::printf("%d", ditedge::usable_processors(argv[1])); }\n'
+    )
+    source = ROOT / "runtime/cpp/src"
+    command = ["c++", "-std=c++17", f"-I{source}", folder / "main.cpp", source / "processors.cpp", "-pthread"]
+    subprocess.run([*command, "-o", folder / "main"], check=True)
+    return folder / "main"
+
+
+@pytest.mark.parametrize(("groups", "files", "expected"), GROUPS)
+def test_quotas_of_containers(processors: Path, tmp_path: Path, groups: str, files: dict, expected: int | None) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(groups)
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+        if "quota" in name:
+            path.with_name("cpu.cfs_period_us").write_text("100000\n")
+    found = int(subprocess.run([processors, tmp_path], capture_output=True, check=True).stdout)
+    assert found == (expected or len(os.sched_getaffinity(0)))
+
+
+def test_a_provider_that_runs_nothing_is_refused(
+    built: Path, headers: Path, golden_bundle, onnxruntime_library: Path, tmp_path: Path
+) -> None:
+    """Not run on the CPU under another name. The shim says that it has Xnnpack, and appends nothing."""
+    source, shim = Path(__file__).parent / "silent_provider.cpp", tmp_path / "libonnxruntime.so"
+    command = ["c++", "-std=c++17", "-shared", "-fPIC", f"-I{headers}/usr/include", source, "-o", shim, "-ldl"]
+    subprocess.run(command, check=True)
+    code = "import sys\nfrom capi_ctypes import *\nlibrary, bundle, engine = map(Path, sys.argv[1:4])\n"
+    code += "try: Ditedge(library, bundle, engine, provider=sys.argv[4].encode())\n"
+    code += "except DitedgeError as e: print(e.status, e)\nelse: print('opened')"
+    environment = os.environ | {"REAL_ONNXRUNTIME": str(onnxruntime_library), "PYTHONPATH": str(ROOT / "examples")}
+
+    def said(provider: str, engine: Path) -> str:
+        arguments = [built / "libditedge.so", golden_bundle("gray1_cfg"), engine, provider]
+        command = [os.sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert said("cpu", shim) == "opened\n"
+    silent = said("XnnpackExecutionProvider", shim)
+    assert (
+        silent.startswith(f"{ENGINE} ")
+        and "provider 'XnnpackExecutionProvider', but on [CPUExecutionProvider]" in silent
+    )
+    for absent in ("cuda", "nonsense"):
+        assert f"provider '{absent}' is not in this ONNX Runtime" in said(absent, onnxruntime_library)
+
+
+def test_given_noise_has_its_size(opened, golden_bundle, tmp_path: Path) -> None:
+    """A buffer of another size than the program needs is refused before it is read; without noise, none is asked for."""
+    folder = golden_bundle("gray1_cfg")
+    handle, file = opened(folder), folder / "programs" / "ddpm-50.json"
+    steps = ctypes.c_int64()
+    assert handle.c.ditedge_program_file_steps(os.fsencode(file), ctypes.byref(steps)) == 0 and steps.value == 50
+    initial, noise = np.ones((1, 1, 8, 8), np.float32), np.zeros((50, 1, 1, 8, 8), np.float32)
+    given = {"initial_noise": initial.ctypes.data, "step_noise": noise.ctypes.data}
+    fields = {"program_file": os.fsencode(file), "images": False}
+    for wrong in (
+        given,
+        given | {"step_noise_bytes": noise.nbytes - 4},
+        given | {"step_noise_bytes": noise.nbytes * 2},
+    ):
+        with pytest.raises(DitedgeError, match="step_noise_bytes") as caught:
+            handle.generate([1], [1], **fields, **wrong)
+        assert caught.value.status == ARGUMENT
+    with pytest.raises(DitedgeError, match="step_noise is missing"):
+        handle.generate([1], [1], **fields, initial_noise=initial.ctypes.data)
+    right = handle.generate([1], [1], **fields, **given, step_noise_bytes=noise.nbytes)
+    assert np.isfinite(right).all()
+    alone = handle.generate([1], [1], images=False, program=b"ddim-25", initial_noise=initial.ctypes.data)
+    nothing = (initial, np.zeros((25, 1, 1, 8, 8), np.float32))
+    assert np.array_equal(alone, handle.generate([1], [1], images=False, program=b"ddim-25", noise=nothing))
+
+
+def test_numbers_that_float32_cannot_hold(opened, gray_bundle: Path, tmp_path: Path) -> None:
+    handle = opened(gray_bundle)
+    for guidance in (1e300, -1e300, float("inf"), 3.5e38):
+        with pytest.raises(DitedgeError, match="guidance .* is not a finite number in float32") as caught:
+            handle.generate([1], [1], guidance=guidance)
+        assert caught.value.status == REQUEST
+    program = json.loads((gray_bundle / "programs" / "ddim-25.json").read_text())
+    for key in ("init_scale", "timestep", "mix"):
+        damaged = json.loads(json.dumps(program))
+        row = damaged
+        while not isinstance(row[key], float | int):
+            row, key = row[key], 0
+        row[key] = 1e300
+        (tmp_path / "p.json").write_text(json.dumps(damaged))
+        with pytest.raises(DitedgeError, match="float32 cannot hold") as caught:
+            handle.generate([1], [1], program_file=str(tmp_path / "p.json").encode())
+        assert caught.value.status == PROGRAM
+
+
+def test_what_is_given_out_is_nothing_on_failure(built: Path, gray_bundle: Path) -> None:
+    library, handle, number = load(built / "libditedge.so"), ctypes.c_void_p(7), ctypes.c_int64(7)
+    assert library.ditedge_bundle_open(None, 1, ctypes.byref(handle)) == ARGUMENT and handle.value is None
+    handle = ctypes.c_void_p(7)
+    assert library.ditedge_bundle_open(b"/nowhere", 1, ctypes.byref(handle)) == BUNDLE and handle.value is None
+    handle = ctypes.c_void_p(7)
+    assert library.ditedge_sampler_open(None, None, ctypes.byref(handle)) == ARGUMENT and handle.value is None
+    bundle = ctypes.c_void_p()
+    assert library.ditedge_bundle_open(os.fsencode(gray_bundle), 1, ctypes.byref(bundle)) == 0
+    for call, nothing in (
+        (lambda: library.ditedge_program_steps(bundle, b"nope", ctypes.byref(number)), 0),
+        (lambda: library.ditedge_program_steps(None, None, ctypes.byref(number)), 0),
+        (lambda: library.ditedge_program_file_steps(b"/nowhere", ctypes.byref(number)), 0),
+        (lambda: library.ditedge_find_class(bundle, b"nope", ctypes.byref(number)), -1),
+        (lambda: library.ditedge_find_class(None, None, ctypes.byref(number)), -1),
+    ):
+        number.value = 7
+        assert call() != 0 and number.value == nothing
+    info = Info(size=ctypes.sizeof(Info), num_classes=7)
+    assert library.ditedge_bundle_info(None, ctypes.byref(info)) == ARGUMENT
+    assert info.size == ctypes.sizeof(Info) and info.num_classes == 0
+    library.ditedge_bundle_close(bundle)
+
+
+def test_structs_end_where_a_field_ends(opened, golden_bundle) -> None:
+    """Half a pointer is never followed."""
+    handle, raw = opened(golden_bundle("gray1_cfg")), Params()
+    ends = {getattr(Params, name).offset for name, *_ in Params._fields_[1:]} | {ctypes.sizeof(Params)}
+    for size in range(ctypes.sizeof(Params) + 9):
+        status = handle.c.ditedge_params_init(ctypes.byref(raw), ctypes.c_size_t(size))
+        assert status == (0 if size in ends else ARGUMENT), size
+    image, label, seed = np.zeros(64, np.uint8), np.array([1]), np.array([1], np.uint64)
+    handle.c.ditedge_params_init(ctypes.byref(raw), ctypes.c_size_t(ctypes.sizeof(raw)))
+    raw.count, raw.labels, raw.seeds, raw.size = 1, label.ctypes.data, seed.ctypes.data, Params.seeds.offset + 4
+    run = handle.c.ditedge_generate_images
+    assert run(handle.sampler, ctypes.byref(raw), ctypes.c_void_p(image.ctypes.data), ctypes.c_size_t(64)) == ARGUMENT
+
+
+def test_versions_agree(built: Path) -> None:
+    library = load(built / "libditedge.so")
+    header = (ROOT / "runtime/cpp/include/ditedge.h").read_text()
+    major, minor, patch = (
+        int(re.search(rf"#define DITEDGE_VERSION_{part} (\d+)", header)[1]) for part in ("MAJOR", "MINOR", "PATCH")
+    )
+    project = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert library.ditedge_version().decode() == f"{major}.{minor}.{patch}" == project
+    assert library.ditedge_version_number() == major * 10000 + minor * 100 + patch
+
+
+def test_every_candidate_of_a_library_is_told_of(built: Path, golden_bundle, tmp_path: Path) -> None:
+    """And libonnxruntime.so.1.NN, as distributions name it, is one."""
+    (tmp_path / "libonnxruntime.so.1").write_text("no library")
+    code = "from capi_ctypes import *\n"
+    code += f"try: Ditedge(Path({str(built / 'libditedge.so')!r}), Path({str(golden_bundle('gray1_cfg'))!r}))\n"
+    code += "except DitedgeError as e: print(e.status, e)"
+    environment = {k: v for k, v in os.environ.items() if k != "DITEDGE_ONNXRUNTIME"}
+    environment |= {"PYTHONPATH": str(ROOT / "examples"), "LD_LIBRARY_PATH": str(tmp_path)}
+    command = [os.sys.executable, "-c", code]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"{ENGINE} ") and "libonnxruntime.so.1: " in said
+    assert "there is no libonnxruntime.so," in said and "libonnxruntime.so.1.21" in said
+
+
+def test_a_library_by_its_minor_version(built: Path, golden_bundle, onnxruntime_library: Path, tmp_path: Path) -> None:
+    (tmp_path / "libonnxruntime.so.1.30").symlink_to(onnxruntime_library)
+    environment = {k: v for k, v in os.environ.items() if k != "DITEDGE_ONNXRUNTIME"}
+    environment |= {"LD_LIBRARY_PATH": str(tmp_path)}
+    command = [built / "ditedge-minimal", golden_bundle("gray1_cfg"), "3", "7", tmp_path / "a.pgm"]
+    subprocess.run(command, env=environment, check=True)
+
+
+def test_decode_from_cpp(built: Path, golden_bundle, onnxruntime_library: Path, tmp_path: Path) -> None:
+    """The class's images are its decoded latents; get() is the handle for the C functions."""
+    (tmp_path / "a.cpp").write_text(
+        "#include <ditedge.hpp>\n"
+        "int main(int, char** argv) {\n"
+        "    const ditedge::api::Bundle bundle(argv[1]);\n"
+        "    ditedge::api::Sampler sampler(bundle);\n"
+        "    const std::int64_t labels[] = {1, 2};\n"
+        "    const std::uint64_t seeds[] = {3, 4};\n"
+        "    ditedge_params params = ditedge::api::default_params();\n"
+        "    params.count = 2, params.labels = labels, params.seeds = seeds;\n"
+        "    std::vector<std::uint8_t> same(128);\n"
+        "    const std::vector<float> latents = sampler.latents(params);\n"
+        "    ditedge::api::check(ditedge_decode(sampler.get(), latents.data(), 2, same.data(), same.size()));\n"
+        "    return sampler.decode(latents) != sampler.images(params) || same != sampler.images(params);\n"
+        "}\n"
+    )
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'runtime/cpp/include'}", f"-L{built}"]
+    subprocess.run(["c++", "a.cpp", "-o", "a", *flags, f"-Wl,-rpath,{built}", "-lditedge"], cwd=tmp_path, check=True)
+    environment = os.environ | {"DITEDGE_ONNXRUNTIME": str(onnxruntime_library)}
+    subprocess.run([tmp_path / "a", golden_bundle("gray1_cfg")], env=environment, check=True)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +482,7 @@ def test_cancel_from_another_thread(opened, golden_bundle) -> None:
         ({"batch": 0}, ARGUMENT, "batch"),
         ({"count": 2**62}, ARGUMENT, "count"),
         ({"count": 0}, ARGUMENT, "count"),
-        ({"initial_noise": 8}, ARGUMENT, "both kinds"),
+        ({"step_noise": 8}, ARGUMENT, "initial_noise is not"),
         ({"size": 10_000}, ARGUMENT, "version"),
     ],
 )
@@ -382,9 +698,49 @@ def test_examples(built: Path, golden_bundle, onnxruntime_library: Path, tmp_pat
     for example in ("ditedge-run", "ditedge-bench"):
         helped = run(built / example, "--help")
         assert helped.returncode == 0 and "example" in helped.stdout
-    for wrong in (["--bundle", folder], ["--seed"], ["--bundle", "/nowhere", "--class", "1"], ["--what", "1"]):
+    request = ["--bundle", folder, "--class", "1"]
+    for wrong in (
+        ["--bundle", folder], ["--seed"], ["--bundle", "/nowhere", "--class", "1"], ["--what", "1"],
+        [*request, "--threads", "99999999999"], [*request, "--device", "2147483648"], [*request, "--batch", "99999999999"],
+        [*request, "--seed", "18446744073709551616"], [*request, "--threads", "-1"],
+    ):  # fmt: skip
         failed = run(built / "ditedge-run", *wrong)
-        assert failed.returncode == 2 and failed.stderr
+        assert failed.returncode == 2 and failed.stderr, wrong
+        assert "--threads" not in wrong or "--threads" in failed.stderr.splitlines()[0]
+
+
+def test_programs_as_files_and_where_pictures_go(
+    built: Path, golden_bundle, onnxruntime_library: Path, tmp_path: Path
+) -> None:
+    """A program's file gives what its name does; no link is followed, no device replaced, no file of others touched."""
+    folder = golden_bundle("gray1_cfg")
+    environment = os.environ | {"DITEDGE_ONNXRUNTIME": str(onnxruntime_library)}
+
+    def latents(*arguments: object) -> bytes:
+        command = [built / "ditedge-run", "--bundle", folder, "--class", "1", "--latents", tmp_path / "l", *arguments]
+        subprocess.run([*map(str, command)], env=environment, check=True, capture_output=True)
+        return (tmp_path / "l").read_bytes()
+
+    named = latents("--program", "ddim-25")
+    assert latents("--program-file", folder / "programs" / "ddim-25.json") == named
+    (tmp_path / "l").unlink()
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "l.part").symlink_to(tmp_path / "mine")
+    assert latents("--program", "ddim-25") == named
+    assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / "l.part").is_symlink()
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "l").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert {path.name for path in tmp_path.iterdir()} == {"l", "l.part", "mine"}
+    (tmp_path / "l").unlink()
+    (tmp_path / "l").symlink_to(tmp_path / "mine")  # a link that was given is kept, and what it names is written
+    assert latents("--program", "ddim-25") == named == (tmp_path / "mine").read_bytes()
+    assert (tmp_path / "l").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    command = [built / "ditedge-run", "--bundle", folder, "--class", "1", "--program", "ddim-25"]
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+        subprocess.run([*command, "--latents", tmp_path / "pipe"], env=environment, check=True, capture_output=True)
+        assert reader.communicate()[0] == named
 
 
 def test_the_header_is_c90(headers: Path, tmp_path: Path) -> None:

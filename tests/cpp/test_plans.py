@@ -199,7 +199,6 @@ def test_cancel_leaves_the_sampler_usable(opened, double: Double, plan_bundle, w
         handle.generate([1] * 4000, range(4000), images=False, batch=2, **told)
     thread.join()
     assert caught.value.status == CANCELLED
-    handle.c.ditedge_cancel_reset(handle.sampler)
     again = handle.generate(LABELS, SEEDS, images=False, program=b"ddim-25")
     assert relative_error(again, by_python(bundle)) < TOLERANCE
 

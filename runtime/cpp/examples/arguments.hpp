@@ -35,6 +35,11 @@ public:
     }
     const std::string& text(const char* name) const { return values.at(name); }
     const char* text_or_null(const char* name) const { return text(name).empty() ? nullptr : text(name).c_str(); }
-    unsigned long long whole(const char* name) const { return convert(name, [](const std::string& s, std::size_t* n) { return std::stoull(s, n); }); }
+    // 0 to `most`
+    unsigned long long whole(const char* name, unsigned long long most) const {
+        const auto value = convert(name, [](const std::string& s, std::size_t* n) { return std::stoull(s, n); });
+        if (value > most) throw std::invalid_argument(std::string(name) + " " + text(name) + " is more than " + std::to_string(most));
+        return value;
+    }
     double number(const char* name) const { return convert(name, [](const std::string& s, std::size_t* n) { return std::stod(s, n); }); }
 };

@@ -23,16 +23,16 @@ void run(const Arguments& arguments) {
     options.engine = arguments.text_or_null("--engine");
     options.provider = arguments.text_or_null("--provider");
     options.library = arguments.text_or_null("--library");
-    options.threads = static_cast<std::int32_t>(arguments.whole("--threads"));
+    options.threads = static_cast<std::int32_t>(arguments.whole("--threads", INT32_MAX));
     ditedge::api::Sampler sampler(bundle, options);
-    const std::vector<std::int64_t> labels(arguments.whole("--batch"), 0);
+    const std::vector<std::int64_t> labels(static_cast<std::size_t>(arguments.whole("--batch", 4096)), 0);
     const std::vector<std::uint64_t> seeds(labels.size(), 0);
     ditedge_params params = ditedge::api::default_params();
     params.count = params.batch = static_cast<std::int64_t>(labels.size());
     params.labels = labels.data(), params.seeds = seeds.data();
     params.program = arguments.text_or_null("--program");
     std::vector<double> milliseconds;
-    for (unsigned long long repeat = 0; repeat <= arguments.whole("--repeats"); ++repeat) {
+    for (unsigned long long repeat = 0; repeat <= arguments.whole("--repeats", 1'000'000); ++repeat) {
         const auto start = std::chrono::steady_clock::now();
         sampler.latents(params);
         const std::chrono::duration<double, std::milli> taken = std::chrono::steady_clock::now() - start;

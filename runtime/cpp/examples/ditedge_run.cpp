@@ -1,7 +1,13 @@
 // ditedge-run: labels and seeds in, one PNG out (a column of pictures when there are several).
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
-#include <fstream>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
 #include <iostream>
 #include <sstream>
 
@@ -11,10 +17,11 @@
 namespace {
 
 const char kUsage[] =
-    "usage: ditedge-run --bundle FOLDER --class LABEL[;LABEL...] [--seed 0] [--program NAME] [--guidance G]\n"
-    "                   [--batch 8] [-o out.png] [--latents FILE.f32] [--engine onnxruntime|tensorrt|tensorrt-rtx]\n"
-    "                   [--provider cpu] [--library PATH OF THE ENGINE'S LIBRARY] [--threads 0] [--device 0]\n"
-    "Image i has seed + i.\n"
+    "usage: ditedge-run --bundle FOLDER --class LABEL[;LABEL...] [--seed 0] [--program NAME | --program-file FILE]\n"
+    "                   [--guidance G] [--batch 8] [-o out.png] [--latents FILE.f32]\n"
+    "                   [--engine onnxruntime|tensorrt|tensorrt-rtx] [--provider cpu] [--device 0]\n"
+    "                   [--library PATH OF THE ENGINE'S LIBRARY] [--threads 0]\n"
+    "Image i has seed + i. Images that become infinite or NaN are black, and the exit code is 2.\n"
     "examples: ditedge-run --bundle build/demo/fashion --class 'Bag;Ankle boot' --seed 7 -o bag.png\n"
     "          ditedge-run --bundle build/demo/fashion --class Bag --engine tensorrt      (plans: ditedge build)\n";
 
@@ -58,21 +65,52 @@ std::string png_of(const std::vector<std::uint8_t>& pixels, std::uint32_t height
     return png;
 }
 
-// Whole or not at all.
-void write_file(const std::string& path, const void* data, std::size_t bytes) {
-    const std::string temporary = path + ".part";
-    std::ofstream file(temporary, std::ios::binary);
-    file.write(static_cast<const char*>(data), static_cast<std::streamsize>(bytes));
-    file.close();
-    if (!file || std::rename(temporary.c_str(), path.c_str()) != 0) {
+[[noreturn]] void cannot_write(const std::string& path) {
+    throw std::runtime_error("cannot write " + path + ": " + std::strerror(errno));
+}
+
+bool write_all(std::FILE* file, const void* data, std::size_t bytes) {
+    const bool written = std::fwrite(data, 1, bytes, file) == bytes;
+    return std::fclose(file) == 0 && written;
+}
+
+// Whole or not at all: into a new file beside it, which takes its place. A link keeps pointing, a device or pipe is written to.
+void write_file(const std::string& given, const void* data, std::size_t bytes) {
+    std::error_code code;
+    const std::filesystem::path target = std::filesystem::weakly_canonical(given, code);
+    const std::string path = code ? given : target.string();
+    if (std::filesystem::exists(path, code) && !std::filesystem::is_regular_file(path, code)) {
+        std::FILE* file = std::fopen(path.c_str(), "wb");
+        if (file == nullptr || !write_all(file, data, bytes)) cannot_write(given);
+        return;
+    }
+    std::string temporary = path + ".XXXXXX";
+    const int descriptor = mkstemp(temporary.data());  // a name that nothing has, never a link
+    if (descriptor < 0) cannot_write(given);
+    const mode_t mask = umask(0);
+    umask(mask);
+    fchmod(descriptor, 0666 & ~mask);
+    if (!write_all(fdopen(descriptor, "wb"), data, bytes) || std::rename(temporary.c_str(), path.c_str()) != 0) {
         std::remove(temporary.c_str());
-        throw std::runtime_error("cannot write " + path);
+        cannot_write(given);
     }
 }
 
 void show(const ditedge_progress* progress, void*) {
     std::fprintf(stderr, "\rstep %lld/%lld", static_cast<long long>(progress->done), static_cast<long long>(progress->total));
     if (progress->done == progress->total) std::fputc('\n', stderr);
+}
+
+// Calls `generate`, and gives back what it complains of where it wrote the good images all the same.
+template <class Generate>
+std::string complaint(const Generate& generate) {
+    try {
+        generate();
+        return "";
+    } catch (const ditedge::api::Failure& failure) {
+        if (failure.status() != DITEDGE_ERROR_NOT_FINITE) throw;
+        return failure.what();
+    }
 }
 
 void run(const Arguments& arguments) {
@@ -83,33 +121,38 @@ void run(const Arguments& arguments) {
     std::istringstream classes(arguments.text("--class"));
     for (std::string name; std::getline(classes, name, ';');) {
         labels.push_back(bundle.label(name));
-        seeds.push_back(arguments.whole("--seed") + seeds.size());
+        seeds.push_back(arguments.whole("--seed", UINT64_MAX) + seeds.size());
     }
     ditedge_sampler_options options = ditedge::api::default_options();
     options.engine = arguments.text_or_null("--engine");
     options.provider = arguments.text_or_null("--provider");
     options.library = arguments.text_or_null("--library");
-    options.threads = static_cast<std::int32_t>(arguments.whole("--threads"));
-    options.device = static_cast<std::int32_t>(arguments.whole("--device"));
+    options.threads = static_cast<std::int32_t>(arguments.whole("--threads", INT32_MAX));
+    options.device = static_cast<std::int32_t>(arguments.whole("--device", INT32_MAX));
     ditedge::api::Sampler sampler(bundle, options);
     ditedge_params params = ditedge::api::default_params();
     params.count = static_cast<std::int64_t>(labels.size());
     params.labels = labels.data(), params.seeds = seeds.data();
     params.program = arguments.text_or_null("--program");
-    params.batch = static_cast<std::int64_t>(arguments.whole("--batch"));
+    params.program_file = arguments.text_or_null("--program-file");
+    params.batch = static_cast<std::int64_t>(arguments.whole("--batch", 4096));
     if (!arguments.text("--guidance").empty()) params.guidance = arguments.number("--guidance");
     params.on_progress = show;
+    std::string bad;
     if (!arguments.text("--latents").empty()) {
-        const std::vector<float> latents = sampler.latents(params);
+        std::vector<float> latents;
+        bad = complaint([&] { sampler.latents(params, latents); });
         write_file(arguments.text("--latents"), latents.data(), latents.size() * sizeof(float));
-        return;
+    } else {
+        const ditedge_info info = bundle.info();
+        std::vector<std::uint8_t> images;
+        bad = complaint([&] { sampler.images(params, images); });
+        const std::string png = png_of(images, static_cast<std::uint32_t>(info.image_height * params.count),
+                                       static_cast<std::uint32_t>(info.image_width), static_cast<std::uint32_t>(info.image_channels));
+        write_file(arguments.text("-o"), png.data(), png.size());
+        std::cout << arguments.text("-o") << '\n';
     }
-    const ditedge_info info = bundle.info();
-    const auto height = static_cast<std::uint32_t>(info.image_height * params.count);
-    const std::string png = png_of(sampler.images(params), height, static_cast<std::uint32_t>(info.image_width),
-                                   static_cast<std::uint32_t>(info.image_channels));
-    write_file(arguments.text("-o"), png.data(), png.size());
-    std::cout << arguments.text("-o") << '\n';
+    if (!bad.empty()) throw std::runtime_error(bad);
 }
 
 }  // namespace
@@ -117,7 +160,7 @@ void run(const Arguments& arguments) {
 int main(int argc, char** argv) {
     if (Arguments::ask_for_help(argc, argv)) return std::cout << kUsage, 0;
     try {
-        run(Arguments(argc, argv, {{"--bundle", ""}, {"--class", ""}, {"--seed", "0"}, {"--program", ""}, {"--guidance", ""},
+        run(Arguments(argc, argv, {{"--bundle", ""}, {"--class", ""}, {"--seed", "0"}, {"--program", ""}, {"--program-file", ""}, {"--guidance", ""},
                                    {"--batch", "8"}, {"-o", "out.png"}, {"--latents", ""}, {"--engine", ""},
                                    {"--provider", "cpu"}, {"--library", ""}, {"--threads", "0"}, {"--device", "0"}}));
     } catch (const std::invalid_argument& error) {

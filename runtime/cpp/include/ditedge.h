@@ -2,11 +2,13 @@
  *
  * Every function that can fail returns a ditedge_status; ditedge_last_error() of the same thread says what happened, in
  * one sentence. No C++ exception crosses this interface. Structs begin with their own size: fill them with their _init
- * function, which is told the caller's size, so that a newer library never writes past an older caller's struct.
+ * function, which is told the caller's size, so that a newer library never writes past an older caller's struct. What a
+ * function gives through a pointer is NULL, 0 or -1 (a class) when it fails.
  *
  * Threads: a ditedge_bundle may be used by any number of threads at once. A ditedge_sampler belongs to one thread at a
- * time, except ditedge_cancel and ditedge_cancel_reset, which any thread may call. Close handles when nobody uses them;
- * closing NULL does nothing. A sampler keeps what it needs of its bundle: the two may be closed in any order.
+ * time, except ditedge_cancel and ditedge_cancel_request, which any thread (and a signal handler) may call. Close handles
+ * when nobody uses them; closing NULL does nothing. A sampler keeps what it needs of its bundle: the two may be closed in
+ * any order. A sampler belongs to the process that opened it: after fork() the child opens its own.
  */
 #ifndef DITEDGE_H
 #define DITEDGE_H
@@ -26,6 +28,12 @@
 extern "C" {
 #endif
 
+/* What this header belongs to; ditedge_version_number() is what runs. 0.1.0 is 100, 1.2.3 is 10203. */
+#define DITEDGE_VERSION_MAJOR 0
+#define DITEDGE_VERSION_MINOR 1
+#define DITEDGE_VERSION_PATCH 0
+#define DITEDGE_VERSION_NUMBER (DITEDGE_VERSION_MAJOR * 10000 + DITEDGE_VERSION_MINOR * 100 + DITEDGE_VERSION_PATCH)
+
 typedef enum ditedge_status {
     DITEDGE_OK = 0,
     DITEDGE_ERROR_ARGUMENT = 1,  /* a null pointer, a buffer of the wrong size, a struct of an unknown size */
@@ -36,7 +44,8 @@ typedef enum ditedge_status {
     DITEDGE_ERROR_NO_DEVICE = 6, /* no CUDA device */
     DITEDGE_CANCELLED = 7,       /* ditedge_cancel was called */
     DITEDGE_ERROR_MEMORY = 8,
-    DITEDGE_ERROR_INTERNAL = 9 /* a bug */
+    DITEDGE_ERROR_INTERNAL = 9,   /* a bug */
+    DITEDGE_ERROR_NOT_FINITE = 10 /* images became infinite or NaN: they are zeros, the others are written */
 } ditedge_status;
 
 typedef struct ditedge_bundle ditedge_bundle;
@@ -59,8 +68,11 @@ typedef struct ditedge_sampler_options {
     const char* provider; /* of ONNX Runtime: "cpu" (NULL), "cuda" or a provider's full name */
     const char* library;  /* path of the engine's shared library; NULL: $DITEDGE_ONNXRUNTIME or $DITEDGE_TENSORRT, then the
                            * system's. CUDA's runtime is $DITEDGE_CUDART, or the system's */
-    int32_t threads;      /* 0: the engine chooses */
+    int32_t threads;      /* 0: the engine chooses. Never more than the processors that this process may use, by its
+                           * affinity and its container's CPU quota: a larger number means all of them */
     int32_t device;       /* CUDA device number */
+    int32_t spinning;     /* not 0: ONNX Runtime's idle threads spin, which is quicker by a little and keeps them busy */
+    int32_t tf32;         /* not 0: CUDA may round float32 products to 10 bits of fraction (TF32), for speed */
 } ditedge_sampler_options;
 
 /* Pointers are valid during the callback only. */
@@ -91,15 +103,21 @@ typedef struct ditedge_params {
     const char* program_file; /* a program's file instead, which need not be in the bundle; or NULL */
     int64_t batch;            /* images that share one run of the network; bounds memory */
     const float* initial_noise; /* [count, C, H, W] instead of seeds; or NULL */
-    const float* step_noise;    /* [steps, count, C, H, W], with initial_noise */
+    const float* step_noise;    /* [steps, count, C, H, W], with initial_noise; NULL where the program adds no noise */
+    size_t step_noise_bytes;    /* of step_noise: 4 * steps * count * C * H * W */
     void (*on_progress)(const ditedge_progress* progress, void* user); /* after each step; or NULL */
     void (*on_preview)(const ditedge_preview* preview, void* user);    /* after each preview_every steps; or NULL */
+    void* user;                                                        /* handed to the callbacks */
     int64_t preview_every;
-    void* user; /* handed to the callbacks */
+    uint64_t request;      /* the caller's number for this call, for ditedge_cancel_request; 0: none */
+    int32_t check_finite;  /* not 0: look for infinity and NaN after every step, not only after the last one */
+    int32_t other_process; /* not 0: take a program_file that was made for another diffusion process */
 } ditedge_params;
 
 /* Any thread. "0.1.0" */
 DITEDGE_API const char* ditedge_version(void);
+/* Any thread. The library's DITEDGE_VERSION_NUMBER. */
+DITEDGE_API int ditedge_version_number(void);
 /* Any thread. What the last failed call of this thread had to say; valid until this thread's next call. */
 DITEDGE_API const char* ditedge_last_error(void);
 /* Any thread. A short English name of a status. */
@@ -119,7 +137,9 @@ DITEDGE_API int64_t ditedge_graph_count(const ditedge_bundle* bundle);
 DITEDGE_API const char* ditedge_graph_name(const ditedge_bundle* bundle, int64_t index);
 /* Steps of a program by name; NULL: the default. */
 DITEDGE_API ditedge_status ditedge_program_steps(const ditedge_bundle* bundle, const char* name, int64_t* steps);
-/* A class by its number, its name, or one of its comma-separated names; case does not matter. */
+/* Steps of a program's file, as a program_file of ditedge_params: step_noise is as long as that. */
+DITEDGE_API ditedge_status ditedge_program_file_steps(const char* file, int64_t* steps);
+/* A class by its number, its name, or one of its comma-separated names; the case of A to Z does not matter. */
 DITEDGE_API ditedge_status ditedge_find_class(const ditedge_bundle* bundle, const char* text, int64_t* label);
 
 /* Any thread. `size` is the caller's sizeof. Sets every field to its default. */
@@ -139,11 +159,13 @@ DITEDGE_API ditedge_status ditedge_generate_latents(ditedge_sampler* sampler, co
 /* One thread at a time. latents [count, C, H, W] -> images as above. */
 DITEDGE_API ditedge_status ditedge_decode(ditedge_sampler* sampler, const float* latents, int64_t count,
                                           uint8_t* images, size_t bytes);
-/* Any thread, also during a call on the sampler, which then returns DITEDGE_CANCELLED before its next step (a GPU first
- * ends the steps that are enqueued, eight at most). The flag stays set, so that a cancel that comes early is not lost:
- * reset it before the next call. */
+/* Any thread, also during a call on the sampler, which then returns DITEDGE_CANCELLED: on ONNX Runtime within its step or
+ * decoder, on a GPU after the steps that are enqueued, eight at most. Only the call that is running: a cancel that comes
+ * when it has ended does not touch the next one. */
 DITEDGE_API void ditedge_cancel(ditedge_sampler* sampler);
-DITEDGE_API void ditedge_cancel_reset(ditedge_sampler* sampler);
+/* The same for all generate calls with a params.request of 1 to `request`, whether they run or are still to come: so a
+ * cancel may come early, too. Callers that need this number their calls upwards. */
+DITEDGE_API void ditedge_cancel_request(ditedge_sampler* sampler, uint64_t request);
 
 /* Any thread. [count] standard normal numbers: draw 0 is a seed's initial noise, draw n + 1 its noise of step n. */
 DITEDGE_API ditedge_status ditedge_noise(uint64_t seed, uint64_t draw, float* numbers, size_t count);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -53,6 +54,11 @@ public:
         check(ditedge_program_steps(get(), program, &steps));
         return steps;
     }
+    static std::int64_t steps_of_file(const std::string& program_file) {
+        std::int64_t steps = 0;
+        check(ditedge_program_file_steps(program_file.c_str(), &steps));
+        return steps;
+    }
     std::vector<std::string> programs() const {
         std::vector<std::string> names;
         for (std::int64_t i = 0; i < ditedge_program_count(get()); ++i) names.emplace_back(ditedge_program_name(get(), i));
@@ -82,27 +88,49 @@ public:
         check(ditedge_sampler_open(bundle.get(), &options, &opened));
         handle_.reset(opened);
     }
+    ditedge_sampler* get() const { return handle_.get(); }
     // [count, height, width, channels]
     std::vector<std::uint8_t> images(const ditedge_params& params) {
-        std::vector<std::uint8_t> images(numbers(params, info_.image_height * info_.image_width * info_.image_channels));
-        check(ditedge_generate_images(handle_.get(), &params, images.data(), images.size()));
+        std::vector<std::uint8_t> images;
+        this->images(params, images);
         return images;
+    }
+    // The same into `images`, which is filled when this throws DITEDGE_ERROR_NOT_FINITE, too.
+    void images(const ditedge_params& params, std::vector<std::uint8_t>& images) {
+        images.assign(numbers(params.count, image()), 0);
+        check(ditedge_generate_images(get(), &params, images.data(), images.size()));
     }
     // [count, C, H, W]
     std::vector<float> latents(const ditedge_params& params) {
-        std::vector<float> latents(numbers(params, info_.latent_channels * info_.latent_height * info_.latent_width));
-        check(ditedge_generate_latents(handle_.get(), &params, latents.data(), latents.size() * sizeof(float)));
+        std::vector<float> latents;
+        this->latents(params, latents);
         return latents;
     }
-    void cancel() { ditedge_cancel(handle_.get()); }  // from any thread
-    void reset() { ditedge_cancel_reset(handle_.get()); }
+    void latents(const ditedge_params& params, std::vector<float>& latents) {
+        latents.assign(numbers(params.count, latent()), 0.0f);
+        check(ditedge_generate_latents(get(), &params, latents.data(), latents.size() * sizeof(float)));
+    }
+    // latents [count, C, H, W] -> [count, height, width, channels]
+    std::vector<std::uint8_t> decode(const std::vector<float>& latents) {
+        const std::size_t each = static_cast<std::size_t>(latent());
+        if (latents.size() % each != 0) throw Failure(DITEDGE_ERROR_ARGUMENT, "latents are not a whole number of latents");
+        const auto count = static_cast<std::int64_t>(latents.size() / each);
+        std::vector<std::uint8_t> images(numbers(count, image()));
+        check(ditedge_decode(get(), latents.data(), count, images.data(), images.size()));
+        return images;
+    }
+    void cancel() { ditedge_cancel(get()); }                                          // from any thread
+    void cancel(std::uint64_t request) { ditedge_cancel_request(get(), request); }  // calls numbered up to this
 
 private:
     // One number at least: the call itself refuses what cannot be made, and wants no null pointer.
-    static std::size_t numbers(const ditedge_params& params, std::int64_t each) {
-        const bool sane = params.count > 0 && params.count <= (1 << 20) && each > 0;
-        return sane ? static_cast<std::size_t>(params.count * each) : 1;
+    static std::size_t numbers(std::int64_t count, std::int64_t each) {
+        const bool sane = count > 0 && count <= (1 << 20) && each > 0;
+        if (sane && static_cast<std::uint64_t>(count * each) > SIZE_MAX / sizeof(float)) throw std::bad_alloc();
+        return sane ? static_cast<std::size_t>(count * each) : 1;
     }
+    std::int64_t image() const { return info_.image_height * info_.image_width * info_.image_channels; }
+    std::int64_t latent() const { return info_.latent_channels * info_.latent_height * info_.latent_width; }
     ditedge_info info_;
     std::unique_ptr<ditedge_sampler, Close> handle_;
 };

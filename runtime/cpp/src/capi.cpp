@@ -1,9 +1,13 @@
 // The C interface: checks arguments, turns exceptions into status codes, cuts a request into batches.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <new>
 
 #include "bundle.hpp"
@@ -23,7 +27,9 @@ struct ditedge_bundle {
 struct ditedge_sampler {
     std::shared_ptr<const Bundle> bundle;
     std::unique_ptr<ditedge::Loop> loop;
-    std::atomic<bool> cancel{false};
+    pid_t process = getpid();
+    std::mutex mutex;  // of the two below
+    std::uint64_t request = 0, cancelled_requests = 0;  // of the call that is going on, or 0; requests up to this number
 };
 
 namespace {
@@ -61,11 +67,29 @@ void require(bool condition, const char* complaint) {
     if (!condition) throw Error(DITEDGE_ERROR_ARGUMENT, complaint);
 }
 
+// Where each field begins: a struct of another version ends where one of ours begins, or where ours ends.
+#define AT(field) offsetof(T, field)
+template <class T>
+bool ends_at_a_field(std::size_t size) {
+    std::vector<std::size_t> ends = {sizeof(T)};
+    if constexpr (std::is_same_v<T, ditedge_info>)
+        ends.insert(ends.end(), {AT(num_classes), AT(null_class), AT(latent_channels), AT(latent_height), AT(latent_width),
+                                 AT(image_height), AT(image_width), AT(image_channels), AT(default_guidance)});
+    else if constexpr (std::is_same_v<T, ditedge_sampler_options>)
+        ends.insert(ends.end(), {AT(engine), AT(provider), AT(library), AT(threads), AT(device), AT(spinning), AT(tf32)});
+    else
+        ends.insert(ends.end(), {AT(count), AT(labels), AT(seeds), AT(away_from), AT(guidance), AT(program), AT(program_file),
+                                 AT(batch), AT(initial_noise), AT(step_noise), AT(step_noise_bytes), AT(on_progress),
+                                 AT(on_preview), AT(user), AT(preview_every), AT(request), AT(check_finite), AT(other_process)});
+    return std::find(ends.begin(), ends.end(), size) != ends.end();
+}
+#undef AT
+
 // The caller's struct, which may be older (smaller) than ours: fields that it lacks keep their defaults.
 template <class T>
 T widened(const T* given, T defaults, const char* name) {
     if (given == nullptr) return defaults;
-    if (given->size < sizeof(std::size_t) || given->size > sizeof(T))
+    if (!ends_at_a_field<T>(given->size))
         throw Error(DITEDGE_ERROR_ARGUMENT, std::string(name) + " was made for another version of this library: call its _init function");
     std::memcpy(&defaults, given, given->size);
     return defaults;
@@ -74,13 +98,23 @@ T widened(const T* given, T defaults, const char* name) {
 // Our struct, cut to the size of the caller's.
 template <class T>
 void narrowed(const T& value, T* given, std::size_t size, const char* name) {
-    if (given == nullptr || size < sizeof(std::size_t) || size > sizeof(T))
-        throw Error(DITEDGE_ERROR_ARGUMENT, std::string(name) + " is null or larger than this version of the library knows");
+    if (given == nullptr || !ends_at_a_field<T>(size))
+        throw Error(DITEDGE_ERROR_ARGUMENT, std::string(name) + " is null or of a size that no version of this library has");
     std::memcpy(given, &value, size);
     given->size = size;
 }
 
-ditedge_sampler_options default_options() { return {sizeof(ditedge_sampler_options), nullptr, nullptr, nullptr, 0, 0}; }
+// What a function gives is nothing until it has something to give.
+template <class T>
+void clear(T* given, T nothing) {
+    if (given != nullptr) *given = nothing;
+}
+
+ditedge_sampler_options default_options() {
+    ditedge_sampler_options options{};
+    options.size = sizeof options;
+    return options;
+}
 
 ditedge_params default_params() {
     ditedge_params params{};
@@ -102,7 +136,7 @@ void check_request(const Bundle& bundle, const ditedge_params& params, bool imag
     require(params.count >= 1 && params.count <= kMaxImages, "count is not between 1 and 1048576");
     require(params.batch >= 1 && params.batch <= kMaxBatch, "batch is not between 1 and 4096");
     require(params.labels != nullptr, "labels are missing");
-    require((params.initial_noise != nullptr) == (params.step_noise != nullptr), "give both kinds of noise, or none");
+    require(params.step_noise == nullptr || params.initial_noise != nullptr, "step_noise is given, and initial_noise is not");
     require(params.seeds != nullptr || params.initial_noise != nullptr, "seeds are missing");
     require(params.program == nullptr || params.program_file == nullptr, "give a program's name or its file, not both");
     require(params.on_preview == nullptr || params.preview_every >= 1, "preview_every is not at least 1");
@@ -112,6 +146,83 @@ void check_request(const Bundle& bundle, const ditedge_params& params, bool imag
     }
     const bool projects = bundle.manifest.preview.has_value();
     if (images || (params.on_preview != nullptr && !projects)) bundle.require_graph("decoder");  // fails now, not later
+}
+
+// Whether a caller's buffer is one of `count` things of `each` bytes: in 64 bits, whatever size_t is.
+void check_bytes(std::size_t bytes, std::uint64_t each, std::int64_t count, const char* complaint) {
+    require(bytes == each * static_cast<std::uint64_t>(count), complaint);
+}
+
+// Where size_t has 32 bits, a product of sizes may be small again: what it should have been does not fit.
+void check_room(double bytes) {
+    if (bytes > static_cast<double>(PTRDIFF_MAX)) throw std::bad_alloc();
+}
+
+// Given noise is as long as the program needs it.
+void check_noise(const Bundle& bundle, const ditedge::Program& program, const ditedge_params& params) {
+    bool draws = false;
+    for (std::int64_t step = 0; step < program.steps; ++step) draws = draws || program.draws_noise(step);
+    if (draws && params.initial_noise != nullptr && params.step_noise == nullptr)
+        throw Error(DITEDGE_ERROR_ARGUMENT, "step_noise is missing: program '" + program.name + "' adds noise");
+    const std::uint64_t wanted = sizeof(float) * bundle.latent_count() * static_cast<std::uint64_t>(params.count * program.steps);
+    if (params.initial_noise != nullptr) check_room(sizeof(float) * static_cast<double>(bundle.latent_count()) * static_cast<double>(params.count));
+    if (params.step_noise != nullptr && params.step_noise_bytes != wanted)
+        throw Error(DITEDGE_ERROR_ARGUMENT, "step_noise_bytes is " + std::to_string(params.step_noise_bytes) + ", and " +
+                                                std::to_string(program.steps) + " steps of count latents are " + std::to_string(wanted));
+}
+
+// What a batch needs at least.
+void check_memory(const Bundle& bundle, const ditedge::Program& program, const ditedge_params& params) {
+    const ditedge::ModelInfo& model = bundle.manifest.model;
+    const double batch = static_cast<double>(std::min(params.batch, params.count)), slots = static_cast<double>(program.slots) + 1;
+    const double states = batch * slots * static_cast<double>(bundle.latent_count());
+    const double tables = batch * static_cast<double>(program.steps) * slots * (slots + 2) +
+                          2 * batch * batch * static_cast<double>(model.out_channels);
+    const double rows = (1 + batch) * 2 * static_cast<double>(bundle.manifest.modulation_width);
+    check_room(sizeof(float) * std::max({states, tables, rows, batch * static_cast<double>(bundle.manifest.image.bytes())}));
+}
+
+// A call that is going on. No earlier cancel counts, unless it was meant for this one.
+class Call {
+public:
+    Call(ditedge_sampler& sampler, std::uint64_t request) : sampler_(sampler) {
+        if (sampler.process != getpid())
+            ditedge::fail_engine("the sampler was opened before fork(), in process " + std::to_string(sampler.process) +
+                                 ", and its threads stayed there: open one in this process");
+        const std::lock_guard<std::mutex> lock(sampler.mutex);
+        sampler.loop->begin();
+        if (request != 0 && request <= sampler.cancelled_requests)
+            ditedge::fail_cancelled("before its first step: request " + std::to_string(request) + " was cancelled");
+        sampler.request = request;
+    }
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+    ~Call() {
+        const std::lock_guard<std::mutex> lock(sampler_.mutex);
+        sampler_.request = 0;
+    }
+
+private:
+    ditedge_sampler& sampler_;
+};
+
+// Images with an infinite number or NaN in their latents.
+struct Failures {
+    std::int64_t count = 0, first = -1, step = 0;  // of the first one, and where it began; 0: not known
+};
+
+bool finite(const float* numbers, std::size_t count) {
+    return std::all_of(numbers, numbers + count, [](float number) { return std::isfinite(number); });
+}
+
+[[noreturn]] void fail_not_finite(const Bundle& bundle, const Failures& failures, std::int64_t label, std::int64_t steps) {
+    const auto& names = bundle.manifest.labels;
+    const auto index = static_cast<std::size_t>(label);
+    const std::string name = label >= 0 && index < names.size() ? ", " + names[index] : "";
+    const std::string place = failures.step > 0 ? "at step " + std::to_string(failures.step) + " of " + std::to_string(steps) : "at the end";
+    const std::string others = failures.count > 1 ? ", and " + std::to_string(failures.count - 1) + " more of the images" : "";
+    throw Error(DITEDGE_ERROR_NOT_FINITE, "image " + std::to_string(failures.first) + " (class " + std::to_string(label) + name +
+                                              ") is infinite or NaN " + place + others);
 }
 
 // latents, `stride` numbers apart, by the bundle's projection (else its decoder) -> pictures
@@ -132,6 +243,8 @@ void preview(ditedge_sampler& sampler, const ditedge_params& params, const float
         const ditedge::PreviewInfo& projection = *manifest.preview;
         const auto scale = static_cast<std::size_t>(projection.scale), colours = projection.bias.size();
         size = {static_cast<std::int64_t>(side * scale), static_cast<std::int64_t>(side * scale), static_cast<std::int64_t>(colours)};
+        const double pixels = std::pow(static_cast<double>(side) * static_cast<double>(scale), 2) * static_cast<double>(colours);
+        check_room(static_cast<double>(batch) * pixels);
         pictures.resize(static_cast<std::size_t>(batch) * size.bytes());
         std::uint8_t* next = pictures.data();
         for (std::size_t b = 0; b < static_cast<std::size_t>(batch); ++b)
@@ -150,7 +263,8 @@ void preview(ditedge_sampler& sampler, const ditedge_params& params, const float
     params.on_preview(&event, params.user);
 }
 
-// One batch after another: `write` gets each one's latents.
+// One batch after another: `write` gets each one's latents, zeros for an image that is not `good`. Throws Error (not finite)
+// when all are written.
 template <class Write>
 void generate(ditedge_sampler& sampler, const ditedge_params& params, bool images, const Write& write) {
     const Bundle& bundle = *sampler.bundle;
@@ -158,11 +272,15 @@ void generate(ditedge_sampler& sampler, const ditedge_params& params, bool image
     ditedge::Program program = params.program_file != nullptr ? ditedge::read_program(params.program_file)
                                                               : bundle.program(params.program);
     const std::int64_t slots = program.slots;
+    check_noise(bundle, program, params);
+    check_memory(bundle, program, params);
+    const Call call(sampler, params.request);
     if (params.on_preview != nullptr) program = ditedge::with_x0_slot(program);
     const double guidance = std::isnan(params.guidance) ? bundle.manifest.default_guidance : params.guidance;
     const std::size_t latent = bundle.latent_count();
     const std::int64_t batches = (params.count + params.batch - 1) / params.batch;
     std::vector<float> latents, shown;
+    Failures failures;
     for (std::int64_t first = 0; first < params.count; first += params.batch) {
         const std::int64_t batch = std::min(params.batch, params.count - first);
         const auto size = static_cast<std::size_t>(batch);
@@ -181,9 +299,12 @@ void generate(ditedge_sampler& sampler, const ditedge_params& params, bool image
                 std::copy_n(drawn + skipped * latent, size * latent, numbers);
             }
         };
+        std::vector<std::int64_t> began(size);  // the step at which an image stopped to be finite; 0: none yet
         const auto previews = [&](std::int64_t step) { return params.on_preview != nullptr && step % params.preview_every == 0; };
         const auto on_step = [&](std::int64_t step, const float* state) {
             const std::size_t stride = static_cast<std::size_t>(program.slots) * latent;
+            for (std::size_t b = 0; params.check_finite != 0 && state != nullptr && b < size; ++b)
+                if (began[b] == 0 && !finite(state + b * stride, stride)) began[b] = step;
             if (params.on_progress != nullptr) {
                 if (state != nullptr) {
                     shown.resize(size * latent);
@@ -199,33 +320,48 @@ void generate(ditedge_sampler& sampler, const ditedge_params& params, bool image
                 preview(sampler, params, state + static_cast<std::size_t>(slots) * latent, stride, step, first, batch);
         };
         latents.resize(size * latent);
-        const bool watched = params.on_progress != nullptr || params.on_preview != nullptr;
-        const ditedge::Run run{program, tables, noise, sampler.cancel,
-                               watched ? std::function<void(std::int64_t, const float*)>(on_step) : nullptr, previews};
+        const bool watched = params.on_progress != nullptr || params.on_preview != nullptr || params.check_finite != 0;
+        const auto wants_state = [&](std::int64_t step) { return params.check_finite != 0 || previews(step); };
+        const ditedge::Run run{program, tables, noise, sampler.loop->cancelled,
+                               watched ? std::function<void(std::int64_t, const float*)>(on_step) : nullptr, wants_state};
         sampler.loop->sample(run, latents.data());
-        write(static_cast<std::size_t>(first), batch, latents.data());
+        std::vector<bool> good(size);
+        for (std::size_t b = 0; b < size; ++b) {
+            good[b] = finite(latents.data() + b * latent, latent);
+            if (good[b]) continue;
+            if (failures.count++ == 0) failures.first = first + static_cast<std::int64_t>(b), failures.step = began[b];
+            std::fill_n(latents.data() + b * latent, latent, 0.0f);
+        }
+        write(static_cast<std::size_t>(first), good, latents.data());
     }
+    if (failures.count > 0) fail_not_finite(bundle, failures, params.labels[failures.first], program.steps);
 }
 
 }  // namespace
 
 extern "C" {
 
-const char* ditedge_version(void) { return DITEDGE_VERSION; }
+#define DITEDGE_TEXT_(number) #number
+#define DITEDGE_TEXT(number) DITEDGE_TEXT_(number)
+const char* ditedge_version(void) {
+    return DITEDGE_TEXT(DITEDGE_VERSION_MAJOR) "." DITEDGE_TEXT(DITEDGE_VERSION_MINOR) "." DITEDGE_TEXT(DITEDGE_VERSION_PATCH);
+}
+
+int ditedge_version_number(void) { return DITEDGE_VERSION_NUMBER; }
 
 const char* ditedge_last_error(void) { return last_error; }
 
 const char* ditedge_status_name(ditedge_status status) {
     static const char* const names[] = {"ok", "argument error", "bundle error", "program error", "request error",
-                                        "engine error", "no CUDA device", "cancelled", "out of memory", "internal error"};
+                                        "engine error", "no CUDA device", "cancelled", "out of memory", "internal error", "not finite"};
     const auto index = static_cast<unsigned>(status);
     return index < sizeof names / sizeof *names ? names[index] : "unknown status";
 }
 
 ditedge_status ditedge_bundle_open(const char* path, int check_hashes, ditedge_bundle** bundle) {
     return guarded([&] {
+        clear<ditedge_bundle*>(bundle, nullptr);
         require(path != nullptr && bundle != nullptr, "path and bundle must not be null");
-        *bundle = nullptr;
         *bundle = new ditedge_bundle{std::make_shared<const Bundle>(ditedge::open_bundle(path, check_hashes != 0))};
     });
 }
@@ -234,7 +370,9 @@ void ditedge_bundle_close(ditedge_bundle* bundle) { delete bundle; }
 
 ditedge_status ditedge_bundle_info(const ditedge_bundle* bundle, ditedge_info* info) {
     return guarded([&] {
-        require(bundle != nullptr && info != nullptr, "bundle and info must not be null");
+        require(info != nullptr, "info must not be null");
+        narrowed(ditedge_info{}, info, info->size, "info");
+        require(bundle != nullptr, "bundle must not be null");
         const ditedge::Manifest& m = bundle->bundle->manifest;
         const ditedge_info full = {sizeof full, m.model.num_classes, m.model.null_class.value_or(-1), m.model.in_channels,
                                    m.model.input_size, m.model.input_size, m.image.height, m.image.width,
@@ -274,13 +412,23 @@ const char* ditedge_graph_name(const ditedge_bundle* bundle, int64_t index) {
 
 ditedge_status ditedge_program_steps(const ditedge_bundle* bundle, const char* name, int64_t* steps) {
     return guarded([&] {
+        clear<int64_t>(steps, 0);
         require(bundle != nullptr && steps != nullptr, "bundle and steps must not be null");
         *steps = bundle->bundle->program(name).steps;
     });
 }
 
+ditedge_status ditedge_program_file_steps(const char* file, int64_t* steps) {
+    return guarded([&] {
+        clear<int64_t>(steps, 0);
+        require(file != nullptr && steps != nullptr, "file and steps must not be null");
+        *steps = ditedge::read_program(file).steps;
+    });
+}
+
 ditedge_status ditedge_find_class(const ditedge_bundle* bundle, const char* text, int64_t* label) {
     return guarded([&] {
+        clear<int64_t>(label, -1);
         require(bundle != nullptr && text != nullptr && label != nullptr, "bundle, text and label must not be null");
         *label = bundle->bundle->label(text);
     });
@@ -297,13 +445,14 @@ ditedge_status ditedge_params_init(ditedge_params* params, size_t size) {
 ditedge_status ditedge_sampler_open(const ditedge_bundle* bundle, const ditedge_sampler_options* options,
                                     ditedge_sampler** sampler) {
     return guarded([&] {
+        clear<ditedge_sampler*>(sampler, nullptr);
         require(bundle != nullptr && sampler != nullptr, "bundle and sampler must not be null");
-        *sampler = nullptr;
         const ditedge_sampler_options given = widened(options, default_options(), "options");
         require(given.threads >= 0 && given.device >= 0, "threads and device must not be negative");
         const ditedge::EngineOptions chosen{given.engine != nullptr ? given.engine : "onnxruntime",
                                             given.provider != nullptr ? given.provider : "cpu",
-                                            given.library != nullptr ? given.library : "", given.threads, given.device};
+                                            given.library != nullptr ? given.library : "", given.threads, given.device,
+                                            given.spinning != 0, given.tf32 != 0};
         auto opened = std::make_unique<ditedge_sampler>();
         opened->bundle = bundle->bundle;
         opened->loop = ditedge::open_loop(bundle->bundle, chosen);
@@ -311,7 +460,11 @@ ditedge_status ditedge_sampler_open(const ditedge_bundle* bundle, const ditedge_
     });
 }
 
-void ditedge_sampler_close(ditedge_sampler* sampler) { delete sampler; }
+void ditedge_sampler_close(ditedge_sampler* sampler) {
+    // After fork() the engine's threads are the parent's: joining them here would wait for ever.
+    if (sampler != nullptr && sampler->process != getpid()) static_cast<void>(sampler->loop.release());
+    delete sampler;
+}
 
 ditedge_status ditedge_generate_images(ditedge_sampler* sampler, const ditedge_params* params, uint8_t* images,
                                        size_t bytes) {
@@ -320,9 +473,11 @@ ditedge_status ditedge_generate_images(ditedge_sampler* sampler, const ditedge_p
         const ditedge_params given = widened(params, default_params(), "params");
         const std::size_t size = sampler->bundle->manifest.image.bytes();
         check_request(*sampler->bundle, given, true);
-        require(bytes == size * static_cast<std::size_t>(given.count), "bytes is not the size of count images");
-        generate(*sampler, given, true, [&](std::size_t first, std::int64_t batch, const float* latents) {
-            sampler->loop->decode(latents, batch, images + first * size);
+        check_bytes(bytes, size, given.count, "bytes is not the size of count images");
+        generate(*sampler, given, true, [&](std::size_t first, const std::vector<bool>& good, const float* latents) {
+            sampler->loop->decode(latents, static_cast<std::int64_t>(good.size()), images + first * size);
+            for (std::size_t b = 0; b < good.size(); ++b)
+                if (!good[b]) std::fill_n(images + (first + b) * size, size, std::uint8_t{0});
         });
     });
 }
@@ -334,9 +489,9 @@ ditedge_status ditedge_generate_latents(ditedge_sampler* sampler, const ditedge_
         const ditedge_params given = widened(params, default_params(), "params");
         const std::size_t count = sampler->bundle->latent_count();
         check_request(*sampler->bundle, given, false);
-        require(bytes == sizeof(float) * count * static_cast<std::size_t>(given.count), "bytes is not the size of count latents");
-        generate(*sampler, given, false, [&](std::size_t first, std::int64_t batch, const float* from) {
-            std::copy_n(from, static_cast<std::size_t>(batch) * count, latents + first * count);
+        check_bytes(bytes, sizeof(float) * count, given.count, "bytes is not the size of count latents");
+        generate(*sampler, given, false, [&](std::size_t first, const std::vector<bool>& good, const float* from) {
+            std::copy_n(from, good.size() * count, latents + first * count);
         });
     });
 }
@@ -346,18 +501,21 @@ ditedge_status ditedge_decode(ditedge_sampler* sampler, const float* latents, in
         require(sampler != nullptr && latents != nullptr && images != nullptr, "sampler, latents and images must not be null");
         require(count >= 1 && count <= kMaxImages, "count is not between 1 and 1048576");
         sampler->bundle->require_graph("decoder");
-        require(bytes == sampler->bundle->manifest.image.bytes() * static_cast<std::size_t>(count),
-                "bytes is not the size of count images");
+        check_bytes(bytes, sampler->bundle->manifest.image.bytes(), count, "bytes is not the size of count images");
+        const Call call(*sampler, 0);
         sampler->loop->decode(latents, count, images);
     });
 }
 
 void ditedge_cancel(ditedge_sampler* sampler) {
-    if (sampler != nullptr) sampler->cancel.store(true);
+    if (sampler != nullptr) sampler->loop->cancel();
 }
 
-void ditedge_cancel_reset(ditedge_sampler* sampler) {
-    if (sampler != nullptr) sampler->cancel.store(false);
+void ditedge_cancel_request(ditedge_sampler* sampler, uint64_t request) {
+    if (sampler == nullptr) return;
+    const std::lock_guard<std::mutex> lock(sampler->mutex);
+    sampler->cancelled_requests = std::max(sampler->cancelled_requests, request);
+    if (sampler->request != 0 && sampler->request <= request) sampler->loop->cancel();
 }
 
 ditedge_status ditedge_noise(uint64_t seed, uint64_t draw, float* numbers, size_t count) {

@@ -40,6 +40,8 @@ public:
     virtual ~Engine() = default;
     // Runs once, writing into `output`. Inputs that the graph does not have are ignored; nothing is kept after the call.
     virtual void run(const std::vector<Tensor>& inputs, const Tensor& output) = 0;
+    // Any thread: makes the run that is going on, and later ones, throw Error (cancelled) until it is given false.
+    virtual void interrupt(bool stop) = 0;
 };
 
 // The manifest's tensor of this name, where the shape agrees (below 0: dynamic); else null. Buffers are bound by address, so
@@ -57,6 +59,7 @@ inline const TensorInfo* find_tensor(const std::vector<TensorInfo>& promised, co
 struct EngineOptions {
     std::string engine = "onnxruntime", provider = "cpu", library;
     int threads = 0, device = 0;
+    bool spinning = false, tf32 = false;
 };
 
 // Opens the engine of one graph. keep_buffers: between runs; quicker for many runs of one shape, false halves the memory
@@ -89,10 +92,17 @@ class Loop {
 public:
     explicit Loop(std::shared_ptr<const Bundle> bundle);
     virtual ~Loop() = default;
+    // Any thread, a signal handler too: the call that is going on throws Error (cancelled). `begin` comes before each call
+    // and forgets a cancel of an earlier one. Their orders differ, so that no interrupted engine is left behind.
+    void cancel() { interrupt(true), cancelled.store(true); }
+    void begin() { cancelled.store(false), interrupt(false); }
     virtual void sample(const Run& run, float* latents) = 0;                         // -> [B, C, H, W]
     void decode(const float* latents, std::int64_t count, std::uint8_t* images);  // -> [count, h, w, c]
 
+    std::atomic<bool> cancelled{false};
+
 protected:
+    virtual void interrupt(bool) {}
     virtual void decode_some(const float* latents, std::int64_t count, std::uint8_t* images) = 0;  // count <= at_once_
 
     const std::shared_ptr<const Bundle> bundle_;

@@ -1,14 +1,19 @@
 // ONNX Runtime, found by dlopen: one library works with every ONNX Runtime from API 21 (1.21) on.
 #include <algorithm>
+#include <atomic>
+#include <cstring>
 #include <mutex>
 #include <onnxruntime/onnxruntime_c_api.h>
 
 #include "engine.hpp"
 #include "error.hpp"
+#include "processors.hpp"
 #include "shared_library.hpp"
 
 namespace ditedge {
 namespace {
+
+constexpr int kLaterVersions = 40;  // minor versions after the headers' that are looked for by name
 
 // Owns an object of ONNX Runtime's C API by its release function.
 template <class T>
@@ -43,8 +48,11 @@ void check(const OrtApi* api, OrtStatus* status, const std::string& what) {
 }
 
 Library load_library(const std::string& wanted) {
-    const SharedLibrary opened = open_shared_library("ONNX Runtime", wanted, "DITEDGE_ONNXRUNTIME",
-                                                     {"libonnxruntime.so.1", "libonnxruntime.so"});
+    std::vector<std::string> names = {"libonnxruntime.so.1", "libonnxruntime.so"};
+    // Debian and others name it by its minor version: the latest first.
+    for (int minor = ORT_API_VERSION + kLaterVersions; minor >= ORT_API_VERSION; --minor)
+        names.push_back("libonnxruntime.so.1." + std::to_string(minor));
+    const SharedLibrary opened = open_shared_library("ONNX Runtime", wanted, "DITEDGE_ONNXRUNTIME", names);
     const OrtApiBase* base = opened.function<const OrtApiBase* (*)()>("OrtGetApiBase")();
     Library library{base->GetApi(ORT_API_VERSION), nullptr, base->GetVersionString(), opened.path};
     if (library.api == nullptr)
@@ -72,19 +80,25 @@ ONNXTensorElementDataType element_type(Dtype dtype) {
 class OrtEngine final : public Engine {
 public:
     OrtEngine(const GraphBytes& bytes, const GraphInfo& info, const EngineOptions& options, bool keep_buffers)
-        : api_(library(options.library).api), file_(bytes.place), session_(api_->ReleaseSession), memory_(api_->ReleaseMemoryInfo) {
+        : api_(library(options.library).api), file_(bytes.place), session_(api_->ReleaseSession),
+          memory_(api_->ReleaseMemoryInfo), run_options_(api_->ReleaseRunOptions) {
         Owned<OrtSessionOptions> settings(api_->ReleaseSessionOptions);
         ok(api_->CreateSessionOptions(settings.fill()));
-        ok(api_->SetIntraOpNumThreads(settings.get(), options.threads));
+        ok(api_->SetIntraOpNumThreads(settings.get(), bounded_threads(options.threads)));
+        set(settings.get(), "session.intra_op.allow_spinning", options.spinning ? "1" : "0");
         ok(api_->SetSessionLogSeverityLevel(settings.get(), 3));
+        ok(api_->CreateRunOptions(run_options_.fill()));
         if (!keep_buffers) {
             ok(api_->DisableCpuMemArena(settings.get()));
             ok(api_->DisableMemPattern(settings.get()));
         }
-        add_provider(settings.get(), options);
-        ok(api_->AddSessionConfigEntry(settings.get(), "session.load_model_format", "ONNX"));
+        const std::string provider = add_provider(settings.get(), options);
+        set(settings.get(), "session.load_model_format", "ONNX");
         add_external(settings.get(), bytes);
         ok(api_->CreateSessionFromArray(library(options.library).env, bytes.graph.data(), bytes.graph.size(), settings.get(), session_.fill()));
+        if (!provider.empty() && !places_.empty() && places_.find("[" + provider + "]") == std::string::npos)
+            fail_engine(file_ + ": nothing of it would run on provider '" + options.provider + "', but on " + places_ +
+                        ": use that one, or a library of ONNX Runtime for this device");
         ok(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, memory_.fill()));
         check_tensors(info.inputs, true);
         check_tensors(info.outputs, false);
@@ -96,12 +110,35 @@ public:
         for (const Tensor& input : inputs)
             if (has_input(input.name)) bind(input, [&](OrtValue* value) { return api_->BindInput(binding.get(), input.name, value); });
         bind(output, [&](OrtValue* value) { return api_->BindOutput(binding.get(), output.name, value); });
-        ok(api_->RunWithBinding(session_.get(), nullptr, binding.get()));
+        OrtStatus* const status = api_->RunWithBinding(session_.get(), run_options_.get(), binding.get());
+        if (status != nullptr && std::strstr(api_->GetErrorMessage(status), "terminate flag") != nullptr) {
+            api_->ReleaseStatus(status);
+            fail_cancelled("within " + file_.substr(file_.rfind('/') + 1));
+        }
+        ok(status);
         ok(api_->SynchronizeBoundOutputs(binding.get()));
+    }
+
+    void interrupt(bool stop) override {  // sets one flag, which is looked at between the nodes of a graph
+        ok(stop ? api_->RunOptionsSetTerminate(run_options_.get()) : api_->RunOptionsUnsetTerminate(run_options_.get()));
     }
 
 private:
     void ok(OrtStatus* status) const { check(api_, status, file_); }
+
+    void set(OrtSessionOptions* settings, const char* key, const char* value) const {
+        ok(api_->AddSessionConfigEntry(settings, key, value));
+    }
+
+    // Keeps the providers that ONNX Runtime says it has placed nodes on: "All nodes placed on [CPUExecutionProvider]. ..."
+    static void ORT_API_CALL keep_places(void* engine, OrtLoggingLevel, const char*, const char*, const char*, const char* message) {
+        const char* found = std::strstr(message, "placed on [");
+        const char* end = found != nullptr ? std::strchr(found, ']') : nullptr;
+        if (end == nullptr) return;
+        std::string& places = static_cast<OrtEngine*>(engine)->places_;
+        const std::string place(found + std::strlen("placed on "), end + 1);
+        if (places.find(place) == std::string::npos) places += (places.empty() ? "" : ", ") + place;
+    }
 
     bool has_input(const std::string& name) const {
         return std::find(inputs_.begin(), inputs_.end(), name) != inputs_.end();
@@ -128,9 +165,11 @@ private:
         if (!names.empty()) ok(api_->AddExternalInitializersFromFilesInMemory(settings, names.data(), data.data(), sizes.data(), names.size()));
     }
 
-    void add_provider(OrtSessionOptions* settings, const EngineOptions& options) const {
+    // Returns the provider's full name, or nothing for the CPU. Appending one that does not work is an error, but one that
+    // takes none of a graph's nodes leaves all of them to the CPU and says so in the log only.
+    std::string add_provider(OrtSessionOptions* settings, const EngineOptions& options) {
         std::string name = options.provider;
-        if (name == "cpu" || name == "CPUExecutionProvider") return;
+        if (name == "cpu" || name == "CPUExecutionProvider") return "";
         char** available = nullptr;
         int count = 0;
         ok(api_->GetAvailableProviders(&available, &count));
@@ -147,9 +186,9 @@ private:
             Owned<OrtCUDAProviderOptionsV2> cuda(api_->ReleaseCUDAProviderOptions);
             ok(api_->CreateCUDAProviderOptions(cuda.fill()));
             const std::string device = std::to_string(options.device);
-            const char* const keys[] = {"device_id"};
-            const char* const values[] = {device.c_str()};
-            ok(api_->UpdateCUDAProviderOptions(cuda.get(), keys, values, 1));
+            const char* const keys[] = {"device_id", "use_tf32"};
+            const char* const values[] = {device.c_str(), options.tf32 ? "1" : "0"};
+            ok(api_->UpdateCUDAProviderOptions(cuda.get(), keys, values, 2));
             ok(api_->SessionOptionsAppendExecutionProvider_CUDA_V2(settings, cuda.get()));
         } else {
             const std::string suffix = "ExecutionProvider";
@@ -157,6 +196,10 @@ private:
             const std::string shorter = ends ? name.substr(0, name.size() - suffix.size()) : name;
             ok(api_->SessionOptionsAppendExecutionProvider(settings, shorter.c_str(), nullptr, nullptr, 0));
         }
+        ok(api_->SetUserLoggingFunction(settings, keep_places, this));
+        ok(api_->SetSessionLogSeverityLevel(settings, ORT_LOGGING_LEVEL_VERBOSE));
+        ok(api_->RunOptionsSetRunLogSeverityLevel(run_options_.get(), ORT_LOGGING_LEVEL_ERROR));
+        return name;
     }
 
     void check_tensors(const std::vector<TensorInfo>& promised, bool inputs) {
@@ -196,6 +239,8 @@ private:
     std::string file_;
     Owned<OrtSession> session_;
     Owned<OrtMemoryInfo> memory_;
+    Owned<OrtRunOptions> run_options_;
+    std::string places_;  // "[CUDAExecutionProvider], [CPUExecutionProvider]": where the nodes are
     std::vector<std::string> inputs_;
 };
 

@@ -50,6 +50,10 @@ public:
     }
 
 protected:
+    void interrupt(bool stop) override {
+        for (const auto& engine : engines_) engine.second->interrupt(stop);
+    }
+
     void decode_some(const float* latents, std::int64_t count, std::uint8_t* images) override {
         const ModelInfo& model = bundle_->manifest.model;
         const ImageSize& size = bundle_->manifest.image;

@@ -20,6 +20,7 @@ Loop::Loop(std::shared_ptr<const Bundle> bundle) : bundle_(std::move(bundle)) {
 void Loop::decode(const float* latents, std::int64_t count, std::uint8_t* images) {
     bundle_->require_graph("decoder");  // throws where there is none
     for (std::int64_t first = 0; first < count; first += at_once_) {
+        if (cancelled.load()) fail_cancelled("before decoding image " + std::to_string(first + 1) + " of " + std::to_string(count));
         const auto index = static_cast<std::size_t>(first);
         decode_some(latents + index * bundle_->latent_count(), std::min(at_once_, count - first),
                     images + index * bundle_->manifest.image.bytes());
@@ -44,8 +45,7 @@ void latents_of_state(const Run& run, std::size_t latent, const float* state, fl
 
 void check_cancelled(const Run& run, std::int64_t step) {
     if (run.cancel.load(std::memory_order_relaxed))
-        throw Error(DITEDGE_CANCELLED,
-                    "stopped before step " + std::to_string(step + 1) + " of " + std::to_string(run.tables.steps));
+        fail_cancelled("before step " + std::to_string(step + 1) + " of " + std::to_string(run.tables.steps));
 }
 
 std::unique_ptr<Loop> open_loop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options) {
