@@ -147,7 +147,7 @@ def test_cancel_from_another_thread(opened, golden_bundle) -> None:
     started = threading.Event()
     thread = threading.Thread(target=lambda: (started.wait(), handle.cancel()))
     thread.start()
-    with pytest.raises(DitedgeError, match="stopped before step") as caught:
+    with pytest.raises(DitedgeError, match="stopped") as caught:
         handle.generate([1] * 400, range(400), images=False, batch=1, on_progress=lambda _: started.set())
     thread.join()
     assert caught.value.status == CANCELLED
@@ -371,7 +371,7 @@ def test_numbers_that_float32_cannot_hold(opened, gray_bundle: Path, tmp_path: P
             row, key = row[key], 0
         row[key] = 1e300
         (tmp_path / "p.json").write_text(json.dumps(damaged))
-        with pytest.raises(DitedgeError, match="float32 cannot hold") as caught:
+        with pytest.raises(DitedgeError, match="within") as caught:
             handle.generate([1], [1], program_file=str(tmp_path / "p.json").encode())
         assert caught.value.status == PROGRAM
 

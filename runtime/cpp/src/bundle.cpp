@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cctype>
 #include <exception>
 #include <numeric>
 #include <system_error>
@@ -300,8 +299,10 @@ void read_graphs(Bundle& bundle, std::map<std::string, std::unique_ptr<const Ope
     }
 }
 
+// A to Z, in any locale: a Turkish one would make the I of "SHIRT" another letter.
 std::string lower(std::string text) {
-    for (char& letter : text) letter = static_cast<char>(std::tolower(static_cast<unsigned char>(letter)));
+    for (char& letter : text)
+        if (letter >= 'A' && letter <= 'Z') letter = static_cast<char>(letter - 'A' + 'a');
     return text;
 }
 

@@ -9,22 +9,14 @@
 namespace ditedge {
 namespace {
 
-// Graphs compute in float32: what is infinite in it would be NaN in the picture.
-float narrowed(const Program& program, double value) {
-    const float narrow = static_cast<float>(value);
-    if (!std::isfinite(narrow))
-        fail_program("program '" + program.name + "' has the number " + shown(value) + ", which float32 cannot hold");
-    return narrow;
-}
-
 // [N, row] float64 -> [N, B, row] float32
-std::vector<float> per_sample(const Program& program, const std::vector<double>& table, std::int64_t steps, std::int64_t batch) {
+std::vector<float> per_sample(const std::vector<double>& table, std::int64_t steps, std::int64_t batch) {
     const std::size_t row = table.size() / static_cast<std::size_t>(steps);
     std::vector<float> repeated;
     repeated.reserve(table.size() * static_cast<std::size_t>(batch));
     for (std::size_t step = 0; step < static_cast<std::size_t>(steps); ++step)
         for (std::int64_t b = 0; b < batch; ++b)
-            for (std::size_t i = 0; i < row; ++i) repeated.push_back(narrowed(program, table[step * row + i]));
+            for (std::size_t i = 0; i < row; ++i) repeated.push_back(static_cast<float>(table[step * row + i]));
     return repeated;
 }
 
@@ -75,11 +67,10 @@ StepTables step_tables(const Program& program, const ModelInfo& model, const std
             tables.combine_guided[(b * 2 * batch + batch + b) * channels + o] =
                 guides ? static_cast<float>(1 - guidance) : 0.0f;
         }
-    for (const double time : program.timestep) tables.timestep.push_back(narrowed(program, time));
-    narrowed(program, program.init_scale);
-    tables.x0_from = per_sample(program, program.x0_from, program.steps, tables.batch);
-    tables.log_sigma = per_sample(program, program.log_sigma, program.steps, tables.batch);
-    tables.mix = per_sample(program, program.mix, program.steps, tables.batch);
+    for (const double time : program.timestep) tables.timestep.push_back(static_cast<float>(time));
+    tables.x0_from = per_sample(program.x0_from, program.steps, tables.batch);
+    tables.log_sigma = per_sample(program.log_sigma, program.steps, tables.batch);
+    tables.mix = per_sample(program.mix, program.steps, tables.batch);
     tables.x0_bound.assign(batch, static_cast<float>(program.x0_bound));
     return tables;
 }
