@@ -9,13 +9,13 @@ if __name__ == "__main__":  # `python cli.py`, whose folder is on the path: this
 
     entry("python cli.py")
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ditedge import __version__
+from ditedge.class_names import read_class_names
 from ditedge.failures import Commands, UserError, importing_extra
 from ditedge.terminal import print_json, progress, readable, say
 
@@ -61,7 +61,7 @@ def main() -> None:
               help="Also build the bundle's plans, as `build` does by default.")  # fmt: skip
 @click.option("--image-size", type=int, help="Picture size in pixels; checked. [default: what the checkpoint says]")
 @click.option("--heads", type=int, help="Attention heads. [default: those of the standard size S, B, L or XL]")
-@click.option("--classes", type=FILE, help="Text file with one class name a line, or a JSON list.")
+@click.option("--classes", type=FILE, help='Class names: a text file, one a line, or JSON: a list, or {"0": name}.')
 @click.option("--opset", type=click.IntRange(18, 25), default=20, show_default=True, help="ONNX operator set.")
 @click.option("--null-class/--no-null-class", default=None,
               help="Whether the last label means 'no class'. [default: as train.py recorded, else yes]")  # fmt: skip
@@ -136,14 +136,14 @@ def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: b
 
 @main.command()
 @click.option("--engine", type=FILE, required=True, help="Bundle folder, or a graph or engine file inside one.")
-@click.option("--class", "classes", multiple=True, help="Class number or name; repeat it, one per image.")
+@click.option("--class", "classes", multiple=True, help="Class name or number; repeat it, one per image.")
 @click.option("--not", "away_from", multiple=True, help="Guide away from this class instead of from no class.")
 @click.option("--count", type=click.IntRange(min=1), help="Images; classes are cycled. [default: one per --class]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image; the next has seed + 1.")
 @click.option("--steps", type=int, help="Sampler steps, spaced evenly. [default: the bundle's]")
 @click.option("--sampler", help="ddpm, ddim, dpm++, sde-dpm++, unipc, deis, lms, euler, euler-ancestral, heun, flow-*.")
 @click.option("--shift", type=float, help="Flow models: more steps at high noise; 1 is none.")
-@click.option("--respacing", help="Steps as N, a,b,c or ddimN.")
+@click.option("--respacing", help="Steps as N, a,b,c or ddimN (the sampler, too, unless one is given).")
 @click.option("--spacing", type=click.Choice(["linspace", "leading", "trailing"]), help="Where the timesteps lie.")
 @click.option("--sigmas", type=click.Choice(["karras", "exponential"]), help="Space sigma instead of timesteps.")
 @click.option("--order", type=click.IntRange(1, 4), help="Order of dpm++, sde-dpm++, unipc, deis, lms.")
@@ -159,11 +159,17 @@ def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: b
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 uses all cores.")
 @click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, cuda, openvino ...")
 @click.option("--noise", type=FILE, help=".safetensors with z [B,C,H,W] and noise [N,B,C,H,W], instead of seeds.")
-@click.option("--save-latents", type=FILE, help="Also write the final latents (.safetensors).")
+@click.option("--save-latents", type=FILE, help="Also write the final latents (.safetensors or .npz).")
 @click.option("--save-trajectory", type=FILE, help="Also write the latents after each step, x [N,B,C,H,W].")
-@click.option("--like", type=FILE, help="Make a picture again from its own PNG: its classes, seeds and settings.")
+@click.option("--save-program", type=FILE, help="Also write the sampler as a program file, for --program and C++.")
+@click.option("--like", type=FILE, help="Make a picture again from its own file: its classes, seeds and settings.")
 @click.option("--preview-every", type=click.IntRange(min=1), help="Also write the x0 estimate of every K-th step.")
-@click.option("-o", "--out", type=FILE, help="PNG (a grid for several images), or a folder: one PNG per image.")
+@click.option(
+    "-o",
+    "--out",
+    type=FILE,
+    help=".png, .jpg or .webp (a grid for several images), a folder of PNGs, .npz, or - (a PNG to a pipe).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def run(as_json: bool, **options: Any) -> None:
     """Sample images from a bundle.
@@ -176,6 +182,9 @@ def run(as_json: bool, **options: Any) -> None:
     from ditedge.runtime.run import RunRequest, run_bundle
 
     request = RunRequest(**options)
+    piped = request.out == Path("-")
+    if piped and (as_json or sys.stdout.isatty()):
+        raise UserError("-o - writes a PNG to the standard output: redirect it to a file or a program, without --json")
     with progress() as report:
         summary = run_bundle(request, lambda done, total: report("sampling", done, total))
     if as_json:
@@ -183,12 +192,16 @@ def run(as_json: bool, **options: Any) -> None:
         return
     say(
         f"{summary['images']} image(s), {summary['program']}, guidance {summary['guidance']:g}: "
-        f"{summary['seconds']:.2f} s, {summary['seconds_per_image']:.2f} s per image"
+        f"{summary['seconds']:.2f} s, {summary['seconds_per_image']:.2f} s per image",
+        err=piped,
     )
     for path in summary["written"][:20]:
-        say(f"wrote {path}")
+        say(f"wrote {path}", err=piped)
     if len(summary["written"]) > 20:
-        say(f"... and {len(summary['written']) - 20} more files")
+        say(f"... and {len(summary['written']) - 20} more files", err=piped)
+    if summary["rough"]:
+        say("the pictures are rough: this bundle has no decoder, and a linear projection stands in for it", err=piped)
+        say(f"next: ditedge add-decoder --engine {request.engine} --vae VAE --out BUNDLE", err=piped)
 
 
 @main.command()
@@ -575,16 +588,7 @@ def _exporter() -> Any:
 
 
 def _class_names(path: Path | None) -> tuple[str, ...]:
-    if path is None:
-        return ()
-    try:
-        text = path.read_text(encoding="utf-8")
-        names = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable list of class names ({error})") from None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: not a list of class names")
-    return tuple(name for name in names if name)
+    return () if path is None else read_class_names(path)
 
 
 def _note(text: str) -> None:

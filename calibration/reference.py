@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime.errors import RequestError
+from ..runtime.images import open_picture
 from .features import FeatureExtractor
 
 BLOCK = 200  # pictures read at a time
@@ -23,7 +24,8 @@ def reference_features(
 ) -> np.ndarray:
     """Features [N, F] float32 of the pictures at `path`, each of which must have `shape` [h, w, c].
 
-    path: a .npz with `images` or `arr_0`, uint8 [N, h, w, c] or, in grey, [N, h, w]; or a folder of pictures.
+    path: a .npz with `images` or `arr_0`, or a .npy, uint8 [N, h, w, c] or, in grey, [N, h, w]; or a folder of
+    pictures.
     Pictures of another size are refused, not resized: a resampling filter changes the distances.
     Raises RequestError naming the file.
     """
@@ -40,18 +42,22 @@ def reference_features(
 
 def _npz(path: Path, shape: tuple[int, int, int]) -> tuple[int, Iterator[np.ndarray]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            name = next((name for name in ("images", "arr_0") if name in file.files), None)
-            if name is None:
-                raise RequestError(f"{path}: has arrays {', '.join(file.files)}, needs 'images' or 'arr_0'")
-            images = file[name]
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):  # a .npy
+            name, images = "the array", loaded
+        else:
+            with loaded as file:
+                found = next((name for name in ("images", "arr_0") if name in file.files), None)
+                if found is None:
+                    raise RequestError(f"{path}: has arrays {', '.join(file.files)}, needs 'images' or 'arr_0'")
+                name, images = f"'{found}'", file[found]
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise RequestError(f"{path}: neither a folder nor a readable .npz of pictures ({error})") from None
+        raise RequestError(f"{path}: neither a folder nor a readable .npz or .npy of pictures ({error})") from None
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.shape[1:] != shape:
         raise RequestError(
-            f"{path}: '{name}' is {images.dtype} {list(images.shape)}, needs uint8 {['N', *shape]} as the bundles make"
+            f"{path}: {name} is {images.dtype} {list(images.shape)}, needs uint8 {['N', *shape]} as the bundles make"
         )
     return len(images), (images[i : i + BLOCK] for i in range(0, len(images), BLOCK))
 
@@ -63,14 +69,11 @@ def _folder(path: Path, shape: tuple[int, int, int]) -> tuple[int, Iterator[np.n
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
+    with open_picture(path) as image:
+        if (image.height, image.width) != shape[:2]:  # before its pixels are decoded
+            raise RequestError(f"{path}: {[image.height, image.width]} pixels, the bundles make {list(shape[:2])}")
+        try:
             picture = np.asarray(image.convert("L" if shape[2] == 1 else "RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise RequestError(f"{path}: not a readable picture ({error})") from None
-    picture = picture.reshape(*picture.shape[:2], -1)
-    if picture.shape != shape:
-        raise RequestError(f"{path}: {list(picture.shape[:2])} pixels, the bundles make {list(shape[:2])}")
-    return picture
+        except (OSError, ValueError, SyntaxError) as error:
+            raise RequestError(f"{path}: not a readable picture ({error})") from None
+    return picture.reshape(shape)

@@ -71,10 +71,15 @@ class Bundle:
         )
 
     def label(self, text: str) -> int:
-        """A class number from its number, its name or one of its names (case does not matter). Raises RequestError."""
+        """The number of a class given by name, by number, or by one of its names. Raises RequestError.
+
+        An exact name comes first, so that a class may be called 1990; then numbers; then names in any case.
+        """
         model, labels = self.manifest.model, self.manifest.labels
+        if labels.count(text) == 1:
+            return labels.index(text)
         if text.isascii() and text.isdigit():
-            if int(text) >= model.num_classes:
+            if len(text) > 18 or int(text) >= model.num_classes:  # Python reads no number of thousands of digits
                 raise RequestError(f"class {text}: the model has classes 0 to {model.num_classes - 1}")
             return int(text)
         wanted = text.strip().lower()

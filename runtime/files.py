@@ -21,8 +21,9 @@ from .replacing import file_beside
 def written_atomically(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it on success, removes it on any exception.
 
-    A link stays one: the file that it names is replaced. What is no file (a device, a pipe) is written to instead.
-    Raises RequestError when the place cannot be written (no such folder, no permission, disk full, an unread pipe).
+    Folders on the way to it are made. A link stays one: the file that it names is replaced. What is no file (a device,
+    a pipe) is written to instead.
+    Raises RequestError when the place cannot be written (no permission, disk full, an unread pipe).
     """
     target = path.resolve() if path.is_symlink() else path
     try:
@@ -57,23 +58,31 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes a .safetensors file, atomically."""
+    """Writes a .npz, or else a .safetensors file, atomically."""
     from safetensors.numpy import save
 
     with written_atomically(path) as temporary:
-        temporary.write_bytes(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))
+        if path.suffix == ".npz":
+            with temporary.open("wb") as file:
+                np.savez(file, **tensors)  # type: ignore[arg-type]  # savez's own keywords are no names of ours
+        else:
+            temporary.write_bytes(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))
 
 
 def check_writable(path: Path) -> None:
-    """Raises RequestError now when `path` could not be written later: before minutes of work, not after."""
-    if path.is_dir():
-        raise RequestError(f"cannot write {path}: it is a folder")
-    target = path.resolve() if path.is_symlink() else path
+    """Raises RequestError now when `path` could not be written later: before minutes of work, not after.
+
+    Folders on the way to it that do not exist yet are no obstacle: they are made when the file is written.
+    """
     try:
+        if path.is_dir():
+            raise RequestError(f"cannot write {path}: it is a folder")
+        target = path.resolve() if path.is_symlink() else path
         if target.exists() and not target.is_file():
             os.close(os.open(target, os.O_WRONLY | os.O_NONBLOCK))
             return
-        with tempfile.TemporaryFile(dir=target.parent):
+        existing = next(folder for folder in target.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise RequestError(f"cannot write {path}: {_reason(error)}") from None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +51,7 @@ def generate(
     """Samples one image per (label, seed).
 
     Args:
-        labels: class numbers, 0 .. num_classes - 1.
+        labels: class numbers, 0 .. num_classes - 1: a list, or an array or tensor of integers; seeds likewise.
         seeds: one per image, 0 .. 2**64 - 1; the same seed gives the same image alone and in any batch.
         program: from `bundle.program(...)`; None is the bundle's default.
         guidance: classifier-free guidance scale, 1 is none; None is the bundle's default.
@@ -65,6 +67,8 @@ def generate(
     """
     program = program or bundle.program()
     guidance = bundle.manifest.defaults.guidance if guidance is None else guidance
+    labels, seeds = whole_numbers("label", labels), whole_numbers("seed", seeds)
+    away_from = None if away_from is None else whole_numbers("class to guide away from", away_from)
     _check_request(bundle, program, labels, seeds, away_from, batch, output, noise)
     if not force_program:
         remedy = "make one for this model, or insist with force_program=True"
@@ -102,6 +106,20 @@ def _noise_of(bundle: Bundle, seeds: Sequence[int], noise: GivenNoise | None, pa
     return SeededNoise(list(seeds[part]), (model.in_channels, model.input_size, model.input_size))
 
 
+def whole_numbers(what: str, values: Any) -> list[Any]:
+    """A list of Python's integers (None stays) from a list, an array or a tensor of them. Raises RequestError."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
+        raise RequestError(f"{what}s must be a list of whole numbers, not {values!r}")
+    numbers = []
+    for value in values:
+        try:
+            numbers.append(None if value is None else operator.index(value))
+        except (TypeError, ValueError):  # an array of one element is an index, one of two is not
+            raise RequestError(f"{what} {value!r} is not a whole number") from None
+    return numbers
+
+
 def _check_request(
     bundle: Bundle,
     program: Program,
@@ -119,6 +137,8 @@ def _check_request(
         raise RequestError(
             f"{len(labels)} labels and {len(away_from)} classes to guide away from: give as many of each"
         )
+    if None in labels or None in seeds:
+        raise RequestError("None among the labels or seeds: give a number for each image")
     for label in [*labels, *(other for other in away_from or () if other is not None)]:
         if not (0 <= label < model.num_classes or label == model.null_class):
             raise RequestError(f"class {label}: the model has classes 0 to {model.num_classes - 1}")

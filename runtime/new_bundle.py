@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import RequestError
-from .files import sha256_of_file
+from .files import check_writable, sha256_of_file
 from .manifest import MANIFEST_NAME, FileInfo
 from .replacing import folder_written_atomically
 
@@ -33,9 +33,8 @@ def check_target(out: Path, force: bool, inputs: Iterable[Path] = ()) -> None:
     """Raises RequestError when a bundle cannot, or (without `force`) should not, be written to `out`."""
     if not out.name:
         raise RequestError(f"cannot write {out}: give a folder with a name, such as --out {Path('fashion-int8')}")
-    if not out.parent.is_dir():
-        raise RequestError(f"cannot write {out}: the folder {out.parent} does not exist")
     if not (out.exists() or out.is_symlink()):
+        check_writable(out)
         return
     if out.is_symlink() or not out.is_dir():
         raise RequestError(f"{out} exists and is not a bundle: give another --out")

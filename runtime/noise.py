@@ -11,6 +11,8 @@ step n is draw n + 1, whether or not earlier steps needed theirs. Computed in fl
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 
 _MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -45,6 +47,7 @@ def standard_normal(seed: int, draw: int, count: int) -> np.ndarray:
     >>> [f"{x:.4f}" for x in standard_normal(0, 0, 4)]  # torch.manual_seed(0); torch.randn(4, device="cuda")
     ['-0.9247', '-0.4253', '-2.6438', '0.1452']
     """
+    seed = operator.index(seed)  # numpy's integers overflow below
     counter = np.zeros((count, 4), dtype=np.uint32)
     counter[:, 0], counter[:, 1] = draw & 0xFFFFFFFF, draw >> 32
     subsequence = np.arange(count, dtype=np.uint64)

@@ -166,7 +166,11 @@ def _try_lock(handle: int) -> bool:
 
 @contextmanager
 def _locked_parent(target: Path) -> Iterator[None]:
-    """Looking for leftovers, and the exchange, are one process's at a time; the long work between them is not."""
+    """Looking for leftovers, and the exchange, are one process's at a time; the long work between them is not.
+
+    Folders on the way to the target are made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
     if os.name != "posix" or target.parent.resolve() in _locked:
         yield
         return

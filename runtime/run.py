@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ from .engine import options_for
 from .errors import RequestError
 from .files import check_writable, sha256_of_file, write_tensors
 from .generate import Progress, generate, read_noise
-from .images import grid, read_png_metadata, write_png
+from .images import check_metadata_fits, grid, picture_bytes, picture_format, write_picture
+from .outputs import Output, check_memory, check_tensor_file, picture_output
 from .preview import Previews, check_previews, preview_path
 from .process import check_process
-from .programs import Program, read_program, with_x0_slot
+from .programs import Program, read_program, with_x0_slot, write_program
+from .recipe import program_file_metadata, recipe_of_picture
 from .sampler import GivenNoise, Sampler
-from .samplers.settings import SamplerSettings, guidance_interval_from_text, settings_from_made
+from .samplers.settings import SamplerSettings, guidance_interval_from_text
 
 DEFAULT_IMAGES = 8  # without --class and --count: one image of each of the first classes
 
@@ -56,6 +60,7 @@ class RunRequest:
     noise: Path | None = None
     save_latents: Path | None = None
     save_trajectory: Path | None = None
+    save_program: Path | None = None
     like: Path | None = None
     preview_every: int | None = None
     out: Path | None = None
@@ -73,15 +78,20 @@ class _Plan:
     columns: int | None  # of the grid; None is the squarest
     guidance: float
     noise: GivenNoise | None
-    out: Path | None  # None: only latents are wanted
-    folder: bool  # out is a folder with one file per image
+    out: Output | None  # None: only latents are wanted
+    program_file: dict[str, str]  # name and hash of the file that the program came from; empty without
+
+    @property
+    def rough(self) -> bool:
+        """Without a decoder, pictures are linear projections of the latents."""
+        return "decoder" not in self.bundle.manifest.graphs
 
 
 def run_bundle(
     request: RunRequest, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
     """Samples, writes every file asked for, and returns the summary. on_progress: (steps done, steps in all)."""
-    plan = _plan(request)
+    request, plan = _plan(request)
     trajectory: list[np.ndarray] = []
 
     def on_step(progress: Progress) -> None:
@@ -114,12 +124,16 @@ def run_bundle(
         images = None
         if plan.out is not None:
             parts = [latents[i : i + request.batch] for i in range(0, len(latents), request.batch)]
-            images = np.concatenate([sampler.images(part) for part in parts])
+            pictures = sampler.preview if plan.rough else sampler.images
+            images = np.concatenate([pictures(part) for part in parts])
         seconds = time.perf_counter() - start
     written = [*previews.written] if previews is not None else []
     written += _write_tensor_files(request, plan, latents, trajectory)
     if images is not None:
         written += _write_images(request, plan, images)
+    if request.save_program:
+        write_program(plan.program, request.save_program)
+        written.append(request.save_program)
     return {
         "bundle": str(plan.bundle.folder),
         "bundle_sha256": plan.bundle.sha256,
@@ -134,32 +148,47 @@ def run_bundle(
         "seconds": seconds,
         "seconds_per_image": seconds / len(plan.labels),
         "written": [str(path) for path in written],
+        "rough": plan.rough and plan.out is not None,
     }
 
 
-def _plan(request: RunRequest) -> _Plan:
+def _plan(request: RunRequest) -> tuple[RunRequest, _Plan]:
+    """The request, with the names of files that it left open, and what it comes to."""
     bundle = open_bundle(request.engine)
     options_for(request.engine, request.provider)  # raises when they do not go together
     if request.like is not None:
-        labels, seeds, away_from, guidance, program = _settings_of_picture(request, bundle)
+        _check_like(request)
+        program_file = Path(request.program) if request.program else None
+        recipe = recipe_of_picture(request.like, bundle, program_file)
+        labels, seeds, away_from = recipe.labels, recipe.seeds, recipe.away_from
+        guidance, program = recipe.guidance, recipe.program
     else:
         labels = _labels(request, bundle)
         seeds = [request.seed + i for i in range(len(labels))]
         others = [bundle.label(text) for text in request.away_from]
         away_from = [others[i % len(others)] for i in range(len(labels))] if others else None
         guidance = bundle.manifest.defaults.guidance if request.guidance is None else request.guidance
-        program = _program(request, bundle)
+        program, program_file = _program(request, bundle)
     noise = read_noise(request.noise) if request.noise else None
     if noise is not None and not request.classes and request.count is None:
         labels = [i % bundle.manifest.model.num_classes for i in range(len(noise.z))]
         seeds = [0] * len(labels)
-    out, folder = _output(request, bundle)
+    request, out = _output(request, bundle)
     for path in (request.save_latents, request.save_trajectory):
         if path is not None:
-            check_writable(path)
+            check_tensor_file(path)
+    if request.save_program is not None:
+        check_writable(request.save_program)
     if request.preview_every is not None:
         check_previews(bundle, program, request.preview_every)
-    return _Plan(bundle, program, labels, away_from, seeds, _columns(labels), guidance, noise, out, folder)
+        if out is not None and out.kind == "stdout":
+            raise RequestError("--preview-every writes files beside the picture: give -o a name")
+    check_memory(bundle, len(labels), program.steps if request.save_trajectory else 1)
+    source = program_file_metadata(program_file) if program_file is not None else {}
+    plan = _Plan(bundle, program, labels, away_from, seeds, _columns(labels), guidance, noise, out, source)
+    if out is not None and out.kind == "picture":
+        check_metadata_fits(picture_format(out.path), _metadata(request, plan, slice(0, len(labels)), None))
+    return request, plan
 
 
 def _settings(request: RunRequest) -> dict[str, Any]:
@@ -174,11 +203,11 @@ def _interval(request: RunRequest, bundle: Bundle) -> tuple[float, float] | None
     return None if text is None or schedule is None else guidance_interval_from_text(text, schedule)
 
 
-def _program(request: RunRequest, bundle: Bundle) -> Program:
-    """From sampler settings, a ready program's name, or a program file."""
+def _program(request: RunRequest, bundle: Bundle) -> tuple[Program, Path | None]:
+    """From sampler settings, a ready program's name, or a program file, which is returned, too."""
     if request.program is None or request.program in bundle.manifest.programs:
         settings = _settings(request) | {"guidance_interval": _interval(request, bundle)}
-        return bundle.program(request.program, **settings)
+        return bundle.program(request.program, **settings), None
     if any(_settings(request).values()):
         raise RequestError(f"program '{request.program}' is ready-made: leave sampler, steps and their like out")
     if not Path(request.program).is_file():
@@ -190,7 +219,7 @@ def _program(request: RunRequest, bundle: Bundle) -> Program:
     if not request.force_program:
         remedy = "make one for this model, or insist with --force-program"
         check_process(request.program, program.process, bundle.manifest, remedy)
-    return program
+    return program, Path(request.program)
 
 
 def _labels(request: RunRequest, bundle: Bundle) -> list[int]:
@@ -209,51 +238,28 @@ def _columns(labels: list[int]) -> int | None:
     return period if 1 < period < len(labels) else None
 
 
-def _settings_of_picture(
-    request: RunRequest, bundle: Bundle
-) -> tuple[list[int], list[int], list[int] | None, float, Program]:
-    """Labels, seeds, classes to guide away from, guidance and program from a PNG's own metadata."""
-    assert request.like is not None
+def _check_like(request: RunRequest) -> None:
+    """--like and everything that the picture says itself."""
     asked = [request.classes, request.away_from, request.count, request.seed, request.guidance, request.noise]
-    if any(asked) or request.program or any(_settings(request).values()):
+    if any(asked) or any(_settings(request).values()):
         raise RequestError("--like takes classes, seeds and settings from the picture: leave the other options out")
-    data = read_png_metadata(request.like)
-    try:
-        if data["bundle_sha256"] != bundle.sha256:
-            raise RequestError(f"{request.like} was made with another bundle (sha256 {data['bundle_sha256'][:12]}...)")
-        if data["seeds"] is None:
-            raise RequestError(f"{request.like} was made from a noise file, so it has no seeds to make it again from")
-        program = bundle.program(**asdict(settings_from_made(data["made"])))
-        labels, seeds = [int(label) for label in data["labels"]], [int(seed) for seed in data["seeds"]]
-        away_from = [int(label) for label in data["away_from"]] if data["away_from"] else None
-        return labels, seeds, away_from, float(data["guidance"]), program
-    except (KeyError, TypeError, ValueError) as error:
-        raise RequestError(f"{request.like}: its metadata is not complete ({error})") from None
 
 
-def _output(request: RunRequest, bundle: Bundle) -> tuple[Path | None, bool]:
-    """Where pictures go, and whether that is a folder; checked now rather than after the sampling."""
-    out = request.out
+def _output(request: RunRequest, bundle: Bundle) -> tuple[RunRequest, Output | None]:
+    """Where pictures go; checked now rather than after the sampling.
+
+    Latents that nothing decodes are kept: a run that names no file leaves them beside a rough picture.
+    """
+    out, saves = request.out, request.save_latents or request.save_trajectory
     if "decoder" not in bundle.manifest.graphs:
-        if out is not None or not (request.save_latents or request.save_trajectory):
+        if bundle.manifest.preview is None and out is not None:
             bundle.graph_file("decoder")  # raises, with the remedy
-        return None, False
-    if out is None:
-        if request.save_latents or request.save_trajectory:
-            return None, False
+        if out is None and not saves:
+            request = replace(request, save_latents=Path(f"{bundle.folder.absolute().name}.safetensors"))
+            out = Path(f"{bundle.folder.absolute().name}.png") if bundle.manifest.preview is not None else None
+    elif out is None and not saves:
         out = Path(f"{bundle.folder.absolute().name}.png")
-    folder = out.is_dir() or out.suffix.lower() != ".png"
-    if not folder:
-        check_writable(out)
-        return out, False
-    if out.exists() and not out.is_dir():
-        raise RequestError(f"cannot write {out}: give a name that ends in .png, or a folder")
-    try:
-        out.mkdir(exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"cannot write {out}: {error.strerror}") from None
-    check_writable(out / "0.png")
-    return out, True
+    return request, None if out is None else picture_output(out)
 
 
 def _write_tensor_files(
@@ -277,19 +283,37 @@ def _write_images(
     request: RunRequest, plan: _Plan, images: np.ndarray, step: int | None = None, first: int = 0
 ) -> list[Path]:
     """The pictures, or the previews of a step: then of the first images only, those before `first` written already."""
-    place = plan.out or request.save_latents or request.save_trajectory
+    kind = plan.out.kind if plan.out is not None else "picture"
+    place = plan.out.path if plan.out is not None else request.save_latents or request.save_trajectory
     assert place is not None
-    if not plan.folder:
-        columns = plan.columns or int(np.ceil(np.sqrt(len(plan.labels))))
-        picture = images[0] if len(plan.labels) == 1 else grid(images, columns)
-        path = place if step is None else preview_path(place, step)
-        write_png(path, picture, _metadata(request, plan, slice(0, len(images)), step))
-        return [path]
+    if kind == "folder":
+        return _write_each(request, plan, place, images, step, first)
+    metadata = _metadata(request, plan, slice(0, len(images)), step)
+    if kind == "npz" and step is None:
+        arrays = {"images": images, "y": np.array(plan.labels), "ditedge": np.array(json.dumps(metadata))}
+        write_tensors(place, arrays)
+        return [place]
+    picture = (
+        images[0] if len(plan.labels) == 1 else grid(images, plan.columns or int(np.ceil(len(plan.labels) ** 0.5)))
+    )
+    if kind == "stdout":
+        sys.stdout.buffer.write(picture_bytes("PNG", picture, metadata))
+        sys.stdout.buffer.flush()
+        return [place]
+    path = place if step is None else preview_path(place, step)
+    write_picture(path, picture, metadata)
+    return [path]
+
+
+def _write_each(
+    request: RunRequest, plan: _Plan, folder: Path, images: np.ndarray, step: int | None, first: int
+) -> list[Path]:
+    """One PNG per image, named by its place, class and seed."""
     digits, written = len(str(len(plan.labels) - 1)), []
     for i in range(first, len(images)):
-        path = place / f"{i:0{max(4, digits)}d}-class{plan.labels[i]}-seed{plan.seeds[i]}.png"
+        path = folder / f"{i:0{max(4, digits)}d}-class{plan.labels[i]}-seed{plan.seeds[i]}.png"
         path = path if step is None else preview_path(path, step)
-        write_png(path, images[i], _metadata(request, plan, slice(i, i + 1), step))
+        write_picture(path, images[i], _metadata(request, plan, slice(i, i + 1), step))
         written.append(path)
     return written
 
@@ -319,5 +343,7 @@ def _metadata(request: RunRequest, plan: _Plan, images: slice, step: int | None)
         "program": plan.program.name,
         "made": plan.program.made,
         "guidance": plan.guidance,
+        **plan.program_file,
+        **({"rough": True} if plan.rough and plan.out is not None else {}),
         **({} if step is None else {"preview_step": step}),
     }

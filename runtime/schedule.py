@@ -118,6 +118,6 @@ def _ddim_timesteps(count: int, steps: int) -> np.ndarray:
 
 
 def _positive(text: str, respacing: str) -> int:
-    if not (text.isascii() and text.strip().isdigit() and int(text) > 0):
+    if not (text.isascii() and text.strip().isdigit() and len(text) < 10 and int(text) > 0):
         raise ProgramError(f"respacing '{respacing}' is not 'N', 'a,b,c' or 'ddimN' with numbers of at least 1")
     return int(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -87,13 +87,16 @@ def make_program(
     return program
 
 
-def implied_sampler(given: Iterable[str], default: str) -> str:
-    """The sampler of settings that name none: eta means ddim and variance ddpm, as no other sampler has them."""
+def implied_sampler(given: Mapping[str, Any], default: str) -> str:
+    """The sampler of settings that name none: eta means ddim and variance ddpm, as no other sampler has them.
+
+    So does respacing "ddimN": where facebookresearch/DiT's users write it, they mean the DDIM sampler with its steps.
+    """
     for key in given:
         takers = OPTIONS.get(key, ())
         if len(takers) == 1:
             return takers[0]
-    return default
+    return "ddim" if str(given.get("respacing", "")).startswith("ddim") else default
 
 
 def settings_from_made(made: dict[str, Any]) -> SamplerSettings:

@@ -263,6 +263,10 @@ def test_files_that_do_not_fit(gray: Path, features: Path, reference, tmp_path: 
     for name in ("1.png", "2.png"):
         Image.new("L", (9, 8)).save(tmp_path / "folder" / name)
     refused(r"1.png: \[8, 9\] pixels", features=features, reference=tmp_path / "folder")
+    (tmp_path / "folder" / "1.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    refused("1.png: not a readable picture .PNG, JPEG, WEBP, BMP", features=features, reference=tmp_path / "folder")
+    np.save(tmp_path / "d.npy", reference[:, :4])
+    refused("the array is uint8", features=features, reference=tmp_path / "d.npy")
     refused("count 0", count=0)
     refused("count 1", count=1, features=features)
 

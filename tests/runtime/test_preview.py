@@ -75,8 +75,8 @@ def test_previews_of_batches_fill_one_grid(golden_bundle, tmp_path: Path, monkey
     seen = []
     from ditedge.runtime import run
 
-    real = run.write_png
-    monkeypatch.setattr(run, "write_png", lambda path, image, data: (seen.append((path.name, image.shape)), real(path, image, data)))  # fmt: skip
+    real = run.write_picture
+    monkeypatch.setattr(run, "write_picture", lambda path, image, data: (seen.append((path.name, image.shape)), real(path, image, data)))  # fmt: skip
     run_bundle(request(golden_bundle("gray1_cfg"), tmp_path / "g.png", count=5, batch=2, preview_every=6))
     preview, final = pixels(tmp_path / "g.preview-0006.png"), pixels(tmp_path / "g.png")
     assert np.abs(preview.astype(int) - final).max() <= 1

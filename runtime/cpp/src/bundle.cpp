@@ -427,6 +427,9 @@ Program Bundle::program(const char* name) const {
 
 std::int64_t Bundle::label(const std::string& text) const {
     const auto count = manifest.model.num_classes;
+    const auto& names = manifest.labels;  // an exact name comes first: a class may be called 1990
+    const auto exact = std::find(names.begin(), names.end(), text);
+    if (exact != names.end() && std::find(exact + 1, names.end(), text) == names.end()) return exact - names.begin();
     if (!text.empty() && text.find_first_not_of("0123456789") == std::string::npos) {
         const std::int64_t number = text.size() <= 18 ? std::stoll(text) : count;
         if (number >= count) fail_request("class " + text + ": the model has classes 0 to " + std::to_string(count - 1));
