@@ -19,8 +19,7 @@ from ditedge.runtime import Sampler, open_bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.manifest import MANIFEST_NAME
 from ditedge.runtime.new_bundle import hashed_files
-from ditedge.runtime.sampler import SeededNoise
-from ditedge.runtime.verify import relative_error, replay
+from ditedge.runtime.verify import replay
 
 RNG = np.random.default_rng(0)
 
@@ -91,17 +90,6 @@ def test_int8_stays_near_float_and_verifies(quantised, activations: str) -> None
     assert 1e-4 < worst < 0.2, "either nothing was rounded, or the network is broken"
     assert int8_bundle.manifest.quantization is not None
     assert int8_bundle.manifest.quantization.source_bundle == float_bundle.sha256
-
-
-def test_per_token_images_do_not_depend_on_their_batch(quantised) -> None:
-    bundle = open_bundle(quantised("per-token")[1])
-    model = bundle.manifest.model
-    shape, program = (model.in_channels, model.input_size, model.input_size), bundle.program(steps=4, sampler="ddim")
-    with Sampler(bundle) as sampler:
-        together = sampler.latents(program, [0, 1, 1], 3.0, SeededNoise([5, 6, 7], shape))
-        alone = sampler.latents(program, [1], 3.0, SeededNoise([6], shape))
-    # float32 sums of another size may differ in their last bit, and that may move an activation by one of 255 levels
-    assert relative_error(together[1:2], alone) < 0.02
 
 
 def test_what_is_kept_stays_float(golden_bundle, tmp_path: Path) -> None:
