@@ -56,21 +56,22 @@ def main() -> None:
     help="Checkpoint: .pt (flat, or train.py's), .safetensors, or a diffusers DiT folder.",
 )
 @click.option("--out", type=FILE,
-              help="Bundle folder to write. [default: the checkpoint's name, or NAME-bundle]")  # fmt: skip
+              help="Bundle folder to write. [default: the checkpoint's name, or RUN-STEP]")  # fmt: skip
 @click.option("--target", "plans_for", type=click.Choice(["tensorrt", "tensorrt-rtx"]),
               help="Also build the bundle's plans, as `build` does by default.")  # fmt: skip
 @click.option("--image-size", type=int, help="Picture size in pixels; checked. [default: what the checkpoint says]")
-@click.option("--heads", type=int, help="Attention heads. [default: those of the standard size S, B, L or XL]")
+@click.option("--heads", type=int, help="Attention heads. [default: the run's settings, or the standard size's]")
 @click.option("--classes", type=FILE, help='Class names: a text file, one a line, or JSON: a list, or {"0": name}.')
 @click.option("--opset", type=click.IntRange(18, 25), default=20, show_default=True, help="ONNX operator set.")
 @click.option("--null-class/--no-null-class", default=None,
-              help="Whether the last label means 'no class'. [default: as train.py recorded, else yes]")  # fmt: skip
+              help="Whether the last label means 'no class'. [default: the run's settings, else yes]")  # fmt: skip
 @click.option("--guided-channels", type=int, help="Guidance acts on the first N channels. [default: 3; diffusers: all]")
 @click.option("--prediction", type=click.Choice(["epsilon", "x0", "v", "flow-to-data"]),
               help="What the network predicts; SiT: flow-to-data. [default: the source's, or epsilon]")  # fmt: skip
 @click.option("--betas", metavar="KIND[:START,END]|FILE",
               help="Of training: linear, scaled_linear, cosine, a JSON list. [default: the source's]")  # fmt: skip
 @click.option("--zero-terminal-snr", is_flag=True, help="The betas were rescaled to end in pure noise.")
+@click.option("--weights", metavar="NAME", help="State dict in the file to take. [default: the EMA, if any]")
 @click.option("--model", metavar="MODULE:FACTORY", help="Your own network, see docs/custom-models.md. Runs that code.")
 @click.option("--vae", type=FILE, help="VAE of a latent model: a diffusers folder, or a file of weights; TAESD too.")
 @click.option("--pixels/--latents", default=None,
@@ -93,8 +94,7 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
 
         load_library(plans_for)  # missing, it is missed now, not after the export
     exporter = _exporter()
-    named = exporter.diffusers_folder_of(ckpt)
-    target = out or Path(f"{named.absolute().name}-bundle" if named.is_dir() else ckpt.with_suffix("").name)
+    target = out or Path(exporter.bundle_name(ckpt))
     settings = exporter.ExportOptions(labels=_class_names(classes), **options)
     with progress() as report:
         if precision:
@@ -507,11 +507,14 @@ def compare(
 @main.command()
 @click.argument("path", type=FILE)
 @click.option("--heads", type=int, help="Attention heads, for a checkpoint of a non-standard size.")
+@click.option("--weights", metavar="NAME", help="State dict to take from a checkpoint that has several.")
 @click.option("--lint", is_flag=True, help="What TensorRT makes of the step graph: is attention one kernel?")
 @click.option("--arch", default="sm86", show_default=True, help="The GPU that --lint builds for.")
 @click.option("--strict", is_flag=True, help="With --lint or a plan: exit code 1 unless attention is one kernel.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def inspect(path: Path, heads: int | None, lint: bool, arch: str, strict: bool, as_json: bool) -> None:
+def inspect(
+    path: Path, heads: int | None, weights: str | None, lint: bool, arch: str, strict: bool, as_json: bool
+) -> None:
     """Say what a bundle, a checkpoint or a plan is.
 
     \b
@@ -530,7 +533,7 @@ def inspect(path: Path, heads: int | None, lint: bool, arch: str, strict: bool, 
         _exporter()
         from ditedge.export.describe import describe_checkpoint
 
-        description = describe_checkpoint(path, heads)
+        description = describe_checkpoint(path, heads, weights)
     else:
         from ditedge.runtime import open_bundle
         from ditedge.runtime.describe import describe_bundle

@@ -6,7 +6,7 @@ from .checkpoint import Checkpoint, read_checkpoint
 from .convert import bundle_in_precision, convert_bundle
 from .diffusers_folder import diffusers_folder_of, read_diffusers_folder, vae_folder
 from .network import DiT, DiTConfig
-from .sources import read_source
+from .sources import bundle_name, read_source
 
 __all__ = [
     "Checkpoint",
@@ -16,6 +16,7 @@ __all__ = [
     "add_decoder",
     "bundle_from_checkpoint",
     "bundle_in_precision",
+    "bundle_name",
     "convert_bundle",
     "diffusers_folder_of",
     "read_checkpoint",

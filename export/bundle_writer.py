@@ -47,6 +47,7 @@ class ExportOptions:
     prediction: str | None = None  # None: what the source says, else epsilon; "flow-to-data" is SiT
     betas: str | None = None  # of training, see `read_betas`; None: what the source says, else DDPM's
     zero_terminal_snr: bool = False  # the betas were rescaled so that the last timestep is pure noise
+    weights: str | None = None  # name of the state dict in the file; None: the average over training (EMA)
     model: str | None = None  # package.module:factory of a custom network; None: DiT
     vae: Path | None = None  # folder or file of the VAE whose latents the model makes; None: no pictures
     pixels: bool | None = None  # True: it makes pictures itself; False: latents; None: what is known of it
@@ -65,8 +66,8 @@ def bundle_from_checkpoint(
     """Exports the checkpoint or diffusers folder `source` to the bundle folder `out`.
 
     report: told what is being done. note: told, before the work, what the user should know and may want to change.
-    Raises CheckpointError (source), RequestError (options, out), BundleError when an
-    exported graph does not compute what PyTorch does; then nothing is left behind.
+    Raises CheckpointError (source), RequestError (options, out), BundleError when an exported graph does not compute
+    what PyTorch does; then nothing is left behind.
     """
     inputs = [path for path in (source, options.vae) if path is not None]
     check_target(out, options.force, inputs)
@@ -79,6 +80,7 @@ def bundle_from_checkpoint(
         factor=_known_factor(options, source),
         model=options.model,
         prediction=options.prediction,
+        weights=options.weights,
     )
     checkpoint = _with_betas(checkpoint, options)
     info = _model_info(checkpoint, options)
@@ -167,6 +169,7 @@ def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
         timestep_range=(0.0, 1.0) if checkpoint.prediction == "flow-to-data" else (last_timestep, 0.0),
         frequency_divisor=config.frequency_divisor,
         mlp_norm_eps=config.mlp_norm_eps,
+        mlp_ratio=config.mlp_ratio,
     )
 
 

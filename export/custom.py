@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..runtime.errors import CheckpointError
 from ..runtime.files import sha256_of_file
-from .checkpoint import Checkpoint, load_tensors
+from .checkpoint import Checkpoint, load_weights
 from .network import DiTConfig, Network
 
 ROWS_ALONE = 1e-4  # relative: a row computed alone against the same row in a batch, float32
@@ -25,13 +25,15 @@ def read_custom(path: Path, spec: str) -> Checkpoint:
 
     Raises CheckpointError that names `spec` and what to change.
     """
-    state = load_tensors(path)
+    weights = load_weights(path)
     try:
-        module = _made(_factory(spec), state)
+        module = _made(_factory(spec), weights.tensors)
         _check_module(module)
     except CheckpointError as error:
         raise CheckpointError(f"--model {spec}: {error}") from None
-    return Checkpoint(module.config, dict(module.state_dict()), sha256_of_file(path), (path,), module=module)
+    notes = (f"weights: {weights.sentence}",)
+    state = dict(module.state_dict())
+    return Checkpoint(module.config, state, sha256_of_file(path), (path,), module=module, notes=notes)
 
 
 def _factory(spec: str) -> Callable[[dict[str, Tensor]], Any]:

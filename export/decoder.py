@@ -15,8 +15,8 @@ from ..runtime.engine import EngineOptions, open_engine
 from ..runtime.errors import BundleError
 from ..runtime.manifest import PreviewInfo
 from ..runtime.verify import relative_error
-from .checkpoint import LATENT_FACTOR
 from .graphs import uint8_image
+from .shapes import LATENT_FACTOR
 from .vae import VaeDecoder
 
 # Relative error before rounding, against float32 PyTorch: float32 sums in another order, float16 rounds more often.

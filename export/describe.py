@@ -9,9 +9,9 @@ from typing import Any
 from .sources import read_source
 
 
-def describe_checkpoint(path: Path, heads: int | None = None) -> dict[str, Any]:
+def describe_checkpoint(path: Path, heads: int | None = None, weights: str | None = None) -> dict[str, Any]:
     """A JSON-ready summary of a DiT checkpoint or diffusers folder. Raises CheckpointError."""
-    checkpoint = read_source(path, heads=heads)
+    checkpoint = read_source(path, heads=heads, weights=weights)
     conditioner = ("t_embedder.", "y_embedder.", "block_embedders.")
     parameters = {"conditioner": 0, "trunk": 0}
     for key, tensor in checkpoint.weights.items():
@@ -23,6 +23,7 @@ def describe_checkpoint(path: Path, heads: int | None = None) -> dict[str, Any]:
         "sha256": checkpoint.sha256,
         "bytes": sum(file.stat().st_size for file in checkpoint.files),
         "model": asdict(checkpoint.config),
+        "notes": dict(note.split(": ", 1) for note in checkpoint.notes),
         "prediction": checkpoint.prediction,
         "schedule": checkpoint.schedule.model_dump() if checkpoint.schedule else None,
         "labels": list(checkpoint.labels),

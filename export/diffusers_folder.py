@@ -13,17 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import CheckpointError
-from .checkpoint import (
-    USUAL_FACTORS,
-    Checkpoint,
-    checked_heads,
-    checked_image_size,
-    fitted_weights,
-)
+from .checkpoint import Checkpoint, fitted_weights
 from .diffusers_weights import with_our_names
 from .folder_weights import NAME, FolderWeights, read_folder_weights, sha256_of_files
 from .network import DiTConfig
 from .scheduler_config import read_scheduler
+from .shapes import USUAL_FACTORS, checked_image_size
 
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")  # the latter is what older releases wrote
 # Where a pipeline, or the folder that a training run saves its state in (`accelerator.save_state`), has its network.
@@ -118,7 +113,7 @@ def read_diffusers_folder(
     return replace(checkpoint, sha256=sha256_of_files(path, files), files=tuple(files))
 
 
-OWN_EMBEDDERS_NOTE = "every block has its own timestep and label embedder, as training in diffusers leaves them"
+OWN_EMBEDDERS_NOTE = "embedders: every block has its own timestep and label embedder, as training in diffusers leaves them"
 
 
 def _weights_note(path: Path, folder: Path, found: FolderWeights) -> str:
@@ -174,7 +169,7 @@ def _config(
         in_channels=channels,
         hidden_size=hidden,
         depth=depth,
-        num_heads=checked_heads(given_heads, hidden, depth),
+        num_heads=given_heads,
         num_classes=_count(values, "num_embeds_ada_norm") + int(not null_class),  # the table has one row more
         learn_sigma=outputs == 2 * channels,
         null_class=null_class,

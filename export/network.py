@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TIMESTEP_CHANNELS = 256  # width of the sinusoid that feeds the timestep MLP, as in the reference
-MLP_RATIO = 4
 
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """Hyper-parameters of a DiT. All but `num_heads` and the last two can be read from the shapes of its state dict."""
+    """Hyper-parameters of a DiT.
+
+    All but num_heads, null_class, frequency_divisor and mlp_norm_eps can be read from the shapes of its state dict.
+    """
 
     input_size: int  # H = W of the latent
     patch_size: int
@@ -35,6 +37,8 @@ class DiTConfig:
     frequency_divisor: int = 128  # of the timestep sinusoid's exponents; diffusers divides by 127
     mlp_norm_eps: float = 1e-6  # of the norm before each MLP; diffusers uses 1e-5. Every other norm has 1e-6
     block_embedders: bool = False  # each block but the first has embedders of its own, as after training in diffusers
+    mlp_ratio: float = 4.0  # width of a block's MLP over D
+    timestep_channels: int = TIMESTEP_CHANNELS  # of the sinusoid, even
 
     @property
     def out_channels(self) -> int:
@@ -44,6 +48,11 @@ class DiTConfig:
     @property
     def tokens(self) -> int:
         return (self.input_size // self.patch_size) ** 2
+
+    @property
+    def mlp_size(self) -> int:
+        """Width of a block's MLP."""
+        return round(self.mlp_ratio * self.hidden_size)
 
     @property
     def modulation_size(self) -> int:
@@ -74,11 +83,11 @@ class PatchEmbed(nn.Module):
 class TimestepEmbedder(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        width = config.hidden_size
-        self.mlp = nn.Sequential(nn.Linear(TIMESTEP_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
+        width, channels = config.hidden_size, config.timestep_channels
+        self.mlp = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
         # Not in the state dict, and a constant of the graph: torch's own float32 rounding of the frequencies decides
         # the sinusoid at t = 999 to 1e-5. Made on the CPU also when the network itself is built on "meta".
-        exponent = -math.log(10000) * torch.arange(TIMESTEP_CHANNELS // 2, dtype=torch.float32, device="cpu")
+        exponent = -math.log(10000) * torch.arange(channels // 2, dtype=torch.float32, device="cpu")
         self.register_buffer("frequency", torch.exp(exponent / config.frequency_divisor), persistent=False)
 
     def forward(self, timestep: Tensor) -> Tensor:
@@ -130,10 +139,10 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(hidden_size, MLP_RATIO * hidden_size)
-        self.fc2 = nn.Linear(MLP_RATIO * hidden_size, hidden_size)
+        self.fc1 = nn.Linear(config.hidden_size, config.mlp_size)
+        self.fc2 = nn.Linear(config.mlp_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
@@ -157,7 +166,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=config.mlp_norm_eps)
-        self.mlp = Mlp(width)
+        self.mlp = Mlp(config)
         self.adaLN_modulation = adaln_projection(width, 6)
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:

@@ -97,17 +97,17 @@ def forecast(manifest: Manifest, sizes: Sizes) -> Forecast:
 
     host: a library and a builder (HOST_BASE), and the largest graph's weights HOST_COPIES times: parsed, transformed,
     serialised. bench/build_size.py measured with TensorRT-RTX 1.7 for demo, S, XL in float16 and XL: 0.4, 0.8, 3.8 and
-    6.8 GB; this says 0.7, 1.0, 4.2 and 7.8. activations: the widest point of a block (float32 residual, 4D hidden
-    units) and the attention scores of one layer, where they are not fused.
+    6.8 GB; this says 0.7, 1.0, 4.2 and 7.8. activations: the widest point of a block (float32 residual, the MLP's
+    hidden units) and the attention scores of one layer, where they are not fused.
     """
     model = manifest.model
     weights = [_graph_bytes(manifest, name) for name in manifest.graphs]
     tokens = (model.input_size // model.patch_size) ** 2
     evaluations = 2 * sizes.batch
-    block = evaluations * tokens * model.hidden_size * 4 * (2 + 4 + 3)
+    block = evaluations * tokens * model.hidden_size * 4 * (2 + model.mlp_ratio + 3)
     scores = evaluations * model.num_heads * tokens * tokens * 4
     state = sizes.batch * (2 * sizes.slots + 2) * model.in_channels * model.input_size**2 * 4
-    return Forecast(HOST_BASE + HOST_COPIES * max(weights), sum(weights), block + scores + state)
+    return Forecast(HOST_BASE + HOST_COPIES * max(weights), sum(weights), int(block) + scores + state)
 
 
 HOST_BASE = 600 << 20

@@ -65,6 +65,7 @@ class ModelInfo(_Strict):
     timestep_range: tuple[float, float] = (999.0, 0.0)  # what the network is told of pure noise, and of data
     frequency_divisor: Count = 128  # of the timestep sinusoid's exponents; 127 in diffusers' DiT
     mlp_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6  # of the norm before each MLP; 1e-5 in diffusers' DiT
+    mlp_ratio: Annotated[float, Field(gt=0, lt=1024)] = 4.0  # width of a block's MLP over hidden_size
 
 
 class ScheduleInfo(_Strict):

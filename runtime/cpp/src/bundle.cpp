@@ -56,6 +56,7 @@ ModelInfo read_model(const Field& field) {
     }
     if (field.has("frequency_divisor")) field.at("frequency_divisor").integer(1, kHuge);
     if (field.has("mlp_norm_eps")) field.at("mlp_norm_eps").number_between(0, 1);
+    if (field.has("mlp_ratio")) field.at("mlp_ratio").number_between(0, 1024);
     ModelInfo model{};
     model.input_size = field.at("input_size").integer(1, kMaxSide);
     model.in_channels = field.at("in_channels").integer(1, kMaxSide);
