@@ -42,7 +42,7 @@ class Checkpoint:
     sampling: dict[str, Any] = field(default_factory=dict)  # settings of `make_program`
     settings: Settings = Settings()  # what the training run wrote down
     image_size: int | None = None  # of the pictures it was trained on, in pixels, where that was recorded
-    notes: tuple[str, ...] = ()  # for the user, "what: ...": which weights, and where that comes from which no shape tells
+    notes: tuple[str, ...] = ()  # "what: why" for the user: which weights, and whence what no shape tells
 
     def model(self) -> Network:
         """The network with these weights, in eval mode; shares their memory."""

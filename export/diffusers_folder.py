@@ -113,7 +113,7 @@ def read_diffusers_folder(
     return replace(checkpoint, sha256=sha256_of_files(path, files), files=tuple(files))
 
 
-OWN_EMBEDDERS_NOTE = "embedders: every block has its own timestep and label embedder, as training in diffusers leaves them"
+OWN_EMBEDDERS_NOTE = "embedders: every block has its own timestep and label embedder, as diffusers trains them"
 
 
 def _weights_note(path: Path, folder: Path, found: FolderWeights) -> str:
