@@ -241,10 +241,22 @@ def _percent_more(a: float, b: float) -> float | None:
     return 0.0 if b <= a else None
 
 
+FLAGS = {
+    "drift": " (--max-drift)",
+    "psnr": " (--min-psnr)",
+    "accuracy loss": " (--max-accuracy-loss)",
+    "Frechet increase": " (--max-frechet-increase)",
+    "speed": " (--min-speedup)",
+    "size": " (--max-size)",
+}
+
+
 def _result(
     name: str, limit: float, measured: float | None, what: str, unit: str, *, least: bool = False
 ) -> GateResult:
     passed = measured is not None and (measured >= limit if least else measured <= limit)
     value = "not finite" if measured is None else f"{measured:.4g}{unit}"
-    sentence = f"{what} is {value}, {'at least' if least else 'at most'} {limit:g}{unit} is allowed"
+    sentence = (
+        f"{what} is {value}, {'at least' if least else 'at most'} {limit:g}{unit} is allowed{FLAGS.get(name, '')}"
+    )
     return GateResult(name=name, limit=limit, measured=measured, passed=passed, sentence=sentence)

@@ -31,6 +31,7 @@ from ..runtime.verify import replay
 from .collect import CalibrationSet, Statistics, collect_statistics, statistics_fingerprint
 from .compare import CompareRequest, compare_bundles
 from .int8 import dynamic_int8, int8_at_rest
+from .limits import CEILINGS, check_rewritten, check_something_is_asked, gate_or_default
 from .linears import Linear, find_linears, load_graph, save_graph
 from .qdq import blockwise_int4, static_fp8, static_int8
 from .quality import Gate, GateFailed, check_gate_can_be_measured
@@ -47,7 +48,6 @@ from .sensitivity import (
 from .smooth import STRENGTH, smooth
 
 GOLDEN_MARGIN = 1.5  # allowed over the measured error: another processor rounds some activations the other way
-GOLDEN_MOST = 0.95  # relative error of a trajectory that has nothing to do with the recorded one any more
 PRECISIONS, RUNTIMES = ("int8", "fp8", "int4"), ("onnxruntime", "tensorrt")
 FIRST_FP8_GPU = 89  # Ada; NVIDIA's compute capability 8.9
 QUALITY_FOLDER = "quality"  # in the bundle: quality.json and report.html
@@ -121,9 +121,16 @@ def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: R
     bundle = open_bundle(source)
     if bundle.manifest.quantization is not None:
         raise RequestError(f"{source} is quantised already: quantise the float bundle that it was made from")
+    if any(bundle.manifest.graphs[name].precision != "float32" for name in ("conditioner", "step")):
+        raise RequestError(
+            f"{source} is in 16 bit: quantise the float32 bundle that it was made from, then `convert` the result "
+            "(of --runtime tensorrt)"
+        )
     _check_gate(bundle, options)
     plan = _plan(bundle, options)
-    select_linears(find_linears(load_graph(bundle.graph_file("step"))), options.keep)  # refuses unknown names now
+    linears = find_linears(load_graph(bundle.graph_file("step")))
+    _, kept = select_linears(linears, options.keep, options.protect and not options.naive)  # refuses unknown names now
+    check_something_is_asked(source, [linear.name for linear in linears], kept)
     statistics = _statistics(bundle, plan, report) if plan.needs_statistics else None
     with new_bundle(out, options.force, inputs) as folder, scratch_beside(out) as work:
         copy_without_graphs(bundle, folder)
@@ -132,7 +139,7 @@ def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: R
             report("smoothing")
             exact, layers = _smoothed(bundle, statistics, plan, work)
         report("quantising conditioner.onnx")
-        _write_conditioner(exact, folder)
+        at_rest = _write_conditioner(exact, folder)
         rounding = _rounding(plan, layers)
         kept, ranked = _choose_kept(bundle, exact, plan, rounding, folder, report)
         report("quantising step.onnx")
@@ -147,14 +154,15 @@ def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: R
             activations=plan.activations,  # type: ignore[arg-type]
             smoothing=plan.smoothing,
             kept=kept,
-            conditioner="int8",
+            conditioner="int8" if at_rest else "float32",
             source_bundle=bundle.sha256,
             calibration=statistics.fingerprint if statistics is not None else None,
         )
         report("replaying golden trajectories")
         manifest = write_manifest(bundle, folder, out.name, info)
         if options.quality is not None:
-            manifest = _judge(bundle, folder, options.quality, options.gate, report)
+            gate = gate_or_default(options.gate, options.precision, pictures="decoder" in bundle.manifest.graphs)
+            manifest = _judge(bundle, folder, options.quality, gate, report)
     return manifest
 
 
@@ -209,17 +217,19 @@ def write_manifest(bundle: Bundle, folder: Path, name: str, info: QuantizationIn
     fields: dict[str, Any] = bundle.manifest.model_dump()
     fields |= {"name": name, "made_by": f"ditedge {__version__}", "quantization": info.model_dump()}
     fields["files"] = {key: value.model_dump() for key, value in hashed_files(folder).items()}
-    manifest = Manifest.model_validate(fields)
+    manifest, ceiling = Manifest.model_validate(fields), CEILINGS[info.precision]
     with Sampler(Bundle(folder, manifest, "")) as sampler:
         for golden in fields["golden"]:
             known = next(entry for entry in manifest.golden if entry.file == golden["file"])
             worst = float(np.max(replay(sampler, known).error))
-            if not worst < GOLDEN_MOST:
+            tolerance = float(f"{GOLDEN_MARGIN * worst:.2g}")
+            if not tolerance <= ceiling:  # NaN, too
                 raise BundleError(
-                    f"the quantised network leaves the golden trajectory {golden['file']} altogether (relative error "
-                    f"{worst:.2f}): keep more layers in float32, or use another precision; nothing was written"
+                    f"the quantised network leaves the golden trajectory {golden['file']}: relative error {worst:.2f}, "
+                    f"at most {ceiling / GOLDEN_MARGIN:.2f} is allowed; keep more layers in float32 (--keep, "
+                    "--budget), or use another --precision; nothing was written"
                 )
-            golden["tolerance"] = max(golden["tolerance"], min(GOLDEN_MOST, float(f"{GOLDEN_MARGIN * worst:.2g}")))
+            golden["tolerance"] = max(golden["tolerance"], tolerance)
     manifest = Manifest.model_validate(fields)
     write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
     return manifest
@@ -379,16 +389,23 @@ def _choose_kept(
                 "conditioner's weights are rounded, too; allow more"
             )
         count = found[0]
+    check_something_is_asked(bundle.folder, [linear.name for linear in linears], kept + order[:count])
     return kept + order[:count], ranked
 
 
 def _write_step(exact: Bundle, folder: Path, rounding: Rounding, kept: list[str]) -> None:
-    model = load_graph(exact.graph_file("step"))
-    rounding(model, [linear for linear in find_linears(model) if linear.name not in kept])
-    save_graph(model, folder / exact.manifest.graphs["step"].file)
+    model, path = load_graph(exact.graph_file("step")), folder / exact.manifest.graphs["step"].file
+    chosen = [linear for linear in find_linears(model) if linear.name not in kept]
+    rounding(model, chosen)
+    save_graph(model, path)
+    check_rewritten(path, [linear.name for linear in chosen])
 
 
-def _write_conditioner(exact: Bundle, folder: Path) -> None:
-    model = load_graph(exact.graph_file("conditioner"))
-    int8_at_rest(model, [linear for linear in find_linears(model) if linear.name.startswith(CONDITIONER_PREFIXES)])
-    save_graph(model, folder / exact.manifest.graphs["conditioner"].file)
+def _write_conditioner(exact: Bundle, folder: Path) -> int:
+    """-> how many of its linears are int8 at rest now; a network of the user's may have none of the known names."""
+    model, path = load_graph(exact.graph_file("conditioner")), folder / exact.manifest.graphs["conditioner"].file
+    chosen = [linear for linear in find_linears(model) if linear.name.startswith(CONDITIONER_PREFIXES)]
+    int8_at_rest(model, chosen)
+    save_graph(model, path)
+    check_rewritten(path, [linear.name for linear in chosen])
+    return len(chosen)

@@ -13,6 +13,10 @@ from .errors import BundleError
 from .manifest import GoldenInfo
 from .sampler import GivenNoise, Sampler, StepEvent
 
+# Relative error that no bundle may have, whatever its manifest allows. Other seeds of the demo model end 0.45 apart, so
+# more than this is nearer to another picture; int4, the coarsest form, is allowed 0.27 there.
+LARGEST_ERROR = 0.35
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -23,8 +27,12 @@ class Replay:
     error: np.ndarray  # [N] float64
 
     @property
+    def allowed(self) -> float:
+        return min(self.golden.tolerance, LARGEST_ERROR)
+
+    @property
     def passed(self) -> bool:
-        return bool(np.all(self.error <= self.golden.tolerance))  # False for NaN, too
+        return bool(np.all(self.error <= self.allowed))  # False for NaN, too
 
 
 def read_golden(path: Path) -> dict[str, np.ndarray]:
