@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..runtime.errors import DitedgeError, RequestError
+from ..runtime.json_files import read_json, validated
+
+MAX_QUALITY_BYTES = 64 << 20
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -161,14 +164,8 @@ class Quality(_Strict):
 
 def read_quality(path: Path) -> Quality:
     """quality.json -> Quality. Raises RequestError naming the file and the field."""
-    try:
-        return Quality.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "report"
-        raise RequestError(f"{path}: not a quality report of this ditedge: {place}: {first['msg']}") from None
+    data = read_json(path, MAX_QUALITY_BYTES, RequestError)
+    return validated(Quality, data, f"{path}: not a quality report of this ditedge", RequestError)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ MLP has eps 1e-5. Both stay fields of the model. JSON and safetensors are read h
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..runtime import json_files
 from ..runtime.errors import CheckpointError
 from .checkpoint import Checkpoint, fitted_weights
 from .diffusers_weights import with_our_names
@@ -124,12 +124,9 @@ def _weights_note(path: Path, folder: Path, found: FolderWeights) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist: not a complete diffusers folder") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable JSON ({error})") from None
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: not a complete diffusers folder")
+    values = json_files.read_json(path, json_files.MAX_CONFIG_BYTES, CheckpointError)
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: not a JSON object")
     return values

@@ -14,7 +14,6 @@ The scheduler itself is run by `probe_run`, which alone knows diffusers.
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime.errors import ProgramError
+from ..runtime.json_files import MAX_CONFIG_BYTES, read_json
 from ..runtime.programs import NO_BOUND, Program, check_program
 from .probe_run import ForeignScheduler, Step
 
@@ -93,10 +93,7 @@ def read_scheduler_program(path: Path, steps: int, step_options: dict[str, Any])
     if importlib.util.find_spec("diffusers") is None:
         raise ProgramError("diffusers is not installed: pip install 'ditedge[diffusers]'")
     path = path / "scheduler_config.json" if path.is_dir() else path
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ProgramError(f"{path}: not a readable scheduler config ({error})") from None
+    config = read_json(path, MAX_CONFIG_BYTES, ProgramError)
     if not isinstance(config, dict) or "_class_name" not in config:
         raise ProgramError(f"{path}: has no _class_name, so it is not a diffusers scheduler config")
     return program_from_scheduler(config, steps, **step_options)

@@ -7,7 +7,6 @@ Files are untrusted: .safetensors, or pickles read with `weights_only=True`; con
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..runtime.errors import CheckpointError
 from ..runtime.files import sha256_of_file
+from ..runtime.json_files import MAX_CONFIG_BYTES, read_json
 from .checkpoint import fitted_tensors, load_tensors
 from .folder_weights import read_folder_weights, sha256_of_files
 from .vae import KlConfig, KlDecoder, TinyConfig, TinyDecoder, VaeDecoder
@@ -159,10 +159,7 @@ def _read_config(path: Path, optional: bool = False) -> KlConfig | TinyConfig | 
     """config.json as a description; None when it is `optional` and missing, or not about an autoencoder."""
     if optional and not path.is_file():
         return None
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable JSON ({error})") from None
+    data = read_json(path, MAX_CONFIG_BYTES, CheckpointError)
     name = data.get("_class_name") if isinstance(data, dict) else None
     if name not in ("AutoencoderKL", "AutoencoderTiny"):
         if optional and not str(name).startswith("Autoencoder"):

@@ -7,30 +7,40 @@ the bundle they were built from.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .errors import BundleError
-from .manifest import FileInfo, Sha256
+from .json_files import read_json, validated
+from .manifest import MAX_RANK, FileInfo, Sha256
 
 RECORD_NAME = "build.json"
 PLAN_NAMES = {"conditioner": "conditioner.plan", "step": "dit.plan", "decoder": "decoder.plan"}
-MAX_RECORD_BYTES = 1 << 20
+MAX_RECORD_BYTES, MAX_NAMES = 1 << 20, 1000
+INT32_MAX = 2**31 - 1  # TensorRT's dimensions are of 32 or 64 bits
+
+Sizes = Annotated[list[Annotated[int, Field(ge=0, le=INT32_MAX)]], Field(max_length=MAX_RANK)]
+Limit = Annotated[int, Field(ge=1, le=INT32_MAX)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ShapeRange(_Strict):
     """One input's optimisation profile: dimensions at least, typically and at most."""
 
-    min: list[Annotated[int, Field(ge=0)]]
-    opt: list[Annotated[int, Field(ge=0)]]
-    max: list[Annotated[int, Field(ge=0)]]
+    min: Sizes
+    opt: Sizes
+    max: Sizes
+
+    @model_validator(mode="after")
+    def _check(self) -> ShapeRange:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise ValueError("min, opt and max are not of one rank")
+        return self
 
 
 class PlanInfo(_Strict):
@@ -39,8 +49,10 @@ class PlanInfo(_Strict):
     file: Literal["conditioner.plan", "dit.plan", "decoder.plan"]
     plan: FileInfo
     source_sha256: Sha256  # of the ONNX file
-    profile: dict[str, ShapeRange]  # by input name; inputs of fixed shape are left out
-    seconds: float
+    profile: Annotated[
+        dict[str, ShapeRange], Field(max_length=MAX_NAMES)
+    ]  # by input name; inputs of fixed shape are left out
+    seconds: Annotated[float, Field(allow_inf_nan=False)]
 
 
 class BuildRecord(_Strict):
@@ -50,30 +62,24 @@ class BuildRecord(_Strict):
     library: Literal["tensorrt", "tensorrt-rtx"]
     library_version: str  # "10.3.0.26"
     gpu: str | None  # name of the GPU it was built on; None: built ahead of time
-    compute_capabilities: list[str]  # "sm86", ...; empty: any GPU of the library (TensorRT-RTX's portable plans)
-    flags: list[str]  # builder flags by name, sorted
-    max_batch: Annotated[int, Field(ge=1)]
-    max_rows: Annotated[int, Field(ge=1)]  # conditioning rows (distinct labels) of one step
-    weight_streaming_mb: Annotated[int, Field(ge=0)] | None = None  # of weights kept on the device; None: all
+    compute_capabilities: Annotated[
+        list[str], Field(max_length=MAX_NAMES)
+    ]  # "sm86", ...; empty: any GPU of the library (TensorRT-RTX's portable plans)
+    flags: Annotated[list[str], Field(max_length=MAX_NAMES)]  # builder flags by name, sorted
+    max_batch: Limit
+    max_rows: Limit  # conditioning rows (distinct labels) of one step
+    weight_streaming_mb: Annotated[int, Field(ge=0, le=1 << 30)] | None = (
+        None  # of weights kept on the device; None: all
+    )
     bundle_sha256: Sha256  # of the manifest.json
     plans: dict[Literal["conditioner", "step", "decoder"], PlanInfo]
 
 
 def read_build_record(path: Path) -> BuildRecord:
     """Reads and validates a build.json. Raises BundleError with one sentence."""
-    try:
-        if path.stat().st_size > MAX_RECORD_BYTES:
-            raise BundleError(f"{path}: larger than {MAX_RECORD_BYTES >> 20} MB, not a build record")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: not valid JSON ({error})") from None
+    data = read_json(path, MAX_RECORD_BYTES, BundleError)
     if not isinstance(data, dict) or data.get("format") != "ditedge-engines":
         raise BundleError(f"{path}: not the record of a ditedge build")
-    try:
-        return BuildRecord.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "record"
-        raise BundleError(f"{path}: {place}: {first['msg']}: build it again") from None
+    if type(data.get("version")) is not int:  # true and 1.0 equal 1
+        raise BundleError(f"{path}: version {data.get('version')!r}: build it again")
+    return validated(BuildRecord, data, path, BundleError, "build it again")

@@ -9,12 +9,11 @@ from typing import Any
 
 from .errors import BundleError, RequestError
 from .files import sha256_of_file
-from .manifest import MANIFEST_NAME, Manifest, manifest_from_json
+from .json_files import read_bounded
+from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, manifest_from_json
 from .programs import Program, read_program
 from .samplers.settings import SamplerSettings, implied_sampler, make_program, settings_from_made
 from .schedule import Schedule, schedule_from_info
-
-MAX_MANIFEST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -104,15 +103,8 @@ def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
     """
     folder = bundle_folder(Path(path))
     manifest_path = folder / MANIFEST_NAME
-    try:
-        if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{manifest_path}: larger than {MAX_MANIFEST_BYTES >> 20} MB, not a manifest")
-        raw = manifest_path.read_bytes()
-        manifest = manifest_from_json(raw.decode("utf-8"), manifest_path)
-    except OSError as error:
-        raise BundleError(f"cannot read {manifest_path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise BundleError(f"{manifest_path}: not valid UTF-8 text") from None
+    raw = read_bounded(manifest_path, MAX_MANIFEST_BYTES, BundleError)
+    manifest = manifest_from_json(raw, manifest_path)
     for name, info in manifest.files.items():
         file = _inside(folder, name)
         if not file.is_file():

@@ -12,6 +12,7 @@ import numpy as np
 
 from .errors import RequestError
 from .files import written_atomically
+from .json_files import parse_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -119,9 +120,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
     try:
         with open_picture(path) as image:
             text = image.info.get(METADATA_KEY) or image.getexif().get(IMAGE_DESCRIPTION)
-        data = json.loads(text) if isinstance(text, str) else None
     except (OSError, ValueError, SyntaxError, RecursionError) as error:
         raise RequestError(f"{path}: its metadata is not readable ({error})") from None
+    data = parse_json(text.encode("utf-8", "surrogatepass"), path, RequestError) if isinstance(text, str) else None
     if not isinstance(data, dict):
         raise RequestError(f"{path}: has no ditedge metadata: it was not made by `run`, or was re-saved since")
     return data

@@ -17,6 +17,7 @@ from typing import Any
 
 from .errors import BundleError
 from .files import write_text
+from .json_files import read_json
 
 LAYERS_NAME = "layers.json"
 MAX_LAYERS_BYTES = 64 << 20
@@ -75,12 +76,10 @@ def write_layers(path: Path, plans: Mapping[str, PlanLayers]) -> None:
 def read_layers(path: Path, graph: str) -> PlanLayers:
     """One graph's entry of a layers.json. Raises BundleError."""
     try:
-        if path.stat().st_size > MAX_LAYERS_BYTES:
-            raise BundleError(f"{path}: larger than {MAX_LAYERS_BYTES >> 20} MB")
-        entry = json.loads(path.read_text(encoding="utf-8"))[graph]
+        entry = read_json(path, MAX_LAYERS_BYTES, BundleError)[graph]
         layers = tuple(_from_record(layer) for layer in entry["layers"])
         return PlanLayers(layers, int(entry["activation_bytes"]), int(entry["weight_bytes"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise BundleError(f"{path}: no readable list of the layers of {graph}: build again") from None
 
 

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .errors import BundleError
+from .graph_contract import check_graphs
+from .json_files import parse_json, validated
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
+MAX_MANIFEST_BYTES = 16 << 20
+# The bounds of docs/format.md, "Limits": the same as cpp/src/bundle.cpp's.
+MAX_SIDE = 1 << 16
+MAX_LATENT = 1 << 26  # numbers of one latent: above is no image
+MAX_CLASSES = 1_000_000
+MAX_FILES, MAX_PROGRAMS, MAX_GOLDEN = 1000, 1000, 100
+MAX_STEPS = MAX_KEPT = 100_000
+MAX_TENSORS, MAX_RANK = 16, 8
+LARGEST = 2**63 - 1  # integers are those of C++
+MAX_NUMBER = 3.0e38  # below float32's largest
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)  # strict: "3", 3.0 and true are no integers
 
 
 class TensorInfo(_Strict):
@@ -28,44 +40,55 @@ class TensorInfo(_Strict):
 
     name: str
     dtype: Literal["float32", "int64", "uint8"]
-    shape: list[Count | str]
+    shape: Annotated[list[Count | str], Field(max_length=MAX_RANK)]
 
 
 class GraphInfo(_Strict):
     """One ONNX graph: the file relative to the bundle, and its tensors."""
 
     file: str
-    inputs: list[TensorInfo]
-    outputs: list[TensorInfo]
+    inputs: Annotated[list[TensorInfo], Field(max_length=MAX_TENSORS)]
+    outputs: Annotated[list[TensorInfo], Field(max_length=MAX_TENSORS)]
     precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of its GEMMs and attention; I/O is float32
 
 
 class FileInfo(_Strict):
     sha256: Sha256
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0, le=LARGEST)]
 
 
 class ModelInfo(_Strict):
     """The network (hyper-parameters as in the DiT paper) and how its numbers are to be read."""
 
     architecture: Literal["dit", "custom"]  # custom: a module of the user's with DiT's interface
-    input_size: Count  # H = W of the latent
+    input_size: Side  # H = W of the latent
     patch_size: Count
-    in_channels: Count  # C
-    out_channels: Count  # O
+    in_channels: Side  # C
+    out_channels: Annotated[int, Field(ge=1, le=2 * MAX_SIDE)]  # O
     hidden_size: Count
     depth: Count
     num_heads: Count
-    num_classes: Count
-    null_class: int | None  # label of "no class", None when the model was trained without label dropout
+    num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+    null_class: (
+        Annotated[int, Field(ge=0, le=MAX_CLASSES)] | None
+    )  # label of "no class", None when the model was trained without label dropout
     learned_variance: bool
     prediction: Literal["epsilon", "x0", "v", "flow-to-data"]  # flow-to-data: SiT's velocity, x0 - noise
     guided_channels: Count  # guidance applies to the first so many epsilon channels
     parameters: Count
-    timestep_range: tuple[float, float] = (999.0, 0.0)  # what the network is told of pure noise, and of data
+    timestep_range: Annotated[tuple[Finite, Finite], Field(strict=False)] = (
+        999.0,
+        0.0,
+    )  # what the network is told of pure noise, and of data
     frequency_divisor: Count = 128  # of the timestep sinusoid's exponents; 127 in diffusers' DiT
     mlp_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6  # of the norm before each MLP; 1e-5 in diffusers' DiT
     mlp_ratio: Annotated[float, Field(gt=0, lt=1024)] = 4.0  # width of a block's MLP over hidden_size
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelInfo:
+        if self.in_channels * self.input_size**2 > MAX_LATENT:
+            raise ValueError(f"latents of {self.in_channels} x {self.input_size} x {self.input_size} are too large")
+        return self
 
 
 class ScheduleInfo(_Strict):
@@ -78,8 +101,8 @@ class ScheduleInfo(_Strict):
     kind: Literal["linear", "scaled_linear", "cosine", "given"]
     beta_start: Beta | None = None
     beta_end: Beta | None = None
-    betas: Annotated[list[Beta], Field(max_length=100_000)] | None = None
-    steps: Annotated[int, Field(ge=1, le=100_000)]
+    betas: Annotated[list[Beta], Field(max_length=MAX_STEPS)] | None = None
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     zero_terminal_snr: bool = False
 
     @model_validator(mode="after")
@@ -104,10 +127,10 @@ class VaeInfo(_Strict):
     kind: Literal["kl", "tiny"]
     source_sha256: Sha256  # the file of weights it was made from
     precision: Literal["float32", "float16"]
-    scaling_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    scaling_factor: Annotated[float, Field(gt=0, le=MAX_NUMBER)]
     shift_factor: Finite
     latents_mean: list[Finite] | None = None
-    latents_std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
+    latents_std: list[Annotated[float, Field(gt=0, le=MAX_NUMBER)]] | None = None
 
 
 class PreviewInfo(_Strict):
@@ -122,7 +145,7 @@ class DefaultsInfo(_Strict):
     """What `run` does when it is told nothing else."""
 
     program: str
-    guidance: Annotated[float, Field(allow_inf_nan=False)]
+    guidance: Finite
 
 
 class GoldenInfo(_Strict):
@@ -130,7 +153,7 @@ class GoldenInfo(_Strict):
 
     file: str
     program: str
-    guidance: Annotated[float, Field(allow_inf_nan=False)]
+    guidance: Finite
     tolerance: Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -142,7 +165,7 @@ class QuantizationInfo(_Strict):
     weights: Literal["per-channel", "per-tensor", "blocks"]  # what shares a scale
     activations: Literal["per-token", "per-tensor", "static", "float32"]  # float32: only the weights are rounded
     smoothing: Annotated[float, Field(ge=0, le=1)] | None  # SmoothQuant's alpha; None: not smoothed
-    kept: list[str]  # linears of the step graph left in float32
+    kept: Annotated[list[str], Field(max_length=MAX_KEPT)]  # linears of the step graph left in float32
     conditioner: Literal["float32", "int8"]  # its weights at rest; its arithmetic is float32
     source_bundle: Sha256  # manifest of the bundle it was made from
     calibration: Sha256 | None  # of the statistics: source bundle, program and set; None: nothing was collected
@@ -158,13 +181,15 @@ class Manifest(_Strict):
     schedule: ScheduleInfo | None  # None: a flow model, x_t = t data + (1 - t) noise, has no betas
     labels: list[str]  # empty, or one name per class
     graphs: dict[Literal["conditioner", "step", "decoder"], GraphInfo]
-    programs: dict[str, str]  # name -> file
-    golden: list[GoldenInfo]
+    programs: Annotated[dict[str, str], Field(max_length=MAX_PROGRAMS)]  # name -> file
+    golden: Annotated[list[GoldenInfo], Field(max_length=MAX_GOLDEN)]
     defaults: DefaultsInfo
     vae: VaeInfo | None = None  # None: a model of pixels, or latents without decoder
     preview: PreviewInfo | None = None  # None: previews are made by the decoder
     quantization: QuantizationInfo | None = None  # None: the weights are the checkpoint's
-    files: dict[str, FileInfo]  # every file of the bundle but this one and engines/
+    files: Annotated[
+        dict[str, FileInfo], Field(max_length=MAX_FILES)
+    ]  # every file of the bundle but this one and engines/
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
@@ -191,25 +216,18 @@ class Manifest(_Strict):
         for golden in self.golden:
             if golden.program not in self.programs:
                 raise ValueError(f"golden program '{golden.program}' is not in programs")
+        check_graphs(self.model, self.graphs)
         return self
 
 
-def manifest_from_json(text: str, path: Path) -> Manifest:
+def manifest_from_json(raw: bytes, path: Path) -> Manifest:
     """Parses and validates. Raises BundleError with one sentence; `path` is only for the message."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: not valid JSON ({error})") from None
+    data = parse_json(raw, path, BundleError)
     if not isinstance(data, dict) or data.get("format") != "ditedge-bundle":
         raise BundleError(f"{path}: not the manifest of a ditedge bundle")
-    if data.get("version") != MANIFEST_VERSION:
+    if type(data.get("version")) is not int or data["version"] != MANIFEST_VERSION:  # true and 1.0 equal 1
         raise BundleError(
             f"{path}: bundle version {data.get('version')!r}, this ditedge reads version {MANIFEST_VERSION}: "
             "update ditedge, or export the checkpoint again"
         )
-    try:
-        return Manifest.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise BundleError(f"{path}: {place}: {first['msg']}") from None
+    return validated(Manifest, data, path, BundleError)

@@ -6,10 +6,10 @@ says nothing. So its maker writes down what it took for granted, and who runs it
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import RequestError
 from .manifest import Finite, Manifest, ScheduleInfo
@@ -25,10 +25,12 @@ LEAST = 2.0**-24  # of abar and of 1 - abar: what float32 holds of a cumulative 
 class ProcessInfo(BaseModel):
     """The field `process` of a program. prediction "flow": noise - data (SD3, diffusers), which no bundle has."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     prediction: Literal["epsilon", "x0", "v", "flow", "flow-to-data"]
-    timestep_range: tuple[Finite, Finite]  # what the network is told of pure noise, and of data
+    timestep_range: Annotated[
+        tuple[Finite, Finite], Field(strict=False)
+    ]  # what the network is told of pure noise, and of data
     schedule: ScheduleInfo | None  # None: a flow
 
 

@@ -13,18 +13,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from .errors import ProgramError
 from .files import write_text
+from .json_files import parse_json, read_bounded, validated
+from .manifest import MAX_STEPS
 from .process import ProcessInfo
 
 PROGRAM_VERSION = 1
-MAX_PROGRAM_BYTES = 64 << 20  # 1,000 steps of 20 slots, and 100,000 betas, are 12 MB
+MAX_PROGRAM_BYTES = 16 << 20  # 1,000 steps of 20 slots, and 100,000 betas, are 12 MB
+MAX_SLOTS = 64
+RANKS = {"timestep": 1, "x0_from": 2, "log_sigma": 2, "mix": 3}
 NO_BOUND = 3.0e38  # an x0_bound that never clamps a float32
 
 
@@ -93,42 +97,65 @@ def write_program(program: Program, path: Path) -> None:
 
 def read_program(path: Path) -> Program:
     """JSON -> Program, checked. Raises ProgramError naming the file and the field."""
-    try:
-        if path.stat().st_size > MAX_PROGRAM_BYTES:
-            raise ProgramError(f"{path}: larger than {MAX_PROGRAM_BYTES >> 20} MB, not a program")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError) as error:
-        raise ProgramError(f"{path}: not a readable program ({error})") from None
-    if not isinstance(data, dict) or data.get("version") != PROGRAM_VERSION:
+    return program_from_json(read_bounded(path, MAX_PROGRAM_BYTES, ProgramError), path)
+
+
+def program_from_json(raw: bytes, path: Path) -> Program:
+    """`read_program` of what is in memory; `path` is only for the message."""
+    data = parse_json(raw, path, ProgramError)
+    version = data.get("version") if isinstance(data, dict) else None
+    if type(version) is not int or version != PROGRAM_VERSION:  # true and 1.0 equal 1
         raise ProgramError(f"{path}: program version is not {PROGRAM_VERSION}; made by another release of ditedge?")
+    process = data.get("process")
+    if process is not None:
+        process = validated(ProcessInfo, process, path, ProgramError, field="process")
     try:
         program = Program(
-            name=str(data["name"]),
-            made=dict(data["made"]),
-            process=None if data.get("process") is None else ProcessInfo.model_validate(data["process"]),
-            init_scale=float(data["init_scale"]),
-            x0_bound=float(data["x0_bound"]),
-            guided=np.array(data["guided"], dtype=bool),
-            **{key: np.array(data[key], dtype=np.float64) for key in ("timestep", "x0_from", "log_sigma", "mix")},
+            name=_typed(data, "name", str),
+            made=_typed(data, "made", dict),
+            process=process,
+            init_scale=float(_numbers(data, "init_scale", 0)),
+            x0_bound=float(_numbers(data, "x0_bound", 0)),
+            guided=_numbers(data, "guided", 1, of=(bool,)),
+            **{key: _numbers(data, key, rank) for key, rank in RANKS.items()},
         )
         check_program(program)
     except KeyError as error:
         raise ProgramError(f"{path}: field {error} is missing") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(["process", *map(str, first["loc"])])
-        raise ProgramError(f"{path}: {place}: {first['msg']}") from None
-    except (TypeError, ValueError, ProgramError) as error:
+    except ProgramError as error:
         raise ProgramError(f"{path}: {error}") from None
     return program
+
+
+def _typed(data: dict[str, Any], key: str, kind: type) -> Any:
+    if not isinstance(data[key], kind):
+        raise ProgramError(f"{key} is not {'a text' if kind is str else 'an object'}")
+    return data[key]
+
+
+def _numbers(data: dict[str, Any], key: str, rank: int, of: tuple[type, ...] = (int, float)) -> np.ndarray:
+    """data[key], lists in lists, as an array of that rank: float64, or bool. A text or null is no number."""
+    flat = [data[key]]
+    for _ in range(rank):
+        if not all(isinstance(part, list) for part in flat):
+            raise ProgramError(f"{key} is not a list of rank {rank}")
+        flat = list(chain.from_iterable(flat))
+    if not set(map(type, flat)) <= set(of):
+        raise ProgramError(f"{key} holds something else than {'true and false' if bool in of else 'numbers'}")
+    try:
+        return np.array(data[key], dtype=bool if bool in of else np.float64)
+    except ValueError:  # numpy says a page about it
+        raise ProgramError(f"{key} has rows of different lengths") from None
 
 
 def check_program(program: Program) -> None:
     """Shapes fit each other and every number is finite. Raises ProgramError naming the field."""
     n = len(program.timestep) if program.timestep.ndim == 1 else 0
-    if n < 1:
-        raise ProgramError("timestep must be a list of at least one number")
+    if not 1 <= n <= MAX_STEPS:
+        raise ProgramError(f"timestep must be a list of 1 to {MAX_STEPS} numbers")
     slots = program.mix.shape[1] if program.mix.ndim == 3 else 0
+    if slots > MAX_SLOTS:
+        raise ProgramError(f"mix has {slots} slots, at most {MAX_SLOTS} are possible")
     shapes = {"x0_from": (n, 2), "log_sigma": (n, 2), "mix": (n, max(slots, 1), max(slots, 1) + 2), "guided": (n,)}
     for name, shape in shapes.items():
         if getattr(program, name).shape != shape:

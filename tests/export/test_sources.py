@@ -322,7 +322,7 @@ def test_options_that_do_not_fit_a_folder(transformer_folder: Path) -> None:
     [
         (lambda f: (f / WEIGHTS).unlink(), "no weights, expected"),
         (lambda f: (f / WEIGHTS).write_bytes(b"\0" * 20), "cut short"),
-        (lambda f: (f / "config.json").write_text("{"), r"config.json: not readable JSON"),
+        (lambda f: (f / "config.json").write_text("{"), r"config.json: not valid JSON"),
         (lambda f: (f / "config.json").write_text("[]"), r"config.json: not a JSON object"),
         (lambda f: (f / "config.json").unlink(), "not a diffusers DiT"),
         (lambda f: (f / "model_index.json").write_text("{}"), r"transformer/config.json does not exist"),

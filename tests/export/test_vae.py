@@ -382,7 +382,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         "scaling of its 16-channel latents",
     ),
     "a DiT": (lambda f: LATENT, "not the decoder of an AutoencoderKL"),
-    "config is no JSON": (written("kl/config.json", b'{"_class'), r"config\.json: not readable JSON"),
+    "config is no JSON": (written("kl/config.json", b'{"_class'), r"config\.json: not valid JSON"),
     "config of another class": (edited_config(_class_name="AutoencoderDC"), "AutoencoderDC"),
     "config with another activation": (edited_config(act_fn="gelu"), "act_fn"),
     "config with other blocks": (edited_config(up_block_types=["AttnUpDecoderBlock2D"]), "up_block_types"),

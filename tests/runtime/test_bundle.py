@@ -14,8 +14,16 @@ from ditedge.runtime.manifest import Manifest
 
 
 def edit(bundle: Path, **changes: object) -> None:
+    """Changes the manifest; "model.depth" is the depth inside of model."""
     path = bundle / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    manifest = json.loads(path.read_text())
+    for place, value in changes.items():
+        *outer, last = place.split(".")
+        inner = manifest
+        for key in outer:
+            inner = inner[int(key) if isinstance(inner, list) else key]
+        inner[int(last) if isinstance(inner, list) else last] = value
+    path.write_text(json.dumps(manifest))
 
 
 def test_opens_by_folder_and_by_file_inside(gray_bundle: Path) -> None:
@@ -64,6 +72,27 @@ def test_symbolic_links_out_of_the_bundle_are_refused(gray_bundle: Path, tmp_pat
         ({"labels": ["one"]}, "1 labels for 10 classes"),
         ({"defaults": {"program": "nope", "guidance": 1.0}}, "default program 'nope'"),
         ({"programs": {"dpm++-20": "unlisted.json"}}, "unlisted.json"),
+        ({"version": True}, "bundle version True"),
+        ({"version": 1.0}, "bundle version 1.0"),
+        ({"model.depth": "2"}, "model.depth: Input should be a valid integer"),
+        ({"model.depth": True}, "model.depth: Input should be a valid integer"),
+        ({"model.parameters": 2**64}, "model.parameters"),
+        ({"model.num_classes": 10**9}, "model.num_classes: .*less than or equal to 1000000"),
+        ({"model.null_class": -1}, "model.null_class"),
+        ({"model.input_size": 65536, "model.in_channels": 3}, "latents of 3 x 65536 x 65536 are too large"),
+        ({"model.input_size": 65537}, "model.input_size"),
+        ({"model.in_channels": 2}, "graph step: input 'state' is not one that a step has"),
+        ({"defaults.guidance": 1e39}, "defaults.guidance"),
+        ({"defaults.guidance": float("nan")}, "defaults: guidance: a number that is not finite"),
+        ({"graphs.step.outputs": []}, "graph step: expected one output"),
+        ({"graphs.step.inputs.0.dtype": "int64"}, "graph step: input 'state'"),
+        ({"graphs.step.inputs.0.shape": ["B", "K", 1, 8]}, "graph step: input 'state'"),
+        ({"graphs.step.inputs.0.shape": ["B"] * 9}, "graphs.step.inputs.0.shape"),
+        ({"graphs.step.outputs.0.name": "other"}, "graph step: output 'other'"),
+        ({"graphs.conditioner.outputs.0.shape": ["U", 2**25]}, "graph conditioner: output has no width"),
+        ({"graphs.decoder.outputs.0.shape": ["B", 2**20, 2**20, 1]}, "images of a fixed size"),
+        ({"graphs.decoder.outputs.0.shape": ["B", "h", 8, 1]}, "images of a fixed size"),
+        ({"files": {f"f{i}": {"sha256": "0" * 64, "bytes": 1} for i in range(1001)}}, "files: .*at most 1000"),
     ],
 )
 def test_bad_manifests_are_refused(gray_bundle: Path, changes: dict, complaint: str) -> None:
