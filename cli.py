@@ -259,8 +259,6 @@ def convert(engine: Path, precision: str, out: Path, force: bool, max_error: flo
 @click.option("--runtime", type=click.Choice(["onnxruntime", "tensorrt"]), default="onnxruntime", show_default=True,
               help="Whose kernels the graph is written for.")  # fmt: skip
 @click.option("--target", help="GPU architecture that it is for, such as sm86: refused when it lacks the arithmetic.")
-@click.option("--activations", type=click.Choice(["per-token", "per-tensor"]),
-              help="int8 for onnxruntime: what shares a scale. [default: per-token]")  # fmt: skip
 @click.option("--smoothing", type=float, help="SmoothQuant's alpha, 0 is off. [default: 0.5 for static int8, else off]")
 @click.option("--protect/--no-protect", default=True, help="Leave the final layer in float32. [default: yes]")
 @click.option("--naive", is_flag=True, help="Static int8, one scale per tensor, nothing smoothed or protected.")

@@ -3,9 +3,8 @@
 x [.., I] @ W [I, O] with W = q_w s_w (s_w per output column) and x = (q_x - z) s_x is (q_x - z) @ q_w in int32, times
 s_x s_w. Weights are signed and activations unsigned because that pair, and no other, has fast kernels on x86.
 
-per-token: s_x is one number per row of x, so a token never sees the others, nor an image its batch; z is a constant.
-per-tensor: s_x and z by DynamicQuantizeLinear over the whole batch, which ONNX Runtime fuses into one kernel with the
-product (DynamicQuantizeMatMul). Quicker, coarser, and an image depends in its last bits on its batch.
+s_x is one number per row of x, so a token never sees the others, nor an image its batch; z is a constant. (One scale
+for the whole batch, as quantize_dynamic has it, is a twentieth quicker and coarser, and an image depends on its batch.)
 """
 
 from __future__ import annotations
@@ -38,37 +37,21 @@ def zero_points(model: Any, name: str, scale: np.ndarray) -> Any:
     return constant(model, f"{name}.weight_zero", np.zeros(scale.shape, np.int8))
 
 
-def dynamic_int8(model: Any, linears: list[Linear], activations: str) -> None:
-    """Replaces each linear's MatMul by an integer one, in place. activations: "per-token" or "per-tensor"."""
+def dynamic_int8(model: Any, linears: list[Linear]) -> None:
+    """Replaces each linear's MatMul by an integer one, in place."""
     write_out_softmax(model)
     for linear in linears:
         weight, scale = quantised_weight(linear.matrix)
         q_weight = constant(model, f"{linear.name}.weight_int8", np.ascontiguousarray(weight))
         s_weight = constant(model, f"{linear.name}.weight_scale", scale)
-        replace = _per_token if activations == "per-token" else _per_tensor
         old = linear.node.outputs[0]
-        new = replace(model, linear, q_weight, s_weight)
+        new = _product(model, linear, q_weight, s_weight)
         ir.convenience.replace_all_uses_with(old, new)
         new.shape, new.type = old.shape, old.type
         model.graph.remove(linear.node, safe=True)
 
 
-def _per_tensor(model: Any, linear: Linear, q_weight: Any, s_weight: Any) -> Any:
-    """The pattern that ONNX Runtime fuses into DynamicQuantizeMatMul (docs of its operator, and quantize_dynamic)."""
-    node, name = linear.node, linear.name
-    quantise = ir.node("DynamicQuantizeLinear", [linear.input], num_outputs=3, name=f"node_{name}.quantise")
-    for output, suffix in zip(quantise.outputs, ("x_uint8", "x_scale", "x_zero"), strict=True):
-        output.name = f"{name}.{suffix}"
-    model.graph.insert_before(node, quantise)
-    q_x, s_x, z_x = quantise.outputs
-    z_weight = zero_points(model, name, np.zeros(()))
-    product = insert(model, node, "MatMulInteger", [q_x, q_weight, z_x, z_weight], f"{name}.int32")
-    product = insert(model, node, "Cast", [product], f"{name}.float", to=ir.DataType.FLOAT.value)
-    scale = insert(model, node, "Mul", [s_x, s_weight], f"{name}.scale")
-    return insert(model, node, "Mul", [product, scale], f"{name}.product")
-
-
-def _per_token(model: Any, linear: Linear, q_weight: Any, s_weight: Any) -> Any:
+def _product(model: Any, linear: Linear, q_weight: Any, s_weight: Any) -> Any:
     """One scale per row. Rows are flattened to one axis, over which QuantizeLinear takes a vector of scales."""
     node, name = linear.node, linear.name
     inputs, outputs = linear.features

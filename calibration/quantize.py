@@ -62,7 +62,6 @@ class QuantizeOptions:
 
     precision: str = "int8"  # fp8, int4
     runtime: str = "onnxruntime"  # or "tensorrt": whose kernels the step graph is written for
-    activations: str | None = None  # int8 for onnxruntime: "per-token" or "per-tensor"
     smoothing: float | None = None  # SmoothQuant's alpha, 0 .. 1; 0 is off
     protect: bool = True  # leave the final layer in float32
     naive: bool = False  # static scales, one per tensor, nothing smoothed or protected: the baseline to beat
@@ -259,8 +258,6 @@ def _plan(bundle: Bundle, options: QuantizeOptions) -> _Plan:
             f"precision '{options.precision}' for runtime '{options.runtime}': "
             f"known are {', '.join(PRECISIONS)} and {', '.join(RUNTIMES)}"
         )
-    if options.activations is not None and not dynamic:
-        raise RequestError(f"--activations {options.activations}: a choice of int8 for onnxruntime alone")
     if options.naive and (options.precision != "int8" or options.smoothing or options.keep or options.budget):
         raise RequestError("--naive is plain static int8, with nothing smoothed, kept or chosen: leave the rest out")
     if options.smoothing is not None and not 0 <= options.smoothing <= 1:
@@ -268,7 +265,7 @@ def _plan(bundle: Bundle, options: QuantizeOptions) -> _Plan:
     if options.keep_count is not None and options.budget is not None:
         raise RequestError("--keep and --budget both say how many layers stay in float32: give one of them")
     _check_gpu(options)
-    activations = (options.activations or "per-token") if dynamic else "static"
+    activations = "per-token" if dynamic else "static"
     smoothing = options.smoothing
     if options.precision == "int4":
         activations, smoothing = "float32", None
@@ -327,7 +324,7 @@ def _rounding(plan: _Plan, statistics: Statistics | None) -> Rounding:
     if precision == "int4":
         return lambda model, linears: blockwise_int4(model, linears, runtime)
     if plan.activations != "static":
-        return lambda model, linears: dynamic_int8(model, linears, plan.activations)
+        return dynamic_int8
     assert statistics is not None
     amax = {name: float(layer.channel_amax.max()) for name, layer in statistics.layers.items()}
     if precision == "fp8":

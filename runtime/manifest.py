@@ -163,7 +163,7 @@ class QuantizationInfo(_Strict):
     precision: Literal["int8", "fp8", "int4"]  # of the weights of the step graph's linears
     form: Literal["onnxruntime", "tensorrt"]  # whose kernels the graph is written for
     weights: Literal["per-channel", "per-tensor", "blocks"]  # what shares a scale
-    activations: Literal["per-token", "per-tensor", "static", "float32"]  # float32: only the weights are rounded
+    activations: Literal["per-token", "static", "float32"]  # float32: only the weights are rounded
     smoothing: Annotated[float, Field(ge=0, le=1)] | None  # SmoothQuant's alpha; None: not smoothed
     kept: Annotated[list[str], Field(max_length=MAX_KEPT)]  # linears of the step graph left in float32
     conditioner: Literal["float32", "int8"]  # its weights at rest; its arithmetic is float32

@@ -34,16 +34,10 @@ def optimised_kernels(graph: Path, folder: Path) -> Counter[str]:
 
 @pytest.fixture(scope="module")
 def quantised(golden_bundle, tmp_path_factory: pytest.TempPathFactory):
-    """quantised(activations) -> (float bundle, int8 bundle) of the smallest golden model."""
-    made: dict[str, Path] = {}
-
-    def make(activations: str) -> tuple[Path, Path]:
-        if activations not in made:
-            made[activations] = tmp_path_factory.mktemp("int8") / "bundle"
-            quantize_bundle(golden_bundle("gray1_cfg"), made[activations], QuantizeOptions(activations=activations))
-        return golden_bundle("gray1_cfg"), made[activations]
-
-    return make
+    """(float bundle, int8 bundle) of the smallest golden model."""
+    made = tmp_path_factory.mktemp("int8") / "bundle"
+    quantize_bundle(golden_bundle("gray1_cfg"), made, QuantizeOptions())
+    return golden_bundle("gray1_cfg"), made
 
 
 def test_weights_are_rounded_to_half_a_step_per_column() -> None:
@@ -65,24 +59,20 @@ def test_linears_carry_the_checkpoints_names(golden_bundle) -> None:
     assert names >= {f"blocks.{i}.adaLN_modulation.1" for i in range(depth)} | {"t_embedder.mlp.2"}
 
 
-@pytest.mark.parametrize(
-    "activations,kernel", [("per-token", "MatMulIntegerToFloat"), ("per-tensor", "DynamicQuantizeMatMul")]
-)
-def test_integer_kernels_run(quantised, activations: str, kernel: str, tmp_path: Path) -> None:
+def test_integer_kernels_run(quantised, tmp_path: Path) -> None:
     """Nothing folds back to float32: one integer kernel per linear but the protected one."""
-    bundle = open_bundle(quantised(activations)[1])
+    bundle = open_bundle(quantised[1])
     kernels = optimised_kernels(bundle.graph_file("step"), tmp_path)
-    integer = kernels[kernel] + kernels["MatMulInteger"]
+    integer = kernels["MatMulIntegerToFloat"]
     assert integer == 4 * bundle.manifest.model.depth, kernels
-    floats = optimised_kernels(open_bundle(quantised(activations)[0]).graph_file("step"), tmp_path)
+    floats = optimised_kernels(open_bundle(quantised[0]).graph_file("step"), tmp_path)
     products = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm")
     assert sum(floats[name] for name in products) - sum(kernels[name] for name in products) == integer
 
 
-@pytest.mark.parametrize("activations", ["per-token", "per-tensor"])
-def test_int8_stays_near_float_and_verifies(quantised, activations: str) -> None:
+def test_int8_stays_near_float_and_verifies(quantised) -> None:
     """Weights and activations of 8 bits: a relative error of about 1 % per linear, a few per cent on a trajectory."""
-    float_bundle, int8_bundle = (open_bundle(path) for path in quantised(activations))
+    float_bundle, int8_bundle = (open_bundle(path) for path in quantised)
     with Sampler(int8_bundle) as sampler:
         results = [replay(sampler, golden) for golden in int8_bundle.manifest.golden]
     assert results and all(result.passed for result in results)
@@ -122,7 +112,7 @@ def test_weights_in_a_data_file(golden_bundle, tmp_path: Path, monkeypatch: pyte
 
 
 def test_refusals(golden_bundle, quantised, tmp_path: Path) -> None:
-    source, done = quantised("per-token")
+    source, done = quantised
     with pytest.raises(RequestError, match="quantised already"):
         quantize_bundle(done, tmp_path / "twice", QuantizeOptions())
     with pytest.raises(RequestError, match="no such layer"):
@@ -134,14 +124,13 @@ def test_refusals(golden_bundle, quantised, tmp_path: Path) -> None:
 
 def test_no_kernel_depends_on_the_processor(quantised, tmp_path: Path) -> None:
     """Softmax is the one kernel of a step whose last bits do (see attention.py)."""
-    for activations in ("per-token", "per-tensor"):
-        kernels = optimised_kernels(open_bundle(quantised(activations)[1]).graph_file("step"), tmp_path)
-        assert kernels["Softmax"] == 0 and kernels["Exp"] >= open_bundle(quantised(activations)[0]).manifest.model.depth
+    kernels = optimised_kernels(open_bundle(quantised[1]).graph_file("step"), tmp_path)
+    assert kernels["Softmax"] == 0 and kernels["Exp"] >= open_bundle(quantised[0]).manifest.model.depth
 
 
 def test_a_row_of_the_conditioner_does_not_depend_on_how_many_there_are(quantised) -> None:
     """A product of one row has a kernel of its own in ONNX Runtime, with other last bits."""
-    bundle = open_bundle(quantised("per-token")[1])
+    bundle = open_bundle(quantised[1])
     timestep = np.linspace(999, 0, 12).astype(np.float32)
     label = (np.arange(12) % bundle.manifest.model.num_classes).astype(np.int64)
     width = int(bundle.manifest.graphs["conditioner"].outputs[0].shape[1])

@@ -57,7 +57,6 @@ def test_the_report_is_in_the_bundle_and_the_gate_keeps_a_worse_one_out(golden_b
         (("--budget", "drift=0.02", "--keep", "2"), "give one of them"),
         (("--keep-layer", "blocks.9"), "no such layer"),
         (("--smoothing", "2"), "not between 0 and 1"),
-        (("--precision", "int4", "--activations", "per-token"), "a choice of int8 for onnxruntime"),
         (("--naive", "--precision", "fp8"), "plain static int8"),
         (("--program", "none-such"), "no program 'none-such'"),
         (("--max-accuracy-loss", "1"), "--features"),

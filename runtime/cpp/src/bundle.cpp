@@ -96,7 +96,7 @@ void check_quantization(const Field& field) {
     field.at("precision").one_of({"int8", "fp8", "int4"});
     field.at("form").one_of({"onnxruntime", "tensorrt"});
     field.at("weights").one_of({"per-channel", "per-tensor", "blocks"});
-    field.at("activations").one_of({"per-token", "per-tensor", "static", "float32"});
+    field.at("activations").one_of({"per-token", "static", "float32"});
     const Field smoothing = field.at("smoothing"), calibration = field.at("calibration");
     if (!smoothing.null() && !(smoothing.number() >= 0 && smoothing.number() <= 1)) smoothing.fail("is not between 0 and 1");
     for (const Field& name : field.at("kept").elements(kMaxSteps)) name.text();
