@@ -37,6 +37,13 @@ def _gate_options(command: Any) -> Any:
     return command
 
 
+def _thread_options(command: Any) -> Any:
+    """Fields of runtime.EngineOptions."""
+    spin = click.option("--spin", is_flag=True, help="Idle threads wait busily: for a machine that nobody else uses.")
+    text = "CPU threads, at most the processors that may be used. [default: the cores that may be used]"
+    return click.option("--threads", type=click.IntRange(min=0), default=0, help=text)(spin(command))
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ditedge")
 def main() -> None:
@@ -156,7 +163,7 @@ def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: b
 @click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is none. [default: the bundle's]")
 @click.option("--guidance-interval", help="Guide only while LO < sigma <= HI: LO,HI (or timesteps: tLO,tHI).")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images at a time.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 uses all cores.")
+@_thread_options
 @click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, cuda, openvino ...")
 @click.option("--noise", type=FILE, help=".safetensors with z [B,C,H,W] and noise [N,B,C,H,W], instead of seeds.")
 @click.option("--save-latents", type=FILE, help="Also write the final latents (.safetensors or .npz).")
@@ -399,8 +406,8 @@ def _build_plans(bundle: Any, settings: Any) -> None:
 @main.command()
 @click.option("--engine", type=FILE, required=True, help="Bundle folder, or a graph or engine file inside one.")
 @click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, cuda, openvino ...")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 uses all cores.")
-def verify(engine: Path, provider: str, threads: int) -> None:
+@_thread_options
+def verify(engine: Path, provider: str, threads: int, spin: bool) -> None:
     """Replay the bundle's golden trajectories, recorded from PyTorch. Exit code 1 when over tolerance.
 
     \b
@@ -412,7 +419,7 @@ def verify(engine: Path, provider: str, threads: int) -> None:
     from ditedge.runtime.engine import options_for
     from ditedge.runtime.verify import replay
 
-    with Sampler(open_bundle(engine), options_for(engine, provider, threads)) as sampler:
+    with Sampler(open_bundle(engine), options_for(engine, provider, threads, spin)) as sampler:
         results = [replay(sampler, golden) for golden in sampler.bundle.manifest.golden]
     for result in results:
         say(f"{result.golden.program}, guidance {result.golden.guidance:g}")
@@ -437,7 +444,7 @@ def verify(engine: Path, provider: str, threads: int) -> None:
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Images at a time.")
 @click.option("--features", type=FILE, help="Feature extractor: .onnx with outputs logits and features.")
 @click.option("--reference", type=FILE, help="Real pictures: .npz (images or arr_0, uint8 [N,h,w,c]) or a folder.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 uses all cores.")
+@_thread_options
 @click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider of A, and of B.")
 @click.option("--provider-b", help="ONNX Runtime provider of B. [default: A's]")
 @click.option("--speed-rounds", type=click.IntRange(min=0), default=15, show_default=True,
@@ -451,6 +458,7 @@ def compare(
     provider: str,
     provider_b: str | None,
     threads: int,
+    spin: bool,
     out: Path | None,
     as_json: bool,
     **options: Any,
@@ -473,7 +481,7 @@ def compare(
     from ditedge.runtime import EngineOptions, open_bundle
 
     gate = Gate(**{field.name: options.pop(field.name) for field in fields(Gate)})
-    options_a, options_b = EngineOptions(provider, threads), EngineOptions(provider_b or provider, threads)
+    options_a, options_b = (EngineOptions(name, threads, spin) for name in (provider, provider_b or provider))
     request = CompareRequest(options_a=options_a, options_b=options_b, **options)
     a, b = open_bundle(engine), open_bundle(against)
     check_gate_can_be_measured(

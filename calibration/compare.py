@@ -99,7 +99,7 @@ def compare_bundles(
     program = a.program(sampler=request.sampler, steps=request.steps)
     check_process(program.name, program.process, b.manifest, f"{a.folder} and {b.folder} cannot be compared")
     guidance = a.manifest.defaults.guidance if request.guidance is None else request.guidance
-    extractor = FeatureExtractor(request.features) if request.features else None
+    extractor = FeatureExtractor(request.features, request.options_a) if request.features else None
     if extractor is not None:
         _check_extractor(extractor, a)
     reference = None

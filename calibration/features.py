@@ -6,18 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
+from ..runtime.engine import EngineOptions
+from ..runtime.engine_ort import session_settings
 from ..runtime.errors import RequestError
 
 
 class FeatureExtractor:
     """A loaded feature extractor. Raises RequestError naming the file when it is none, or does not take the images."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, options: EngineOptions | None = None) -> None:
+        """options: threads alone are taken from them; it runs on the CPU."""
         import onnxruntime
 
         if not model.is_file():
             raise RequestError(f"{model} does not exist: give a feature extractor as an .onnx file")
-        settings = onnxruntime.SessionOptions()
+        settings = session_settings(options or EngineOptions())
         settings.log_severity_level = 4  # refusals are raised as well
         try:
             self._session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])

@@ -146,7 +146,13 @@ def peak_memory() -> int:
 
 def bundle_contender(folder: Path, options: EngineOptions, batch: int, guidance: float) -> list[str]:
     """The command that times the step graph of a bundle: one step of its default program, in the middle."""
-    settings = {"provider": options.provider, "threads": options.threads, "batch": batch, "guidance": guidance}
+    settings = {
+        "provider": options.provider,
+        "threads": options.threads,
+        "spin": options.spin,
+        "batch": batch,
+        "guidance": guidance,
+    }
     return isolated("ditedge.calibration.stopwatch", [str(folder.absolute()), json.dumps(settings)])
 
 
@@ -184,7 +190,7 @@ def bundle_step(folder: Path, options: EngineOptions, batch: int, guidance: floa
 
 def _main() -> None:
     folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
-    options = EngineOptions(settings["provider"], settings["threads"])
+    options = EngineOptions(settings["provider"], settings["threads"], settings["spin"])
     serve(lambda: bundle_step(folder, options, settings["batch"], settings["guidance"]))
 
 

@@ -1,11 +1,13 @@
 """The entry of `ditedge`, `python -m ditedge` and `python cli.py`: quiet under Ctrl-C from the first import on."""
 
 from ditedge.interrupt import Interrupted, handle_signals, importing, leave
+from ditedge.output import keep_output_for_results
 
 
 def main(name: str = "ditedge") -> None:
     """Runs the command line and exits."""
     handle_signals()
+    keep_output_for_results()
     try:
         with importing():
             from ditedge.cli import main as commands

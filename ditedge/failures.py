@@ -132,7 +132,7 @@ def _working_folder_exists() -> bool:
 def _give_up_output(error: BaseException) -> None:
     """After a write to the standard output failed, what is still buffered must not fail again when Python ends."""
     if isinstance(error, OSError) and error.filename is None and sys.stdout is sys.__stdout__:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _short(message: str) -> str:

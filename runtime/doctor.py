@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 
-from .engine_ort import PROVIDERS
+from .engine_ort import PROVIDERS, library_refusal
 
 # distribution -> (what it is for, how to get it)
 PACKAGES = {
@@ -56,12 +56,9 @@ def _providers() -> list[Finding]:
     except ImportError:
         return []
     available = onnxruntime.get_available_providers()
-    return [
-        Finding(
-            f"provider {short}",
-            "yes" if full in available else "",
-            f"ONNX Runtime's {full}",
-            "" if full in available else "needs an ONNX Runtime build that has it",
-        )
-        for short, full in PROVIDERS.items()
-    ]
+    findings = []
+    for short, full in PROVIDERS.items():
+        listed = full in available
+        refusal = library_refusal(full) if listed else "needs an ONNX Runtime build that has it"
+        findings.append(Finding(f"provider {short}", "" if refusal else "yes", f"ONNX Runtime's {full}", refusal))
+    return findings

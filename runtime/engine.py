@@ -14,19 +14,20 @@ from .errors import EngineError, RequestError
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to load engines. provider: "cpu", "cuda", ... of ONNX Runtime; threads: 0 lets the library choose."""
+    """How to load engines. provider: "cpu", "cuda", ... of ONNX Runtime."""
 
     provider: str = "cpu"
-    threads: int = 0
+    threads: int = 0  # at most the processors that the process may use; 0: its cores (processors.py)
+    spin: bool = False  # idle threads wait busily: quicker on a machine of one's own, slow where others work, too
     keep_buffers: bool = True  # between runs: quicker for many runs of one shape; False halves the memory of a decoder
     plans: Path | None = None  # a folder of TensorRT plans to run instead of the graphs (engine_trt.py)
     cuda_graphs: bool = True  # of plans: capture each run and replay it; False enqueues every step anew
 
 
-def options_for(path: Path, provider: str = "cpu", threads: int = 0) -> EngineOptions:
+def options_for(path: Path, provider: str = "cpu", threads: int = 0, spin: bool = False) -> EngineOptions:
     """What `--engine PATH` means: a .plan selects all plans of its folder, anything else the bundle's graphs."""
     if path.suffix != ".plan":
-        return EngineOptions(provider, threads)
+        return EngineOptions(provider, threads, spin)
     if provider != EngineOptions.provider:
         raise RequestError(f"{path}: a plan does not run on ONNX Runtime's provider '{provider}': leave it out")
     return EngineOptions(plans=path.parent)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .engine import EngineOptions
 from .errors import EngineError
+from .processors import thread_count
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -54,17 +59,18 @@ class OrtEngine:
             raise EngineError("onnxruntime is not installed: pip install 'ditedge[cpu]' (or 'ditedge[gpu]')") from None
         except ImportError as error:  # no memory left to map it, a library of the system that is missing
             raise EngineError(f"onnxruntime is installed but cannot be loaded: {_first_line(error)}") from None
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = options.threads
+        settings = session_settings(options)
         settings.enable_cpu_mem_arena = settings.enable_mem_pattern = options.keep_buffers
-        settings.log_severity_level = 3  # errors only: they are raised as well
         if integer_sums_saturate():
             settings.add_session_config_entry(*EXACT_SUMS)
-        provider = _provider(options.provider, onnxruntime.get_available_providers())
+        providers = _providers(options.provider, onnxruntime.get_available_providers())
         try:
-            self._session = onnxruntime.InferenceSession(str(path), settings, providers=provider)
+            with redirect_stdout(sys.stderr):  # the package prints what it thinks of missing libraries
+                _preload(options.provider)
+                self._session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
         except Exception as error:  # onnxruntime's own exception types are not public
             raise EngineError(f"{path}: ONNX Runtime cannot load this graph: {_first_line(error)}") from None
+        check_provider(self._session, options.provider)
         self.inputs = frozenset(tensor.name for tensor in self._session.get_inputs())
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
@@ -85,12 +91,76 @@ class OrtEngine:
         self._session = None
 
 
-def _provider(name: str, available: list[str]) -> list[str]:
+def session_settings(options: EngineOptions) -> Any:
+    """SessionOptions for whatever opens a graph: threads held to the processors at hand, quiet."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = thread_count(options.threads), 1
+    for pool in ("intra_op", "inter_op"):
+        settings.add_session_config_entry(f"session.{pool}.allow_spinning", "1" if options.spin else "0")
+    settings.log_severity_level = 3  # errors only: they are raised as well
+    if options.provider != "cpu":
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return settings
+
+
+def check_provider(session: Any, name: str) -> None:
+    """Asks a session what it runs on. Raises EngineError when that is not the provider `name`, or none of the nodes is.
+
+    ONNX Runtime falls back to the CPU without a word when a provider's libraries are missing. That some nodes are on
+    the CPU is by design: those that compute shapes, and those that the provider has no kernel for.
+    """
+    wanted = PROVIDERS.get(name, name)
+    if wanted == PROVIDERS["cpu"]:
+        return
+    if wanted not in session.get_providers():
+        reason = library_refusal(wanted) or "its driver or device is missing"
+        raise EngineError(f"provider '{name}' could not be started ({reason}): see `ditedge doctor`, or use cpu")
+    try:
+        parts = session.get_provider_graph_assignment_info()
+    except Exception:  # before ONNX Runtime 1.24, and builds that do not record it
+        return
+    if parts and wanted not in {part.ep_name for part in parts}:
+        raise EngineError(f"provider '{name}' takes no node of this graph, so all of it would run on the CPU: use cpu")
+
+
+def library_refusal(provider: str) -> str:
+    """Why the library of a provider that comes as one cannot be loaded; empty when it can, and for the others."""
+    import onnxruntime
+
+    stem = provider.removesuffix("ExecutionProvider").lower()
+    if stem not in ("cuda", "tensorrt", "openvino"):
+        return ""
+    name = f"onnxruntime_providers_{stem}.dll" if sys.platform == "win32" else f"libonnxruntime_providers_{stem}.so"
+    library = Path(onnxruntime.__file__).parent / "capi" / name
+    if not library.is_file():
+        return f"this ONNX Runtime comes without {name}"
+    try:
+        with redirect_stdout(sys.stderr):
+            _preload(stem)
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return _first_line(error)
+    return ""
+
+
+def _preload(name: str) -> None:
+    """CUDA's and cuDNN's libraries from NVIDIA's Python packages, where no search path leads to them."""
+    import onnxruntime
+
+    if name in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+
+
+def _providers(name: str, available: list[str]) -> list[Any]:
     """ONNX Runtime's provider names, the wanted one first, the CPU for what it cannot do."""
     wanted = PROVIDERS.get(name, name)
     if wanted not in available:
         have = ", ".join(sorted(short for short, full in PROVIDERS.items() if full in available))
         raise EngineError(f"provider '{name}' is not in this ONNX Runtime, which has: {have}; see `ditedge doctor`")
+    if wanted == PROVIDERS["cuda"]:  # TensorFloat-32 has 10 bits: a float32 graph is to be one
+        return [(wanted, {"use_tf32": "0"}), PROVIDERS["cpu"]]
     return list(dict.fromkeys([wanted, PROVIDERS["cpu"]]))
 
 

@@ -56,6 +56,7 @@ class RunRequest:
     guidance_interval: str | None = None  # "LO,HI" in sigma, or "tLO,tHI" in timesteps
     batch: int = 8
     threads: int = 0
+    spin: bool = False
     provider: str = "cpu"
     noise: Path | None = None
     save_latents: Path | None = None
@@ -101,7 +102,7 @@ def run_bundle(
             previews.on_progress(progress)
         on_progress(progress.done, progress.total)
 
-    options = options_for(request.engine, request.provider, request.threads)
+    options = options_for(request.engine, request.provider, request.threads, request.spin)
     with Sampler(plan.bundle, options) as sampler:
         for graph in ("step", "conditioner"):
             sampler.load(graph)  # loading is not sampling: keep it out of the timing

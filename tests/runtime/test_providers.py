@@ -1,0 +1,125 @@
+"""The provider that was asked for is the one that runs, or the command says why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from ditedge.cli import main
+from ditedge.runtime import EngineOptions, Sampler, open_bundle
+from ditedge.runtime.engine_ort import PROVIDERS, _providers, check_provider
+from ditedge.runtime.errors import EngineError
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime lists every provider, as its GPU build does where CUDA's libraries are missing."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "openvino", "coreml", "directml"])
+def test_a_provider_that_does_not_start_is_refused(golden_bundle, listed: None, provider: str) -> None:
+    if PROVIDERS[provider] in onnxruntime.capi._pybind_state.get_available_providers():
+        pytest.skip(f"this ONNX Runtime has {provider}")
+    with (
+        Sampler(open_bundle(golden_bundle("gray1_cfg")), EngineOptions(provider)) as sampler,
+        pytest.raises(EngineError, match=f"provider '{provider}' could not be started"),
+    ):
+        sampler.load("step")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+@pytest.mark.parametrize("command", ["run", "verify", "compare"])
+def test_every_command_refuses(golden_bundle, listed: None, tmp_path: Path, command: str) -> None:
+    bundle = str(golden_bundle("gray1_cfg"))
+    more = {"run": ["-o", str(tmp_path / "a.png"), "--json"], "verify": [], "compare": ["--against", bundle, "--json"]}
+    result = CliRunner().invoke(main, [command, "--engine", bundle, "--provider", "directml", *more[command]])
+    assert result.exit_code == 2 and "provider 'directml' could not be started" in result.stderr
+    assert result.stdout == "" and not list(tmp_path.iterdir())
+
+
+def test_a_provider_that_runs_nothing_is_refused(golden_bundle) -> None:
+    """Real where the build has Azure's, which lists itself and takes no node of a graph."""
+    azure = "AzureExecutionProvider"
+    if azure not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no provider that takes nothing")
+    with (
+        Sampler(open_bundle(golden_bundle("gray1_cfg")), EngineOptions(azure)) as sampler,
+        pytest.raises(EngineError, match="takes no node"),
+    ):
+        sampler.load("step")
+
+
+def session(*used: str, known: bool = True) -> SimpleNamespace:
+    def assignment() -> list[SimpleNamespace]:
+        if not known:
+            raise RuntimeError("not recorded")
+        return [SimpleNamespace(ep_name=name) for name in used]
+
+    return SimpleNamespace(
+        get_providers=lambda: [PROVIDERS["cuda"], PROVIDERS["cpu"]], get_provider_graph_assignment_info=assignment
+    )
+
+
+def test_nodes_on_the_cpu_beside_the_provider_are_by_design() -> None:
+    check_provider(session(PROVIDERS["cpu"], PROVIDERS["cuda"]), "cuda")
+    check_provider(session(known=False), "cuda")  # an older library
+    with pytest.raises(EngineError, match="takes no node"):
+        check_provider(session(PROVIDERS["cpu"]), "cuda")
+
+
+def test_float32_on_cuda_is_float32() -> None:
+    assert _providers("cuda", list(PROVIDERS.values()))[0] == (PROVIDERS["cuda"], {"use_tf32": "0"})
+
+
+def test_what_the_package_prints_is_no_output(golden_bundle, listed: None, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn.so.9"))
+    with Sampler(open_bundle(golden_bundle("gray1_cfg")), EngineOptions("cuda")) as sampler:
+        with pytest.warns(UserWarning, match="not in available"), pytest.raises(EngineError):
+            sampler.load("step")
+        captured = capsys.readouterr()
+    assert captured.out == "" and "libcudnn" in captured.err
+
+
+@pytest.mark.parametrize("command", ["doctor", "inspect"])
+def test_json_stays_json_whatever_a_library_prints(golden_bundle, command: str) -> None:
+    """On descriptor 1, as a library in C does; a child process of the command inherits it so, too."""
+    code = """if True:
+        import os, subprocess, sys
+        import ditedge.runtime.describe as describe, ditedge.runtime.doctor as doctor
+        from ditedge.__main__ import main
+        def noisy(function):
+            def call(*arguments):
+                os.write(1, b"native noise\\n")
+                subprocess.run(["echo", "noise of a child"])
+                return function(*arguments)
+            return call
+        doctor.examine, describe.describe_bundle = noisy(doctor.examine), noisy(describe.describe_bundle)
+        main()
+    """
+    more = [str(golden_bundle("gray1_cfg"))] if command == "inspect" else []
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    result = subprocess.run(
+        [sys.executable, "-c", code, command, *more, "--json"], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)
+    assert "native noise\nnoise of a child\n" in result.stderr
+
+
+def test_doctor_says_what_keeps_a_listed_provider_from_running(listed: None) -> None:
+    from ditedge.runtime.doctor import examine
+
+    finding = next(finding for finding in examine() if finding.name == "provider tensorrt")
+    assert finding.found == "" and "onnxruntime_providers_tensorrt" in finding.remedy
