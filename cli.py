@@ -219,12 +219,16 @@ def run(as_json: bool, **options: Any) -> None:
 def schedule(source: Path, steps: int, eta: float | None, out: Path) -> None:
     """Compile a diffusers scheduler into a program, proved on random histories.
 
+    Warns where the scheduler itself is at fault: where even an exact denoiser would not meet the noise level that the
+    network is told next.
+
     \b
     Examples:
       ditedge schedule --from scheduler/scheduler_config.json --steps 20 -o dpm-20.json
       ditedge schedule --from scheduler_config.json --steps 50 --eta 0.5 -o ddim-50.json
     """
     _exporter()
+    from ditedge.export.exact_denoiser import warning_of
     from ditedge.export.probe import read_scheduler_program
     from ditedge.runtime.programs import write_program
 
@@ -232,6 +236,8 @@ def schedule(source: Path, steps: int, eta: float | None, out: Path) -> None:
     program = read_scheduler_program(source, steps, options)
     write_program(program, out)
     say(f"wrote {out}: {program.name}, {program.steps} evaluations, {program.slots} state slot(s), proved")
+    if warning := warning_of(program):
+        say(f"warning: {warning}", err=True)
     say(f"next: ditedge run --engine BUNDLE --program {out}")
 
 

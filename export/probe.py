@@ -8,6 +8,7 @@ written its own table. What of the past a later sample still depends on is the s
     realise   per step: the row space of what is still to come, as slots      -> mix matrices
     prove     run scheduler and program on random histories, compare          -> ProgramError unless equal
 
+That is proof of the scheduler's arithmetic, not that it is right: `exact_denoiser` tries programs on a perfect network.
 The scheduler itself is run by `probe_run`, which alone knows diffusers.
 """
 
@@ -29,6 +30,7 @@ AHEAD = 32  # samples looked ahead when the state is found; a slot that is first
 RANK_TOLERANCE = 1e-11  # of a sample's own coefficients: diffusers' solvers stay above 1e-6, rounding near 1e-15
 PROOF_TOLERANCE = 1e-8  # of the largest number in the trajectory
 HISTORIES, SEED = 64, 2024
+MAX_TIMESTEPS = 100_000  # of training, as in a manifest
 
 REFUSED = {  # settings that no table can hold, whatever the class
     "thresholding": "dynamic thresholding scales each image by a quantile of its own pixels",
@@ -56,7 +58,8 @@ def program_from_scheduler(config: dict[str, Any], steps: int, **step_options: A
     config: as diffusers writes it, with "_class_name". steps: what set_timesteps is given; a scheduler may evaluate the
     network more often (Heun). step_options: what the pipeline gives to every step, such as eta=0.5.
     """
-    name = str(config.get("_class_name"))
+    name = str(config.get("_class_name"))[:60]
+    _check_sizes(config)
     for key, reason in REFUSED.items():
         if config.get(key):
             raise ProgramError(f"{name} with {key} cannot be a table: {reason}")
@@ -92,11 +95,21 @@ def read_scheduler_program(path: Path, steps: int, step_options: dict[str, Any])
     """`program_from_scheduler` of a scheduler_config.json, or a folder with one. ProgramErrors name the file."""
     if importlib.util.find_spec("diffusers") is None:
         raise ProgramError("diffusers is not installed: pip install 'ditedge[diffusers]'")
-    path = path / "scheduler_config.json" if path.is_dir() else path
+    path = path.parent if path.name == "model_index.json" else path
+    folder = path / "scheduler" if (path / "scheduler").is_dir() else path
+    path = folder / "scheduler_config.json" if path.is_dir() else path
     config = read_json(path, MAX_CONFIG_BYTES, ProgramError)
     if not isinstance(config, dict) or "_class_name" not in config:
         raise ProgramError(f"{path}: has no _class_name, so it is not a diffusers scheduler config")
     return program_from_scheduler(config, steps, **step_options)
+
+
+def _check_sizes(config: dict[str, Any]) -> None:
+    """Nothing of a size that a table of timesteps cannot have reaches diffusers, which would build it."""
+    for key, value in config.items():
+        size = len(value) if isinstance(value, (list, dict, str)) else abs(value) if isinstance(value, int) else 0
+        if size > MAX_TIMESTEPS:
+            raise ProgramError(f"'{key[:60]}' has the size {str(size)[:20]}: at most {MAX_TIMESTEPS} is probed")
 
 
 def _trace(scheduler: ForeignScheduler, v: float = 0.0) -> Trace:
