@@ -18,13 +18,12 @@ from .diffusers_weights import with_our_names
 from .folder_weights import NAME, FolderWeights, read_folder_weights, sha256_of_files
 from .network import DiTConfig
 from .scheduler_config import read_scheduler
-from .shapes import USUAL_FACTORS, checked_image_size
+from .shapes import MAX_TOKENS, MAX_WIDTH, USUAL_FACTORS, checked_image_size
 
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")  # the latter is what older releases wrote
 # Where a pipeline, or the folder that a training run saves its state in (`accelerator.save_state`), has its network.
 NETWORK_FOLDERS = ("transformer_ema", "unet_ema", "transformer", "unet")
 ENTRY_FILES = ("model_index.json", "config.json")
-MAX_TOKENS = MAX_WIDTH = 1 << 16  # 4,096 pixels at patch 2; a file cannot make us take more memory
 FREQUENCY_DIVISOR = 127
 # What the architecture of DiT leaves open in diffusers' class, and the only value that is a DiT. The defaults are those
 # of DiTTransformer2DModel 0.42.

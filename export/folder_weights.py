@@ -8,7 +8,6 @@ of the folder each tensor lies.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..runtime.errors import CheckpointError
 from ..runtime.files import sha256_of_file
+from ..runtime.json_files import read_json
 from .checkpoint import load_tensors
 
 STEM = "diffusion_pytorch_model"
@@ -88,12 +88,7 @@ def _shards(index: Path, kind: str) -> tuple[dict[str, Tensor], list[Path]]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        if index.stat().st_size > MAX_INDEX_BYTES:
-            raise CheckpointError(f"{index}: larger than {MAX_INDEX_BYTES >> 20} MB, not an index of shards")
-        values = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{index}: not readable JSON ({error})") from None
+    values = read_json(index, MAX_INDEX_BYTES, CheckpointError)
     shards = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise CheckpointError(f"{index}: key 'weight_map' is missing, or does not name a file for every tensor")
