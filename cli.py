@@ -247,8 +247,9 @@ def schedule(source: Path, steps: int, eta: float | None, out: Path) -> None:
 @click.option("--out", type=FILE, required=True, help="Bundle folder to write.")
 @click.option("--max-error", type=float,
               help="Of a recorded trajectory at any step, relative. [default: 0.02; bf16: 0.1]")  # fmt: skip
+@click.option("--decoder/--no-decoder", default=True, help="A VAE's decoder, too, in float16. [default: yes]")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-def convert(engine: Path, precision: str, out: Path, force: bool, max_error: float | None) -> None:
+def convert(engine: Path, precision: str, out: Path, force: bool, max_error: float | None, decoder: bool) -> None:
     """Rewrite a bundle's graphs in 16 bit, with float32 where it is needed.
 
     \b
@@ -258,7 +259,7 @@ def convert(engine: Path, precision: str, out: Path, force: bool, max_error: flo
     """
     exporter = _exporter()
     with progress() as report:
-        manifest = exporter.convert_bundle(engine, out, precision, force, report, max_error)
+        manifest = exporter.convert_bundle(engine, out, precision, force, report, max_error, decoder)
     size = sum(info.bytes for info in manifest.files.values())
     say(f"wrote {out}: {size / 1e6:.1f} MB, {precision}, checked")
     say(f"next: ditedge build --engine {out} --target tensorrt")
@@ -274,6 +275,8 @@ def convert(engine: Path, precision: str, out: Path, force: bool, max_error: flo
 @click.option("--target", help="GPU architecture that it is for, such as sm86: refused when it lacks the arithmetic.")
 @click.option("--smoothing", type=float, help="SmoothQuant's alpha, 0 is off. [default: 0.5 for static int8, else off]")
 @click.option("--protect/--no-protect", default=True, help="Leave the final layer in float32. [default: yes]")
+@click.option("--decoder/--no-decoder", default=True,
+              help="A VAE's decoder, too: weights int8 on disk, a quarter of the size. [default: yes]")  # fmt: skip
 @click.option("--naive", is_flag=True, help="Static int8, one scale per tensor, nothing smoothed or protected.")
 @click.option("--keep-layer", "keep", multiple=True, help="Leave it in float32: blocks.0.mlp.fc2, blocks.0, fc2.")
 @click.option("--keep", "keep_count", type=click.IntRange(min=0), help="Rank layers; leave the N best in float32.")

@@ -89,7 +89,7 @@ def _product(model: Any, linear: Linear, q_weight: Any, s_weight: Any) -> Any:
 def int8_at_rest(model: Any, linears: list[Linear]) -> None:
     """Stores these weights as int8 with a DequantizeLinear: a quarter of the size on disk, arithmetic as before.
 
-    ONNX Runtime on the CPU turns them back into float32 when it loads the graph.
+    ONNX Runtime's CPU provider keeps them so in memory, too, and turns them into float32 in each run.
     """
     for linear in linears:
         weight, scale = quantised_weight(linear.matrix)

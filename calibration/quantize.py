@@ -12,7 +12,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from ..runtime.sampler import Sampler
 from ..runtime.verify import replay
 from .collect import CalibrationSet, Statistics, collect_statistics, statistics_fingerprint
 from .compare import CompareRequest, compare_bundles
+from .decoder import quantise_decoder
 from .int8 import dynamic_int8, int8_at_rest
 from .limits import CEILINGS, check_rewritten, check_something_is_asked, gate_or_default
 from .linears import Linear, find_linears, load_graph, save_graph
@@ -64,6 +65,7 @@ class QuantizeOptions:
     runtime: str = "onnxruntime"  # or "tensorrt": whose kernels the step graph is written for
     smoothing: float | None = None  # SmoothQuant's alpha, 0 .. 1; 0 is off
     protect: bool = True  # leave the final layer in float32
+    decoder: bool = True  # a VAE's decoder, too: int8 weights at rest
     naive: bool = False  # static scales, one per tensor, nothing smoothed or protected: the baseline to beat
     keep: tuple[str, ...] = ()  # linears to leave in float32, besides the protected ones
     keep_count: int | None = None  # leave the N linears in float32 that gain most per byte
@@ -154,6 +156,7 @@ def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: R
             smoothing=plan.smoothing,
             kept=kept,
             conditioner="int8" if at_rest else "float32",
+            decoder=_write_decoder(bundle, folder, options, report),
             source_bundle=bundle.sha256,
             calibration=statistics.fingerprint if statistics is not None else None,
         )
@@ -163,6 +166,16 @@ def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: R
             gate = gate_or_default(options.gate, options.precision, pictures="decoder" in bundle.manifest.graphs)
             manifest = _judge(bundle, folder, options.quality, gate, report)
     return manifest
+
+
+def _write_decoder(bundle: Bundle, folder: Path, options: QuantizeOptions, report: Report) -> Literal["int8"] | None:
+    """What the manifest says of it: None for pixels and where it is to be left alone."""
+    if bundle.manifest.vae is None or not options.decoder:
+        return None
+    report("quantising decoder.onnx")
+    psnr = quantise_decoder(bundle, folder / bundle.manifest.graphs["decoder"].file)
+    report(f"decoder with int8 weights: PSNR of the decoded pictures {psnr:.1f} dB")
+    return "int8"
 
 
 def _judge(bundle: Bundle, folder: Path, request: CompareRequest, gate: Gate, report: Report) -> Manifest:

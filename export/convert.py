@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -23,6 +24,7 @@ from ..runtime.report import Report, silent
 from ..runtime.verify import LARGEST_ERROR
 from .bundle_writer import ExportOptions, bundle_from_checkpoint
 from .golden import replay_golden
+from .half_decoder import halve_decoder
 from .overflow import overflow_scan, too_large
 from .precision import PRECISIONS, emulated, lower, save_graph
 
@@ -38,15 +40,17 @@ def convert_bundle(
     force: bool = False,
     report: Report = silent,
     max_error: float | None = None,
+    decoder: bool = True,
 ) -> Manifest:
     """Writes bundle `source` in "fp16" or "bf16" to `out`. Raises RequestError, BundleError; then nothing is left.
 
     max_error: of a golden trajectory at any step, relative; None: TOLERANCE, and what quantisation had done before.
+    decoder: a VAE's decoder, too, becomes float16.
     """
     check_target(out, force, [source])
     bundle = open_bundle(source)
     graphs = dict(bundle.manifest.graphs)
-    if any(graph.precision != "float32" for graph in graphs.values()):
+    if any(graphs[name].precision != "float32" for name in ("conditioner", "step")):
         raise RequestError(f"{source} is already in 16 bit: convert the float32 bundle it was made from")
     if bundle.manifest.quantization is not None and bundle.manifest.quantization.form != "tensorrt":
         raise RequestError(f"{source} is quantised for ONNX Runtime: convert what `quantize --runtime tensorrt` makes")
@@ -75,11 +79,22 @@ def convert_bundle(
             onnx.checker.check_model(str(path), full_check=True)
             dtype = PRECISIONS[precision].name.lower()
             graphs[name] = graphs[name].model_copy(update={"precision": dtype})  # type: ignore[index]
+        vae = bundle.manifest.vae
+        if decoder and vae is not None and vae.precision == "float32":
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                if halve_decoder(bundle, folder / graphs["decoder"].file, Path(scratch), report):
+                    vae = vae.model_copy(update={"precision": "float16"})
         golden = [
             g.model_copy(update={"tolerance": _tolerance(bundle, g, precision, max_error)})
             for g in bundle.manifest.golden
         ]
-        changes = {"name": out.name, "made_by": f"ditedge {__version__}", "graphs": graphs, "golden": golden}
+        changes: dict[str, Any] = {
+            "name": out.name,
+            "made_by": f"ditedge {__version__}",
+            "graphs": graphs,
+            "golden": golden,
+        }
+        changes["vae"] = vae
         manifest = bundle.manifest.model_copy(update={**changes, "files": hashed_files(folder)})
         write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
         report("replaying the golden trajectories, rounding as 16-bit hardware does")

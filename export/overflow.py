@@ -60,6 +60,19 @@ def overflow_scan(bundle: Bundle, folder: Path, report: Report = silent) -> dict
     return maxima
 
 
+def largest_while_decoding(path: Path, latents: np.ndarray, scratch: Path) -> dict[str, float]:
+    """Tensor -> largest |value| of the decoder graph at `path`, as above. latents [S, C, H, W]."""
+    recorder = _recorder(path, scratch)
+    image = ir.load(path).graph.outputs[0]
+    shape = tuple(int(size) for size in list(image.shape)[1:])
+    try:
+        for latent in latents:
+            recorder.run({"latent": latent[None]}, {"image": np.empty((1, *shape), np.uint8)})
+    finally:
+        recorder.close()
+    return dict(zip(recorder.names, recorder.largest.tolist(), strict=True)) | _weight_maxima(path)
+
+
 def too_large(maxima: Mapping[str, float]) -> frozenset[str]:
     return frozenset(name for name, value in maxima.items() if not value * MARGIN <= FLOAT16_MAX)
 

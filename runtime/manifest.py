@@ -167,6 +167,7 @@ class QuantizationInfo(_Strict):
     smoothing: Annotated[float, Field(ge=0, le=1)] | None  # SmoothQuant's alpha; None: not smoothed
     kept: Annotated[list[str], Field(max_length=MAX_KEPT)]  # linears of the step graph left in float32
     conditioner: Literal["float32", "int8"]  # its weights at rest; its arithmetic is float32
+    decoder: Literal["int8"] | None = None  # weights of its convolutions at rest; None: as they were
     source_bundle: Sha256  # manifest of the bundle it was made from
     calibration: Sha256 | None  # of the statistics: source bundle, program and set; None: nothing was collected
 

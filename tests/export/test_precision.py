@@ -199,7 +199,7 @@ def test_command_line(gray_bundle: Path, tmp_path: Path) -> None:
         (["convert", "--engine", gray_bundle, "--precision", "fp16", "--out", brain], "--force"),
         (
             ["convert", "--engine", gray_bundle, "--precision", "fp16", "--out", gray_bundle, "--force"],
-            "another folder",
+            "another --out",
         ),
     ):
         result = ditedge(*arguments)

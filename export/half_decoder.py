@@ -1,0 +1,43 @@
+"""A bundle's float32 decoder to float16, float32 where it is needed, judged by the pictures that it decodes.
+
+bfloat16 bundles get a float16 decoder, too: ONNX has no bfloat16 Conv before opset 22, and a decoder is convolutions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from ..runtime.bundle import Bundle
+from ..runtime.decoded import decoder_psnr, latents_to_decode
+from ..runtime.report import Report, silent
+from .overflow import largest_while_decoding, too_large
+from .precision import emulated, lower, save_graph
+
+DECODER_PSNR = 40.0  # dB, every node rounded as a GPU rounds; small AutoencoderKL and tiny decoders measure 55 and more
+
+
+def halve_decoder(bundle: Bundle, path: Path, scratch: Path, report: Report = silent) -> bool:
+    """Writes the decoder in float16 to `path` -> False, and nothing is written, when all of it would stay float32.
+
+    scratch: a folder for temporary files. Raises BundleError when the pictures differ by more than DECODER_PSNR.
+    """
+    report("writing decoder.onnx in fp16")
+    latents = latents_to_decode(bundle)
+    keep = too_large(largest_while_decoding(bundle.graph_file("decoder"), latents, scratch))
+    model = ir.load(bundle.graph_file("decoder"))
+    if not lower(model, "fp16", keep):
+        report("decoder: its numbers are too large for float16, it stays in float32")
+        return False
+    if keep:
+        report(f"decoder: {len(keep)} tensors exceed float16, kept in float32: {', '.join(sorted(keep)[:5])}")
+    save_graph(model, path)
+    onnx.checker.check_model(str(path), full_check=True)
+    rounded = ir.load(path)
+    emulated(rounded)
+    save_graph(rounded, scratch / "decoder.onnx")
+    psnr = decoder_psnr(scratch / "decoder.onnx", bundle, latents, DECODER_PSNR, "leave it in float32 (--no-decoder)")
+    report(f"decoder in float16: PSNR of {len(latents)} decoded pictures {psnr:.1f} dB")
+    return True

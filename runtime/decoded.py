@@ -1,0 +1,47 @@
+"""Is another form of a decoder the same decoder? The same latents through both, and the PSNR of the pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .bundle import Bundle
+from .engine import EngineOptions, open_engine
+from .errors import BundleError
+from .sampler import SeededNoise, decode_images
+from .verify import read_golden
+
+
+def latents_to_decode(bundle: Bundle) -> np.ndarray:
+    """[S, C, H, W] float32: where the golden trajectories ended (what the network makes), and one of normal numbers."""
+    model = bundle.manifest.model
+    shape = (model.in_channels, model.input_size, model.input_size)
+    ends = [read_golden(bundle.file(golden.file))["x"][-1] for golden in bundle.manifest.golden]
+    return np.concatenate([*ends, SeededNoise([0], shape).initial()]).astype(np.float32)
+
+
+def decoded(path: Path, bundle: Bundle, latents: np.ndarray) -> np.ndarray:
+    """The pictures uint8 [S, h, w, 1 or 3] that the decoder graph at `path` makes; `bundle` says how large they are."""
+    height, width, channels = bundle.manifest.graphs["decoder"].outputs[0].shape[1:]
+    engine = open_engine(path, EngineOptions(keep_buffers=False))
+    try:
+        return decode_images(engine, latents, (int(height), int(width), int(channels)))
+    finally:
+        engine.close()
+
+
+def decoder_psnr(path: Path, bundle: Bundle, latents: np.ndarray, least: float, what: str) -> float:
+    """dB between the pictures of the graph at `path` and of the bundle's own decoder; infinite for equal ones.
+
+    Raises BundleError below `least`; `what` ends that sentence with what to do.
+    """
+    expected, actual = (decoded(file, bundle, latents) for file in (bundle.graph_file("decoder"), path))
+    error = float(np.mean((np.float64(expected) - np.float64(actual)) ** 2))
+    psnr = float("inf") if error == 0 else 10 * float(np.log10(255.0**2 / error))
+    if psnr < least:
+        raise BundleError(
+            f"PSNR of {len(latents)} decoded pictures is {psnr:.1f} dB, at least {least:g} dB is allowed: {what}; "
+            "nothing was written"
+        )
+    return psnr
