@@ -14,9 +14,10 @@ from typing import Any
 
 import click
 
-from ditedge import __version__
+from ditedge import __version__, numbers
 from ditedge.class_names import read_class_names
 from ditedge.failures import Commands, UserError, importing_extra
+from ditedge.summary import Summary, megabytes
 from ditedge.terminal import print_json, progress, readable, say
 
 FILE = click.Path(path_type=Path)
@@ -33,7 +34,7 @@ def _gate_options(command: Any) -> Any:
         "--max-size": "size of the new graphs, percent of the old ones'.",
     }
     for name, text in reversed(limits.items()):
-        command = click.option(name, type=float, help=f"Gate: {text}")(command)
+        command = click.option(name, type=numbers.FINITE, help=f"Gate: {text}")(command)
     return command
 
 
@@ -66,13 +67,21 @@ def main() -> None:
               help="Bundle folder to write. [default: the checkpoint's name, or RUN-STEP]")  # fmt: skip
 @click.option("--target", "plans_for", type=click.Choice(["tensorrt", "tensorrt-rtx"]),
               help="Also build the bundle's plans, as `build` does by default.")  # fmt: skip
-@click.option("--image-size", type=int, help="Picture size in pixels; checked. [default: what the checkpoint says]")
-@click.option("--heads", type=int, help="Attention heads. [default: the run's settings, or the standard size's]")
+@click.option(
+    "--image-size", type=numbers.PIXELS, help="Picture size in pixels; checked. [default: what the checkpoint says]"
+)
+@click.option(
+    "--heads", type=numbers.HEADS, help="Attention heads. [default: the run's settings, or the standard size's]"
+)
 @click.option("--classes", type=FILE, help='Class names: a text file, one a line, or JSON: a list, or {"0": name}.')
 @click.option("--opset", type=click.IntRange(18, 25), default=20, show_default=True, help="ONNX operator set.")
 @click.option("--null-class/--no-null-class", default=None,
               help="Whether the last label means 'no class'. [default: the run's settings, else yes]")  # fmt: skip
-@click.option("--guided-channels", type=int, help="Guidance acts on the first N channels. [default: 3; diffusers: all]")
+@click.option(
+    "--guided-channels",
+    type=numbers.CHANNELS,
+    help="Guidance acts on the first N channels. [default: 3; diffusers: all]",
+)
 @click.option("--prediction", type=click.Choice(["epsilon", "x0", "v", "flow-to-data"]),
               help="What the network predicts; SiT: flow-to-data. [default: the source's, or epsilon]")  # fmt: skip
 @click.option("--betas", metavar="KIND[:START,END]|FILE",
@@ -87,7 +96,8 @@ def main() -> None:
               help="Of the decoder's weights and arithmetic.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp16", "bf16"]), help="Write 16-bit graphs. [default: float32]")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def export(ckpt: Path, out: Path | None, classes: Path | None, as_json: bool, **options: Any) -> None:
     """Export a checkpoint to a bundle, checked against PyTorch.
 
     \b
@@ -108,14 +118,15 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
             manifest = exporter.bundle_in_precision(ckpt, target, settings, precision, report, _note)
         else:
             manifest = exporter.bundle_from_checkpoint(ckpt, target, settings, report, _note)
-    size = sum(info.bytes for info in manifest.files.values())
-    say(f"wrote {target}: {manifest.model.parameters / 1e6:.1f} M parameters, {size / 1e6:.1f} MB, checked")
-    say(f"next: ditedge run --engine {target}")
+    size = f"{manifest.model.parameters / 1e6:.1f} M parameters, {megabytes(manifest)}"
+    told = Summary(as_json)
+    told.bundle(target, manifest, f"{size}, checked", f"run --engine {target}")
     if plans_for:
         from ditedge.runtime import open_bundle
         from ditedge.runtime.build_graph import BuildOptions
 
-        _build_plans(open_bundle(target), BuildOptions(plans_for))
+        _build_plans(open_bundle(target), BuildOptions(plans_for), told)
+    told.end()
 
 
 @main.command("add-decoder")
@@ -125,7 +136,8 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, **options: Any) -
               help="Of the decoder's weights and arithmetic.")  # fmt: skip
 @click.option("--out", type=FILE, required=True, help="Bundle folder to write.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: bool, as_json: bool) -> None:
     """Give a latent model's bundle the decoder of a VAE, or another one than it has.
 
     \b
@@ -136,20 +148,20 @@ def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: b
     exporter = _exporter()
     with progress() as report:
         manifest = exporter.add_decoder(engine, vae, out, precision=vae_precision, force=force, report=report)
-    size = sum(info.bytes for info in manifest.files.values())
-    say(f"wrote {out}: {size / 1e6:.1f} MB, with the decoder of {vae}, checked")
-    say(f"next: ditedge run --engine {out}")
+    told = Summary(as_json)
+    told.bundle(out, manifest, f"{megabytes(manifest)}, with the decoder of {vae}, checked", f"run --engine {out}")
+    told.end()
 
 
 @main.command()
 @click.option("--engine", type=FILE, required=True, help="Bundle folder, or a graph or engine file inside one.")
 @click.option("--class", "classes", multiple=True, help="Class name or number; repeat it, one per image.")
 @click.option("--not", "away_from", multiple=True, help="Guide away from this class instead of from no class.")
-@click.option("--count", type=click.IntRange(min=1), help="Images; classes are cycled. [default: one per --class]")
+@click.option("--count", type=numbers.IMAGES, help="Images; classes are cycled. [default: one per --class]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image; the next has seed + 1.")
 @click.option("--steps", type=int, help="Sampler steps, spaced evenly. [default: the bundle's]")
 @click.option("--sampler", help="ddpm, ddim, dpm++, sde-dpm++, unipc, deis, lms, euler, euler-ancestral, heun, flow-*.")
-@click.option("--shift", type=float, help="Flow models: more steps at high noise; 1 is none.")
+@click.option("--shift", type=numbers.FINITE, help="Flow models: more steps at high noise; 1 is none.")
 @click.option("--respacing", help="Steps as N, a,b,c or ddimN (the sampler, too, unless one is given).")
 @click.option("--spacing", type=click.Choice(["linspace", "leading", "trailing"]), help="Where the timesteps lie.")
 @click.option("--sigmas", type=click.Choice(["karras", "exponential"]), help="Space sigma instead of timesteps.")
@@ -162,7 +174,7 @@ def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: b
 @click.option("--clip-x0", is_flag=True, help="Clamp the x0 estimate to [-1, 1].")
 @click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is none. [default: the bundle's]")
 @click.option("--guidance-interval", help="Guide only while LO < sigma <= HI: LO,HI (or timesteps: tLO,tHI).")
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images at a time.")
+@click.option("--batch", type=numbers.BATCH, default=8, show_default=True, help="Images at a time.")
 @_thread_options
 @click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, cuda, openvino ...")
 @click.option("--noise", type=FILE, help=".safetensors with z [B,C,H,W] and noise [N,B,C,H,W], instead of seeds.")
@@ -214,9 +226,10 @@ def run(as_json: bool, **options: Any) -> None:
 @main.command()
 @click.option("--from", "source", type=FILE, required=True, help="A diffusers scheduler_config.json.")
 @click.option("--steps", type=click.IntRange(1, 1000), required=True, help="Inference steps.")
-@click.option("--eta", type=float, help="Given to every step, for the schedulers that take it (DDIM).")
+@click.option("--eta", type=numbers.FINITE, help="Given to every step, for the schedulers that take it (DDIM).")
 @click.option("-o", "--out", type=FILE, required=True, help="Program file to write.")
-def schedule(source: Path, steps: int, eta: float | None, out: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def schedule(source: Path, steps: int, eta: float | None, out: Path, as_json: bool) -> None:
     """Compile a diffusers scheduler into a program, proved on random histories.
 
     Warns where the scheduler itself is at fault: where even an exact denoiser would not meet the noise level that the
@@ -235,21 +248,28 @@ def schedule(source: Path, steps: int, eta: float | None, out: Path) -> None:
     options = {} if eta is None else {"eta": eta}
     program = read_scheduler_program(source, steps, options)
     write_program(program, out)
-    say(f"wrote {out}: {program.name}, {program.steps} evaluations, {program.slots} state slot(s), proved")
+    told = Summary(as_json)
+    told.add(program=program.name, steps=program.steps, slots=program.slots, made=program.made, written=[out])
+    told.line(f"wrote {out}: {program.name}, {program.steps} evaluations, {program.slots} state slot(s), proved")
     if warning := warning_of(program):
+        told.add(warning=warning)
         say(f"warning: {warning}", err=True)
-    say(f"next: ditedge run --engine BUNDLE --program {out}")
+    told.line(f"next: ditedge run --engine BUNDLE --program {out}")
+    told.end()
 
 
 @main.command()
 @click.option("--engine", type=FILE, required=True, help="A float32 bundle, or a quantised one.")
 @click.option("--precision", type=click.Choice(["fp16", "bf16"]), required=True, help="Of GEMMs and attention.")
 @click.option("--out", type=FILE, required=True, help="Bundle folder to write.")
-@click.option("--max-error", type=float,
+@click.option("--max-error", type=numbers.FINITE,
               help="Of a recorded trajectory at any step, relative. [default: 0.02; bf16: 0.1]")  # fmt: skip
 @click.option("--decoder/--no-decoder", default=True, help="A VAE's decoder, too, in float16. [default: yes]")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-def convert(engine: Path, precision: str, out: Path, force: bool, max_error: float | None, decoder: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def convert(
+    engine: Path, precision: str, out: Path, force: bool, max_error: float | None, decoder: bool, as_json: bool
+) -> None:
     """Rewrite a bundle's graphs in 16 bit, with float32 where it is needed.
 
     \b
@@ -260,9 +280,11 @@ def convert(engine: Path, precision: str, out: Path, force: bool, max_error: flo
     exporter = _exporter()
     with progress() as report:
         manifest = exporter.convert_bundle(engine, out, precision, force, report, max_error, decoder)
-    size = sum(info.bytes for info in manifest.files.values())
-    say(f"wrote {out}: {size / 1e6:.1f} MB, {precision}, checked")
-    say(f"next: ditedge build --engine {out} --target tensorrt")
+    told = Summary(as_json)
+    told.bundle(
+        out, manifest, f"{megabytes(manifest)}, {precision}, checked", f"build --engine {out} --target tensorrt"
+    )
+    told.end()
 
 
 @main.command()
@@ -273,30 +295,34 @@ def convert(engine: Path, precision: str, out: Path, force: bool, max_error: flo
 @click.option("--runtime", type=click.Choice(["onnxruntime", "tensorrt"]), default="onnxruntime", show_default=True,
               help="Whose kernels the graph is written for.")  # fmt: skip
 @click.option("--target", help="GPU architecture that it is for, such as sm86: refused when it lacks the arithmetic.")
-@click.option("--smoothing", type=float, help="SmoothQuant's alpha, 0 is off. [default: 0.5 for static int8, else off]")
+@click.option(
+    "--smoothing", type=numbers.FINITE, help="SmoothQuant's alpha, 0 is off. [default: 0.5 for static int8, else off]"
+)
 @click.option("--protect/--no-protect", default=True, help="Leave the final layer in float32. [default: yes]")
 @click.option("--decoder/--no-decoder", default=True,
               help="A VAE's decoder, too: weights int8 on disk, a quarter of the size. [default: yes]")  # fmt: skip
 @click.option("--naive", is_flag=True, help="Static int8, one scale per tensor, nothing smoothed or protected.")
 @click.option("--keep-layer", "keep", multiple=True, help="Leave it in float32: blocks.0.mlp.fc2, blocks.0, fc2.")
-@click.option("--keep", "keep_count", type=click.IntRange(min=0), help="Rank layers; leave the N best in float32.")
+@click.option("--keep", "keep_count", type=numbers.LAYERS, help="Rank layers; leave the N best in float32.")
 @click.option("--budget", help="drift=X: leave as few layers in float32 as hold the latents' relative drift below X.")
 @click.option("--program", help="Calibrate on this ready program of the bundle. [default: the bundle's]")
 @click.option("--sampler", help="... or on this sampler, as for `run`.")
 @click.option("--steps", type=int, help="... with so many steps.")
 @click.option(
-    "--samples", type=click.IntRange(min=1), help="Images of the calibration set. [default: 32; large DiTs: 4]"
+    "--samples", type=numbers.CALIBRATION_IMAGES, help="Images of the calibration set. [default: 32; large DiTs: 4]"
 )
 @click.option("--statistics", type=FILE, help="File for the statistics. [default: one in the user's cache]")
-@click.option("--count", type=click.IntRange(min=0),
+@click.option("--count", type=numbers.OPTIONAL_IMAGES,
               help="Images of the quality report in the bundle; 0: none. [default: 32; large DiTs: 2]")  # fmt: skip
 @click.option("--features", type=FILE, help="Feature extractor for the report, as in `compare`.")
 @click.option("--reference", type=FILE, help="Real pictures for the report, as in `compare`.")
 @_gate_options
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def quantize(
     engine: Path,
     out: Path,
+    as_json: bool,
     budget: str | None,
     count: int | None,
     features: Path | None,
@@ -332,21 +358,24 @@ def quantize(
     chosen = QuantizeOptions(
         budget=drift_budget(budget) if budget else None, quality=quality if count else None, gate=gate, **options
     )
+    told = Summary(as_json)
     try:
         with progress() as report:
             manifest = quantize_bundle(engine, out, chosen, report)
     except GateFailed as error:
+        told.add(failed=[result.model_dump() for result in error.failed])
+        told.end()
         for result in error.failed:
             say(f"FAILED: {result.sentence}", err=True)
         say(f"{out} was not written", err=True)
         sys.exit(1)
-    size = sum(info.bytes for info in manifest.files.values())
     assert manifest.quantization is not None
     kept = ", ".join(manifest.quantization.kept) or "none"
-    say(f"wrote {out}: {size / 1e6:.1f} MB, in float32: {kept}")
     if count:
-        say(f"quality of {count} image(s) beside the float ones: {out / 'quality' / 'report.html'}")
-    say(f"next: ditedge run --engine {out}")
+        told.add(quality=str(out / "quality" / "quality.json"))
+        told.line(f"quality of {count} image(s) beside the float ones: {out / 'quality' / 'report.html'}")
+    told.bundle(out, manifest, f"{megabytes(manifest)}, in float32: {kept}", f"run --engine {out}")
+    told.end()
 
 
 @main.command()
@@ -354,20 +383,23 @@ def quantize(
 @click.option("--target", type=click.Choice(["tensorrt", "tensorrt-rtx", "onnxruntime"]), required=True,
               help="tensorrt: on the device. tensorrt-rtx: anywhere, no GPU needed.")  # fmt: skip
 @click.option("--arch", "archs", metavar="sm86,...", help="GPUs to build for ahead of time. [default: any; RTX only]")
-@click.option("--max-batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images at a time.")
-@click.option("--max-rows", type=click.IntRange(min=1), help="Distinct classes of one batch. [default: 2 x max-batch]")
-@click.option("--workspace", type=click.IntRange(min=1), help="MB of GPU memory a kernel may use. [default: all]")
+@click.option("--max-batch", type=numbers.BATCH, default=8, show_default=True, help="Images at a time.")
+@click.option(
+    "--max-rows", type=click.IntRange(1, 2048), help="Distinct classes of one batch. [default: 2 x max-batch]"
+)
+@click.option("--workspace", type=click.IntRange(1, 1 << 30), help="MB of GPU memory a kernel may use. [default: all]")
 @click.option("--timing-cache", type=FILE, help="Kernel timings: read if there, written after. Repeated builds: quick.")
 @click.option("--version-compatible", is_flag=True, help="Later TensorRT versions of the same major run the plans.")
 @click.option("--hardware-compatible", is_flag=True, help="Any GPU from Ampere on runs the plans; slower.")
 @click.option("--refit", is_flag=True, help="Weights can be replaced in the plans.")
 @click.option("--strip-weights", is_flag=True, help="Leave the weights out: they are refitted before the first run.")
-@click.option("--weight-streaming", type=click.IntRange(min=0), metavar="MB", help="Weights kept on the GPU.")
-@click.option("--dla", type=click.IntRange(min=0), help="Use this DLA core of a Jetson, the GPU for the rest.")
+@click.option("--weight-streaming", type=numbers.MEGABYTES, metavar="MB", help="Weights kept on the GPU.")
+@click.option("--dla", type=click.IntRange(0, 15), help="Use this DLA core of a Jetson, the GPU for the rest.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="0 builds quickly, 5 searches longest.")
 @click.option("--print-trtexec", is_flag=True, help="Print the same build as trtexec commands, and build nothing.")
 @click.option("--force", is_flag=True, help="Replace existing plans.")
-def build(engine: Path, print_trtexec: bool, archs: str | None, **options: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def build(engine: Path, print_trtexec: bool, archs: str | None, as_json: bool, **options: Any) -> None:
     """Build a bundle's graphs into plans, in engines/TARGET of the bundle.
 
     \b
@@ -376,22 +408,27 @@ def build(engine: Path, print_trtexec: bool, archs: str | None, **options: Any) 
       ditedge build --engine fashion --target tensorrt-rtx --arch sm86,sm89,sm120
     """
     from ditedge.runtime import open_bundle
-    from ditedge.runtime.build import check_target
+    from ditedge.runtime.build import check_form, check_target
     from ditedge.runtime.build_graph import BuildOptions
     from ditedge.runtime.trtexec import trtexec_commands
 
     check_target(options["target"])
+    if as_json and print_trtexec:
+        raise UserError("--print-trtexec prints commands: leave --json out")
     names = tuple(name.strip().lower() for name in (archs or "").split(",") if name.strip())
     settings = BuildOptions(archs=names, **options)
     bundle = open_bundle(engine)
+    check_form(bundle)
     if print_trtexec:
         for command in trtexec_commands(bundle, settings):
             say(command)
         return
-    _build_plans(bundle, settings)
+    told = Summary(as_json)
+    _build_plans(bundle, settings, told)
+    told.end()
 
 
-def _build_plans(bundle: Any, settings: Any) -> None:
+def _build_plans(bundle: Any, settings: Any, told: Summary) -> None:
     """Forecast, build with a bar, and what was written. For `build`, and for `export --target`."""
     from ditedge.runtime.build import build_bundle, engine_folder, prepare_build
     from ditedge.runtime.build_profile import forecast
@@ -405,18 +442,23 @@ def _build_plans(bundle: Any, settings: Any) -> None:
     with progress() as report:
         record = build_bundle(bundle, settings, lambda part, phase: report(f"building {phase}", round(100 * part), 100))
     folder = engine_folder(bundle, settings.target)
-    for plan in record.plans.values():
-        say(f"wrote {folder / plan.file}: {plan.plan.bytes / 1e6:.1f} MB in {plan.seconds:.1f} s")
+    files = {name: folder / plan.file for name, plan in record.plans.items()}
+    told.add(
+        bundle=str(bundle.folder), bundle_sha256=bundle.sha256, build=record.model_dump(), written=[*files.values()]
+    )
+    for name, plan in record.plans.items():
+        told.line(f"wrote {files[name]}: {plan.plan.bytes / 1e6:.1f} MB in {plan.seconds:.1f} s")
     where = record.gpu or ", ".join(record.compute_capabilities) or "any GPU"
-    say(f"by {record.library} {record.library_version} for {where}")
-    say(f"next: ditedge run --engine {folder / record.plans['step'].file}")
+    told.line(f"by {record.library} {record.library_version} for {where}")
+    told.line(f"next: ditedge run --engine {files['step']}")
 
 
 @main.command()
 @click.option("--engine", type=FILE, required=True, help="Bundle folder, or a graph or engine file inside one.")
 @click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, cuda, openvino ...")
 @_thread_options
-def verify(engine: Path, provider: str, threads: int, spin: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def verify(engine: Path, provider: str, threads: int, spin: bool, as_json: bool) -> None:
     """Replay the bundle's golden trajectories, recorded from PyTorch. Exit code 1 when over tolerance.
 
     \b
@@ -428,35 +470,61 @@ def verify(engine: Path, provider: str, threads: int, spin: bool) -> None:
     from ditedge.runtime.engine import options_for
     from ditedge.runtime.verify import replay
 
-    with Sampler(open_bundle(engine), options_for(engine, provider, threads, spin)) as sampler:
-        results = [replay(sampler, golden) for golden in sampler.bundle.manifest.golden]
+    told = Summary(as_json)
+    with progress() as report, Sampler(open_bundle(engine), options_for(engine, provider, threads, spin)) as sampler:
+        bundle = sampler.bundle
+        if not bundle.manifest.golden:
+            raise UserError(f"{engine}: the bundle has no golden trajectory to replay; export it again")
+        results = [replay(sampler, golden, _steps_of(report, golden.file)) for golden in bundle.manifest.golden]
     for result in results:
-        say(f"{result.golden.program}, guidance {result.golden.guidance:g}")
+        told.line(f"{result.golden.program}, guidance {result.golden.guidance:g}")
         for i, (timestep, error) in enumerate(zip(result.timestep, result.error, strict=True)):
-            say(f"  step {i + 1:3d}  timestep {timestep:5.0f}  relative error {error:.2e}")
+            told.line(f"  step {i + 1:3d}  timestep {timestep:5.0f}  relative error {error:.2e}")
         verdict = "passed" if result.passed else "FAILED"
-        say(f"  {verdict}: worst {max(result.error):.2e}, allowed {result.allowed:.1e}")
-    if not results:
-        raise UserError(f"{engine}: the bundle has no golden trajectory to replay; export it again")
+        told.line(f"  {verdict}: worst {max(result.error):.2e}, allowed {result.allowed:.1e}")
+    told.add(
+        bundle=str(bundle.folder),
+        bundle_sha256=bundle.sha256,
+        provider=provider,
+        passed=all(result.passed for result in results),
+        golden=[
+            result.golden.model_dump()
+            | {
+                "timestep": result.timestep.tolist(),
+                "error": result.error.tolist(),
+                "allowed": result.allowed,
+                "passed": result.passed,
+            }
+            for result in results
+        ],
+    )
+    told.end()
     if not all(result.passed for result in results):
         sys.exit(1)
+
+
+def _steps_of(report: Any, what: str) -> Any:
+    """A callback of the sampling loop that reports its steps."""
+    return lambda event: report(f"replaying {what}", event.step, event.steps)
 
 
 @main.command()
 @click.option("--engine", type=FILE, required=True, help="Bundle A, the reference: a folder, or a file inside one.")
 @click.option("--against", type=FILE, required=True, help="Bundle B, which is judged; may be A with --provider-b.")
-@click.option("--count", type=click.IntRange(min=1), default=64, show_default=True, help="Images; classes are cycled.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image; the next has seed + 1.")
+@click.option("--count", type=numbers.IMAGES, default=64, show_default=True, help="Images; classes are cycled.")
+@click.option(
+    "--seed", type=numbers.SEED, default=0, show_default=True, help="Seed of the first image; the next has seed + 1."
+)
 @click.option("--sampler", help="As in `run`. [default: A's default program]")
 @click.option("--steps", type=int, help="Sampler steps. [default: those of A's default program]")
 @click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is none. [default: A's]")
-@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Images at a time.")
+@click.option("--batch", type=numbers.BATCH, default=16, show_default=True, help="Images at a time.")
 @click.option("--features", type=FILE, help="Feature extractor: .onnx with outputs logits and features.")
 @click.option("--reference", type=FILE, help="Real pictures: .npz (images or arr_0, uint8 [N,h,w,c]) or a folder.")
 @_thread_options
 @click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider of A, and of B.")
 @click.option("--provider-b", help="ONNX Runtime provider of B. [default: A's]")
-@click.option("--speed-rounds", type=click.IntRange(min=0), default=15, show_default=True,
+@click.option("--speed-rounds", type=numbers.ROUNDS, default=15, show_default=True,
               help="Interleaved timings of one step; 0 measures no speed.")  # fmt: skip
 @_gate_options
 @click.option("-o", "--out", type=FILE, help="Folder for quality.json and report.html (the pictures are inside).")
@@ -523,7 +591,7 @@ def compare(
 
 @main.command()
 @click.argument("path", type=FILE)
-@click.option("--heads", type=int, help="Attention heads, for a checkpoint of a non-standard size.")
+@click.option("--heads", type=numbers.HEADS, help="Attention heads, for a checkpoint of a non-standard size.")
 @click.option("--weights", metavar="NAME", help="State dict to take from a checkpoint that has several.")
 @click.option("--lint", is_flag=True, help="What TensorRT makes of the step graph: is attention one kernel?")
 @click.option("--arch", default="sm86", show_default=True, help="The GPU that --lint builds for.")

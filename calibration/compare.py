@@ -454,6 +454,10 @@ def _check(a: Bundle, b: Bundle, request: CompareRequest) -> None:
             f"count {request.count}, batch {request.batch}, speed batch {request.speed_batch}: "
             f"at least {least}, 1 and 1 are needed"
         )
+    if not 0 <= request.seed <= 2**64 - 2 * request.count:
+        raise RequestError(
+            f"seed {request.seed}: the seeds of {request.count} images, and of as many others, end at 2**64"
+        )
     if request.reference is not None and request.features is None:
         raise RequestError(f"reference {request.reference} needs a feature extractor: give features, too")
     if not _has_pictures(a, b):

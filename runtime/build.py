@@ -96,6 +96,16 @@ def check_target(target: str) -> None:
         )
 
 
+def check_form(bundle: Bundle) -> None:
+    """Raises RequestError for a bundle whose graphs hold operators that only ONNX Runtime has."""
+    info = bundle.manifest.quantization
+    if info is not None and info.form == "onnxruntime" and info.activations == "per-token":
+        raise RequestError(
+            f"{bundle.folder} is {info.precision} in the form of ONNX Runtime ({info.activations} activations), which "
+            "TensorRT cannot build: quantise the float bundle that it was made from with `--runtime tensorrt`"
+        )
+
+
 def engine_folder(bundle: Bundle, target: str) -> Path:
     return bundle.folder / "engines" / target
 
@@ -122,6 +132,7 @@ class Prepared:
 def prepare_build(bundle: Bundle, options: BuildOptions) -> Prepared:
     """Finds the library and the GPU, and refuses what cannot work before any work. Raises as `build_bundle`."""
     check_target(options.target)
+    check_form(bundle)
     library, gpu = load_library(options.target), first_gpu()
     check_options(library, gpu, options)
     out = engine_folder(bundle, options.target)
