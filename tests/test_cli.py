@@ -104,6 +104,40 @@ def test_verify_passes_and_fails(gray_bundle: Path) -> None:
     assert result.exit_code == 1 and "FAILED" in result.output
 
 
+def test_commands_report_in_json_by_the_names_of_run(gray_bundle: Path, tmp_path: Path) -> None:
+    """export, convert and quantize what they wrote, verify what it measured; the same fields as `run --json`."""
+
+    def summary(*arguments: object, code: int = 0) -> dict:
+        result = ditedge(*arguments, "--json")
+        assert result.exit_code == code, result.output
+        return json.loads(result.stdout)
+
+    made = tmp_path / "made"
+    run = summary("run", "--engine", gray_bundle, "--steps", 1, "--count", 1, "-o", tmp_path / "a.png")
+    for fields, out, precision in (
+        (summary("export", "--ckpt", GRAY, "--heads", 2, "--out", made / "e"), made / "e", "float32"),
+        (
+            summary("convert", "--engine", gray_bundle, "--precision", "bf16", "--out", made / "c"),
+            made / "c",
+            "bfloat16",
+        ),
+    ):
+        described = summary("inspect", out)
+        assert fields["bundle"] == str(out) and fields["written"] == [str(out)] and fields["precision"] == precision
+        assert fields["bundle_sha256"] == described["sha256"] and fields["bytes"] == described["bytes"]
+        assert {"bundle", "bundle_sha256", "written"} <= set(fields) & set(run)
+    verified = summary("verify", "--engine", gray_bundle)
+    assert verified["passed"] and verified["bundle_sha256"] == run["bundle_sha256"]
+    assert [len(golden["error"]) for golden in verified["golden"]] == [10, 10]
+    golden = gray_bundle / "golden" / "ddpm-10.safetensors"
+    tensors = load_file(golden)
+    tensors["x"][4] += 0.01
+    save_file(tensors, golden)
+    rehash(gray_bundle, "golden/ddpm-10.safetensors")
+    failed = summary("verify", "--engine", gray_bundle, code=1)
+    assert not failed["passed"] and sorted(entry["passed"] for entry in failed["golden"]) == [False, True]
+
+
 def rehash(bundle: Path, name: str) -> None:
     from ditedge.runtime.files import sha256_of_file
 
@@ -206,6 +240,22 @@ def vae_with_code(folder: Path) -> list[object]:
 
 def run(*options: object):
     return lambda folder: ["run", "--engine", folder / "gray", "-o", folder / "out.png", *options]
+
+
+def both(*options: object):
+    return lambda folder: ["compare", "--engine", folder / "gray", "--against", folder / "gray", *options]
+
+
+def quantised(command: str, *options: object):
+    """A command on a bundle whose manifest says that it is int8 for ONNX Runtime."""
+    info = {"precision": "int8", "form": "onnxruntime", "weights": "per-channel", "activations": "per-token"}
+    info |= {"smoothing": None, "kept": [], "conditioner": "int8", "source_bundle": "0" * 64, "calibration": None}
+
+    def make(folder: Path) -> list[object]:
+        edit_manifest(folder / "gray", lambda manifest: manifest.update(quantization=info))
+        return [command, "--engine", folder / "gray", *options]
+
+    return make
 
 
 def damaged(edit: Callable[[Path], object]):
@@ -341,6 +391,31 @@ BAD = {
         lambda f: [Image.new("L", (8, 8)).save(f / "p.png"), "run", "--engine", f / "gray", "--like", f / "p.png"][1:],
         "no ditedge metadata",
     ),
+    "a batch of 20,000": (run("--batch", 20_000), "not in the range 1<=x<=1024"),
+    "10^12 images": (run("--count", 10**12), "not in the range 1<=x<=1000000"),
+    "10^12 threads": (run("--threads", 10**12), "not in the range"),
+    "a seed of 77 bits": (run("--seed", 2**77), "is not between 0 and 2**64 - 1"),
+    "a seed of 5,000 digits": (run("--seed", "9" * 5000), "not a valid integer"),
+    "shift nan": (run("--shift", "nan"), "nan is not a finite number"),
+    "compare with seed -1": (both("--seed", -1), "not in the range"),
+    "compare with a seed of 77 bits": (both("--seed", 2**77), "not in the range"),
+    "compare beyond the last seed": (both("--seed", 2**64 - 3, "--count", 2), "end at 2**64"),
+    "a gate of nan": (both("--max-drift", "nan"), "nan is not a finite number"),
+    "a gate of inf": (both("--min-psnr", "inf"), "inf is not a finite number"),
+    "10^9 calibration images": (
+        lambda f: ["quantize", "--engine", f / "gray", "--out", f / "q", "--samples", 10**9],
+        "not in the range 1<=x<=100000",
+    ),
+    "smoothing nan": (
+        lambda f: ["quantize", "--engine", f / "gray", "--out", f / "q", "--smoothing", "nan"],
+        "nan is not a finite number",
+    ),
+    "heads 0": (export("--heads", 0), "not in the range"),
+    "int8 of ONNX Runtime given to TensorRT": (quantised("build", "--target", "tensorrt-rtx"), "--runtime tensorrt"),
+    "... and printed for its tool": (
+        quantised("build", "--target", "tensorrt", "--print-trtexec"),
+        "int8 in the form of ONNX Runtime (per-token activations)",
+    ),
     "inspecting nothing": (lambda f: ["inspect", f / "nope"], "does not exist"),
     "verifying nothing": (lambda f: ["verify", "--engine", f / "nope"], "does not exist"),
 }
@@ -433,12 +508,15 @@ def test_a_diffusers_scheduler_becomes_a_program(gray_bundle: Path, tmp_path: Pa
     pytest.importorskip("diffusers")
     config, program = tmp_path / "scheduler_config.json", tmp_path / "p.json"
     config.write_text(json.dumps({"_class_name": "UniPCMultistepScheduler", "beta_start": 1e-4, "beta_end": 0.02}))
+    result = ditedge("schedule", "--from", config, "--steps", 8, "-o", program, "--json")
+    fields = json.loads(result.stdout)
+    assert (fields["steps"], fields["slots"], fields["written"]) == (8, 3, [str(program)])
     result = ditedge("schedule", "--from", config, "--steps", 8, "-o", program)
     assert result.exit_code == 0 and "8 evaluations, 3 state slot(s), proved" in result.output, result.output
     result = ditedge("run", "--engine", gray_bundle, "--program", program, "-o", tmp_path / "a.png")
     assert result.exit_code == 0, result.output
     for text, complaint in (
-        ("{", "not a readable"),
+        ("{", "not valid JSON"),
         ("{}", "_class_name"),
         ('{"_class_name": "Nope"}', "'Nope' is not"),
     ):
