@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 
-class Finite(click.ParamType):
+class Finite(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
     """A number that is not infinite and not "nan", which no comparison refuses later."""
 
     name = "float"

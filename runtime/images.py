@@ -72,7 +72,12 @@ def picture_bytes(kind: str, image: np.ndarray, metadata: dict[str, Any]) -> byt
 
     text = json.dumps(metadata)
     check_metadata_fits(kind, metadata)
-    options: dict[str, Any] = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}[kind]
+    given: dict[str, dict[str, Any]] = {
+        "PNG": {},
+        "JPEG": {"quality": 95, "subsampling": 0},
+        "WEBP": {"lossless": True},
+    }
+    options = dict(given[kind])
     if kind == "PNG":
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text(METADATA_KEY, text)
@@ -101,7 +106,7 @@ def open_picture(path: Path) -> Image.Image:
     """
     import warnings
 
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -109,7 +114,7 @@ def open_picture(path: Path) -> Image.Image:
             return Image.open(path, formats=READ_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise RequestError(f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels, which are not opened") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise RequestError(f"{path}: not a readable picture ({', '.join(READ_FORMATS)})") from None
     except (OSError, ValueError, SyntaxError) as error:
         raise RequestError(f"{path}: not a readable picture ({error})") from None
