@@ -42,7 +42,7 @@ def _thread_options(command: Any) -> Any:
     """Fields of runtime.EngineOptions."""
     spin = click.option("--spin", is_flag=True, help="Idle threads wait busily: for a machine that nobody else uses.")
     text = "CPU threads, at most the processors that may be used. [default: the cores that may be used]"
-    return click.option("--threads", type=click.IntRange(min=0), default=0, help=text)(spin(command))
+    return click.option("--threads", type=numbers.THREADS, default=0, help=text)(spin(command))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
