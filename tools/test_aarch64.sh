@@ -35,6 +35,10 @@ request=(--bundle "$bundle" --class 'Ankle boot;Bag' --seed 7 --program ddim-10 
 library=$("$python" -c "import glob, os, onnxruntime as o; print(glob.glob(os.path.dirname(o.__file__) + '/capi/libonnxruntime.so.*')[0])")
 "$build/cpp-x86_64/ditedge-run" "${request[@]}" --library "$library" --latents "$build/x86_64.f32"
 arm=$(ls "$wheel"/onnxruntime/capi/libonnxruntime.so.*)
+for kind in fast portable; do  # SHA-256 with ARMv8's instructions and without
+  digest=$(qemu-aarch64-static -cpu max -L "$sysroot" "$build/cpp-aarch64/ditedge-sha256" $kind 999 "$arm")
+  [ "$digest" = "$(sha256sum "$arm" | cut -d' ' -f1)" ] || { echo "SHA-256 ($kind) is wrong on aarch64" >&2; exit 1; }
+done
 emulated=(qemu-aarch64-static -cpu max -L "$sysroot" "$build/cpp-aarch64/ditedge-run" "${request[@]}" --library "$arm")
 "${emulated[@]}" --latents "$build/aarch64.f32"
 "${emulated[@]}" -o "$build/aarch64.png"

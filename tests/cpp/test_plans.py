@@ -296,6 +296,29 @@ def test_refusals(opened, double: Double, plan_bundle, tensorrt_version: str, tm
     assert caught.value.status == status
 
 
+def test_plans_are_those_of_the_opened_folder(
+    opened, plan_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another folder of the same name, put in its place after it was opened, is not looked at; neither is the working one."""
+    folder = Path(shutil.copytree(plan_bundle("gray1_cfg"), tmp_path / "b"))
+    expected = opened(folder).generate(LABELS, SEEDS, images=False, program=b"ddim-25")
+    monkeypatch.chdir(tmp_path)
+    open_sampler = Ditedge._check
+
+    def moved(handle: Ditedge, status: int) -> None:
+        open_sampler(handle, status)
+        if not (tmp_path / "moved").exists() and handle.bundle.value:  # the bundle is open, its sampler is not
+            folder.rename(tmp_path / "moved")
+            folder.mkdir()
+            monkeypatch.chdir("/")
+
+    monkeypatch.setattr(Ditedge, "_check", moved)
+    handle = opened(Path("b"))
+    monkeypatch.setattr(Ditedge, "_check", open_sampler)
+    assert not list(folder.iterdir())
+    assert np.array_equal(handle.generate(LABELS, SEEDS, images=False, program=b"ddim-25"), expected)
+
+
 def test_what_the_plans_were_not_built_for(opened, plan_bundle) -> None:
     folder = plan_bundle("gray1_cfg", max_batch=2, max_rows=2, slots=1)
     handle = opened(folder)

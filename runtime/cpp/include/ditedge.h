@@ -123,7 +123,9 @@ DITEDGE_API const char* ditedge_last_error(void);
 /* Any thread. A short English name of a status. */
 DITEDGE_API const char* ditedge_status_name(ditedge_status status);
 
-/* Any thread. Opens the bundle at `path` (its folder) and checks every file's SHA-256 (check_hashes 0: sizes only). */
+/* Any thread. Opens the bundle at `path` (its folder) and checks every file's SHA-256. Files are opened once: what happens
+ * to the folder later (chdir, moved, deleted) changes nothing, and what is written into its files is refused. check_hashes 0:
+ * only sizes are checked, so whoever can write to the files decides what runs; for bundles that were just checked. */
 DITEDGE_API ditedge_status ditedge_bundle_open(const char* path, int check_hashes, ditedge_bundle** bundle);
 DITEDGE_API void ditedge_bundle_close(ditedge_bundle* bundle);
 /* Any thread, as all of ditedge_bundle_*. info->size must be set to sizeof(ditedge_info). */
