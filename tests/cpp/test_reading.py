@@ -19,6 +19,9 @@ import onnx
 import pytest
 from capi_ctypes import Ditedge, DitedgeError, Info, Options, load
 
+from ditedge.runtime import open_bundle
+from ditedge.runtime.errors import BundleError
+
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE, PROGRAM, REQUEST = 2, 3, 4
 
@@ -372,6 +375,8 @@ def test_json_that_is_refused(later, gray_bundle: Path, name: str) -> None:
     with pytest.raises(DitedgeError, match=complaint) as caught:
         later(gray_bundle)
     assert caught.value.status == BUNDLE
+    with pytest.raises(BundleError, match="manifest.json"):
+        open_bundle(gray_bundle)
 
 
 # Value at a place of the manifest -> whether it is within the limits of docs/format.md.
@@ -419,10 +424,13 @@ def test_limits_of_a_manifest(later, gray_bundle: Path, place: str, value: objec
     (gray_bundle / "manifest.json").write_text(json.dumps(manifest))
     if within:
         later(gray_bundle)
+        open_bundle(gray_bundle)
         return
     with pytest.raises(DitedgeError, match=r"manifest.json: ") as caught:
         later(gray_bundle)
     assert caught.value.status == BUNDLE
+    with pytest.raises(BundleError, match=r"manifest.json: "):  # Python's verdict is the same
+        open_bundle(gray_bundle)
 
 
 def test_programs_together_are_bounded(later, gray_bundle: Path) -> None:
