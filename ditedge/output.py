@@ -9,14 +9,14 @@ def keep_output_for_results() -> None:
 
     Child processes inherit it so, too. Nothing happens where either descriptor is closed.
     """
-    if sys.stdout is None or sys.stderr is None or sys.stdout is not sys.__stdout__:
+    out = sys.__stdout__
+    if out is None or sys.stderr is None or sys.stdout is not out:
         return
     try:
-        sys.stdout.flush()
+        out.flush()
         real = os.dup(1)
         os.dup2(2, 1)
     except OSError:
         return
-    encoding, errors = sys.stdout.encoding, sys.stdout.errors
     buffering = 1 if os.isatty(real) else -1
-    sys.stdout = sys.__stdout__ = os.fdopen(real, "w", buffering, encoding=encoding, errors=errors)
+    sys.stdout = os.fdopen(real, "w", buffering, encoding=out.encoding, errors=out.errors)
