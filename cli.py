@@ -177,6 +177,7 @@ def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: b
 @click.option("--batch", type=numbers.BATCH, default=8, show_default=True, help="Images at a time.")
 @_thread_options
 @click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, cuda, openvino ...")
+@click.option("--check-finite", is_flag=True, help="Look for overflows after every step, and say where they begin.")
 @click.option("--noise", type=FILE, help=".safetensors with z [B,C,H,W] and noise [N,B,C,H,W], instead of seeds.")
 @click.option("--save-latents", type=FILE, help="Also write the final latents (.safetensors or .npz).")
 @click.option("--save-trajectory", type=FILE, help="Also write the latents after each step, x [N,B,C,H,W].")
@@ -198,14 +199,27 @@ def run(as_json: bool, **options: Any) -> None:
       ditedge run --engine fashion --class "Ankle boot" --seed 7 -o boot.png
       ditedge run --engine dit-xl-2-256 --class 207 --class 360 --steps 25 --sampler ddim --guidance 4 -o out/
     """
+    from ditedge.runtime.errors import NotFiniteError
     from ditedge.runtime.run import RunRequest, run_bundle
 
     request = RunRequest(**options)
     piped = request.out == Path("-")
     if piped and (as_json or sys.stdout.isatty()):
         raise UserError("-o - writes a PNG to the standard output: redirect it to a file or a program, without --json")
+    failure = None
     with progress() as report:
-        summary = run_bundle(request, lambda done, total: report("sampling", done, total))
+        try:
+            summary = run_bundle(request, lambda done, total: report("sampling", done, total))
+        except NotFiniteError as error:
+            summary, failure = error.summary, error
+    _print_run(summary, request, as_json, piped)
+    if failure is not None:
+        say(f"Error: {failure}", err=True)
+        sys.exit(1)
+
+
+def _print_run(summary: dict[str, Any], request: Any, as_json: bool, piped: bool) -> None:
+    """The summary of `run`: on the standard error when the picture goes to the output."""
     if as_json:
         print_json(summary)
         return

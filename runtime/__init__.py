@@ -2,7 +2,7 @@
 
 from .bundle import Bundle, open_bundle
 from .engine import EngineOptions
-from .errors import Cancelled, DitedgeError
+from .errors import Cancelled, DitedgeError, NotFiniteError
 from .generate import Progress, generate
 from .programs import Program
 from .sampler import Sampler
@@ -12,6 +12,7 @@ __all__ = [
     "Cancelled",
     "DitedgeError",
     "EngineOptions",
+    "NotFiniteError",
     "Program",
     "Progress",
     "Sampler",

@@ -5,11 +5,17 @@ DitedgeError                 exit code 2, one line, no traceback
 ├── ProgramError             a sampler table or its settings make no sense
 ├── RequestError             labels, seeds, guidance or files that do not fit the bundle
 ├── EngineError              an engine library is missing, or refuses the graph
+├── NotFiniteError           pictures overflowed; those that did not come with it; exit code 1
 └── CheckpointError          a checkpoint that cannot be read as a DiT
 Cancelled                    sampling stopped because the caller asked for it
 
 Anything else that is raised is a bug and keeps its traceback. Messages name the file, the value and the remedy.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 
 class DitedgeError(Exception):
@@ -30,6 +36,29 @@ class RequestError(DitedgeError):
 
 class EngineError(DitedgeError):
     """An engine library is missing, or refuses the graph."""
+
+
+@dataclass(frozen=True)
+class BrokenImage:
+    """A picture whose numbers are infinite or not numbers."""
+
+    index: int
+    label: int
+    seed: int | None  # None: its noise was given
+    step: int | None  # the first after which it was so, from 1 on; None: nobody looked
+
+
+class NotFiniteError(DitedgeError):
+    """Pictures overflowed.
+
+    images: which. results: what `generate` would have returned; of the broken ones pictures are black, latents as they
+    are. summary: of `run_bundle`, which has written the good ones.
+    """
+
+    def __init__(self, message: str, images: tuple[BrokenImage, ...], results: Any) -> None:
+        super().__init__(message)
+        self.images, self.results = images, results
+        self.summary: dict[str, Any] = {}
 
 
 class CheckpointError(DitedgeError):

@@ -14,7 +14,8 @@ import numpy as np
 
 from .bundle import Bundle
 from .engine import EngineOptions
-from .errors import RequestError
+from .errors import BrokenImage, RequestError
+from .finite import FirstBroken, broken_images, not_finite, not_finite_error
 from .process import check_process
 from .programs import Program
 from .sampler import GivenNoise, NoiseSource, Sampler, SeededNoise, StepEvent
@@ -47,6 +48,7 @@ def generate(
     options: EngineOptions | None = None,
     sampler: Sampler | None = None,
     force_program: bool = False,
+    check_finite: bool = False,
 ) -> np.ndarray:
     """Samples one image per (label, seed).
 
@@ -62,8 +64,10 @@ def generate(
         cancel: set it from another thread to stop before the next step.
         sampler: loaded engines to use again; None loads them for this call.
         force_program: run a program that was made for another prediction, other betas or other timesteps all the same.
+        check_finite: look for numbers that are not finite after every step, not only after the last one.
 
-    Raises: RequestError (arguments that do not fit the bundle), EngineError, Cancelled.
+    Raises: RequestError (arguments that do not fit the bundle), EngineError, Cancelled; NotFiniteError when pictures
+        overflowed: it holds the others.
     """
     program = program or bundle.program()
     guidance = bundle.manifest.defaults.guidance if guidance is None else guidance
@@ -75,28 +79,51 @@ def generate(
         check_process(program.name, program.process, bundle.manifest, remedy)
     opened = nullcontext(sampler) if sampler is not None else Sampler(bundle, options)
     total, results = program.steps * -(-len(labels) // batch), []
+    broken: list[BrokenImage] = []
     with opened as engines:
         if output == "images":
             engines.load("decoder")  # fails now, not after minutes of sampling
         for first in range(0, len(labels), batch):
             part = slice(first, first + batch)
+            seen = FirstBroken(len(labels[part])) if check_finite else None
+            done = program.steps * (first // batch)
             latents = engines.latents(
                 program,
                 list(labels[part]),
                 guidance,
                 _noise_of(bundle, seeds, noise, part),
-                on_step=on_progress and _step_callback(on_progress, program.steps * (first // batch), total, first),
+                on_step=_step_callback(on_progress, done, total, first, seen),
                 cancel=cancel,
                 away_from=list(away_from[part]) if away_from is not None else None,
             )
-            results.append(engines.images(latents) if output == "images" else latents)
+            bad = not_finite(latents)
+            results.append(_images(engines, latents, bad) if output == "images" else latents)
+            broken += broken_images(bad, first, labels, None if noise else seeds, seen.step if seen else None)
+    if broken:
+        raise not_finite_error(bundle, broken, np.concatenate(results))
     return np.concatenate(results)
 
 
+def _images(engines: Sampler, latents: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    """Pictures of a batch; those that are `bad` [B] are black: no decoder is asked what NaN looks like."""
+    images = engines.images(np.where(bad[:, None, None, None], np.float32(0), latents))
+    images[bad] = 0
+    return images
+
+
 def _step_callback(
-    on_progress: Callable[[Progress], None], done: int, total: int, first: int
-) -> Callable[[StepEvent], None]:
-    return lambda event: on_progress(Progress(done + event.step, total, first, event.latents, event.state))
+    on_progress: Callable[[Progress], None] | None, done: int, total: int, first: int, seen: FirstBroken | None
+) -> Callable[[StepEvent], None] | None:
+    """None when nobody watches: a device runs ahead then."""
+    if on_progress is None:
+        return seen.on_step if seen is not None else None
+
+    def on_step(event: StepEvent) -> None:
+        if seen is not None:
+            seen.on_step(event)
+        on_progress(Progress(done + event.step, total, first, event.latents, event.state))
+
+    return on_step
 
 
 def _noise_of(bundle: Bundle, seeds: Sequence[int], noise: GivenNoise | None, part: slice) -> NoiseSource:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ditedge import __version__
 
 from .bundle import Bundle, open_bundle
 from .engine import options_for
-from .errors import RequestError
+from .errors import NotFiniteError, RequestError
 from .files import check_writable, sha256_of_file, write_tensors
 from .generate import Progress, generate, read_noise
 from .images import check_metadata_fits, grid, picture_bytes, picture_format, write_picture
@@ -57,6 +57,7 @@ class RunRequest:
     batch: int = 8
     threads: int = 0
     spin: bool = False
+    check_finite: bool = False  # after every step
     provider: str = "cpu"
     noise: Path | None = None
     save_latents: Path | None = None
@@ -91,7 +92,11 @@ class _Plan:
 def run_bundle(
     request: RunRequest, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
-    """Samples, writes every file asked for, and returns the summary. on_progress: (steps done, steps in all)."""
+    """Samples, writes every file asked for, and returns the summary. on_progress: (steps done, steps in all).
+
+    When pictures overflowed it raises NotFiniteError, with the summary, after the good ones were written: a grid has
+    the others black, a folder has no file of them.
+    """
     request, plan = _plan(request)
     trajectory: list[np.ndarray] = []
 
@@ -108,7 +113,7 @@ def run_bundle(
             sampler.load(graph)  # loading is not sampling: keep it out of the timing
         previews = _previews(request, plan, sampler)
         start = time.perf_counter()
-        latents = generate(
+        latents, broken = _latents(
             plan.bundle,
             plan.labels,
             plan.seeds,
@@ -121,21 +126,26 @@ def run_bundle(
             on_progress=on_step,
             sampler=sampler,
             force_program=True,  # looked at when the request was
+            check_finite=request.check_finite,
         )
+        bad = [image.index for image in broken.images] if broken is not None else []
         images = None
         if plan.out is not None:
-            parts = [latents[i : i + request.batch] for i in range(0, len(latents), request.batch)]
+            shown = latents.copy()
+            shown[bad] = 0
+            parts = [shown[i : i + request.batch] for i in range(0, len(latents), request.batch)]
             pictures = sampler.preview if plan.rough else sampler.images
             images = np.concatenate([pictures(part) for part in parts])
+            images[bad] = 0
         seconds = time.perf_counter() - start
     written = [*previews.written] if previews is not None else []
     written += _write_tensor_files(request, plan, latents, trajectory)
-    if images is not None:
-        written += _write_images(request, plan, images)
+    if images is not None and len(bad) < len(images):
+        written += _write_images(request, plan, images, skip=bad)
     if request.save_program:
         write_program(plan.program, request.save_program)
         written.append(request.save_program)
-    return {
+    summary = {
         "bundle": str(plan.bundle.folder),
         "bundle_sha256": plan.bundle.sha256,
         "images": len(plan.labels),
@@ -150,7 +160,20 @@ def run_bundle(
         "seconds_per_image": seconds / len(plan.labels),
         "written": [str(path) for path in written],
         "rough": plan.rough and plan.out is not None,
+        "not_finite": [asdict(image) for image in broken.images] if broken is not None else [],
     }
+    if broken is not None:
+        broken.summary = summary
+        raise broken
+    return summary
+
+
+def _latents(*arguments: Any, **options: Any) -> tuple[np.ndarray, NotFiniteError | None]:
+    """What `generate` makes, and what it says of pictures that overflowed."""
+    try:
+        return generate(*arguments, **options), None
+    except NotFiniteError as error:
+        return error.results, error
 
 
 def _plan(request: RunRequest) -> tuple[RunRequest, _Plan]:
@@ -281,14 +304,22 @@ def _write_tensor_files(
 
 
 def _write_images(
-    request: RunRequest, plan: _Plan, images: np.ndarray, step: int | None = None, first: int = 0
+    request: RunRequest,
+    plan: _Plan,
+    images: np.ndarray,
+    step: int | None = None,
+    first: int = 0,
+    skip: Sequence[int] = (),
 ) -> list[Path]:
-    """The pictures, or the previews of a step: then of the first images only, those before `first` written already."""
+    """The pictures, or the previews of a step: then of the first images only, those before `first` written already.
+
+    skip: pictures that get no file of their own.
+    """
     kind = plan.out.kind if plan.out is not None else "picture"
     place = plan.out.path if plan.out is not None else request.save_latents or request.save_trajectory
     assert place is not None
     if kind == "folder":
-        return _write_each(request, plan, place, images, step, first)
+        return _write_each(request, plan, place, images, step, sorted({*range(first, len(images))} - {*skip}))
     metadata = _metadata(request, plan, slice(0, len(images)), step)
     if kind == "npz" and step is None:
         arrays = {"images": images, "y": np.array(plan.labels), "ditedge": np.array(json.dumps(metadata))}
@@ -307,11 +338,11 @@ def _write_images(
 
 
 def _write_each(
-    request: RunRequest, plan: _Plan, folder: Path, images: np.ndarray, step: int | None, first: int
+    request: RunRequest, plan: _Plan, folder: Path, images: np.ndarray, step: int | None, chosen: Sequence[int]
 ) -> list[Path]:
     """One PNG per image, named by its place, class and seed."""
     digits, written = len(str(len(plan.labels) - 1)), []
-    for i in range(first, len(images)):
+    for i in chosen:
         path = folder / f"{i:0{max(4, digits)}d}-class{plan.labels[i]}-seed{plan.seeds[i]}.png"
         path = path if step is None else preview_path(path, step)
         write_picture(path, images[i], _metadata(request, plan, slice(i, i + 1), step))

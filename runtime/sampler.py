@@ -122,8 +122,9 @@ def step_tables(
     away_from: per sample, the class to guide away from instead of the null class (a "negative prompt").
     Raises RequestError when guidance is asked of a model without null class and there is no class to guide away from.
     """
-    if not np.isfinite(guidance):
-        raise RequestError(f"guidance {guidance} is not a finite number")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(np.array([guidance, 1 - guidance], dtype=np.float32)).all():
+            raise RequestError(f"guidance {guidance:g} is not a finite number in float32")
     guided = program.guided & (guidance != 1.0)
     baselines = [model.null_class if other is None else other for other in away_from or [None] * len(labels)]
     if guided.any() and None in baselines:
@@ -255,6 +256,7 @@ class Sampler:
 
     def preview(self, latents: np.ndarray) -> np.ndarray:
         """latents [B, C, H, W] float32 -> uint8 [B, h, w, 1 or 3]: by the bundle's projection, else by its decoder."""
+        latents = np.where(np.isfinite(latents), latents, np.float32(0))  # no number has no colour
         projection = self.bundle.manifest.preview
         if projection is None:
             return self.images(latents)

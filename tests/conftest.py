@@ -62,3 +62,23 @@ def gray_bundle(golden_bundle, tmp_path: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(golden_bundle("gray1_cfg"), tmp_path / "gray"))
+
+
+def overheat(bundle: Path, label: int) -> Path:
+    """Makes class `label` of a bundle overflow from the first step on: its row of the label embedding is infinite."""
+    import onnx
+    from onnx import numpy_helper
+
+    from ditedge.runtime.files import sha256_of_file
+
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    path, rows = bundle / "conditioner.onnx", manifest["model"]["num_classes"] + 1
+    model = onnx.load(path)
+    (table,) = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 2 and tensor.dims[0] == rows]
+    values = numpy_helper.to_array(table).copy()
+    values[label] = float("inf")
+    table.CopyFrom(numpy_helper.from_array(values, table.name))
+    onnx.save(model, path)
+    manifest["files"][path.name] = {"sha256": sha256_of_file(path), "bytes": path.stat().st_size}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return bundle

@@ -16,10 +16,11 @@ from safetensors.numpy import load_file
 
 from ditedge.runtime import Cancelled, EngineOptions, Program, Sampler, device_loop, engine_trt, generate, open_bundle
 from ditedge.runtime.bundle import Bundle
+from ditedge.runtime.errors import NotFiniteError
 from ditedge.runtime.programs import with_x0_slot
 from ditedge.runtime.sampler import GivenNoise, SeededNoise
 from ditedge.runtime.verify import relative_error, replay
-from tests.conftest import CASES, GOLDEN, golden_case
+from tests.conftest import CASES, GOLDEN, golden_case, overheat
 from tests.runtime.gpu_double import DoubleError, DoubleGpu, write_plans
 
 TOLERANCE = 1e-5  # float32 against the reference's float32, as on ONNX Runtime: measured at most 2.4e-6
@@ -490,3 +491,19 @@ def test_shapes_outside_the_profile_reach_no_context(plan_bundle, gpu: DoubleGpu
     bundle = plan_bundle("gray1_cfg")
     with pytest.raises(DoubleError, match="outside the profile"), plans(bundle) as device:
         latents(bundle, device, bundle.program(steps=3), labels=[1] * 9, seeds=list(range(9)), batch=9)
+
+
+@pytest.mark.parametrize(("watched", "step"), [(True, 1), (False, None)])
+def test_an_image_that_overflows_is_named_and_the_others_come_with_it(
+    plan_bundle, gray_bundle: Path, gpu: DoubleGpu, watched: bool, step: int | None
+) -> None:
+    hot = overheat(gray_bundle, 3)
+    write_plans(hot)
+    healthy = plan_bundle("gray1_cfg")
+    with plans(healthy) as sampler:
+        expected = latents(healthy, sampler, healthy.program())
+    bundle = open_bundle(hot)
+    with plans(bundle) as sampler, pytest.raises(NotFiniteError) as caught:
+        latents(bundle, sampler, bundle.program(), check_finite=watched)
+    assert [(image.index, image.label, image.step) for image in caught.value.images] == [(0, 3, step), (2, 3, step)]
+    same(caught.value.results[[1, 3, 4]], expected[[1, 3, 4]])
