@@ -217,7 +217,7 @@ class Manifest(_Strict):
         for golden in self.golden:
             if golden.program not in self.programs:
                 raise ValueError(f"golden program '{golden.program}' is not in programs")
-        check_graphs(self.model, self.graphs)
+        check_graphs(self.model, {str(name): graph for name, graph in self.graphs.items()})
         return self
 
 
