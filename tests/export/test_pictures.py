@@ -43,7 +43,7 @@ def latent3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ExportOptions(heads=2, pixels=False)
     notes: list[str] = []
     bundle_from_checkpoint(small_dit(folder / "m.safetensors", 3), folder / "b", options, note=notes.append)
-    assert len(notes) == 1 and "3 x 8 x 8" in notes[0] and "ditedge add-decoder" in notes[0]
+    assert [note for note in notes if "3 x 8 x 8" in note and "ditedge add-decoder" in note]
     return folder / "b"
 
 
