@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .bundle import Bundle
+from .int8_kernels import integer_kernels
 from .programs import read_program
 
 
@@ -35,13 +36,27 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "model": manifest.model.model_dump(),
         "schedule": manifest.schedule.model_dump() if manifest.schedule else None,
         "labels": manifest.labels,
+        "quantization": manifest.quantization.model_dump() if manifest.quantization else None,
         "graphs": graphs,
         "programs": programs,
         "defaults": manifest.defaults.model_dump(),
         "golden": [golden.model_dump() for golden in manifest.golden],
         "files": {name: info.model_dump() for name, info in manifest.files.items()},
         "bytes": sum(info.bytes for info in manifest.files.values()),
+        **_int8_here(bundle),
     }
+
+
+def _int8_here(bundle: Bundle) -> dict[str, Any]:
+    """What an integer step graph is worth on the processor at hand; nothing for others."""
+    quantization = bundle.manifest.quantization
+    if quantization is None or quantization.precision != "int8" or quantization.form != "onnxruntime":
+        return {}
+    try:
+        kernels = integer_kernels()
+    except ImportError:
+        return {}
+    return {"int8_here": {"kernels": kernels.name, "worth": kernels.worth}}
 
 
 def _shape(shape: list[int | str]) -> str:

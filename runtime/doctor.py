@@ -7,6 +7,7 @@ import platform
 from dataclasses import dataclass
 
 from .engine_ort import PROVIDERS, library_refusal
+from .int8_kernels import integer_kernels
 
 # distribution -> (what it is for, how to get it)
 PACKAGES = {
@@ -40,7 +41,7 @@ def examine() -> list[Finding]:
     for name, (purpose, remedy) in PACKAGES.items():
         version = _version(name)
         findings.append(Finding(name, version, purpose, "" if version else remedy))
-    return findings + _providers()
+    return findings + _int8() + _providers()
 
 
 def _version(distribution: str) -> str:
@@ -48,6 +49,14 @@ def _version(distribution: str) -> str:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def _int8() -> list[Finding]:
+    try:
+        kernels = integer_kernels()
+    except ImportError:
+        return []
+    return [Finding("int8 kernels", kernels.name, f"int8: {kernels.worth}", "")]
 
 
 def _providers() -> list[Finding]:

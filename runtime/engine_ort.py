@@ -61,8 +61,6 @@ class OrtEngine:
             raise EngineError(f"onnxruntime is installed but cannot be loaded: {_first_line(error)}") from None
         settings = session_settings(options)
         settings.enable_cpu_mem_arena = settings.enable_mem_pattern = options.keep_buffers
-        if integer_sums_saturate():
-            settings.add_session_config_entry(*EXACT_SUMS)
         providers = _providers(options.provider, onnxruntime.get_available_providers())
         try:
             with redirect_stdout(sys.stderr):  # the package prints what it thinks of missing libraries
@@ -92,7 +90,7 @@ class OrtEngine:
 
 
 def session_settings(options: EngineOptions) -> Any:
-    """SessionOptions for whatever opens a graph: threads held to the processors at hand, quiet."""
+    """SessionOptions for whatever opens a graph: threads held to the processors at hand, exact sums, quiet."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -100,6 +98,8 @@ def session_settings(options: EngineOptions) -> Any:
     for pool in ("intra_op", "inter_op"):
         settings.add_session_config_entry(f"session.{pool}.allow_spinning", "1" if options.spin else "0")
     settings.log_severity_level = 3  # errors only: they are raised as well
+    if integer_sums_saturate():
+        settings.add_session_config_entry(*EXACT_SUMS)
     if options.provider != "cpu":
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return settings
