@@ -12,7 +12,7 @@ help:
 	@echo "make test       set up and run the tests (make test-slow: the rest; make test-gpu: what needs a GPU)"
 	@echo "make check      lint, typing, test"
 	@echo "make cpp        libditedge, the C and C++ runtime (TENSORRT_ROOT=/usr: with plans)"
-	@echo "make fuzz       five minutes of hostile manifests, programs, build records, graphs; make test-aarch64: under qemu"
+	@echo "make fuzz       five minutes of hostile manifests, programs, build records, graphs; make test-aarch64, test-avx2: under qemu"
 	@echo "make clean      remove .venv and $(BUILD)"
 
 $(BIN)/python:
@@ -75,7 +75,7 @@ clean:
 	rm -rf .venv $(BUILD)
 
 # The C++ runtime (runtime/cpp, docs/embedding.md). `make test` builds and tests it too, where there is a compiler.
-.PHONY: cpp fuzz test-aarch64
+.PHONY: cpp fuzz test-aarch64 test-avx2
 FUZZ_SECONDS ?= 300
 cpp:  # TENSORRT_ROOT=/usr adds the engine for plans (CUDA_ROOT where CUDA is not in /usr/local/cuda)
 	tools/fetch_cpp_headers.sh
@@ -102,3 +102,6 @@ fuzz: $(DEMO)/fashion/manifest.json  # manifests, programs, build records, graph
 
 test-aarch64: $(DEMO)/fashion/manifest.json $(VENV)/test.stamp
 	tools/test_aarch64.sh $(BIN)/python $(CURDIR)/$(DEMO)/fashion
+
+test-avx2: $(DEMO)/fashion/manifest.json $(VENV)/test.stamp  # int8 on the kernels of a processor without VNNI
+	tools/test_avx2.sh $(BIN)/python $(CURDIR)/$(DEMO)/fashion
