@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from capi_ctypes import Ditedge
 
 ROOT = Path(__file__).resolve().parents[2]
 Build = Callable[..., Path]
@@ -97,3 +98,16 @@ def onnxruntime_library() -> Path:
     if not found:
         pytest.skip("this onnxruntime package has no libonnxruntime.so")
     return found[0]
+
+
+@pytest.fixture
+def opened(built: Path, onnxruntime_library: Path):
+    handles: list[Ditedge] = []
+
+    def make(bundle: Path) -> Ditedge:
+        handles.append(Ditedge(built / "libditedge.so", bundle, onnxruntime_library, threads=2))
+        return handles[-1]
+
+    yield make
+    for handle in handles:
+        handle.close()

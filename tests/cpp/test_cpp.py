@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import subprocess
+import tarfile
 import textwrap
 import threading
 import time
@@ -42,19 +43,6 @@ LOOPS = [
     for loop in golden_case(case)["loops"]
     if loop["name"] != "ddpm250_nocfg"
 ]
-
-
-@pytest.fixture
-def opened(built: Path, onnxruntime_library: Path):
-    handles: list[Ditedge] = []
-
-    def make(bundle: Path) -> Ditedge:
-        handles.append(Ditedge(built / "libditedge.so", bundle, onnxruntime_library, threads=2))
-        return handles[-1]
-
-    yield make
-    for handle in handles:
-        handle.close()
 
 
 def program_of(bundle_folder: Path, loop: dict) -> Program:
@@ -884,17 +872,21 @@ def test_installed_package(build, golden_bundle, onnxruntime_library: Path, tmp_
     assert (tmp_path / "shared.pgm").read_bytes() == (tmp_path / "static.pgm").read_bytes()
     packages, unpacked = tmp_path / "packages", tmp_path / "unpacked"
     subprocess.run(["cpack", "-B", packages], cwd=ROOT / "build/cpp-package-shared", check=True, capture_output=True)
-    assert list(packages.glob("ditedge-0.1.0-*.tar.gz"))
+    (archive,) = packages.glob("ditedge-0.1.0-*.tar.gz")
+    with tarfile.open(archive) as files:
+        names = {Path(name).name for name in files.getnames()}
+    assert {"copyright", "third-party-licenses.txt", "ditedge.h", "ditedge-run"} <= names
     if shutil.which("dpkg-deb"):
         (deb,) = packages.glob("ditedge_0.1.0_*.deb")
         subprocess.run(["dpkg-deb", "-x", deb, unpacked], check=True)
-        (library,) = unpacked.rglob("libditedge.so.0")
+        for name in ("copyright", "third-party-licenses.txt"):
+            (text,) = unpacked.rglob(name)
+            assert "Permission is hereby granted" in text.read_text()
         assert list(unpacked.rglob("ditedge.h")) and list(unpacked.rglob("ditedge-config.cmake"))
         (command,) = unpacked.rglob("ditedge-run")
         picture = tmp_path / "deb.png"
         request = ["--bundle", golden_bundle("gray1_cfg"), "--class", "3", "--seed", "7", "-o", picture]
-        found = {"LD_LIBRARY_PATH": str(library.parent)}
-        subprocess.run([command, *request], env=environment | found, check=True, capture_output=True)
+        subprocess.run([command, *request], env=environment, check=True, capture_output=True)  # finds its library
         with Image.open(picture) as image, Image.open(tmp_path / "shared.pgm") as same:
             assert np.array_equal(np.array(image), np.array(same))
 

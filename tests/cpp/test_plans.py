@@ -24,6 +24,7 @@ from ditedge.runtime.verify import relative_error
 from tests.conftest import GOLDEN
 from tests.cpp.plan_text import with_cpp_plans
 from tests.cpp.test_cpp import BUNDLE, CANCELLED, ENGINE, LOOPS, NO_DEVICE, REQUEST, ROOT, TOLERANCE, program_of
+from tests.cpp.test_guards import check_one_bad_image
 
 LABELS, SEEDS = [3, 1, 3, 9, 0], [11, 12, 13, 14, 15]
 
@@ -201,6 +202,10 @@ def test_cancel_leaves_the_sampler_usable(opened, double: Double, plan_bundle, w
     assert caught.value.status == CANCELLED
     again = handle.generate(LABELS, SEEDS, images=False, program=b"ddim-25")
     assert relative_error(again, by_python(bundle)) < TOLERANCE
+
+
+def test_an_image_that_is_not_finite(opened, plan_bundle) -> None:
+    check_one_bad_image(opened(plan_bundle("gray1_cfg")))
 
 
 def test_memory_stays_bounded(opened, double: Double, plan_bundle) -> None:

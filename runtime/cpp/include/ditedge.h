@@ -111,7 +111,7 @@ typedef struct ditedge_params {
     int64_t preview_every;
     uint64_t request;      /* the caller's number for this call, for ditedge_cancel_request; 0: none */
     int32_t check_finite;  /* not 0: look for infinity and NaN after every step, not only after the last one */
-    int32_t other_process; /* not 0: take a program_file that was made for another diffusion process */
+    int32_t other_process; /* not 0: take a program that was made for another prediction, other betas or timesteps */
 } ditedge_params;
 
 /* Any thread. "0.1.0" */

@@ -48,12 +48,6 @@ ModelInfo read_model(const Field& field) {
         field.at(key).integer(1, kHuge);
     field.at("learned_variance").boolean();
     field.at("prediction").one_of({"epsilon", "x0", "v", "flow-to-data"});
-    if (field.has("timestep_range")) {
-        const Field range = field.at("timestep_range");
-        const std::vector<Field> ends = range.elements(2);
-        if (ends.size() != 2) range.fail("expected two numbers");
-        for (const Field& end : ends) end.number();
-    }
     if (field.has("frequency_divisor")) field.at("frequency_divisor").integer(1, kHuge);
     if (field.has("mlp_norm_eps")) field.at("mlp_norm_eps").number_between(0, 1);
     if (field.has("mlp_ratio")) field.at("mlp_ratio").number_between(0, 1024);
@@ -69,26 +63,14 @@ ModelInfo read_model(const Field& field) {
     return model;
 }
 
-void check_schedule(const Field& root) {
-    const Field schedule = root.at("schedule");
-    const bool flow = root.at("model").at("prediction").text() == "flow-to-data";
-    if (schedule.null() != flow) root.fail("a flow model has no schedule, and every other model has one");
-    if (flow) return;
-    const std::string kind = schedule.at("kind").one_of({"linear", "scaled_linear", "cosine", "given"});
-    const std::int64_t steps = schedule.at("steps").integer(1, kMaxSteps);
-    for (const char* end : {"beta_start", "beta_end"}) {
-        const bool given = schedule.has(end) && !schedule.at(end).null();
-        if (given) schedule.at(end).number_between(0, 1);
-        if (given != (kind == "linear" || kind == "scaled_linear")) schedule.fail(std::string(end) + " belongs to linear betas, and only to them");
-    }
-    const bool listed = schedule.has("betas") && !schedule.at("betas").null();
-    if (listed != (kind == "given")) schedule.fail("betas are listed for kind 'given', and only for it");
-    if (listed) {
-        const std::vector<Field> betas = schedule.at("betas").elements(kMaxSteps);
-        if (static_cast<std::int64_t>(betas.size()) != steps) schedule.fail("expected as many betas as steps");
-        for (const Field& beta : betas) beta.number_between(0, 1);
-    }
-    if (schedule.has("zero_terminal_snr")) schedule.at("zero_terminal_snr").boolean();
+Process read_process_of_model(const Field& root) {
+    const Field model = root.at("model"), schedule = root.at("schedule");
+    Process process;
+    process.prediction = model.at("prediction").text();
+    if (schedule.null() != (process.prediction == "flow-to-data")) root.fail("a flow model has no schedule, and every other model has one");
+    if (model.has("timestep_range")) process.timestep_range = read_timestep_range(model.at("timestep_range"));
+    process.schedule = read_schedule(schedule);
+    return process;
 }
 
 void check_quantization(const Field& field) {
@@ -328,7 +310,7 @@ Manifest manifest_from_json(const std::string& text, const std::string& place) {
 
     Manifest manifest{};
     manifest.model = read_model(root.at("model"));
-    check_schedule(root);
+    manifest.process = read_process_of_model(root);
     if (root.has("quantization")) check_quantization(root.at("quantization"));
     if (root.has("vae")) check_vae(root.at("vae"), manifest.model.in_channels);
     if (root.has("preview")) manifest.preview = read_preview(root.at("preview"), manifest.model.in_channels);

@@ -41,6 +41,7 @@ struct ImageSize {
 
 struct Manifest {
     ModelInfo model;
+    Process process;
     std::vector<std::string> labels;
     std::map<std::string, GraphInfo> graphs;
     std::map<std::string, std::string> programs;  // name -> file

@@ -272,6 +272,7 @@ void generate(ditedge_sampler& sampler, const ditedge_params& params, bool image
     ditedge::Program program = params.program_file != nullptr ? ditedge::read_program(params.program_file)
                                                               : bundle.program(params.program);
     const std::int64_t slots = program.slots;
+    if (program.process && params.other_process == 0) check_process(program.name, *program.process, bundle.manifest.process);
     check_noise(bundle, program, params);
     check_memory(bundle, program, params);
     const Call call(sampler, params.request);

@@ -26,7 +26,7 @@ public:
         if (value_ != nullptr) release_(value_);
     }
     T* get() const { return value_; }
-    T** fill() { return &value_; }  // once
+    T** fill() { return &value_; }
 
 private:
     void (*release_)(T*);
@@ -38,13 +38,44 @@ struct Library {
     const OrtApi* api;
     OrtEnv* env;
     std::string version, path;
+    bool exact_sums = true;  // of products of uint8 and int8
 };
+
+// x [1, 4] uint8 MatMulInteger w [4, 1] int8, all 127 -> y int32, as an ONNX file: PROBE_GRAPH of runtime/engine_ort.py.
+constexpr char kProbeGraph[] =
+    "\x08\x05:X\n\x18\n\x01x\n\x01w\x12\x01y\"\rMatMulInteger\x12\x01g*\x0f\x08\x04\x08\x01\x10\x03*\x04\x7f\x7f\x7f\x7f"
+    "B\x01wZ\x13\n\x01x\x12\x0e\n\x0c\x08\x02\x12\x08\n\x02\x08\x01\n\x02\x08\x04"
+    "b\x13\n\x01y\x12\x0e\n\x0c\x08\x06\x12\x08\n\x02\x08\x01\n\x02\x08\x01"
+    "B\x04\n\x00\x10\n";
 
 void check(const OrtApi* api, OrtStatus* status, const std::string& what) {
     if (status == nullptr) return;
     std::string message = api->GetErrorMessage(status);
     api->ReleaseStatus(status);
     fail_engine(what + ": " + message.substr(0, message.find('\n')).substr(0, 300));
+}
+
+// On x86 without VNNI, pairs of products are added in 16 bits, which end at 32767. The library is asked, not the processor.
+bool sums_are_exact(const OrtApi* api, OrtEnv* env) {
+    const auto ok = [&](OrtStatus* status) { check(api, status, "the probe of integer sums"); };
+    Owned<OrtSessionOptions> settings(api->ReleaseSessionOptions);
+    Owned<OrtSession> session(api->ReleaseSession);
+    Owned<OrtMemoryInfo> memory(api->ReleaseMemoryInfo);
+    Owned<OrtValue> x(api->ReleaseValue), y(api->ReleaseValue);
+    ok(api->CreateSessionOptions(settings.fill()));
+    ok(api->SetIntraOpNumThreads(settings.get(), 1));
+    ok(api->CreateSessionFromArray(env, kProbeGraph, sizeof kProbeGraph - 1, settings.get(), session.fill()));
+    ok(api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, memory.fill()));
+    std::uint8_t numbers[4] = {255, 255, 255, 255};
+    std::int32_t sum = 0;
+    const std::int64_t x_shape[] = {1, 4}, y_shape[] = {1, 1};
+    ok(api->CreateTensorWithDataAsOrtValue(memory.get(), numbers, sizeof numbers, x_shape, 2, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, x.fill()));
+    ok(api->CreateTensorWithDataAsOrtValue(memory.get(), &sum, sizeof sum, y_shape, 2, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, y.fill()));
+    const char* const input = "x";
+    const char* const output = "y";
+    const OrtValue* const given = x.get();
+    ok(api->Run(session.get(), nullptr, &input, &given, 1, &output, 1, y.fill()));
+    return sum == 4 * 255 * 127;
 }
 
 Library load_library(const std::string& wanted) {
@@ -59,6 +90,7 @@ Library load_library(const std::string& wanted) {
         fail_engine("ONNX Runtime " + library.version + " is too old: version 1." + std::to_string(ORT_API_VERSION) +
                     " or later is needed");
     check(library.api, library.api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "ditedge", &library.env), opened.path);
+    library.exact_sums = sums_are_exact(library.api, library.env);
     return library;
 }
 
@@ -86,6 +118,7 @@ public:
         ok(api_->CreateSessionOptions(settings.fill()));
         ok(api_->SetIntraOpNumThreads(settings.get(), bounded_threads(options.threads)));
         set(settings.get(), "session.intra_op.allow_spinning", options.spinning ? "1" : "0");
+        if (!library(options.library).exact_sums) set(settings.get(), "session.x64quantprecision", "1");
         ok(api_->SetSessionLogSeverityLevel(settings.get(), 3));
         ok(api_->CreateRunOptions(run_options_.fill()));
         if (!keep_buffers) {

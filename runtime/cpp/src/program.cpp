@@ -35,6 +35,7 @@ Program program_from_json(const std::string& text, const std::string& place) {
     root.at("version").integer(1, 1);
     root.at("made").items(kMaxSteps);  // for people; that it is an object is all that counts
     Program program;
+    if (root.has("process") && !root.at("process").null()) program.process = read_process(root.at("process"));
     program.name = root.at("name").text();
     program.init_scale = root.at("init_scale").number();
     program.x0_bound = root.at("x0_bound").number();

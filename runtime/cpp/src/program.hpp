@@ -3,8 +3,11 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include "process.hpp"
 
 namespace ditedge {
 
@@ -19,6 +22,7 @@ struct Program {
     std::vector<double> mix;        // [N, K, K + 2]
     std::vector<bool> guided;       // [N]
     double x0_bound = 0, init_scale = 0;
+    std::optional<Process> process;  // what it was made for; none: not known
 
     bool draws_noise(std::int64_t step) const;  // its mix has a non-zero noise column
 };
