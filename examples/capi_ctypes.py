@@ -31,7 +31,7 @@ class Options(c.Structure):
     _fields_ = [
         ("size", c.c_size_t),
         *[(n, c.c_char_p) for n in ("engine", "provider", "library")],
-        *[(n, c.c_int32) for n in ("threads", "device", "spinning", "tf32")],
+        *[(n, c.c_int32) for n in ("threads", "device", "spin", "tf32")],
     ]
 
 

@@ -68,10 +68,10 @@ typedef struct ditedge_sampler_options {
     const char* provider; /* of ONNX Runtime: "cpu" (NULL), "cuda" or a provider's full name */
     const char* library;  /* path of the engine's shared library; NULL: $DITEDGE_ONNXRUNTIME or $DITEDGE_TENSORRT, then the
                            * system's. CUDA's runtime is $DITEDGE_CUDART, or the system's */
-    int32_t threads;      /* 0: the engine chooses. Never more than the processors that this process may use, by its
+    int32_t threads;      /* 0: one for each core. Never more than the processors that this process may use, by its
                            * affinity and its container's CPU quota: a larger number means all of them */
     int32_t device;       /* CUDA device number */
-    int32_t spinning;     /* not 0: ONNX Runtime's idle threads spin, which is quicker by a little and keeps them busy */
+    int32_t spin;     /* not 0: ONNX Runtime's idle threads spin, which is quicker by a little and keeps them busy */
     int32_t tf32;         /* not 0: CUDA may round float32 products to 10 bits of fraction (TF32), for speed */
 } ditedge_sampler_options;
 

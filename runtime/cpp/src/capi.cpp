@@ -76,7 +76,7 @@ bool ends_at_a_field(std::size_t size) {
         ends.insert(ends.end(), {AT(num_classes), AT(null_class), AT(latent_channels), AT(latent_height), AT(latent_width),
                                  AT(image_height), AT(image_width), AT(image_channels), AT(default_guidance)});
     else if constexpr (std::is_same_v<T, ditedge_sampler_options>)
-        ends.insert(ends.end(), {AT(engine), AT(provider), AT(library), AT(threads), AT(device), AT(spinning), AT(tf32)});
+        ends.insert(ends.end(), {AT(engine), AT(provider), AT(library), AT(threads), AT(device), AT(spin), AT(tf32)});
     else
         ends.insert(ends.end(), {AT(count), AT(labels), AT(seeds), AT(away_from), AT(guidance), AT(program), AT(program_file),
                                  AT(batch), AT(initial_noise), AT(step_noise), AT(step_noise_bytes), AT(on_progress),
@@ -453,7 +453,7 @@ ditedge_status ditedge_sampler_open(const ditedge_bundle* bundle, const ditedge_
         const ditedge::EngineOptions chosen{given.engine != nullptr ? given.engine : "onnxruntime",
                                             given.provider != nullptr ? given.provider : "cpu",
                                             given.library != nullptr ? given.library : "", given.threads, given.device,
-                                            given.spinning != 0, given.tf32 != 0};
+                                            given.spin != 0, given.tf32 != 0};
         auto opened = std::make_unique<ditedge_sampler>();
         opened->bundle = bundle->bundle;
         opened->loop = ditedge::open_loop(bundle->bundle, chosen);

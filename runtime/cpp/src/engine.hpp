@@ -59,7 +59,7 @@ inline const TensorInfo* find_tensor(const std::vector<TensorInfo>& promised, co
 struct EngineOptions {
     std::string engine = "onnxruntime", provider = "cpu", library;
     int threads = 0, device = 0;
-    bool spinning = false, tf32 = false;
+    bool spin = false, tf32 = false;
 };
 
 // Opens the engine of one graph. keep_buffers: between runs; quicker for many runs of one shape, false halves the memory

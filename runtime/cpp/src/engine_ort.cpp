@@ -116,8 +116,8 @@ public:
           memory_(api_->ReleaseMemoryInfo), run_options_(api_->ReleaseRunOptions) {
         Owned<OrtSessionOptions> settings(api_->ReleaseSessionOptions);
         ok(api_->CreateSessionOptions(settings.fill()));
-        ok(api_->SetIntraOpNumThreads(settings.get(), bounded_threads(options.threads)));
-        set(settings.get(), "session.intra_op.allow_spinning", options.spinning ? "1" : "0");
+        ok(api_->SetIntraOpNumThreads(settings.get(), thread_count(options.threads)));
+        set(settings.get(), "session.intra_op.allow_spinning", options.spin ? "1" : "0");
         if (!library(options.library).exact_sums) set(settings.get(), "session.x64quantprecision", "1");
         ok(api_->SetSessionLogSeverityLevel(settings.get(), 3));
         ok(api_->CreateRunOptions(run_options_.fill()));
@@ -130,8 +130,8 @@ public:
         add_external(settings.get(), bytes);
         ok(api_->CreateSessionFromArray(library(options.library).env, bytes.graph.data(), bytes.graph.size(), settings.get(), session_.fill()));
         if (!provider.empty() && !places_.empty() && places_.find("[" + provider + "]") == std::string::npos)
-            fail_engine(file_ + ": nothing of it would run on provider '" + options.provider + "', but on " + places_ +
-                        ": use that one, or a library of ONNX Runtime for this device");
+            fail_engine(file_ + ": provider '" + options.provider + "' takes no node of this graph, so all of it would run on " +
+                        (places_ == "[CPUExecutionProvider]" ? "the CPU: use cpu" : places_));
         ok(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, memory_.fill()));
         check_tensors(info.inputs, true);
         check_tensors(info.outputs, false);

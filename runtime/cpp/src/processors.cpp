@@ -1,13 +1,15 @@
 #include "processors.hpp"
 
 #include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <numeric>
+#include <set>
 #include <string>
 #include <thread>
+#include <vector>
 
 namespace ditedge {
 namespace {
@@ -34,15 +36,21 @@ double smallest_quota(const fs::path& hierarchy, const std::string& path) {
     return least;
 }
 
-int processors_by_affinity() {
+// The numbers of the processors that the operating system lets this process run on.
+std::vector<int> allowed() {
+    std::vector<int> numbers;
     cpu_set_t set;
-    const int counted = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;  // fails above 1024 processors
-    return counted > 0 ? counted : static_cast<int>(std::thread::hardware_concurrency());
+    if (sched_getaffinity(0, sizeof set, &set) == 0) {
+        for (int i = 0; i < CPU_SETSIZE; ++i)
+            if (CPU_ISSET(i, &set)) numbers.push_back(i);
+    } else {  // more than 1,024 processors
+        numbers.resize(std::max(1u, std::thread::hardware_concurrency()));
+        std::iota(numbers.begin(), numbers.end(), 0);
+    }
+    return numbers;
 }
 
-}  // namespace
-
-int usable_processors(const fs::path& root) {
+int within_quota(std::size_t processors, const fs::path& root) {
     double quota = INFINITY;
     std::ifstream groups(root / "proc/self/cgroup");  // lines of "4:cpu,cpuacct:/path" (version 1) and "0::/path"
     for (std::string line; std::getline(groups, line);) {
@@ -56,14 +64,24 @@ int usable_processors(const fs::path& root) {
                 quota = std::min(quota, smallest_quota(root / "sys/fs/cgroup" / name, path));
         }
     }
-    const int processors = std::max(1, processors_by_affinity());
-    return quota < processors ? std::max(1, static_cast<int>(std::ceil(quota))) : processors;
+    const bool bounded = quota < static_cast<double>(processors);
+    return std::max(1, bounded ? static_cast<int>(std::ceil(quota)) : static_cast<int>(processors));
 }
 
-int bounded_threads(int wanted) {
-    const int usable = usable_processors();
-    if (wanted == 0) return usable < sysconf(_SC_NPROCESSORS_ONLN) ? usable : 0;
-    return std::min(wanted, usable);
+}  // namespace
+
+int usable_processors(const fs::path& root) { return within_quota(allowed().size(), root); }
+
+int thread_count(int wanted, const fs::path& root) {
+    if (wanted != 0) return std::min(wanted, usable_processors(root));
+    std::set<std::string> cores;
+    for (const int number : allowed()) {
+        const std::string name = "cpu" + std::to_string(number);
+        std::ifstream file(root / "sys/devices/system/cpu" / name / "topology/thread_siblings_list");
+        std::string siblings;
+        cores.insert(std::getline(file, siblings) ? siblings : name);
+    }
+    return within_quota(cores.size(), root);
 }
 
 }  // namespace ditedge

@@ -1,4 +1,4 @@
-// How many processors this process may use: more threads than that only wait for each other.
+// How many processors this process may use (runtime/processors.py): more threads than that only wait for each other.
 #pragma once
 
 #include <filesystem>
@@ -6,11 +6,11 @@
 namespace ditedge {
 
 // By affinity and by the CPU quotas of the process's control groups (versions 1 and 2), rounded up; at least 1.
-// `root` is "/", or a copy of /proc/self/cgroup and /sys/fs/cgroup in a test.
+// `root` is "/", or a folder with a copy of /proc/self/cgroup and /sys.
 int usable_processors(const std::filesystem::path& root = "/");
 
-// The number of threads to ask an engine for: at most the usable processors; 0 (the engine's choice) stays 0 where this
-// process may use all of the machine.
-int bounded_threads(int wanted);
+// Threads for an engine: `wanted`, at most the usable processors; 0 is one for each core that may be used (two processors
+// of one core share its arithmetic).
+int thread_count(int wanted, const std::filesystem::path& root = "/");
 
 }  // namespace ditedge
