@@ -317,7 +317,7 @@ BAD = {
     "custom model nowhere": (export("--model", "no_such:build"), "No module named 'no_such'"),
     "custom model and heads": (export("--model", "json:loads", "--heads", 2), "leave --heads"),
     "custom model that is none": (export("--model", "json:dumps"), "the factory failed"),
-    "a vae for a model of pixels": (export("--heads", 2, "--vae", GOLDEN), "makes pixels"),
+    "a vae for a model of pixels": (export("--heads", 2, "--pixels", "--vae", GOLDEN), "a model of pixels has no VAE"),
     "no such vae": (latent_export("--vae", "nowhere"), "nowhere does not exist"),
     "a vae folder without config": (latent_export("--vae", GOLDEN), "has no config.json"),
     "a vae that is a DiT": (latent_export("--vae", GRAY), "not the decoder of an AutoencoderKL"),

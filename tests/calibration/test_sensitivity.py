@@ -24,7 +24,7 @@ def test_contributions_add_up_to_the_drift(golden_bundle, tmp_path: Path) -> Non
     program = bundle.program("ddim-10")
     layers = [f"blocks.{i}.{x}" for i in range(bundle.manifest.model.depth) for x in ("attn.qkv", "mlp.fc1", "mlp.fc2")]
     coarse = layer_sensitivities(bundle, program, layers, lambda m, l: blockwise_int4(m, l, "tensorrt"), 4)
-    fine = layer_sensitivities(bundle, program, layers, lambda m, l: dynamic_int8(m, l, "per-token"), 8)
+    fine = layer_sensitivities(bundle, program, layers, dynamic_int8, 8)
     assert {entry.layer for entry in coarse} == {entry.layer for entry in fine} == set(layers)
     assert [entry.gain for entry in coarse] == sorted((entry.gain for entry in coarse), reverse=True)
     by_name = {entry.layer: entry.contribution for entry in fine}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ditedge.calibration.stopwatch import isolated
+from ditedge.calibration.stopwatch import bundle_contender
+from ditedge.runtime import EngineOptions
 
 
 @pytest.mark.parametrize(
@@ -19,9 +20,7 @@ def test_nothing_runs_from_the_working_folder(planted: str, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    settings = '{"provider": "cpu", "threads": 1, "batch": 1, "guidance": 1}'
-    done = subprocess.run(
-        isolated("ditedge.calibration.stopwatch", ["no-bundle", settings]), capture_output=True, text=True
-    )
+    command = bundle_contender(Path("no-bundle"), EngineOptions(), batch=1, guidance=1.0)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert "does not exist" in done.stdout, done.stderr
     assert not (tmp_path / "ran").exists()
