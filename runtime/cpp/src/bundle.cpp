@@ -83,6 +83,7 @@ void check_quantization(const Field& field) {
     if (!smoothing.null() && !(smoothing.number() >= 0 && smoothing.number() <= 1)) smoothing.fail("is not between 0 and 1");
     for (const Field& name : field.at("kept").elements(kMaxSteps)) name.text();
     field.at("conditioner").one_of({"float32", "int8"});
+    if (field.has("decoder") && !field.at("decoder").null()) field.at("decoder").one_of({"int8"});
     field.at("source_bundle").sha256();
     if (!calibration.null()) calibration.sha256();
 }
