@@ -378,7 +378,7 @@ BAD = {
         run("--count", 10**6, "--steps", 1000, "--save-trajectory", "t.npz"),
         "give a smaller --count",
     ),
-    "a class of 5,000 digits": (run("--class", "9" * 5000), "(5000 characters)"),
+    "a class of 5,000 digits": (run("--class", "9" * 5000), "characters) the model has classes 0 to 9"),
     "a respacing of 5,000 digits": (run("--sampler", "ddim", "--respacing", "ddim" + "9" * 5000), "is not 'N'"),
     "a name of 300 letters": (lambda f: ["run", "--engine", f / "gray", "-o", "n" * 300 + ".png"], "name too long"),
     "noise of the wrong shape": (
