@@ -61,7 +61,8 @@ def config_from_shapes(state: dict[str, Tensor], settings: Settings, asked: Aske
         "hidden_size": hidden, "depth": depth, "patch_size": patch, "in_channels": channels, "input_size": size,
         "learn_sigma": outputs == 2 * channels,
     }  # fmt: skip
-    _check_settings(settings, actual, rows, mlp, factor)
+    sure = asked.factor or (factor if channels == 4 else None)  # one channel may be a VAE's latents, too
+    _check_settings(settings, actual, rows, mlp, sure)
     heads, why_heads = _heads(asked.heads, settings, hidden, depth)
     null_class, why_null = _null_class(asked.null_class, settings, rows)
     config = DiTConfig(
