@@ -884,9 +884,12 @@ def test_installed_package(build, golden_bundle, onnxruntime_library: Path, tmp_
     if shutil.which("dpkg-deb"):
         (deb,) = packages.glob("ditedge_0.1.0_*.deb")
         subprocess.run(["dpkg-deb", "-x", deb, unpacked], check=True)
-        for name in ("copyright", "third-party-licenses.txt"):
+        for name, words in (
+            ("copyright", "Apache License"),
+            ("third-party-licenses.txt", "Permission is hereby granted"),
+        ):
             (text,) = unpacked.rglob(name)
-            assert "Permission is hereby granted" in text.read_text()
+            assert words in text.read_text()
         assert list(unpacked.rglob("ditedge.h")) and list(unpacked.rglob("ditedge-config.cmake"))
         (command,) = unpacked.rglob("ditedge-run")
         picture = tmp_path / "deb.png"
