@@ -77,9 +77,10 @@ clean:
 # The C++ runtime (runtime/cpp, docs/embedding.md). `make test` builds and tests it too, where there is a compiler.
 .PHONY: cpp fuzz test-aarch64 test-avx2
 FUZZ_SECONDS ?= 300
-cpp:  # TENSORRT_ROOT=/usr adds the engine for plans (CUDA_ROOT where CUDA is not in /usr/local/cuda)
+cpp:  # TENSORRT_ROOT=/usr adds the engine for plans (CUDA_ROOT where CUDA is not in /usr/local/cuda). Ubuntu: ONNXRUNTIME_ROOT
 	tools/fetch_cpp_headers.sh
 	cmake -S runtime/cpp -B $(BUILD)/cpp -DCMAKE_BUILD_TYPE=Release -DDITEDGE_HEADERS=$(CURDIR)/$(BUILD)/cpp-headers \
+	  $(if $(ONNXRUNTIME_ROOT),-DONNXRUNTIME_ROOT=$(ONNXRUNTIME_ROOT) -UONNXRUNTIME_INCLUDE) \
 	  $(if $(TENSORRT_ROOT),-DTENSORRT_ROOT=$(TENSORRT_ROOT)) $(if $(CUDA_ROOT),-DCUDA_ROOT=$(CUDA_ROOT))
 	cmake --build $(BUILD)/cpp --parallel
 

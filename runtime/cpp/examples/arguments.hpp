@@ -1,4 +1,4 @@
-// Command lines of the examples: --name VALUE pairs.
+// Command lines of the examples: --name VALUE pairs, and names alone of options that are "off".
 #pragma once
 
 #include <map>
@@ -23,11 +23,15 @@ public:
 
     // known: every option with its default
     Arguments(int argc, char** argv, std::map<std::string, std::string> known) : values(std::move(known)) {
-        for (int i = 1; i < argc; i += 2) {
+        for (int i = 1; i < argc; ++i) {
             const auto found = values.find(argv[i]);
             if (found == values.end()) throw std::invalid_argument(std::string("unknown option ") + argv[i]);
+            if (found->second == "off" || found->second == "on") {
+                found->second = "on";
+                continue;
+            }
             if (i + 1 == argc) throw std::invalid_argument(std::string(argv[i]) + " needs a value");
-            found->second = argv[i + 1];
+            found->second = argv[++i];
         }
     }
     static bool ask_for_help(int argc, char** argv) {
@@ -35,6 +39,7 @@ public:
     }
     const std::string& text(const char* name) const { return values.at(name); }
     const char* text_or_null(const char* name) const { return text(name).empty() ? nullptr : text(name).c_str(); }
+    bool on(const char* name) const { return text(name) == "on"; }
     // 0 to `most`
     unsigned long long whole(const char* name, unsigned long long most) const {
         const auto value = convert(name, [](const std::string& s, std::size_t* n) { return std::stoull(s, n); });

@@ -20,8 +20,9 @@ const char kUsage[] =
     "usage: ditedge-run --bundle FOLDER --class LABEL[;LABEL...] [--seed 0] [--program NAME | --program-file FILE]\n"
     "                   [--guidance G] [--batch 8] [-o out.png] [--latents FILE.f32]\n"
     "                   [--engine onnxruntime|tensorrt|tensorrt-rtx] [--provider cpu] [--device 0]\n"
-    "                   [--library PATH OF THE ENGINE'S LIBRARY] [--threads 0]\n"
-    "Image i has seed + i. Images that become infinite or NaN are black, and the exit code is 2.\n"
+    "                   [--library PATH OF THE ENGINE'S LIBRARY] [--threads 0] [--spin]\n"
+    "                   [--check-finite] [--force-program]\n"
+    "Image i has seed + i. Images that overflow are black, and the exit code is 1 (--check-finite: at which step).\n"
     "examples: ditedge-run --bundle build/demo/fashion --class 'Bag;Ankle boot' --seed 7 -o bag.png\n"
     "          ditedge-run --bundle build/demo/fashion --class Bag --engine tensorrt      (plans: ditedge build)\n";
 
@@ -113,7 +114,7 @@ std::string complaint(const Generate& generate) {
     }
 }
 
-void run(const Arguments& arguments) {
+int run(const Arguments& arguments) {
     if (arguments.text("--bundle").empty() || arguments.text("--class").empty()) throw std::invalid_argument("--bundle and --class are needed");
     const ditedge::api::Bundle bundle(arguments.text("--bundle"));
     std::vector<std::int64_t> labels;
@@ -128,6 +129,7 @@ void run(const Arguments& arguments) {
     options.provider = arguments.text_or_null("--provider");
     options.library = arguments.text_or_null("--library");
     options.threads = static_cast<std::int32_t>(arguments.whole("--threads", INT32_MAX));
+    options.spin = arguments.on("--spin");
     options.device = static_cast<std::int32_t>(arguments.whole("--device", INT32_MAX));
     ditedge::api::Sampler sampler(bundle, options);
     ditedge_params params = ditedge::api::default_params();
@@ -137,6 +139,7 @@ void run(const Arguments& arguments) {
     params.program_file = arguments.text_or_null("--program-file");
     params.batch = static_cast<std::int64_t>(arguments.whole("--batch", 4096));
     if (!arguments.text("--guidance").empty()) params.guidance = arguments.number("--guidance");
+    params.check_finite = arguments.on("--check-finite"), params.other_process = arguments.on("--force-program");
     params.on_progress = show;
     std::string bad;
     if (!arguments.text("--latents").empty()) {
@@ -152,7 +155,8 @@ void run(const Arguments& arguments) {
         write_file(arguments.text("-o"), png.data(), png.size());
         std::cout << arguments.text("-o") << '\n';
     }
-    if (!bad.empty()) throw std::runtime_error(bad);
+    if (!bad.empty()) std::cerr << "error: " << bad << '\n';
+    return bad.empty() ? 0 : 1;
 }
 
 }  // namespace
@@ -160,9 +164,10 @@ void run(const Arguments& arguments) {
 int main(int argc, char** argv) {
     if (Arguments::ask_for_help(argc, argv)) return std::cout << kUsage, 0;
     try {
-        run(Arguments(argc, argv, {{"--bundle", ""}, {"--class", ""}, {"--seed", "0"}, {"--program", ""}, {"--program-file", ""}, {"--guidance", ""},
+        return run(Arguments(argc, argv, {{"--bundle", ""}, {"--class", ""}, {"--seed", "0"}, {"--program", ""}, {"--program-file", ""}, {"--guidance", ""},
                                    {"--batch", "8"}, {"-o", "out.png"}, {"--latents", ""}, {"--engine", ""},
-                                   {"--provider", "cpu"}, {"--library", ""}, {"--threads", "0"}, {"--device", "0"}}));
+                                   {"--provider", "cpu"}, {"--library", ""}, {"--threads", "0"}, {"--device", "0"},
+                                   {"--spin", "off"}, {"--check-finite", "off"}, {"--force-program", "off"}}));
     } catch (const std::invalid_argument& error) {
         std::cerr << error.what() << '\n' << kUsage;
         return 2;
@@ -170,5 +175,4 @@ int main(int argc, char** argv) {
         std::cerr << "error: " << error.what() << '\n';
         return 2;
     }
-    return 0;
 }

@@ -35,8 +35,8 @@ TensorInfo read_tensor(const Field& field) {
 }
 
 GraphInfo read_graph(const Field& field) {
-    GraphInfo graph{field.at("file").text(), {}, {}};
-    if (field.has("precision")) field.at("precision").one_of({"float32", "float16", "bfloat16"});
+    GraphInfo graph{field.at("file").text(), {}, {}, true};
+    if (field.has("precision")) graph.float32 = field.at("precision").one_of({"float32", "float16", "bfloat16"}) == "float32";
     for (const Field& tensor : field.at("inputs").elements(kMaxTensors)) graph.inputs.push_back(read_tensor(tensor));
     for (const Field& tensor : field.at("outputs").elements(kMaxTensors)) graph.outputs.push_back(read_tensor(tensor));
     return graph;

@@ -21,6 +21,7 @@ namespace ditedge {
 struct GraphInfo {
     std::string file;
     std::vector<TensorInfo> inputs, outputs;
+    bool float32 = true;  // not 16 bit
 };
 
 struct ModelInfo {

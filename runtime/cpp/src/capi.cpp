@@ -206,24 +206,41 @@ private:
     ditedge_sampler& sampler_;
 };
 
-// Images with an infinite number or NaN in their latents.
-struct Failures {
-    std::int64_t count = 0, first = -1, step = 0;  // of the first one, and where it began; 0: not known
-};
-
 bool finite(const float* numbers, std::size_t count) {
     return std::all_of(numbers, numbers + count, [](float number) { return std::isfinite(number); });
 }
 
-[[noreturn]] void fail_not_finite(const Bundle& bundle, const Failures& failures, std::int64_t label, std::int64_t steps) {
-    const auto& names = bundle.manifest.labels;
-    const auto index = static_cast<std::size_t>(label);
-    const std::string name = label >= 0 && index < names.size() ? ", " + names[index] : "";
-    const std::string place = failures.step > 0 ? "at step " + std::to_string(failures.step) + " of " + std::to_string(steps) : "at the end";
-    const std::string others = failures.count > 1 ? ", and " + std::to_string(failures.count - 1) + " more of the images" : "";
-    throw Error(DITEDGE_ERROR_NOT_FINITE, "image " + std::to_string(failures.first) + " (class " + std::to_string(label) + name +
-                                              ") is infinite or NaN " + place + others);
-}
+// Images with an infinite number or NaN (runtime/finite.py).
+class Overflows {
+public:
+    // step: after which it was so; 0: nobody looked.
+    void add(const Bundle& bundle, const ditedge_params& params, std::int64_t image, std::int64_t step) {
+        if (++count_ > kNamed) return;
+        const std::int64_t label = params.labels[image];
+        const auto& names = bundle.manifest.labels;
+        const bool named = static_cast<std::uint64_t>(label) < names.size();
+        text_ += (count_ > 1 ? ", " : "") + ("image " + std::to_string(image)) + " (class " + std::to_string(label) +
+                 (label == bundle.manifest.model.null_class ? " no class" : named ? " " + names[static_cast<std::size_t>(label)] : "");
+        if (params.initial_noise == nullptr) text_ += ", seed " + std::to_string(params.seeds[image]);
+        text_ += step > 0 ? ", from step " + std::to_string(step) + " on)" : ")";
+    }
+    // Throws Error (not finite) if there are any.
+    void check(const Bundle& bundle, const ditedge_params& params) const {
+        if (count_ == 0) return;
+        bool precise = true;
+        for (const auto& graph : bundle.manifest.graphs) precise = precise && graph.second.float32;
+        throw Error(DITEDGE_ERROR_NOT_FINITE,
+                    std::to_string(count_) + " of " + std::to_string(params.count) + " pictures overflowed: " + text_ +
+                        (count_ > kNamed ? ", and " + std::to_string(count_ - kNamed) + " more" : "") +
+                        (precise ? "; try less guidance, or verify the bundle" : "; use the float32 bundle, or bf16") +
+                        (params.check_finite == 0 ? "; check_finite says at which step it begins" : ""));
+    }
+
+private:
+    static constexpr std::int64_t kNamed = 4;  // images that a sentence names
+    std::int64_t count_ = 0;
+    std::string text_;
+};
 
 // latents, `stride` numbers apart, by the bundle's projection (else its decoder) -> pictures
 void preview(ditedge_sampler& sampler, const ditedge_params& params, const float* latents, std::size_t stride,
@@ -281,7 +298,7 @@ void generate(ditedge_sampler& sampler, const ditedge_params& params, bool image
     const std::size_t latent = bundle.latent_count();
     const std::int64_t batches = (params.count + params.batch - 1) / params.batch;
     std::vector<float> latents, shown;
-    Failures failures;
+    Overflows overflows;
     for (std::int64_t first = 0; first < params.count; first += params.batch) {
         const std::int64_t batch = std::min(params.batch, params.count - first);
         const auto size = static_cast<std::size_t>(batch);
@@ -330,12 +347,12 @@ void generate(ditedge_sampler& sampler, const ditedge_params& params, bool image
         for (std::size_t b = 0; b < size; ++b) {
             good[b] = finite(latents.data() + b * latent, latent);
             if (good[b]) continue;
-            if (failures.count++ == 0) failures.first = first + static_cast<std::int64_t>(b), failures.step = began[b];
+            overflows.add(bundle, params, first + static_cast<std::int64_t>(b), began[b]);
             std::fill_n(latents.data() + b * latent, latent, 0.0f);
         }
         write(static_cast<std::size_t>(first), good, latents.data());
     }
-    if (failures.count > 0) fail_not_finite(bundle, failures, params.labels[failures.first], program.steps);
+    overflows.check(bundle, params);
 }
 
 }  // namespace
