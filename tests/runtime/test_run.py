@@ -189,6 +189,18 @@ def test_without_a_decoder_a_run_ends_in_latents_and_a_rough_picture(
     assert not summary["rough"] and summary["written"] == [str(tmp_path / "l.npz")]
 
 
+def test_more_pictures_than_memory_are_refused_before_the_work(
+    golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 steps of 8 x 8 float32 and two pictures of 64 bytes: 5,248 bytes an image, on a machine of 1 MB."""
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PHYS_PAGES": 250, "SC_PAGE_SIZE": 4000}[name])
+    run = ["run", "--engine", golden_bundle("gray1_cfg"), "--save-trajectory", tmp_path / "t.npz"]
+    result = ditedge(*run, "-o", tmp_path / "a.png", "--count", 191)
+    assert result.exit_code == 2 and "give a smaller --count, such as 95" in result.stderr, result.output
+    assert list(tmp_path.iterdir()) == []
+    assert ditedge(*run, "-o", tmp_path / "a.png", "--count", 2).exit_code == 0
+
+
 # --- pictures from anywhere -----------------------------------------------------------------------------------------
 
 
