@@ -20,11 +20,12 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from ..runtime.errors import RequestError
 from .int8 import SMALLEST_SCALE, quantised_weight, zero_points
 from .linears import Linear, constant, insert, require_opset
 
 FP8_LARGEST = 448.0  # of E4M3 (Micikevicius et al. 2022, arXiv:2209.05433)
-BLOCK_SIZES = (128, 64, 32)  # of INT4 weights, along the input channels
+BLOCK_SIZES = (128, 64, 32, 16)  # of INT4 weights, along the input channels
 
 
 def static_int8(model: Any, linears: list[Linear], amax: dict[str, float], per_channel: bool = True) -> None:
@@ -57,6 +58,11 @@ def blockwise_int4(model: Any, linears: list[Linear], runtime: str) -> None:
     """
     for linear in linears:
         block = block_size(linear.features[0])
+        if runtime == "onnxruntime" and block not in BLOCK_SIZES:
+            raise RequestError(
+                f"{linear.name} has {linear.features[0]} input channels, and ONNX Runtime's int4 takes multiples of "
+                f"{BLOCK_SIZES[-1]}: leave it in float32 (--keep-layer {linear.name})"
+            )
         weight, scale = _int4_blocks(linear.matrix, block)
         if runtime == "onnxruntime":
             _matmul_nbits(model, linear, weight, scale, block)

@@ -13,6 +13,7 @@ from ditedge.calibration import int8 as int8_module
 from ditedge.calibration.limits import CEILINGS, DEFAULT_GATES, gate_or_default
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.export import convert_bundle
+from ditedge.runtime import open_bundle
 from ditedge.runtime.errors import BundleError, RequestError
 from ditedge.runtime.manifest import GoldenInfo
 from ditedge.runtime.verify import LARGEST_ERROR, Replay
@@ -120,3 +121,14 @@ def test_a_conversion_that_changes_nothing_is_refused(
     with pytest.raises(RequestError, match="--max-error 0.9 is not above 0 and at most 0.35"):
         convert_bundle(golden_bundle("gray1_cfg"), tmp_path / "half", "fp16", max_error=0.9)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_int4_of_odd_widths(golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model 48 wide has blocks of 16; what no block divides is named before ONNX Runtime refuses the graph."""
+    bundle = open_bundle(golden_bundle("pixel3_no_null_class"))
+    assert bundle.manifest.model.hidden_size == 48
+    manifest = quantize_bundle(bundle.folder, tmp_path / "int4", QuantizeOptions("int4"))
+    assert max(golden.tolerance for golden in manifest.golden) < CEILINGS["int4"]
+    monkeypatch.setattr("ditedge.calibration.qdq.BLOCK_SIZES", (128, 64, 32))
+    with pytest.raises(RequestError, match=r"blocks\.0\.attn\.qkv has 48 input channels.*--keep-layer blocks\.0"):
+        quantize_bundle(bundle.folder, tmp_path / "none", QuantizeOptions("int4"))
