@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,16 @@ import onnx_ir as ir
 
 from ..runtime.bundle import Bundle
 from ..runtime.engine import Engine, EngineOptions, open_engine
+from ..runtime.programs import Program
 from ..runtime.report import Report, silent
-from ..runtime.sampler import Sampler, SeededNoise
+from ..runtime.sampler import Sampler, SeededNoise, StepEvent, step_tables
 from .precision import float_inputs, float_outputs, low_nodes, save_graph
 
 FLOAT16_MAX = 65504.0
 MARGIN = 2.0  # a scan sees some trajectories, not all: what comes within a factor of 2 is kept in float32 too
 CLASSES = 4
 LARGE_MODEL = 200_000_000  # parameters above which the short golden program is scanned, not the default one
+SCAN_FLOPS = 2e13  # of single steps: a minute or two on two cores; all classes of S/2, 30 of XL/2's 1,000
 
 
 class _Recorder:
@@ -26,12 +28,13 @@ class _Recorder:
 
     def __init__(self, engine: Engine, names: list[str]) -> None:
         self.engine, self.names, self.inputs = engine, names, engine.inputs
-        self.largest = np.zeros(len(names), np.float32)
+        self.largest = self.last = np.zeros(len(names), np.float32)  # over all runs; of the last run
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
         found = np.empty(len(self.names), np.float32)
         self.engine.run(inputs, {**outputs, "ditedge_maxima": found})
-        self.largest = np.maximum(self.largest, np.where(np.isnan(found), np.inf, found))
+        self.last = np.where(np.isnan(found), np.float32(np.inf), found)
+        self.largest = np.maximum(self.largest, self.last)
 
     def close(self) -> None:
         self.engine.close()
@@ -40,7 +43,8 @@ class _Recorder:
 def overflow_scan(bundle: Bundle, folder: Path, report: Report = silent) -> dict[str, dict[str, float]]:
     """Graph -> tensor -> largest |value|, of every tensor that float16 would hold. folder: for temporary files.
 
-    Runs a whole program of several classes, guided where the model can be.
+    Runs a whole program of several classes, guided where the model can be. Then one step at each extreme of the program
+    of every other class, or of those whose conditioning is largest where all would take too long. It reports which.
     """
     info, manifest = bundle.manifest.model, bundle.manifest
     large = info.parameters > LARGE_MODEL and manifest.golden
@@ -51,13 +55,102 @@ def overflow_scan(bundle: Bundle, folder: Path, report: Report = silent) -> dict
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         recorders = {name: _recorder(bundle.graph_file(name), Path(scratch)) for name in ("conditioner", "step")}
         with Sampler(bundle, engines=recorders) as sampler:
-            for seed, label in enumerate(labels):  # one at a time: the graph's every tensor is alive until the end
-                sampler.latents(program, [label], manifest.defaults.guidance, SeededNoise([seed], shape))
-                report("looking for float16 overflows, class by class", seed + 1, len(labels))
+            rows = extreme_rows(program)
+            states = _initial_states(program, rows, shape)
+
+            def scan_trajectory(label: int) -> None:  # one at a time: the graph's every tensor is alive until the end
+                noise = SeededNoise([label], shape)
+                sampler.latents(program, [label], manifest.defaults.guidance, noise, _keep(states))
+
+            for count, label in enumerate(labels):
+                scan_trajectory(label)
+                report("looking for float16 overflows, class by class", count + 1, len(labels))
+            hot, others = _scan_single_steps(sampler, program, states, set(labels), recorders["step"], report)
+            for count, label in enumerate(hot):  # what is large in a step makes the next ones larger
+                scan_trajectory(label)
+                report("looking for float16 overflows, classes that exceed it", count + 1, len(hot))
+            timesteps, whole = ", ".join(f"{program.timestep[row]:g}" for row in rows), sorted(labels + hot)
+            report(f"scanned trajectories of class {', '.join(map(str, whole))}; at timestep {timesteps}: {others}")
         for name, recorder in recorders.items():
             seen = zip(recorder.names, recorder.largest.tolist(), strict=True)
             maxima[name] = dict(seen) | _weight_maxima(bundle.graph_file(name))
     return maxima
+
+
+def extreme_rows(program: Program) -> list[int]:
+    """The first and the last step, and those of the largest sigma / alpha and of the most noise added."""
+    noise = np.abs(program.mix[:, 0, -1]) * np.exp(program.log_sigma.sum(axis=1))
+    return sorted({0, program.steps - 1, int(np.abs(program.x0_from[:, 1]).argmax()), int(noise.argmax())})
+
+
+def _initial_states(program: Program, rows: list[int], shape: tuple[int, int, int]) -> dict[int, np.ndarray]:
+    """Row -> [1, K, C, H, W] that its step reads: noise at the first, else what a trajectory will leave."""
+    states = {row: np.zeros((1, program.slots, *shape), np.float32) for row in rows}
+    states[0][:, 0] = SeededNoise([0], shape).initial() * np.float32(program.init_scale)
+    return states
+
+
+def _keep(states: dict[int, np.ndarray]) -> Callable[[StepEvent], None]:
+    """Keeps of a running trajectory what the steps in `states` will read."""
+
+    def on_step(event: StepEvent) -> None:
+        if event.step in states:
+            states[event.step] = event.state.copy()
+
+    return on_step
+
+
+def _scan_single_steps(
+    sampler: Sampler,
+    program: Program,
+    states: dict[int, np.ndarray],
+    done: set[int],
+    recorder: _Recorder,
+    report: Report,
+) -> tuple[list[int], str]:
+    """One evaluation of each class at each row of `states` -> the first that exceed float16 anew; which, in words.
+
+    What a step reads at the last row is a picture of another class, as large as its own would be if all goes well.
+    """
+    hot: dict[int, None] = {}
+    known = _exceeds(recorder.largest)
+    info, rows = sampler.bundle.manifest.model, sorted(states)
+    largest = _conditioning(sampler, program.timestep[rows])
+    tokens = (info.input_size // info.patch_size) ** 2
+    affordable = max(1, int(SCAN_FLOPS / (2 * info.parameters * tokens * len(rows))))
+    order = [label for label in np.argsort(-largest, kind="stable").tolist() if label not in done]
+    chosen, step = order[:affordable], sampler.engine("step")
+    for count, label in enumerate(chosen):
+        tables = step_tables(program, info, [label], 1.0)
+        for row, modulation in zip(rows, _modulation(sampler, program.timestep[rows], label), strict=True):
+            state = states[row]
+            inputs: dict[str, np.ndarray] = {"state": state, "modulation": modulation[None]}
+            inputs |= {"noise": np.zeros_like(state[:, 0]), **tables.inputs(row)}
+            step.run(inputs, {"next_state": np.empty_like(state)})
+            if (_exceeds(recorder.last) & ~known).any():
+                hot[label] = None
+        report("looking for float16 overflows, a step of each class", count + 1, len(chosen))
+    if len(chosen) == len(order):
+        said = f"all {info.num_classes} classes"
+    else:
+        said = f"the {len(chosen)} of {info.num_classes} classes with the largest conditioning, for want of time"
+    return [*hot][:CLASSES], said
+
+
+def _conditioning(sampler: Sampler, timesteps: np.ndarray) -> np.ndarray:
+    """Each class's largest |modulation| at these timesteps, [num_classes]; infinite for what is no number."""
+    classes = np.arange(sampler.bundle.manifest.model.num_classes)
+    largest = [np.abs(_modulation(sampler, timesteps, label)).max() for label in classes.tolist()]
+    return np.nan_to_num(np.array(largest), nan=np.inf)
+
+
+def _modulation(sampler: Sampler, timesteps: np.ndarray, label: int) -> np.ndarray:
+    """[T, M] float32 of one class at T timesteps."""
+    width = int(sampler.bundle.manifest.graphs["conditioner"].outputs[0].shape[1])
+    out = np.empty((len(timesteps), width), np.float32)
+    pairs = {"timestep": timesteps.astype(np.float32), "label": np.full(len(timesteps), label, np.int64)}
+    sampler.engine("conditioner").run(pairs, {"modulation": out})
+    return out
 
 
 def largest_while_decoding(path: Path, latents: np.ndarray, scratch: Path) -> dict[str, float]:
@@ -74,7 +167,12 @@ def largest_while_decoding(path: Path, latents: np.ndarray, scratch: Path) -> di
 
 
 def too_large(maxima: Mapping[str, float]) -> frozenset[str]:
-    return frozenset(name for name, value in maxima.items() if not value * MARGIN <= FLOAT16_MAX)
+    return frozenset(name for name, value in maxima.items() if _exceeds(np.array(value)))
+
+
+def _exceeds(largest: np.ndarray) -> np.ndarray:
+    """Where magnitudes are beyond float16, or near it; NaN is."""
+    return ~(largest * MARGIN <= FLOAT16_MAX)
 
 
 def _recorder(path: Path, scratch: Path) -> _Recorder:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -64,8 +65,11 @@ def gray_bundle(golden_bundle, tmp_path: Path) -> Path:
     return Path(shutil.copytree(golden_bundle("gray1_cfg"), tmp_path / "gray"))
 
 
-def overheat(bundle: Path, label: int) -> Path:
-    """Makes class `label` of a bundle overflow from the first step on: its row of the label embedding is infinite."""
+def overheat(bundle: Path, label: int, factor: float | None = None) -> Path:
+    """Makes class `label` of a bundle overflow from the first step on: its row of the label embedding is infinite.
+
+    factor: the row is only so much larger.
+    """
     import onnx
     from onnx import numpy_helper
 
@@ -76,7 +80,7 @@ def overheat(bundle: Path, label: int) -> Path:
     model = onnx.load(path)
     (table,) = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 2 and tensor.dims[0] == rows]
     values = numpy_helper.to_array(table).copy()
-    values[label] = float("inf")
+    values[label] = float("inf") if factor is None else values[label] * np.float32(factor)
     table.CopyFrom(numpy_helper.from_array(values, table.name))
     onnx.save(model, path)
     manifest["files"][path.name] = {"sha256": sha256_of_file(path), "bytes": path.stat().st_size}

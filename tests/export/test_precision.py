@@ -184,6 +184,39 @@ def test_planted_overflow(tmp_path: Path) -> None:
         assert not np.isfinite(replay(sampler, sampler.bundle.manifest.golden[0]).error[-1])
 
 
+@pytest.mark.parametrize(("label", "flops"), [(5, 2e13), (7, 2e13), (5, 1.0)])
+def test_a_class_that_no_trajectory_visits(
+    golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: int, flops: float
+) -> None:
+    """One class of ten overflows float16: it is found, kept in float32, and its picture is what it was.
+
+    flops 1: there is time for one class only, and it is the one with the largest conditioning.
+    """
+    from ditedge.export import overflow
+    from tests.conftest import overheat
+
+    monkeypatch.setattr(overflow, "SCAN_FLOPS", flops)
+    source = overheat(Path(shutil.copytree(golden_bundle("gray1_cfg"), tmp_path / "hot")), label, 1e5)
+    said: list[str] = []
+    convert_bundle(source, tmp_path / "half", "fp16", report=lambda what, done=0, total=0: said.append(what))
+    (scanned,) = [line for line in said if line.startswith("scanned")]
+    assert ("all 10 classes" if flops > 1 else "the 1 of 10 classes with the largest conditioning") in scanned, scanned
+    assert f"class {', '.join(map(str, sorted([0, 3, 6, 9, label])))};" in scanned
+    assert any("kept in float32" in line for line in said)
+    labels, program = [label, 0], {"program": open_bundle(source).program(steps=3), "output": "latents"}
+    half, full = (generate(open_bundle(tmp_path / name), labels, [1, 2], **program) for name in ("half", "hot"))
+    assert np.isfinite(full).all() and np.linalg.norm(half - full) <= 2e-2 * np.linalg.norm(full)
+
+
+def test_extremes_of_programs(golden_bundle) -> None:
+    from ditedge.export.overflow import extreme_rows
+
+    bundle = open_bundle(golden_bundle("gray1_cfg"))
+    assert extreme_rows(bundle.program(sampler="ddim", steps=6)) == [0, 5]
+    rows = extreme_rows(bundle.program(sampler="euler-ancestral", steps=6))
+    assert rows[0] == 0 and rows[-1] == 5 and len(rows) <= 4
+
+
 def test_command_line(gray_bundle: Path, tmp_path: Path) -> None:
     def ditedge(*arguments: object):
         return CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
