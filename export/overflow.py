@@ -148,7 +148,8 @@ def _modulation(sampler: Sampler, timesteps: np.ndarray, label: int) -> np.ndarr
     """[T, M] float32 of one class at T timesteps."""
     width = int(sampler.bundle.manifest.graphs["conditioner"].outputs[0].shape[1])
     out = np.empty((len(timesteps), width), np.float32)
-    pairs = {"timestep": timesteps.astype(np.float32), "label": np.full(len(timesteps), label, np.int64)}
+    pairs: dict[str, np.ndarray] = {"timestep": timesteps.astype(np.float32)}
+    pairs["label"] = np.full(len(timesteps), label, np.int64)
     sampler.engine("conditioner").run(pairs, {"modulation": out})
     return out
 
