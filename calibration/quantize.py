@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.errors import BundleError, RequestError
 from ..runtime.files import write_text
 from ..runtime.manifest import MANIFEST_NAME, Manifest, QuantizationInfo
-from ..runtime.new_bundle import check_target, hashed_files, new_bundle
+from ..runtime.new_bundle import check_target, copy_files, hashed_files, new_bundle
 from ..runtime.programs import Program
 from ..runtime.replacing import scratch_beside
 from ..runtime.report import Report, silent
@@ -134,7 +133,8 @@ def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: R
     check_something_is_asked(source, [linear.name for linear in linears], kept)
     statistics = _statistics(bundle, plan, report) if plan.needs_statistics else None
     with new_bundle(out, options.force, inputs) as folder, scratch_beside(out) as work:
-        copy_without_graphs(bundle, folder)
+        rewritten = tuple(bundle.manifest.graphs[name].file for name in ("conditioner", "step"))
+        copy_files(bundle.folder, bundle.manifest.files, folder, rewritten)
         exact, layers = bundle, statistics
         if plan.smoothing is not None and statistics is not None:
             report("smoothing")
@@ -212,16 +212,6 @@ def _check_gate(bundle: Bundle, options: QuantizeOptions) -> None:
             decoder="decoder" in bundle.manifest.graphs,
             speed=request.speed_rounds > 0,
         )
-
-
-def copy_without_graphs(bundle: Bundle, folder: Path) -> None:
-    """Every file of the bundle but the conditioner and the step (and their .data files)."""
-    graphs = tuple(bundle.manifest.graphs[name].file for name in ("conditioner", "step"))
-    for name in bundle.manifest.files:
-        if not name.startswith(graphs):
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.file(name), target)
 
 
 def write_manifest(bundle: Bundle, folder: Path, name: str, info: QuantizationInfo) -> Manifest:

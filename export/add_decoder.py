@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import onnx
@@ -13,7 +12,7 @@ from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.errors import RequestError
 from ..runtime.files import write_text
 from ..runtime.manifest import MANIFEST_NAME, Manifest
-from ..runtime.new_bundle import check_target, hashed_files, new_bundle
+from ..runtime.new_bundle import check_target, copy_files, hashed_files, new_bundle
 from ..runtime.report import Report, silent
 from .graph_files import write_decoder
 from .pictures import preview_info, read_fitting_vae, vae_info
@@ -42,11 +41,8 @@ def add_decoder(
     report(f"reading {vae_path}")
     vae = read_fitting_vae(vae_path, info)
     with new_bundle(out, force, inputs) as folder:
-        old = manifest.graphs["decoder"].file if "decoder" in manifest.graphs else None
-        for file in manifest.files:
-            if old is None or not file.startswith(old):  # its weights may lie beside it, under a longer name
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(bundle.file(file), folder / file)
+        old = (manifest.graphs["decoder"].file,) if "decoder" in manifest.graphs else ()
+        copy_files(bundle.folder, manifest.files, folder, old)
         decoder = write_decoder(vae, info, folder, precision, _opset(bundle), report)
         changes = {
             "name": out.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..runtime.engine import Engine, EngineOptions, open_engine
 from ..runtime.errors import BundleError, RequestError
 from ..runtime.files import write_text
 from ..runtime.manifest import MANIFEST_NAME, GoldenInfo, Manifest
-from ..runtime.new_bundle import check_target, hashed_files, new_bundle
+from ..runtime.new_bundle import check_target, copy_files, hashed_files, new_bundle
 from ..runtime.replacing import scratch_beside
 from ..runtime.report import Report, silent
 from ..runtime.verify import LARGEST_ERROR
@@ -59,10 +58,8 @@ def convert_bundle(
         if precision == "fp16":  # bfloat16 has float32's range
             report("looking for float16 overflows over a whole trajectory")
             maxima = overflow_scan(bundle, folder, report)
-        for file in bundle.manifest.files:
-            if not file.startswith(("step.onnx", "conditioner.onnx")):
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(bundle.file(file), folder / file)
+        rewritten = tuple(graphs[name].file for name in ("conditioner", "step"))
+        copy_files(bundle.folder, bundle.manifest.files, folder, rewritten)
         for name in ("conditioner", "step"):
             report(f"writing {name}.onnx in {precision}")
             keep = too_large(maxima.get(name, {}))
@@ -93,8 +90,8 @@ def convert_bundle(
             "made_by": f"ditedge {__version__}",
             "graphs": graphs,
             "golden": golden,
+            "vae": vae,
         }
-        changes["vae"] = vae
         manifest = bundle.manifest.model_copy(update={**changes, "files": hashed_files(folder)})
         write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
         report("replaying the golden trajectories, rounding as 16-bit hardware does")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import RequestError
+from .errors import BundleError, RequestError
 from .files import check_writable, sha256_of_file
-from .manifest import MANIFEST_NAME, FileInfo
+from .json_files import read_json
+from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileInfo
 from .replacing import folder_written_atomically
 
 BUNDLE_FORMAT = "ditedge-bundle"
-MANIFEST_BYTES = 16 << 20  # a larger file is no manifest
 
 
 @contextmanager
@@ -56,8 +56,8 @@ def _foreign_file(folder: Path) -> str | None:
     if not manifest.is_file():
         return f"it has no {MANIFEST_NAME}"
     try:
-        content = json.loads(manifest.read_bytes()) if manifest.stat().st_size <= MANIFEST_BYTES else None
-    except (ValueError, RecursionError):
+        content = read_json(manifest, MAX_MANIFEST_BYTES, BundleError)
+    except BundleError:
         content = None
     if not isinstance(content, dict) or content.get("format") != BUNDLE_FORMAT:
         return f"its {MANIFEST_NAME} is not a bundle's"
@@ -69,6 +69,15 @@ def _foreign_file(folder: Path) -> str | None:
         if not ours:
             return f"{name} does not belong to one"
     return None
+
+
+def copy_files(source: Path, names: Iterable[str], folder: Path, but: tuple[str, ...]) -> None:
+    """Copies files of the bundle `source` to `folder`. but: graphs to leave out, with the weights beside them, whose
+    names begin as theirs do."""
+    for name in names:
+        if not name.startswith(but):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
 
 
 def hashed_files(folder: Path) -> dict[str, FileInfo]:
