@@ -482,20 +482,21 @@ def verify(engine: Path, provider: str, threads: int, spin: bool, as_json: bool)
     """
     from ditedge.runtime import Sampler, open_bundle
     from ditedge.runtime.engine import options_for
-    from ditedge.runtime.verify import replay
+    from ditedge.runtime.verify import golden_here, replay
 
     told = Summary(as_json)
     with progress() as report, Sampler(open_bundle(engine), options_for(engine, provider, threads, spin)) as sampler:
         bundle = sampler.bundle
-        if not bundle.manifest.golden:
-            raise UserError(f"{engine}: the bundle has no golden trajectory to replay; export it again")
-        results = [replay(sampler, golden, _steps_of(report, golden.file)) for golden in bundle.manifest.golden]
+        here = golden_here(bundle)
+        results = [replay(sampler, golden, _steps_of(report, golden.file)) for golden in here]
     for result in results:
         told.line(f"{result.golden.program}, guidance {result.golden.guidance:g}")
         for i, (timestep, error) in enumerate(zip(result.timestep, result.error, strict=True)):
             told.line(f"  step {i + 1:3d}  timestep {timestep:5.0f}  relative error {error:.2e}")
         verdict = "passed" if result.passed else "FAILED"
         told.line(f"  {verdict}: worst {max(result.error):.2e}, allowed {result.allowed:.1e}")
+    if left_out := [golden.file for golden in bundle.manifest.golden if golden not in here]:
+        told.line(f"left out here: {', '.join(left_out)}")
     told.add(
         bundle=str(bundle.folder),
         bundle_sha256=bundle.sha256,
@@ -511,6 +512,7 @@ def verify(engine: Path, provider: str, threads: int, spin: bool, as_json: bool)
             }
             for result in results
         ],
+        left_out=left_out,
     )
     told.end()
     if not all(result.passed for result in results):

@@ -89,8 +89,8 @@ class GroupedSteps:
         self._steps, self._step = steps, 0
         self.inputs = self._engines[0].inputs
 
-    def run(self, inputs: Any, outputs: Any) -> None:
-        self._engines[self._step * len(self._engines) // self._steps].run(inputs, outputs)
+    def run(self, inputs: Any, outputs: Any, cancel: Any = None) -> None:
+        self._engines[self._step * len(self._engines) // self._steps].run(inputs, outputs, cancel)
         self._step = (self._step + 1) % self._steps
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -240,9 +241,14 @@ class _Recorder:
         self._outputs = {f"{name}:channels": array for name, array in self._channels.items()}
         self._outputs |= {f"{name}:tokens": array for name, array in self._tokens.items()}
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        cancel: threading.Event | None = None,
+    ) -> None:
         self._evaluations = len(inputs["sample"])
-        self._engine.run(inputs, {**outputs, **self._outputs})
+        self._engine.run(inputs, {**outputs, **self._outputs}, cancel)
 
     def fold(self, layers: dict[str, LayerStatistics], group: int) -> None:
         """Adds the latest run to the statistics of a timestep group."""

@@ -10,6 +10,7 @@ Layers are left in float32 in the order of contribution^2 per byte that this cos
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,8 +129,13 @@ class _Switched:
     def __init__(self, engine: Engine, layers: int) -> None:
         self._engine, self.inputs, self.flags = engine, engine.inputs, np.zeros(layers, bool)
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        self._engine.run({**inputs, FLAGS: self.flags}, outputs)
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        cancel: threading.Event | None = None,
+    ) -> None:
+        self._engine.run({**inputs, FLAGS: self.flags}, outputs, cancel)
 
     def close(self) -> None:
         self._engine.close()

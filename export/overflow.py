@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -30,9 +31,14 @@ class _Recorder:
         self.engine, self.names, self.inputs = engine, names, engine.inputs
         self.largest = self.last = np.zeros(len(names), np.float32)  # over all runs; of the last run
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        cancel: threading.Event | None = None,
+    ) -> None:
         found = np.empty(len(self.names), np.float32)
-        self.engine.run(inputs, {**outputs, "ditedge_maxima": found})
+        self.engine.run(inputs, {**outputs, "ditedge_maxima": found}, cancel)
         self.last = np.where(np.isnan(found), np.float32(np.inf), found)
         self.largest = np.maximum(self.largest, self.last)
 

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import BundleError, RequestError
-from .files import sha256_of_file
+from .graph_contract import check_loaded
+from .held_files import HeldFile, HeldGraph, check_all
 from .json_files import read_bounded
-from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, manifest_from_json
-from .programs import Program, read_program
+from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, GraphInfo, Manifest, manifest_from_json
+from .onnx_files import read_onnx
+from .programs import Program, program_from_json, read_program
 from .samplers.settings import SamplerSettings, implied_sampler, make_program, settings_from_made
 from .schedule import Schedule, schedule_from_info
+
+MAX_PROGRAMS_BYTES = 64 << 20
+OPTIONAL = ("golden/", "quality/")  # no runtime reads them: a device may leave them out
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: a folder and its validated manifest."""
+    """An opened bundle: a folder, its validated manifest, and its files as they were hashed.
+
+    One that `open_bundle` did not make (graphs of our own in a scratch folder) holds no files: they are read by name.
+    """
 
     folder: Path
     manifest: Manifest
     sha256: str  # of manifest.json, which holds the hash of every other file
+    held: Mapping[str, HeldFile] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # graphs, their weights, golden files
+    graphs: Mapping[str, HeldGraph] = field(default_factory=dict, repr=False, compare=False)  # by name
+    programs: Mapping[str, Program] = field(default_factory=dict, repr=False, compare=False)  # by name
 
     @property
     def schedule(self) -> Schedule | None:
@@ -31,15 +46,38 @@ class Bundle:
         return None if info is None else schedule_from_info(info)
 
     def file(self, name: str) -> Path:
-        """The path of a file listed in the manifest."""
+        """The path of a listed file, for one who reads by name. Raises BundleError when it is another one by now."""
+        if name in self.held:
+            return self.held[name].check_path()
+        if name.startswith(OPTIONAL) and not self.has(name):
+            raise BundleError(f"{self.folder}: {name} is left out here: work on a complete copy of the bundle")
         return self.folder / name
 
+    def has(self, name: str) -> bool:
+        """Whether a listed file is there: those of golden/ and quality/ may be left out on a device."""
+        return name in self.held or (self.folder / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        """A small listed file as it was hashed. Raises BundleError."""
+        if name in self.held:
+            return self.held[name].read()
+        return HeldFile(self.folder / name, self.manifest.files[name]).read()
+
     def graph_file(self, graph: str) -> Path:
-        """Path of graph "conditioner", "step" or "decoder". Raises RequestError when the bundle has none."""
-        info = self.manifest.graphs.get(graph)  # type: ignore[call-overload]
-        if info is None:
+        """`file` of graph "conditioner", "step" or "decoder". Raises RequestError when the bundle has none."""
+        self.require(graph)
+        for weights in self.graphs[graph].external.values() if graph in self.graphs else ():
+            weights.check_path()
+        return self.file(self.manifest.graphs[graph].file)  # type: ignore[index]
+
+    def require(self, graph: str) -> None:
+        """Raises RequestError, with the remedy, when the bundle has no such graph."""
+        if graph not in self.manifest.graphs:
             raise RequestError(f"bundle {self.folder} has no {graph}: its latents cannot become images; save latents")
-        return self.file(info.file)
+
+    def graph(self, graph: str) -> HeldGraph | Path:
+        """What an engine loads: the graph as it was hashed. Raises RequestError when the bundle has none."""
+        return self.graphs[graph] if graph in self.graphs else self.graph_file(graph)
 
     def program(self, name: str | None = None, **settings: Any) -> Program:
         """A ready program of the bundle by name (None: its default), or one made from sampler settings.
@@ -54,7 +92,7 @@ class Bundle:
         chosen = name or self.manifest.defaults.program
         if chosen not in self.manifest.programs:
             raise RequestError(f"no program '{chosen}' in the bundle; it has {', '.join(self.manifest.programs)}")
-        program = read_program(self.file(self.manifest.programs[chosen]))
+        program = self._ready(chosen)
         if not settings:
             return program
         default = settings_from_made(program.made)
@@ -68,6 +106,9 @@ class Bundle:
             prediction=self.manifest.model.prediction,
             timestep_range=self.manifest.model.timestep_range,
         )
+
+    def _ready(self, name: str) -> Program:
+        return self.programs[name] if name in self.programs else read_program(self.file(self.manifest.programs[name]))
 
     def label(self, text: str) -> int:
         """The number of a class given by name, by number, or by one of its names. Raises RequestError.
@@ -105,13 +146,54 @@ def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
     manifest_path = folder / MANIFEST_NAME
     raw = read_bounded(manifest_path, MAX_MANIFEST_BYTES, BundleError)
     manifest = manifest_from_json(raw, manifest_path)
-    for name, info in manifest.files.items():
-        file = _inside(folder, name)
-        if not file.is_file():
-            raise BundleError(f"{folder}: file {name} is missing; export the checkpoint again")
-        if file.stat().st_size != info.bytes or (check_hashes and sha256_of_file(file) != info.sha256):
-            raise BundleError(f"{file}: does not match its hash in the manifest: damaged or tampered with")
-    return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
+    programs = set(manifest.programs.values())
+    if sum(manifest.files[name].bytes for name in programs) > MAX_PROGRAMS_BYTES:
+        raise BundleError(f"{manifest_path}: its programs are larger than {MAX_PROGRAMS_BYTES >> 20} MB together")
+    files = {name: _opened(folder, name, manifest, check_hashes) for name in manifest.files}
+    held = {name: file for name, file in files.items() if file is not None}
+    check_all([file for name, file in held.items() if name not in programs])
+    ready = {file: program_from_json(held[file].read(), folder / file) for file in programs}
+    graphs = {str(name): _held_graph(info, held, folder) for name, info in manifest.graphs.items()}
+    used = {info.file for info in (*manifest.graphs.values(), *manifest.golden)}
+    kept = {name: held[name] for name in used & held.keys()}
+    return Bundle(
+        folder,
+        manifest,
+        hashlib.sha256(raw).hexdigest(),
+        kept,
+        graphs,
+        {name: ready[file] for name, file in manifest.programs.items()},
+    )
+
+
+def _opened(folder: Path, name: str, manifest: Manifest, check_hash: bool) -> HeldFile | None:
+    """None: an optional file that is not there."""
+    path = _inside(folder, name)
+    if path.is_file():
+        return HeldFile(path, manifest.files[name], check_hash=check_hash)
+    needed = {*manifest.programs.values(), *(graph.file for graph in manifest.graphs.values())}
+    if name.startswith(OPTIONAL) and name not in needed:
+        return None
+    raise BundleError(f"{folder}: file {name} is missing; export the checkpoint again")
+
+
+def _held_graph(info: GraphInfo, held: Mapping[str, HeldFile], folder: Path) -> HeldGraph:
+    """The graph with the weights that it keeps elsewhere, once its tensors are those of the manifest."""
+    file, external = held[info.file], {}
+    with file.map() as data:
+        found = read_onnx(data, file.path)
+    try:
+        check_loaded(info, found.inputs, found.outputs)
+    except ValueError as error:
+        raise BundleError(f"{file.path}: {error}") from None
+    for location in sorted(found.locations):
+        name = posixpath.normpath(posixpath.join(posixpath.dirname(info.file), location))
+        if _leaves(location) or name not in held:
+            raise BundleError(
+                f"{file.path}: keeps weights in {location!r}, which is not listed in files, so its hash is unknown"
+            )
+        external[location] = held[name]
+    return HeldGraph(file, external)
 
 
 def bundle_folder(path: Path) -> Path:
@@ -130,8 +212,11 @@ def bundle_folder(path: Path) -> Path:
 
 def _inside(folder: Path, name: str) -> Path:
     """folder / name, refused when it would leave the folder by '..', an absolute path or a symbolic link."""
-    pure = PurePosixPath(name)
-    outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not pure.parts
-    if outside or not (folder / name).resolve().is_relative_to(folder.resolve()):
+    if _leaves(name) or not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise BundleError(f"{folder / MANIFEST_NAME}: path {name!r} leaves the bundle")
     return folder / name
+
+
+def _leaves(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.parts

@@ -6,7 +6,6 @@ from typing import Any
 
 from .bundle import Bundle
 from .int8_kernels import integer_kernels
-from .programs import read_program
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:
@@ -23,8 +22,8 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
             "outputs": {tensor.name: f"{tensor.dtype} {_shape(tensor.shape)}" for tensor in graph.outputs},
         }
     programs: dict[str, Any] = {}
-    for name, file in manifest.programs.items():
-        program = read_program(bundle.file(file))
+    for name in manifest.programs:
+        program = bundle.program(name)
         programs[name] = {"steps": program.steps, "slots": program.slots, "made": program.made}
     return {
         "kind": "bundle",

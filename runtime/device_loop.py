@@ -146,8 +146,8 @@ class DeviceSampler:
     def __init__(self, bundle: Bundle, folder: Path, cuda_graphs: bool = True, gpu: Gpu | None = None) -> None:
         self.bundle = bundle
         self.gpu = gpu if gpu is not None else engine_trt.NvidiaGpu()
-        self.record = check_plans(bundle, folder, self.gpu)
-        self.plans = load_plans(self.record, folder, self.gpu)
+        self.record, files = check_plans(bundle, folder, self.gpu)
+        self.plans = load_plans(self.record, files, self.gpu)
         self.graphs = cuda_graphs and self.plans["step"].capturable and self.plans["conditioner"].capturable
         self.stream = self.gpu.stream()
         self._memory = Memory(self.gpu)

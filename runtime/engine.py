@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from .errors import EngineError, RequestError
+from .held_files import HeldGraph
 
 
 @dataclass(frozen=True)
@@ -38,22 +40,28 @@ class Engine(Protocol):
 
     inputs: frozenset[str]
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        cancel: threading.Event | None = None,
+    ) -> None:
         """Runs the graph once, writing into `outputs`.
 
         Arrays are C-contiguous and have the dtype and shape of the graph's tensors; inputs that the graph does not
         have are ignored. Every output given is overwritten in place; nothing is kept after the call.
-        Raises EngineError when the library refuses.
+        Raises EngineError when the library refuses; Cancelled when `cancel` was set meanwhile and it stopped for that.
         """
 
     def close(self) -> None:
         """Frees the graph. Calling it twice is fine."""
 
 
-def open_engine(path: Path, options: EngineOptions) -> Engine:
-    """Loads a graph file with the engine its suffix names."""
+def open_engine(graph: HeldGraph | Path, options: EngineOptions) -> Engine:
+    """Loads a graph with the engine its suffix names: a bundle's as it was hashed, or a file of our own by name."""
+    path = graph if isinstance(graph, Path) else graph.file.path
     if path.suffix == ".onnx":
         from .engine_ort import OrtEngine
 
-        return OrtEngine(path, options)
+        return OrtEngine(graph, options)
     raise EngineError(f"{path}: no engine for '{path.suffix}' files; give the bundle folder, an .onnx graph or a .plan")

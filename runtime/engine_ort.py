@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from functools import cache
@@ -13,7 +14,10 @@ from typing import Any
 import numpy as np
 
 from .engine import EngineOptions
-from .errors import EngineError
+from .errors import Cancelled, EngineError
+from .held_files import HeldGraph
+from .held_model import model_of
+from .interruptible import Worker
 from .processors import thread_count
 
 PROVIDERS = {
@@ -52,7 +56,7 @@ def integer_sums_saturate() -> bool:
 class OrtEngine:
     """An ONNX graph in an onnxruntime.InferenceSession."""
 
-    def __init__(self, path: Path, options: EngineOptions) -> None:
+    def __init__(self, graph: HeldGraph | Path, options: EngineOptions) -> None:
         try:
             import onnxruntime
         except ModuleNotFoundError:
@@ -62,16 +66,24 @@ class OrtEngine:
         settings = session_settings(options)
         settings.enable_cpu_mem_arena = settings.enable_mem_pattern = options.keep_buffers
         providers = _providers(options.provider, onnxruntime.get_available_providers())
-        try:
-            with redirect_stdout(sys.stderr):  # the package prints what it thinks of missing libraries
+        path = graph if isinstance(graph, Path) else graph.file.path
+        # the package prints what it thinks of missing libraries
+        with model_of(graph, settings) as model, redirect_stdout(sys.stderr):
+            try:
                 _preload(options.provider)
-                self._session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
-        except Exception as error:  # onnxruntime's own exception types are not public
-            raise EngineError(f"{path}: ONNX Runtime cannot load this graph: {_first_line(error)}") from None
+                self._session = onnxruntime.InferenceSession(model, settings, providers=providers)
+            except Exception as error:  # onnxruntime's own exception types are not public
+                raise EngineError(f"{path}: ONNX Runtime cannot load this graph: {_first_line(error)}") from None
         check_provider(self._session, options.provider)
         self.inputs = frozenset(tensor.name for tensor in self._session.get_inputs())
+        self._run_options, self._worker = onnxruntime.RunOptions, Worker()
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        cancel: threading.Event | None = None,
+    ) -> None:
         binding = self._session.io_binding()
         if not all(array.flags.c_contiguous for array in (*inputs.values(), *outputs.values())):
             raise ValueError("arrays are bound by address: they must be C-contiguous")
@@ -80,9 +92,16 @@ class OrtEngine:
                 binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in outputs.items():
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        options, session = self._run_options(), self._session
+
+        def work(_held: object = (inputs, outputs)) -> None:  # also when its caller gave up waiting for it
+            session.run_with_iobinding(binding, options)
+
         try:
-            self._session.run_with_iobinding(binding)
+            self._worker.run(work, lambda: setattr(options, "terminate", True), cancel)
         except Exception as error:
+            if cancel is not None and cancel.is_set():
+                raise Cancelled("stopped within a step") from None
             raise EngineError(f"ONNX Runtime failed: {_first_line(error)}") from None
 
     def close(self) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ import numpy as np
 from .build_record import PLAN_NAMES, RECORD_NAME, BuildRecord, read_build_record
 from .bundle import Bundle
 from .errors import BundleError, EngineError, RequestError
-from .files import sha256_of_file
+from .held_files import HeldFile, check_all
 from .tensorrt_library import MODULES, NAMES
 
 
@@ -49,7 +48,7 @@ class Gpu(Protocol):
     def devices(self) -> int: ...  # 0 without a driver; never raises
     def capability(self) -> str: ...  # "sm86"
     def name(self) -> str: ...
-    def deserialize(self, record: BuildRecord, path: Path) -> Plan: ...
+    def deserialize(self, record: BuildRecord, file: HeldFile) -> Plan: ...
     def malloc(self, size: int) -> int: ...
     def free(self, pointer: int) -> None: ...
     def malloc_host(self, size: int) -> np.ndarray: ...  # pinned, uint8 [size]
@@ -68,8 +67,8 @@ class Gpu(Protocol):
     def destroy_graph(self, graph: int) -> None: ...
 
 
-def check_plans(bundle: Bundle, folder: Path, gpu: Gpu) -> BuildRecord:
-    """Everything that can be known before a plan, which is executable code, is deserialised.
+def check_plans(bundle: Bundle, folder: Path, gpu: Gpu) -> tuple[BuildRecord, dict[str, HeldFile]]:
+    """Everything that can be known before a plan, which is executable code, is deserialised: the plans as hashed.
 
     In order: a library, a GPU (TensorRT crashes without a driver), the record, the record against library, GPU and
     bundle, and the plans against the record. Raises EngineError or BundleError with one sentence.
@@ -106,15 +105,17 @@ def check_plans(bundle: Bundle, folder: Path, gpu: Gpu) -> BuildRecord:
     missing = set(bundle.manifest.graphs) - set(record.plans)
     if missing:
         raise BundleError(f"{path}: the plan of graph '{sorted(missing)[0]}' is missing: {again}")
+    complaint = f"does not match its hash in {RECORD_NAME}: damaged or tampered with; {again}"
+    files = {}
     for graph, info in record.plans.items():
         plan = folder / PLAN_NAMES[graph]
         if info.file != plan.name or not plan.is_file():
             raise BundleError(f"{plan} is missing: {again}")
-        if plan.stat().st_size != info.plan.bytes or sha256_of_file(plan) != info.plan.sha256:
-            raise BundleError(f"{plan}: does not match its hash in {RECORD_NAME}: damaged or tampered with; {again}")
+        files[str(graph)] = HeldFile(plan, info.plan, complaint)
+    check_all([*files.values()])
     if "STRIP_PLAN" in record.flags:
         raise EngineError(f"{path}: the plans were built without weights, which this version cannot run: {again}")
-    return record
+    return record, files
 
 
 def check_fits(record: BuildRecord, batch: int, rows: int) -> None:
@@ -151,9 +152,14 @@ def _between(low: int, value: int, high: int) -> bool:
     return low <= value <= high
 
 
-def load_plans(record: BuildRecord, folder: Path, gpu: Gpu) -> dict[str, Plan]:
-    """Deserialises the plans that `check_plans` let through. Raises EngineError."""
-    return {graph: gpu.deserialize(record, folder / PLAN_NAMES[graph]) for graph in record.plans}
+def load_plans(record: BuildRecord, files: Mapping[str, HeldFile], gpu: Gpu) -> dict[str, Plan]:
+    """Deserialises the plans that `check_plans` let through. Raises EngineError; BundleError when one has changed."""
+    plans = {}
+    for graph, file in files.items():
+        file.check()
+        plans[graph] = gpu.deserialize(record, file)
+        file.check()
+    return plans
 
 
 class NvidiaGpu:
@@ -189,8 +195,8 @@ class NvidiaGpu:
         name = self._call("cudaGetDeviceProperties", 0).name
         return name.decode(errors="replace").rstrip("\0") if isinstance(name, bytes) else str(name)
 
-    def deserialize(self, record: BuildRecord, path: Path) -> Plan:
-        library = record.library
+    def deserialize(self, record: BuildRecord, file: HeldFile) -> Plan:
+        library, path = record.library, file.path
         trt = _module(MODULES[library])
         if self.devices() < 1 or trt is None:  # a TensorRT runtime without a driver is a pointer to nothing
             raise EngineError(f"{path}: {NAMES[library]} or the GPU is gone")
@@ -201,11 +207,8 @@ class NvidiaGpu:
         if "VERSION_COMPATIBLE" in record.flags and hasattr(runtime, "engine_host_code_allowed"):
             runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
         self._errors.clear()
-        try:
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                engine = runtime.deserialize_cuda_engine(data)
-        except (OSError, ValueError) as error:  # an empty file cannot be mapped
-            raise EngineError(f"cannot read {path}: {error}") from None
+        with file.map() as data:
+            engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             said = self._errors[0][:300] if self._errors else "no reason given"
             raise EngineError(f"{path}: {NAMES[library]} {trt.__version__} cannot load this plan ({said}): build again")

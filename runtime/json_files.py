@@ -105,7 +105,9 @@ def _check(data: Any, left: int) -> None:
         if isinstance(value, dict):
             for key in value:
                 _check_text(key, where)
-            waiting += [(item, f"{where}{_short(key)}: ", depth + 1) for key, item in value.items()]
+            waiting += [
+                (item, f"{where}.{_short(key)}" if where else _short(key), depth + 1) for key, item in value.items()
+            ]
         elif isinstance(value, list):
             if _is_table(value):
                 _check_finite(value, where)
@@ -124,13 +126,13 @@ def _is_table(values: list[Any]) -> bool:
 
 def _check_finite(numbers: list[float], where: str) -> None:
     if not all(map(math.isfinite, numbers)):
-        raise _Refused(f"{where}a number that is not finite")
+        raise _Refused(f"{where}{': ' if where else ''}a number that is not finite")
 
 
 def _check_text(text: str, where: str) -> None:
     """Lone surrogates are no characters: nothing can print or encode them."""
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise _Refused(f"{where}a text that is not Unicode")
+        raise _Refused(f"{where}{': ' if where else ''}a text that is not Unicode")
 
 
 def _short(key: str) -> str:

@@ -52,4 +52,4 @@ def check_previews(bundle: Bundle, program: Program, every: int) -> None:
     if not 1 <= every <= program.steps:
         raise RequestError(f"--preview-every {every} is not between 1 and the program's {program.steps} steps")
     if bundle.manifest.preview is None:
-        bundle.graph_file("decoder")  # raises, with the remedy
+        bundle.require("decoder")  # raises, with the remedy

@@ -277,7 +277,7 @@ def _output(request: RunRequest, bundle: Bundle) -> tuple[RunRequest, Output | N
     out, saves = request.out, request.save_latents or request.save_trajectory
     if "decoder" not in bundle.manifest.graphs:
         if bundle.manifest.preview is None and out is not None:
-            bundle.graph_file("decoder")  # raises, with the remedy
+            bundle.require("decoder")  # raises, with the remedy
         if out is None and not saves:
             request = replace(request, save_latents=Path(f"{bundle.folder.absolute().name}.safetensors"))
             out = Path(f"{bundle.folder.absolute().name}.png") if bundle.manifest.preview is not None else None

@@ -188,7 +188,7 @@ class Sampler:
 
     def load(self, graph: str) -> None:
         """Loads a graph now rather than at first use. Raises RequestError when the bundle has none."""
-        self.bundle.graph_file(graph)
+        self.bundle.require(graph)
         if self._options.plans is None:
             self.engine(graph)
         else:
@@ -212,7 +212,7 @@ class Sampler:
                     "use another --provider, or a float32 or fp16 bundle"
                 )
             options = replace(self._options, keep_buffers=False) if graph == "decoder" else self._options
-            self._engines[graph] = open_engine(self.bundle.graph_file(graph), options)
+            self._engines[graph] = open_engine(self.bundle.graph(graph), options)
         return self._engines[graph]
 
     def latents(
@@ -234,12 +234,12 @@ class Sampler:
         state[:, 0] = start * np.float32(program.init_scale)
         next_state, silent = np.empty_like(state), np.zeros_like(start)
         step_engine = self.engine("step")
-        for step, modulation in enumerate(self._modulations(tables)):
+        for step, modulation in enumerate(self._modulations(tables, cancel)):
             if cancel is not None and cancel.is_set():
                 raise Cancelled(f"stopped before step {step + 1} of {program.steps}")
             drawn = noise.step(step) if program.draws_noise(step) else silent
             inputs = {"state": state, "modulation": modulation, "noise": drawn, **tables.inputs(step)}
-            step_engine.run(inputs, {"next_state": next_state})
+            step_engine.run(inputs, {"next_state": next_state}, cancel)
             state, next_state = next_state, state
             if on_step is not None:
                 on_step(StepEvent(step + 1, program.steps, state[:, 0], state))
@@ -247,7 +247,7 @@ class Sampler:
 
     def images(self, latents: np.ndarray) -> np.ndarray:
         """latents [B, C, H, W] float32 -> uint8 [B, h, w, 1 or 3]. Raises RequestError without a decoder."""
-        self.bundle.graph_file("decoder")  # raises when there is none
+        self.bundle.require("decoder")  # raises when there is none
         shape = self.bundle.manifest.graphs["decoder"].outputs[0].shape
         size = (int(shape[1]), int(shape[2]), int(shape[3]))
         if (device := self._plans()) is not None:
@@ -262,7 +262,7 @@ class Sampler:
             return self.images(latents)
         return linear_picture(latents, projection.weight, projection.bias, projection.scale)
 
-    def _modulations(self, tables: StepTables) -> Iterator[np.ndarray]:
+    def _modulations(self, tables: StepTables, cancel: threading.Event | None) -> Iterator[np.ndarray]:
         """The adaLN rows [R, M] of each step in order, computed a block of steps at a time: memory stays bounded."""
         modulation = self.bundle.manifest.graphs["conditioner"].outputs[0]
         width, rows = int(modulation.shape[1]), len(tables.labels)
@@ -272,7 +272,7 @@ class Sampler:
             timestep = tables.timestep[start : start + block]
             filled = buffer[: len(timestep) * rows]
             pairs = {"timestep": np.repeat(timestep, rows), "label": np.tile(tables.labels, len(timestep))}
-            self.engine("conditioner").run(pairs, {"modulation": filled})
+            self.engine("conditioner").run(pairs, {"modulation": filled}, cancel)
             yield from filled.reshape(len(timestep), rows, width)
 
     def close(self) -> None:

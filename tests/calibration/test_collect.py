@@ -6,6 +6,7 @@ import gc
 import signal
 import subprocess
 import sys
+import threading
 import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
@@ -41,7 +42,12 @@ class Spy:
         self.names = [tensor.name for tensor in self.session.get_outputs()]
         self.runs: list[dict[str, np.ndarray]] = []
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        cancel: threading.Event | None = None,
+    ) -> None:
         values = self.session.run(self.names, {k: v for k, v in inputs.items() if k in self.inputs})
         self.runs.append(dict(zip(self.names, values, strict=True)))
         outputs["next_state"][...] = self.runs[-1]["next_state"]

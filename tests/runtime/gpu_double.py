@@ -17,6 +17,7 @@ import onnxruntime
 
 from ditedge.runtime.build_record import PLAN_NAMES, RECORD_NAME, BuildRecord
 from ditedge.runtime.bundle import open_bundle
+from ditedge.runtime.held_files import HeldFile
 
 ALIGNMENT = 256
 SCRATCH_BYTES = {"conditioner": 1000, "step": 5000, "decoder": 3000}
@@ -73,7 +74,8 @@ class DoubleGpu:
     def name(self) -> str:
         return "Double GPU"
 
-    def deserialize(self, record: BuildRecord, path: Path) -> DoublePlan:
+    def deserialize(self, record: BuildRecord, file: HeldFile) -> DoublePlan:
+        path = file.path
         self.demand(self.count > 0, "a TensorRT runtime without a driver crashes")
         self.deserialized.append(path)
         return DoublePlan(self, path, record)

@@ -83,7 +83,7 @@ def test_symbolic_links_out_of_the_bundle_are_refused(gray_bundle: Path, tmp_pat
         ({"model.input_size": 65537}, "model.input_size"),
         ({"model.in_channels": 2}, "graph step: input 'state' is not one that a step has"),
         ({"defaults.guidance": 1e39}, "defaults.guidance"),
-        ({"defaults.guidance": float("nan")}, "defaults: guidance: a number that is not finite"),
+        ({"defaults.guidance": float("nan")}, "defaults.guidance: a number that is not finite"),
         ({"graphs.step.outputs": []}, "graph step: expected one output"),
         ({"graphs.step.inputs.0.dtype": "int64"}, "graph step: input 'state'"),
         ({"graphs.step.inputs.0.shape": ["B", "K", 1, 8]}, "graph step: input 'state'"),

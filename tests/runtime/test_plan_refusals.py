@@ -16,6 +16,7 @@ import pytest
 from ditedge.runtime import EngineOptions, Sampler, engine_trt, generate, open_bundle
 from ditedge.runtime.build_record import read_build_record
 from ditedge.runtime.errors import DitedgeError
+from ditedge.runtime.held_files import HeldFile
 from tests.runtime.gpu_double import DoubleGpu, write_plans
 
 
@@ -121,7 +122,8 @@ def test_this_machine_without_a_driver(gray_bundle: Path) -> None:
         Sampler(open_bundle(gray_bundle), EngineOptions(plans=folder)).load("step")
     if gpu.libraries():
         with pytest.raises(DitedgeError, match="gone"):
-            gpu.deserialize(read_build_record(folder / "build.json"), folder / "dit.plan")
+            record = read_build_record(folder / "build.json")
+            gpu.deserialize(record, HeldFile(folder / "dit.plan", record.plans["step"].plan))
 
 
 def test_libraries_that_are_missing_or_broken(monkeypatch: pytest.MonkeyPatch) -> None:

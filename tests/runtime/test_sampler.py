@@ -22,10 +22,10 @@ class Spy:
     def __init__(self, engine) -> None:
         self.engine, self.inputs, self.evaluations, self.rows = engine, engine.inputs, [], []
 
-    def run(self, inputs, outputs) -> None:
+    def run(self, inputs, outputs, cancel=None) -> None:
         self.evaluations.append(len(inputs.get("sample", ())))
         self.rows.append(len(inputs.get("label", ())))
-        self.engine.run(inputs, outputs)
+        self.engine.run(inputs, outputs, cancel)
 
     def close(self) -> None:
         self.engine.close()
