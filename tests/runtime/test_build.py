@@ -170,11 +170,13 @@ def test_a_large_decoder_takes_few_images_at_a_time() -> None:
 def test_more_slots_when_a_program_has_more(gray_bundle: Path) -> None:
     from ditedge.runtime.programs import write_program
 
-    bundle = open_bundle(gray_bundle)
-    program = bundle.program(sampler="lms", order=4, steps=8)
-    name = next(iter(bundle.manifest.programs))
-    write_program(program, bundle.file(bundle.manifest.programs[name]))
-    assert sizes_of(bundle, 1, None).slots == 5
+    manifest = json.loads((gray_bundle / "manifest.json").read_text())
+    name = next(iter(manifest["programs"].values()))
+    write_program(open_bundle(gray_bundle).program(sampler="lms", order=4, steps=8), gray_bundle / name)
+    size = (gray_bundle / name).stat().st_size
+    manifest["files"][name] = {"sha256": sha256_of_file(gray_bundle / name), "bytes": size}
+    (gray_bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert sizes_of(open_bundle(gray_bundle), 1, None).slots == 5
 
 
 def test_the_forecast_grows_with_the_batch(golden_bundle) -> None:
@@ -238,12 +240,19 @@ def test_a_bundle_with_a_wrong_hash_is_not_built(gray_bundle: Path) -> None:
 def replace_decoder(
     bundle: Path, nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], opset: int = 20
 ) -> None:
-    """Another decoder graph, from "latent" to "image", with its hash in the manifest."""
+    """Another decoder graph, whose `nodes` lead from "latent" to "pixels", with its hash in the manifest."""
     manifest = json.loads((bundle / "manifest.json").read_text())
-    (info,) = manifest["graphs"]["decoder"]["inputs"]
-    shape = info["shape"]
-    io = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("latent", "image")]
-    graph = helper.make_graph(nodes, "decoder", io[:1], io[1:], constants)
+    types = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
+    latent, image = (
+        helper.make_tensor_value_info(info["name"], types[info["dtype"]], info["shape"])
+        for side in ("inputs", "outputs")
+        for info in manifest["graphs"]["decoder"][side]
+    )
+    last = [
+        helper.make_node("Transpose", ["pixels"], ["channels_last"], perm=[0, 2, 3, 1]),
+        helper.make_node("Cast", ["channels_last"], ["image"], to=TensorProto.UINT8),
+    ]
+    graph = helper.make_graph([*nodes, *last], "decoder", [latent], [image], constants)
     imports = [helper.make_opsetid("", opset), helper.make_opsetid("mine", 1)]
     onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=10), bundle / "decoder.onnx")
     file = bundle / "decoder.onnx"
@@ -261,14 +270,14 @@ def test_fp8_on_ampere_is_refused_in_words(gray_bundle: Path) -> None:
     for name in ("latent", "w"):
         nodes.append(helper.make_node("QuantizeLinear", [name, "s", "z"], [f"{name}_q"]))
         nodes.append(helper.make_node("DequantizeLinear", [f"{name}_q", "s", "z"], [f"{name}_dq"]))
-    nodes.append(helper.make_node("MatMul", ["latent_dq", "w_dq"], ["image"]))
+    nodes.append(helper.make_node("MatMul", ["latent_dq", "w_dq"], ["pixels"]))
     replace_decoder(gray_bundle, nodes, [weight, scale, zero])
     refused(gray_bundle, ["--target", "tensorrt-rtx", "--arch", "sm86"], "fp8_e4m3 numbers, which sm86 cannot compute")
 
 
 @needs_rtx
 def test_an_operator_that_tensorrt_lacks_is_named(gray_bundle: Path) -> None:
-    replace_decoder(gray_bundle, [helper.make_node("Frobnicate", ["latent"], ["image"], "odd", domain="mine")], [])
+    replace_decoder(gray_bundle, [helper.make_node("Frobnicate", ["latent"], ["pixels"], "odd", domain="mine")], [])
     refused(gray_bundle, ["--target", "tensorrt-rtx"], "refuses operator Frobnicate (node odd) of decoder.onnx")
 
 
@@ -278,7 +287,7 @@ def test_asymmetric_quantisation_is_refused_in_words(gray_bundle: Path) -> None:
     zero = numpy_helper.from_array(np.array(3, np.int8), "z")
     nodes = [
         helper.make_node("QuantizeLinear", ["latent", "s", "z"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["image"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["pixels"]),
     ]
     replace_decoder(gray_bundle, nodes, [scale, zero])
     refused(gray_bundle, ["--target", "tensorrt-rtx"], "quantise again with zero points of 0")
