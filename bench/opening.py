@@ -62,7 +62,9 @@ def large_bundle(source: Path, out: Path, gigabytes: float) -> None:
         file = manifest["graphs"][name]["file"]
         grow(out / file, int(gigabytes / 2 * 1e9 / 4), rng)
         with (out / file).open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256") if sys.version_info >= (3, 11) else hashlib.sha256(opened.read())
+            digest = (
+                hashlib.file_digest(opened, "sha256") if sys.version_info >= (3, 11) else hashlib.sha256(opened.read())
+            )
         manifest["files"][file] = {"sha256": digest.hexdigest(), "bytes": (out / file).stat().st_size}
     (out / "manifest.json").write_text(json.dumps(manifest))
 
@@ -100,7 +102,9 @@ def main() -> None:
         time.sleep(3)  # files that changed within two seconds are hashed twice
         rows = []
         for _ in range(ROUNDS):
-            child = subprocess.run([sys.executable, "-c", MEASURE, str(out)], capture_output=True, text=True, check=True)
+            child = subprocess.run(
+                [sys.executable, "-c", MEASURE, str(out)], capture_output=True, text=True, check=True
+            )
             rows.append([float(number) for number in child.stdout.split()])
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e9
         opened, loaded, read, peak = np.median(rows, axis=0)

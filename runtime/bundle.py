@@ -154,7 +154,7 @@ def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
     check_all([file for name, file in held.items() if name not in programs])
     ready = {file: program_from_json(held[file].read(), folder / file) for file in programs}
     graphs = {str(name): _held_graph(info, held, folder) for name, info in manifest.graphs.items()}
-    used = {info.file for info in (*manifest.graphs.values(), *manifest.golden)}
+    used = {graph.file for graph in manifest.graphs.values()} | {golden.file for golden in manifest.golden}
     kept = {name: held[name] for name in used & held.keys()}
     return Bundle(
         folder,

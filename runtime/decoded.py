@@ -17,7 +17,9 @@ def latents_to_decode(bundle: Bundle) -> np.ndarray:
     """[S, C, H, W] float32: where the golden trajectories ended (what the network makes), and one of normal numbers."""
     model = bundle.manifest.model
     shape = (model.in_channels, model.input_size, model.input_size)
-    ends = [read_golden(bundle.file(golden.file))["x"][-1] for golden in bundle.manifest.golden]
+    ends = [
+        read_golden(bundle, golden, bundle.program(golden.program).steps)["x"][-1] for golden in bundle.manifest.golden
+    ]
     return np.concatenate([*ends, SeededNoise([0], shape).initial()]).astype(np.float32)
 
 

@@ -61,7 +61,7 @@ def generate(
         batch: images that share one run of the network; bounds memory.
         output: "images" (uint8 [n, h, w, 1 or 3]) or "latents" (float32 [n, C, H, W]).
         noise: recorded noise for all n images instead of seeds.
-        cancel: set it from another thread to stop before the next step.
+        cancel: set it from another thread to stop within the step that runs (plans: within a few steps).
         sampler: loaded engines to use again; None loads them for this call.
         force_program: run a program that was made for another prediction, other betas or other timesteps all the same.
         check_finite: look for numbers that are not finite after every step, not only after the last one.

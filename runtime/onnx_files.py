@@ -100,9 +100,9 @@ class _Reader:
         for number, first, last in self._messages(start, end):
             if number == 1:
                 name = self._text(first, last)[:200]
-            for kind, *place in self._messages(first, last) if number == 2 else ():
+            for kind, begin, end in self._messages(first, last) if number == 2 else ():
                 if kind == 1:
-                    element, shape = self._tensor_type(*place, element, shape)
+                    element, shape = self._tensor_type(begin, end, element, shape)
         if element not in DTYPES or shape is None:  # a text, a sequence, a map ...
             raise _Refused(f"tensor {name!r} is of a type or rank that no graph of a bundle has")
         return Tensor(name, DTYPES[element], tuple(shape))

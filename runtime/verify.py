@@ -62,16 +62,18 @@ def read_golden(bundle: Bundle, golden: GoldenInfo, steps: int) -> dict[str, np.
         raise BundleError(f"{path}: not a readable golden file ({error})") from None
     batch = len(tensors["y"]) if "y" in tensors and tensors["y"].ndim == 1 else 0
     latents = (batch, model.in_channels, model.input_size, model.input_size)
+    if "y" in tensors and not batch:
+        raise BundleError(f"{path}: tensor 'y' is {list(tensors['y'].shape)}, expected [B] of at least one sample")
     wanted = {"y": (batch,), "z": latents, "noise": (steps, *latents), "x": (steps, *latents)}
     for name, shape in wanted.items():
         dtype = "int64" if name == "y" else "float32"
         if name not in tensors:
             raise BundleError(f"{path}: tensor '{name}' is missing")
         found = tensors[name]
-        if not batch or found.shape != shape or found.dtype != dtype:
+        if found.shape != shape or found.dtype != dtype:
             raise BundleError(
-                f"{path}: tensor '{name}' is {found.dtype} {list(found.shape)}, expected {dtype} {list(shape)} with at "
-                "least one sample: export the checkpoint again"
+                f"{path}: tensor '{name}' is {found.dtype} {list(found.shape)}, expected {dtype} {list(shape)}: "
+                "export the checkpoint again"
             )
     check_labels(tensors["y"], model, path)
     return {name: tensors[name] for name in wanted}

@@ -101,7 +101,7 @@ def test_a_second_ctrl_c_leaves_what_does_not_stop() -> None:
 
 def test_calls_are_made_one_after_another_and_raise_what_they_raise() -> None:
     worker, made = Worker(), []
-    for i in range(3):
+    for _ in range(3):
         worker.run(lambda: made.append(threading.current_thread().name), lambda: None)
     with pytest.raises(ZeroDivisionError):
         worker.run(lambda: 1 // 0, lambda: None)

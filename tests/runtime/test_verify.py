@@ -25,8 +25,8 @@ CASES: dict[str, tuple[Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
     "flat noise": (lambda t: {"noise": t["noise"].reshape(-1)}, "'noise' is float32"),
     "narrow x": (lambda t: {"x": np.ascontiguousarray(t["x"][..., :-1])}, "'x' is float32"),
     "fewer steps": (lambda t: {"x": t["x"][:-1]}, "'x' is float32"),
-    "no samples": (lambda t: {"y": t["y"][:0]}, r"'y' is int64 \[0\], expected int64 \[0\] with at least one sample"),
-    "a number y": (lambda t: {"y": np.int64(3)[None].reshape(())}, "'y' is int64 "),
+    "no samples": (lambda t: {"y": t["y"][:0]}, r"'y' is \[0\], expected \[B\] of at least one sample"),
+    "a number y": (lambda t: {"y": np.int64(3)[None].reshape(())}, r"'y' is \[\], expected \[B\]"),
     "float y": (lambda t: {"y": t["y"].astype(np.float32)}, "'y' is float32"),
     "half x": (lambda t: {"x": t["x"].astype(np.float16)}, "'x' is float16"),
     "double z": (lambda t: {"z": t["z"].astype(np.float64)}, "'z' is float64"),
@@ -83,7 +83,7 @@ def test_verify_says_what_is_left_out(gray_bundle: Path) -> None:
     bundle = open_bundle(gray_bundle)
     assert golden_here(bundle) == bundle.manifest.golden[1:]
     some = CliRunner().invoke(main, ["verify", "--engine", str(gray_bundle)])
-    assert some.exit_code == 0 and "1 of 2 golden trajectories are not here" in some.output
+    assert some.exit_code == 0 and f"left out here: {bundle.manifest.golden[0].file}" in some.output
     shutil.rmtree(gray_bundle / "golden")
     none = CliRunner().invoke(main, ["verify", "--engine", str(gray_bundle)])
     assert none.exit_code != 0 and "no golden data here" in f"{none.output}{none.exception}"
