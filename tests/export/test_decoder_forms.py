@@ -122,8 +122,8 @@ def test_a_decoder_beyond_float16_has_float32_islands(latent_bundle, tmp_path: P
     scaled.folder.mkdir()
     ir.save(model, scaled.folder / "decoder.onnx")
     for golden in scaled.manifest.golden:
-        scaled.file(golden.file).parent.mkdir(exist_ok=True)
-        scaled.file(golden.file).write_bytes(bundle.file(golden.file).read_bytes())
+        (scaled.folder / golden.file).parent.mkdir(exist_ok=True)
+        (scaled.folder / golden.file).write_bytes(bundle.file(golden.file).read_bytes())
     assert halve_decoder(scaled, tmp_path / "half.onnx", tmp_path)
     kinds = [node.inputs[1].dtype for node in ir.load(tmp_path / "half.onnx").graph if node.op_type == "Conv"]
     assert kinds.count(ir.DataType.FLOAT) == 2 and kinds.count(ir.DataType.FLOAT16) > 5

@@ -18,6 +18,7 @@ from ditedge.cli import main
 from ditedge.export import ExportOptions, bundle_from_checkpoint, convert_bundle, precision
 from ditedge.export.overflow import overflow_scan, too_large
 from ditedge.runtime import Sampler, generate, open_bundle
+from ditedge.runtime.engine import EngineOptions, open_engine
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.verify import replay
 from tests.conftest import CASES, GOLDEN
@@ -179,8 +180,8 @@ def test_planted_overflow(tmp_path: Path) -> None:
     convert_bundle(source, tmp_path / "fixed", "fp16")
     assert worst_end(tmp_path / "fixed") <= 2e-2
     shutil.copyfile(naive / "step.onnx", tmp_path / "fixed" / "step.onnx")
-    with Sampler(open_bundle(source)) as sampler:
-        sampler.bundle.graph_file("step").write_bytes((naive / "step.onnx").read_bytes())
+    step = open_engine(naive / "step.onnx", EngineOptions())
+    with Sampler(open_bundle(source), engines={"step": step}) as sampler:
         assert not np.isfinite(replay(sampler, sampler.bundle.manifest.golden[0]).error[-1])
 
 

@@ -32,9 +32,9 @@ class FromStep:
     def __init__(self, engine, step: int) -> None:
         self.engine, self.inputs, self.step, self.calls = engine, engine.inputs, step, 0
 
-    def run(self, inputs, outputs) -> None:
+    def run(self, inputs, outputs, cancel=None) -> None:
         self.calls += 1
-        self.engine.run(inputs, outputs)
+        self.engine.run(inputs, outputs, cancel)
         if self.calls == self.step:
             outputs["next_state"][1, 0, 0, 2, 3] = np.inf
 

@@ -119,7 +119,7 @@ def test_betas_that_went_through_float32_products_are_the_same() -> None:
         ("epsilon", "process"),
         ({"prediction": "noise"}, "process.prediction"),
         ({"timestep_range": [1, 2, 3]}, "process.timestep_range"),
-        ({"timestep_range": [float("nan"), 0]}, "process: timestep_range: a number that is not finite"),
+        ({"timestep_range": [float("nan"), 0]}, "process.timestep_range: a number that is not finite"),
         ({"schedule": {"kind": "linear", "steps": 10**9}}, "process.schedule"),
         ({"schedule": {"kind": "given", "steps": 100_001, "betas": [0.5] * 100_001}}, "process.schedule"),
         ({"surprise": 1}, "process.surprise"),
