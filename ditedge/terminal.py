@@ -103,7 +103,8 @@ def progress() -> Iterator[Report]:
 def progress_lines(write: Callable[[str], None] | None = None, clock: Callable[[], float] = time.monotonic) -> Report:
     """A report that writes lines: each new message, and of counted work a tenth, or some seconds, at a time."""
     out = write or (lambda text: say(text, err=True))
-    what_now, started, first, shown, told = "", 0.0, 0, 0.0, 0
+    what_now, started, first, shown = "", 0.0, 0, 0.0
+    told = math.inf  # of the work that is counted; none yet
 
     def report(what: str, done: int = 0, total: int = 0) -> None:
         nonlocal what_now, started, first, shown, told
@@ -111,7 +112,7 @@ def progress_lines(write: Callable[[str], None] | None = None, clock: Callable[[
         if not total:
             if what != what_now:
                 out(what)
-            what_now = what
+            what_now, told = what, math.inf
             return
         if what != what_now or done < told:
             what_now, started, first, shown, told = what, now, done, now, done

@@ -85,9 +85,10 @@ def write_golden(
 
         def network(x: Tensor, t: float, guidance: float = guidance) -> Tensor:
             nonlocal done
+            output = guided_output(model, x, t, y, guidance, info.guided_channels)
             done += 1
             report("recording golden trajectories with PyTorch", done, steps * len(runs))
-            return guided_output(model, x, t, y, guidance, info.guided_channels)
+            return output
 
         if schedule is None:
             x = flow_trajectory(network, z, steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,15 +22,22 @@ FLOAT16_MAX = 65504.0
 MARGIN = 2.0  # a scan sees some trajectories, not all: what comes within a factor of 2 is kept in float32 too
 CLASSES = 4
 LARGE_MODEL = 200_000_000  # parameters above which the short golden program is scanned, not the default one
-SCAN_FLOPS = 2e13  # of single steps: a minute or two on two cores; all classes of S/2, 30 of XL/2's 1,000
+SCAN_SECONDS = 60.0  # for single steps of the other classes: all of a small model's, as many as fit of a large one's
+LABELS_AT_A_TIME = 16  # of the conditioner: DiT-XL's rows of 64 pairs are 50 MB
 
 
 class _Recorder:
-    """An engine that also reads the graph's maxima and keeps the largest."""
+    """An engine that also reads the graph's maxima and keeps the largest, and knows how long an evaluation takes."""
 
     def __init__(self, engine: Engine, names: list[str]) -> None:
         self.engine, self.names, self.inputs = engine, names, engine.inputs
         self.largest = self.last = np.zeros(len(names), np.float32)  # over all runs; of the last run
+        self._seconds, self._evaluations = 0.0, 0
+
+    @property
+    def seconds(self) -> float:
+        """Of one evaluation of the network, on average; for a step graph that has run."""
+        return self._seconds / max(1, self._evaluations)
 
     def run(
         self,
@@ -38,7 +46,10 @@ class _Recorder:
         cancel: threading.Event | None = None,
     ) -> None:
         found = np.empty(len(self.names), np.float32)
+        start = time.monotonic()
         self.engine.run(inputs, {**outputs, "ditedge_maxima": found}, cancel)
+        self._seconds += time.monotonic() - start
+        self._evaluations += len(inputs.get("condition", ()))
         self.last = np.where(np.isnan(found), np.float32(np.inf), found)
         self.largest = np.maximum(self.largest, self.last)
 
@@ -50,7 +61,8 @@ def overflow_scan(bundle: Bundle, folder: Path, report: Report = silent) -> dict
     """Graph -> tensor -> largest |value|, of every tensor that float16 would hold. folder: for temporary files.
 
     Runs a whole program of several classes, guided where the model can be. Then one step at each extreme of the program
-    of every other class, or of those whose conditioning is largest where all would take too long. It reports which.
+    of every other class, or, where all would take longer than SCAN_SECONDS, of as many as fit, those with the largest
+    conditioning first. It reports which.
     """
     info, manifest = bundle.manifest.model, bundle.manifest
     large = info.parameters > LARGE_MODEL and manifest.golden
@@ -121,14 +133,13 @@ def _scan_single_steps(
     hot: dict[int, None] = {}
     known = _exceeds(recorder.largest)
     info, rows = sampler.bundle.manifest.model, sorted(states)
+    affordable = max(1, int(SCAN_SECONDS / (recorder.seconds * len(rows))))
     largest = _conditioning(sampler, program.timestep[rows])
-    tokens = (info.input_size // info.patch_size) ** 2
-    affordable = max(1, int(SCAN_FLOPS / (2 * info.parameters * tokens * len(rows))))
     order = [label for label in np.argsort(-largest, kind="stable").tolist() if label not in done]
     chosen, step = order[:affordable], sampler.engine("step")
     for count, label in enumerate(chosen):
         tables = step_tables(program, info, [label], 1.0)
-        for row, modulation in zip(rows, _modulation(sampler, program.timestep[rows], label), strict=True):
+        for row, modulation in zip(rows, _modulation(sampler, program.timestep[rows], [label])[0], strict=True):
             state = states[row]
             inputs: dict[str, np.ndarray] = {"state": state, "modulation": modulation[None]}
             inputs |= {"noise": np.zeros_like(state[:, 0]), **tables.inputs(row)}
@@ -139,24 +150,28 @@ def _scan_single_steps(
     if len(chosen) == len(order):
         said = f"all {info.num_classes} classes"
     else:
-        said = f"the {len(chosen)} of {info.num_classes} classes with the largest conditioning, for want of time"
+        said = (
+            f"the {len(chosen)} of {info.num_classes} classes with the largest conditioning, as many as fit into "
+            f"{SCAN_SECONDS:g} s"
+        )
     return [*hot][:CLASSES], said
 
 
 def _conditioning(sampler: Sampler, timesteps: np.ndarray) -> np.ndarray:
     """Each class's largest |modulation| at these timesteps, [num_classes]; infinite for what is no number."""
-    classes = np.arange(sampler.bundle.manifest.model.num_classes)
-    largest = [np.abs(_modulation(sampler, timesteps, label)).max() for label in classes.tolist()]
-    return np.nan_to_num(np.array(largest), nan=np.inf)
+    classes = list(range(sampler.bundle.manifest.model.num_classes))
+    blocks = (classes[i : i + LABELS_AT_A_TIME] for i in range(0, len(classes), LABELS_AT_A_TIME))
+    largest = [np.abs(_modulation(sampler, timesteps, block)).max(axis=(1, 2)) for block in blocks]
+    return np.nan_to_num(np.concatenate(largest), nan=np.inf)
 
 
-def _modulation(sampler: Sampler, timesteps: np.ndarray, label: int) -> np.ndarray:
-    """[T, M] float32 of one class at T timesteps."""
+def _modulation(sampler: Sampler, timesteps: np.ndarray, labels: list[int]) -> np.ndarray:
+    """[L, T, M] float32 of L classes at T timesteps."""
     width = int(sampler.bundle.manifest.graphs["conditioner"].outputs[0].shape[1])
-    out = np.empty((len(timesteps), width), np.float32)
-    pairs: dict[str, np.ndarray] = {"timestep": timesteps.astype(np.float32)}
-    pairs["label"] = np.full(len(timesteps), label, np.int64)
-    sampler.engine("conditioner").run(pairs, {"modulation": out})
+    out = np.empty((len(labels), len(timesteps), width), np.float32)
+    pairs: dict[str, np.ndarray] = {"timestep": np.tile(timesteps.astype(np.float32), len(labels))}
+    pairs["label"] = np.repeat(np.array(labels, np.int64), len(timesteps))
+    sampler.engine("conditioner").run(pairs, {"modulation": out.reshape(-1, width)})
     return out
 
 

@@ -185,23 +185,23 @@ def test_planted_overflow(tmp_path: Path) -> None:
         assert not np.isfinite(replay(sampler, sampler.bundle.manifest.golden[0]).error[-1])
 
 
-@pytest.mark.parametrize(("label", "flops"), [(5, 2e13), (7, 2e13), (5, 1.0)])
+@pytest.mark.parametrize(("label", "seconds"), [(5, 60.0), (7, 60.0), (5, 0.0)])
 def test_a_class_that_no_trajectory_visits(
-    golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: int, flops: float
+    golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: int, seconds: float
 ) -> None:
     """One class of ten overflows float16: it is found, kept in float32, and its picture is what it was.
 
-    flops 1: there is time for one class only, and it is the one with the largest conditioning.
+    seconds 0: there is time for one class only, and it is the one with the largest conditioning.
     """
     from ditedge.export import overflow
     from tests.conftest import overheat
 
-    monkeypatch.setattr(overflow, "SCAN_FLOPS", flops)
+    monkeypatch.setattr(overflow, "SCAN_SECONDS", seconds)
     source = overheat(Path(shutil.copytree(golden_bundle("gray1_cfg"), tmp_path / "hot")), label, 1e5)
     said: list[str] = []
     convert_bundle(source, tmp_path / "half", "fp16", report=lambda what, done=0, total=0: said.append(what))
     (scanned,) = [line for line in said if line.startswith("scanned")]
-    assert ("all 10 classes" if flops > 1 else "the 1 of 10 classes with the largest conditioning") in scanned, scanned
+    assert ("all 10 classes" if seconds else "the 1 of 10 classes with the largest conditioning") in scanned, scanned
     assert f"class {', '.join(map(str, sorted([0, 3, 6, 9, label])))};" in scanned
     assert any("kept in float32" in line for line in said)
     labels, program = [label, 0], {"program": open_bundle(source).program(steps=3), "output": "latents"}
