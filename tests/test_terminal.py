@@ -83,7 +83,9 @@ def test_without_a_terminal_progress_is_lines() -> None:
     assert lines == ["recording: 2 of 3, about 1 min 0 s left", "recording: 3 of 3"]
     lines.clear()
     now, report = now + 50_000, progress_lines(lines.append, lambda: now)
-    report("replaying")  # what is left follows from the time that it has been counted for, not from the clock's own start
+    report(
+        "replaying"
+    )  # what is left follows from the time that it has been counted for, not from the clock's own start
     now += 20
     for done in range(1, 4):
         report("replaying", done, 3)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,33 +85,6 @@ def test_what_the_package_prints_is_no_output(golden_bundle, listed: None, monke
             sampler.load("step")
         captured = capsys.readouterr()
     assert captured.out == "" and "libcudnn" in captured.err
-
-
-@pytest.mark.parametrize("command", ["doctor", "inspect"])
-def test_json_stays_json_whatever_a_library_prints(golden_bundle, command: str) -> None:
-    """On descriptor 1, as a library in C does; a child process of the command inherits it so, too."""
-    code = """if True:
-        import os, subprocess, sys
-        import ditedge.runtime.describe as describe, ditedge.runtime.doctor as doctor
-        from ditedge.__main__ import main
-        def noisy(function):
-            def call(*arguments):
-                os.write(1, b"native noise\\n")
-                subprocess.run(["echo", "noise of a child"])
-                return function(*arguments)
-            return call
-        doctor.examine, describe.describe_bundle = noisy(doctor.examine), noisy(describe.describe_bundle)
-        main()
-    """
-    more = [str(golden_bundle("gray1_cfg"))] if command == "inspect" else []
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    result = subprocess.run(
-        [sys.executable, "-c", code, command, *more, "--json"], capture_output=True, text=True, env=environment
-    )
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)
-    assert "native noise\nnoise of a child\n" in result.stderr
 
 
 def test_doctor_says_what_keeps_a_listed_provider_from_running(listed: None) -> None:
