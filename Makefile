@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 DEMO   := $(BUILD)/demo
 MODEL  := models/fashion-dit
 
-.PHONY: help venv demo test test-slow test-gpu lint typing check schema clean
+.PHONY: help venv demo test test-slow test-bundles test-gpu lint typing check schema clean
 help:
 	@echo "make demo       trained checkpoint -> bundle -> picture, and the same in int8"
 	@echo "make test       set up and run the tests (make test-slow: the rest; make test-gpu: what needs a GPU)"
@@ -100,6 +100,9 @@ fuzz: $(DEMO)/fashion/manifest.json  # manifests, programs, build records, graph
 	@{ printf '\2'; cat $(DEMO)/fashion/programs/ddpm-10.json; } > $(BUILD)/fuzz/corpus/program
 	@$(BIN)/python tests/cpp/small_onnx.py > $(BUILD)/fuzz/corpus/graph
 	cd $(BUILD)/fuzz && ./ditedge-fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=20 -rss_limit_mb=2048 -verbosity=0 corpus
+
+test-bundles: $(VENV)/test.stamp  # the small bundles in tests/bundles, after a change of the format or of a graph
+	$(BIN)/python -m tests.bundles.make
 
 test-aarch64: $(DEMO)/fashion/manifest.json $(VENV)/test.stamp
 	tools/test_aarch64.sh $(BIN)/python $(CURDIR)/$(DEMO)/fashion

@@ -1,8 +1,9 @@
-"""Shared fixtures: the recorded truth in tests/golden, and one exported bundle per golden model (made once a session)."""
+"""Shared fixtures: the recorded truth in tests/golden, and one bundle per golden model (tests/bundles)."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+BUNDLES = Path(__file__).parent / "bundles"
 MODELS = Path(__file__).parents[1] / "models"
 FASHION = tuple((MODELS / "fashion-dit.classes.txt").read_text().splitlines())
 CASES = ("gray1_cfg", "latent4_learned_sigma", "pixel3_no_null_class")
@@ -24,27 +26,47 @@ def has_null_class(name: str) -> bool:
     return golden_case(name)["config"].get("class_dropout_prob", 0.1) > 0
 
 
-@pytest.fixture(scope="session")
-def golden_bundle(tmp_path_factory: pytest.TempPathFactory):
-    """golden_bundle(case, prediction="epsilon", labels=False) -> folder of the exported bundle."""
+def export_golden(case: str, out: Path, prediction: str = "epsilon") -> Path:
+    """Exports a golden model to `out`."""
     from ditedge.export import ExportOptions, bundle_from_checkpoint
 
+    options = ExportOptions(
+        heads=golden_case(case)["config"]["num_heads"],
+        null_class=has_null_class(case),
+        prediction=prediction,
+        pixels=True if case == "pixel3_no_null_class" else None,
+    )
+    bundle_from_checkpoint(GOLDEN / case / "model.pt", out, options)
+    return out
+
+
+def with_labels(bundle: Path, out: Path) -> Path:
+    """A copy of a bundle whose classes have names."""
+    shutil.copytree(bundle, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**manifest, "labels": FASHION}))
+    return out
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(tmp_path_factory: pytest.TempPathFactory):
+    """golden_bundle(case, prediction="epsilon", labels=False) -> folder of the bundle. Not to be changed.
+
+    A copy of the one in tests/bundles; another prediction than the model's own is exported.
+    """
     folder = tmp_path_factory.mktemp("bundles")
 
-    def export(case: str, prediction: str = "epsilon", labels: bool = False) -> Path:
+    def bundle(case: str, prediction: str = "epsilon", labels: bool = False) -> Path:
         out = folder / f"{case}-{prediction}{'-labels' if labels else ''}"
-        if not out.exists():
-            options = ExportOptions(
-                heads=golden_case(case)["config"]["num_heads"],
-                null_class=has_null_class(case),
-                prediction=prediction,
-                labels=FASHION if labels else (),
-                pixels=True if case == "pixel3_no_null_class" else None,
-            )
-            bundle_from_checkpoint(GOLDEN / case / "model.pt", out, options)
-        return out
+        if out.exists():
+            return out
+        if labels:
+            return with_labels(bundle(case, prediction), out)
+        if prediction != "epsilon":
+            return export_golden(case, out, prediction)
+        return Path(shutil.copytree(BUNDLES / case, out))
 
-    return export
+    return bundle
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +82,6 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def gray_bundle(golden_bundle, tmp_path: Path) -> Path:
     """A private copy of the smallest bundle (1 channel, null class), to damage at will."""
-    import shutil
-
     return Path(shutil.copytree(golden_bundle("gray1_cfg"), tmp_path / "gray"))
 
 
