@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 if __name__ == "__main__":  # `python cli.py`, whose folder is on the path: this file again, by its one entry
@@ -18,7 +19,7 @@ from ditedge import __version__, numbers
 from ditedge.class_names import read_class_names
 from ditedge.failures import Commands, UserError, importing_extra
 from ditedge.summary import Summary, megabytes
-from ditedge.terminal import print_json, progress, readable, say
+from ditedge.terminal import print_json, printable, progress, readable, say
 
 FILE = click.Path(path_type=Path)
 
@@ -43,6 +44,12 @@ def _thread_options(command: Any) -> Any:
     spin = click.option("--spin", is_flag=True, help="Idle threads wait busily: for a machine that nobody else uses.")
     text = "CPU threads, at most the processors that may be used. [default: the cores that may be used]"
     return click.option("--threads", type=numbers.THREADS, default=0, help=text)(spin(command))
+
+
+def _trust_option(command: Any) -> Any:
+    """trusted_keys of `open_bundle`."""
+    text = "Only what this key signed (public, Ed25519, PEM); repeat it. [default: those of $DITEDGE_TRUSTED_KEYS]"
+    return click.option("--trusted-key", "trusted_keys", type=FILE, multiple=True, help=text)(command)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -125,7 +132,7 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, as_json: bool, **
         from ditedge.runtime import open_bundle
         from ditedge.runtime.build_graph import BuildOptions
 
-        _build_plans(open_bundle(target), BuildOptions(plans_for), told)
+        _build_plans(open_bundle(target, trusted_keys=()), BuildOptions(plans_for), told)
     told.end()
 
 
@@ -176,6 +183,7 @@ def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: b
 @click.option("--guidance-interval", help="Guide only while LO < sigma <= HI: LO,HI (or timesteps: tLO,tHI).")
 @click.option("--batch", type=numbers.BATCH, default=8, show_default=True, help="Images at a time.")
 @_thread_options
+@_trust_option
 @click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, cuda, openvino ...")
 @click.option("--check-finite", is_flag=True, help="Look for overflows after every step, and say where they begin.")
 @click.option("--noise", type=FILE, help=".safetensors with z [B,C,H,W] and noise [N,B,C,H,W], instead of seeds.")
@@ -410,10 +418,18 @@ def quantize(
 @click.option("--weight-streaming", type=numbers.MEGABYTES, metavar="MB", help="Weights kept on the GPU.")
 @click.option("--dla", type=click.IntRange(0, 15), help="Use this DLA core of a Jetson, the GPU for the rest.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="0 builds quickly, 5 searches longest.")
+@_trust_option
 @click.option("--print-trtexec", is_flag=True, help="Print the same build as trtexec commands, and build nothing.")
 @click.option("--force", is_flag=True, help="Replace existing plans.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def build(engine: Path, print_trtexec: bool, archs: str | None, as_json: bool, **options: Any) -> None:
+def build(
+    engine: Path,
+    print_trtexec: bool,
+    archs: str | None,
+    trusted_keys: tuple[Path, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Build a bundle's graphs into plans, in engines/TARGET of the bundle.
 
     \b
@@ -431,7 +447,7 @@ def build(engine: Path, print_trtexec: bool, archs: str | None, as_json: bool, *
         raise UserError("--print-trtexec prints commands: leave --json out")
     names = tuple(name.strip().lower() for name in (archs or "").split(",") if name.strip())
     settings = BuildOptions(archs=names, **options)
-    bundle = open_bundle(engine)
+    bundle = open_bundle(engine, trusted_keys=trusted_keys or None)
     check_form(bundle)
     if print_trtexec:
         for command in trtexec_commands(bundle, settings):
@@ -464,20 +480,25 @@ def _build_plans(bundle: Any, settings: Any, told: Summary) -> None:
         told.line(f"wrote {files[name]}: {plan.plan.bytes / 1e6:.1f} MB in {plan.seconds:.1f} s")
     where = record.gpu or ", ".join(record.compute_capabilities) or "any GPU"
     told.line(f"by {record.library} {record.library_version} for {where}")
-    told.line(f"next: ditedge run --engine {files['step']}")
+    following = "run" if not bundle.trusted else "sign --key PRIVATE.pem"  # unsigned plans of it would be refused
+    told.line(f"next: ditedge {following} --engine {files['step']}")
 
 
 @main.command()
 @click.option("--engine", type=FILE, required=True, help="Bundle folder, or a graph or engine file inside one.")
 @click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, cuda, openvino ...")
 @_thread_options
+@_trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def verify(engine: Path, provider: str, threads: int, spin: bool, as_json: bool) -> None:
+def verify(
+    engine: Path, provider: str, threads: int, spin: bool, trusted_keys: tuple[Path, ...], as_json: bool
+) -> None:
     """Replay the bundle's golden trajectories, recorded from PyTorch. Exit code 1 when over tolerance.
 
     \b
     Examples:
       ditedge verify --engine fashion
+      ditedge verify --engine fashion --trusted-key release.pub.pem
       ditedge verify --engine dit-xl-2-256 --provider cuda
     """
     from ditedge.runtime import Sampler, open_bundle
@@ -485,8 +506,8 @@ def verify(engine: Path, provider: str, threads: int, spin: bool, as_json: bool)
     from ditedge.runtime.verify import golden_here, replay
 
     told = Summary(as_json)
-    with progress() as report, Sampler(open_bundle(engine), options_for(engine, provider, threads, spin)) as sampler:
-        bundle = sampler.bundle
+    bundle = open_bundle(engine, trusted_keys=trusted_keys or None)
+    with progress() as report, Sampler(bundle, options_for(engine, provider, threads, spin)) as sampler:
         here = golden_here(bundle)
         results = [replay(sampler, golden, _steps_of(report, golden.file)) for golden in here]
     for result in results:
@@ -611,10 +632,18 @@ def compare(
 @click.option("--weights", metavar="NAME", help="State dict to take from a checkpoint that has several.")
 @click.option("--lint", is_flag=True, help="What TensorRT makes of the step graph: is attention one kernel?")
 @click.option("--arch", default="sm86", show_default=True, help="The GPU that --lint builds for.")
+@_trust_option
 @click.option("--strict", is_flag=True, help="With --lint or a plan: exit code 1 unless attention is one kernel.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(
-    path: Path, heads: int | None, weights: str | None, lint: bool, arch: str, strict: bool, as_json: bool
+    path: Path,
+    heads: int | None,
+    weights: str | None,
+    lint: bool,
+    arch: str,
+    trusted_keys: tuple[Path, ...],
+    strict: bool,
+    as_json: bool,
 ) -> None:
     """Say what a bundle, a checkpoint or a plan is.
 
@@ -624,13 +653,14 @@ def inspect(
       ditedge inspect fashion-fp16 --lint --strict
     """
     if lint or path.suffix == ".plan":
-        _inspect_kernels(path, arch, strict, as_json)
+        _inspect_kernels(path, arch, trusted_keys, strict, as_json)
         return
     if strict:
         raise UserError("--strict is for --lint and for plans")
     names = ("model_index.json", "config.json")  # of a pipeline, a network, a training run's state
     diffusers = path.name in names or any((path / name).is_file() for name in names) or any(path.glob("*/config.json"))
     if diffusers or (path.is_file() and path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")):
+        _check_nothing_is_to_be_signed(path, trusted_keys)
         _exporter()
         from ditedge.export.describe import describe_checkpoint
 
@@ -639,11 +669,16 @@ def inspect(
         from ditedge.runtime import open_bundle
         from ditedge.runtime.describe import describe_bundle
 
-        description = describe_bundle(open_bundle(path))
+        description = describe_bundle(open_bundle(path, trusted_keys=trusted_keys or None))
     print_json(description) if as_json else say(readable(description))
 
 
-def _inspect_kernels(path: Path, arch: str, strict: bool, as_json: bool) -> None:
+def _check_nothing_is_to_be_signed(path: Path, trusted_keys: tuple[Path, ...]) -> None:
+    if trusted_keys:
+        raise UserError(f"{path}: only bundles and plans are signed: leave --trusted-key out")
+
+
+def _inspect_kernels(path: Path, arch: str, trusted_keys: tuple[Path, ...], strict: bool, as_json: bool) -> None:
     """The lint of a plan, or of a graph: that at `path`, or a bundle's step graph."""
     from dataclasses import asdict
 
@@ -651,14 +686,68 @@ def _inspect_kernels(path: Path, arch: str, strict: bool, as_json: bool) -> None
     from ditedge.runtime.lint import lint_lines, lint_plan
 
     if path.suffix == ".plan":
-        found = lint_plan(path)
+        found = lint_plan(path, trusted_keys or None)
+    elif path.suffix == ".onnx":
+        _check_nothing_is_to_be_signed(path, trusted_keys)
+        found = lint_graph(path, arch)
     else:
         from ditedge.runtime import open_bundle
 
-        found = lint_graph(path if path.suffix == ".onnx" else open_bundle(path).graph_file("step"), arch)
+        found = lint_graph(open_bundle(path, trusted_keys=trusted_keys or None).graph_file("step"), arch)
     print_json(asdict(found)) if as_json else say("\n".join(lint_lines(found)))
     if strict and not found.fused:
         sys.exit(1)
+
+
+@main.command()
+@click.option("--engine", type=FILE, required=True, help="Bundle folder; or a plan inside one: only its folder.")
+@click.option("--key", type=FILE, help="Private key in PEM: openssl genpkey -algorithm ed25519 -out FILE.")
+@click.option("--new-key", type=FILE, help="Make a key pair first: FILE, and its public half beside it, NAME.pub.pem.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def sign(engine: Path, key: Path | None, new_key: Path | None, as_json: bool) -> None:
+    """Sign a bundle and its plans, for `--trusted-key` (docs/security.md).
+
+    The passphrase of an encrypted key is asked for, or taken from $DITEDGE_KEY_PASSPHRASE.
+
+    \b
+    Examples:
+      ditedge sign --engine fashion --new-key release.pem
+      ditedge sign --engine fashion --key release.pem
+      ditedge run --engine fashion --trusted-key release.pub.pem
+    """
+    from ditedge.runtime.signatures import fingerprint
+    from ditedge.runtime.signing import check_can_be_signed, new_key_pair, sign_bundle
+
+    if (key is None) == (new_key is None):
+        raise UserError("give either --key, or --new-key to make a key pair first")
+    told = Summary(as_json)
+    if new_key is not None:
+        check_can_be_signed(engine, new_key)  # no key is made for nothing
+        public = new_key_pair(new_key)
+        told.add(written=[new_key, public])
+        told.line(f"wrote {new_key}: private, not encrypted; keep it off the devices, and keep it")
+        told.line(f"wrote {public}: for --trusted-key, on the devices")
+    private = key or new_key
+    assert private is not None
+    written = sign_bundle(engine, private, lambda: _passphrase(private))
+    signer = fingerprint(next(iter(written.values())).key)
+    told.add(key=signer, written=[*written])
+    for file in written:
+        told.line(f"wrote {file}")
+    told.line(f"signed by {signer}")
+    public = private.with_suffix(".pub.pem")
+    told.line(f"next: ditedge run --engine {engine} --trusted-key {public if public.is_file() else 'PUBLIC.pem'}")
+    told.end()
+
+
+def _passphrase(key: Path) -> str | None:
+    """Of an encrypted key; None where there is nobody to ask."""
+    from ditedge.runtime.signing import PASSPHRASE
+
+    given = os.environ.get(PASSPHRASE)
+    if given is None and sys.stdin is not None and sys.stdin.isatty():
+        given = click.prompt(f"passphrase of {printable(str(key))}", hide_input=True, err=True)
+    return given
 
 
 @main.command()

@@ -370,7 +370,7 @@ def _features(
 
 def _speed(a: Bundle, b: Bundle, request: CompareRequest, guidance: float, on_progress: OnProgress) -> Speed:
     commands = [
-        bundle_contender(bundle.folder, options, request.speed_batch, guidance)
+        bundle_contender(bundle.folder, options, request.speed_batch, guidance, bundle.sha256)
         for bundle, options in ((a, request.options_a), (b, request.options_b))
     ]
     laps = interleave(commands, request.speed_rounds, lambda done, total: on_progress("timing", done, total))

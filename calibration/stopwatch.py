@@ -23,7 +23,7 @@ import ditedge
 
 from ..runtime.bundle import open_bundle
 from ..runtime.engine import EngineOptions
-from ..runtime.errors import DitedgeError, EngineError
+from ..runtime.errors import BundleError, DitedgeError, EngineError
 from ..runtime.sampler import Sampler, SeededNoise, step_tables
 
 PAUSE = 0.05  # seconds before each measurement: idle threads of the previous contender stop spinning
@@ -144,14 +144,20 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def bundle_contender(folder: Path, options: EngineOptions, batch: int, guidance: float) -> list[str]:
-    """The command that times the step graph of a bundle: one step of its default program, in the middle."""
+def bundle_contender(
+    folder: Path, options: EngineOptions, batch: int, guidance: float, sha256: str | None = None
+) -> list[str]:
+    """The command that times the step graph of a bundle: one step of its default program, in the middle.
+
+    sha256: of the manifest, where the caller has opened the bundle: the process runs no other one.
+    """
     settings = {
         "provider": options.provider,
         "threads": options.threads,
         "spin": options.spin,
         "batch": batch,
         "guidance": guidance,
+        "sha256": sha256,
     }
     return isolated("ditedge.calibration.stopwatch", [str(folder.absolute()), json.dumps(settings)])
 
@@ -170,9 +176,16 @@ def isolated(module: str, arguments: list[str]) -> list[str]:
     return [sys.executable, "-I", "-c", code, json.dumps(path), module, *arguments]
 
 
-def bundle_step(folder: Path, options: EngineOptions, batch: int, guidance: float) -> Callable[[], None]:
-    """A function that runs one step of the bundle, all inputs ready. guidance 1: one evaluation per image, else two."""
-    bundle = open_bundle(folder)
+def bundle_step(
+    folder: Path, options: EngineOptions, batch: int, guidance: float, sha256: str | None = None
+) -> Callable[[], None]:
+    """A function that runs one step of the bundle, all inputs ready. guidance 1: one evaluation per image, else two.
+
+    sha256: of the manifest that it has to be. Whoever knows it has seen to the signature.
+    """
+    bundle = open_bundle(folder, trusted_keys=None if sha256 is None else ())
+    if sha256 not in (None, bundle.sha256):
+        raise BundleError(f"{folder} was replaced while its speed was measured: compare again")
     program, model = bundle.program(), bundle.manifest.model
     tables = step_tables(program, model, [i % model.num_classes for i in range(batch)], guidance)
     sampler, middle, rows = Sampler(bundle, options), program.steps // 2, len(tables.labels)
@@ -191,7 +204,7 @@ def bundle_step(folder: Path, options: EngineOptions, batch: int, guidance: floa
 def _main() -> None:
     folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
     options = EngineOptions(settings["provider"], settings["threads"], settings["spin"])
-    serve(lambda: bundle_step(folder, options, settings["batch"], settings["guidance"]))
+    serve(lambda: bundle_step(folder, options, settings["batch"], settings["guidance"], settings["sha256"]))
 
 
 if __name__ == "__main__":

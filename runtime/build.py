@@ -25,6 +25,7 @@ from .files import sha256_of_file, write_text
 from .layers import LAYERS_NAME, PlanLayers, write_layers
 from .manifest import FileInfo
 from .replacing import folder_written_atomically
+from .signatures import SUFFIX
 from .tensorrt_library import Gpu, Library, first_gpu, load_library
 
 
@@ -112,7 +113,7 @@ def engine_folder(bundle: Bundle, target: str) -> Path:
 
 def _check_may_replace(out: Path, force: bool) -> None:
     """Raises RequestError for what is no folder of plans and nothing else, or without `force`."""
-    known = {*PLAN_NAMES.values(), RECORD_NAME, LAYERS_NAME}
+    known = {*PLAN_NAMES.values(), RECORD_NAME, RECORD_NAME + SUFFIX, LAYERS_NAME}
     foreign = None if not out.is_dir() else next((name for name in sorted(os.listdir(out)) if name not in known), None)
     if out.is_symlink() or not out.is_dir() or foreign is not None:
         raise RequestError(f"{out} is not a folder of plans alone ({foreign or 'no folder'}): move it away first")

@@ -7,14 +7,16 @@ the bundle they were built from.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .errors import BundleError
-from .json_files import read_json, validated
+from .json_files import parse_json, read_bounded, validated
 from .manifest import MAX_RANK, FileInfo, Sha256
+from .signatures import check_signed
 
 RECORD_NAME = "build.json"
 PLAN_NAMES = {"conditioner": "conditioner.plan", "step": "dit.plan", "decoder": "decoder.plan"}
@@ -75,9 +77,16 @@ class BuildRecord(_Strict):
     plans: dict[Literal["conditioner", "step", "decoder"], PlanInfo]
 
 
-def read_build_record(path: Path) -> BuildRecord:
-    """Reads and validates a build.json. Raises BundleError with one sentence."""
-    data = read_json(path, MAX_RECORD_BYTES, BundleError)
+def read_build_record(path: Path, trusted: Collection[bytes] = ()) -> BuildRecord:
+    """Reads and validates a build.json, signed by one of the `trusted` keys if any. Raises BundleError."""
+    raw = read_bounded(path, MAX_RECORD_BYTES, BundleError)
+    check_signed(path, raw, trusted)
+    return record_from_json(raw, path)
+
+
+def record_from_json(raw: bytes, path: Path) -> BuildRecord:
+    """Parses and validates. Raises BundleError with one sentence; `path` is only for the message."""
+    data = parse_json(raw, path, BundleError)
     if not isinstance(data, dict) or data.get("format") != "ditedge-engines":
         raise BundleError(f"{path}: not the record of a ditedge build")
     if type(data.get("version")) is not int:  # true and 1.0 equal 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +18,7 @@ from .onnx_files import read_onnx
 from .programs import Program, program_from_json, read_program
 from .samplers.settings import SamplerSettings, implied_sampler, make_program, settings_from_made
 from .schedule import Schedule, schedule_from_info
+from .signatures import check_signed, read_trusted_keys
 
 MAX_PROGRAMS_BYTES = 64 << 20
 OPTIONAL = ("golden/", "quality/")  # no runtime reads them: a device may leave them out
@@ -33,6 +34,7 @@ class Bundle:
     folder: Path
     manifest: Manifest
     sha256: str  # of manifest.json, which holds the hash of every other file
+    trusted: tuple[bytes, ...] = ()  # public keys: one of them signed it, and has to have signed its plans
     held: Mapping[str, HeldFile] = field(
         default_factory=dict, repr=False, compare=False
     )  # graphs, their weights, golden files
@@ -137,19 +139,26 @@ class Bundle:
         return self.manifest.labels[label] if self.manifest.labels else str(label)
 
 
-def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
+def open_bundle(
+    path: str | Path, *, check_hashes: bool = True, trusted_keys: Iterable[str | Path] | None = None
+) -> Bundle:
     """Opens the bundle at `path`: its folder, or any file inside it (an .onnx, a .plan).
 
-    Raises BundleError when something is missing, leaves the folder, has a wrong hash, or is of another version.
+    trusted_keys: PEM files of public keys, one of which has to have signed the manifest (signatures.py), and later any
+    plan; hashes are checked then. None: those of $DITEDGE_TRUSTED_KEYS, if any; (): no signature is asked for.
+    Raises BundleError when something is missing, leaves the folder, has a wrong hash, is of another version, or is not
+    signed; RequestError for a key that cannot be read.
     """
+    trusted = read_trusted_keys(trusted_keys)
     folder = bundle_folder(Path(path))
     manifest_path = folder / MANIFEST_NAME
     raw = read_bounded(manifest_path, MAX_MANIFEST_BYTES, BundleError)
+    check_signed(manifest_path, raw, trusted)
     manifest = manifest_from_json(raw, manifest_path)
     programs = set(manifest.programs.values())
     if sum(manifest.files[name].bytes for name in programs) > MAX_PROGRAMS_BYTES:
         raise BundleError(f"{manifest_path}: its programs are larger than {MAX_PROGRAMS_BYTES >> 20} MB together")
-    files = {name: _opened(folder, name, manifest, check_hashes) for name in manifest.files}
+    files = {name: _opened(folder, name, manifest, check_hashes or bool(trusted)) for name in manifest.files}
     held = {name: file for name, file in files.items() if file is not None}
     check_all([file for name, file in held.items() if name not in programs])
     ready = {file: program_from_json(held[file].read(), folder / file) for file in programs}
@@ -160,6 +169,7 @@ def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
         folder,
         manifest,
         hashlib.sha256(raw).hexdigest(),
+        trusted,
         kept,
         graphs,
         {name: ready[file] for name, file in manifest.programs.items()},

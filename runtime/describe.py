@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from .build_record import RECORD_NAME
 from .bundle import Bundle
+from .errors import BundleError
 from .int8_kernels import integer_kernels
+from .json_files import read_bounded
+from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from .signatures import describe_signature
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:
@@ -30,6 +35,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "name": manifest.name,
         "folder": str(bundle.folder),
         "sha256": bundle.sha256,
+        "signatures": _signatures(bundle),
         "made_by": manifest.made_by,
         "source_sha256": manifest.source_sha256,
         "model": manifest.model.model_dump(),
@@ -43,6 +49,17 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "files": {name: info.model_dump() for name, info in manifest.files.items()},
         "bytes": sum(info.bytes for info in manifest.files.values()),
         **_int8_here(bundle),
+    }
+
+
+def _signatures(bundle: Bundle) -> dict[str, dict[str, str | None]]:
+    """Of the manifest and of each target's plans: whether they are signed, and by which key."""
+    paths = [bundle.folder / MANIFEST_NAME, *sorted(bundle.folder.glob(f"engines/*/{RECORD_NAME}"))]
+    return {
+        path.relative_to(bundle.folder).as_posix(): describe_signature(
+            path, read_bounded(path, MAX_MANIFEST_BYTES, BundleError)
+        )
+        for path in paths
     }
 
 

@@ -20,6 +20,7 @@ PACKAGES = {
     "onnx": ("writes graphs (export)", "pip install 'ditedge[export]'"),
     "onnxscript": ("writes graphs (export)", "pip install 'ditedge[export]'"),
     "diffusers": ("reads diffusers folders", "pip install 'ditedge[diffusers]'"),
+    "cryptography": ("signs bundles, checks signatures", "pip install 'ditedge[sign]'"),
 }
 
 

@@ -85,7 +85,7 @@ def check_plans(bundle: Bundle, folder: Path, gpu: Gpu) -> tuple[BuildRecord, di
             f"the bundle runs without one: --engine {bundle.folder}"
         )
     path = folder / RECORD_NAME
-    record = read_build_record(path)
+    record = read_build_record(path, bundle.trusted)
     name = f"{NAMES[record.library]} {record.library_version}"
     again = f"build them again: ditedge build --engine {bundle.folder} --target {record.library}"
     if record.library not in installed:

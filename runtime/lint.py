@@ -18,6 +18,7 @@ from .build_record import PLAN_NAMES, RECORD_NAME, read_build_record
 from .errors import BundleError, EngineError
 from .files import sha256_of_file
 from .layers import LAYERS_NAME, Layer, PlanLayers, layers_from_json, read_layers
+from .signatures import read_trusted_keys
 from .tensorrt_library import first_gpu, load_library, make_logger
 
 COPIES = {"Move", "Resh", "Tran", "Repl", "Conc", "Slic", "Cast", "Etc"}  # of a Myelin kernel's name: no arithmetic
@@ -58,12 +59,13 @@ class Lint:
         return all(attention.fused is True for attention in self.attention)
 
 
-def lint_plan(path: Path) -> Lint:
+def lint_plan(path: Path, trusted_keys: Iterable[str | Path] | None = None) -> Lint:
     """What a plan of ours consists of: from layers.json beside it, or from the plan itself where there is a GPU.
 
-    Raises BundleError (no record, wrong hash, unreadable), EngineError.
+    trusted_keys: as of `open_bundle`, for the plan's record. Raises BundleError (no record, wrong hash, unreadable, not
+    signed), EngineError.
     """
-    record = read_build_record(path.parent / RECORD_NAME)
+    record = read_build_record(path.parent / RECORD_NAME, read_trusted_keys(trusted_keys))
     names = {file: graph for graph, file in PLAN_NAMES.items()}
     info = record.plans.get(names[path.name]) if path.name in names else None  # type: ignore[call-overload]
     if info is None:

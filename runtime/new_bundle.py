@@ -12,8 +12,10 @@ from .files import check_writable, sha256_of_file
 from .json_files import read_json
 from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileInfo
 from .replacing import folder_written_atomically
+from .signatures import SUFFIX
 
 BUNDLE_FORMAT = "ditedge-bundle"
+SIGNATURE_NAME = MANIFEST_NAME + SUFFIX
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def _foreign_file(folder: Path) -> str | None:
     if not isinstance(content, dict) or content.get("format") != BUNDLE_FORMAT:
         return f"its {MANIFEST_NAME} is not a bundle's"
     listed = content.get("files")
-    known = {MANIFEST_NAME, *(listed if isinstance(listed, dict) else ())}
+    known = {MANIFEST_NAME, SIGNATURE_NAME, *(listed if isinstance(listed, dict) else ())}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         ours = name in known or name.startswith("engines/") or (path.is_dir() and not path.is_symlink())
@@ -73,9 +75,9 @@ def _foreign_file(folder: Path) -> str | None:
 
 def copy_files(source: Path, names: Iterable[str], folder: Path, but: tuple[str, ...]) -> None:
     """Copies files of the bundle `source` to `folder`. but: graphs to leave out, with the weights beside them, whose
-    names begin as theirs do."""
+    names begin as theirs do. A signature, which is the old bundle's, stays behind even where the manifest lists it."""
     for name in names:
-        if not name.startswith(but):
+        if not name.startswith(but) and name != SIGNATURE_NAME:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)
 

@@ -36,6 +36,7 @@ class RunRequest:
     """Everything `ditedge run` can be told; None means the bundle's default."""
 
     engine: Path
+    trusted_keys: tuple[Path, ...] = ()  # PEM files; none: those of $DITEDGE_TRUSTED_KEYS, if any
     classes: tuple[str, ...] = ()
     away_from: tuple[str, ...] = ()
     count: int | None = None
@@ -178,7 +179,7 @@ def _latents(*arguments: Any, **options: Any) -> tuple[np.ndarray, NotFiniteErro
 
 def _plan(request: RunRequest) -> tuple[RunRequest, _Plan]:
     """The request, with the names of files that it left open, and what it comes to."""
-    bundle = open_bundle(request.engine)
+    bundle = open_bundle(request.engine, trusted_keys=request.trusted_keys or None)
     options_for(request.engine, request.provider)  # raises when they do not go together
     if request.like is not None:
         _check_like(request)
