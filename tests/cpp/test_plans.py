@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.bundle import Bundle
 from ditedge.runtime.programs import write_program
+from ditedge.runtime.signing import new_key_pair, sign_bundle
 from ditedge.runtime.verify import relative_error
 from tests.conftest import GOLDEN
 from tests.cpp.plan_text import with_cpp_plans
@@ -299,6 +300,28 @@ def test_refusals(opened, double: Double, plan_bundle, tensorrt_version: str, tm
     with pytest.raises(DitedgeError, match=complaint) as caught:
         opened(folder).generate([1], [1], program=b"ddim-25")
     assert caught.value.status == status
+
+
+def test_signed_plans(opened, double: Double, plan_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where signatures are asked for, build.json has to have one of its own: the manifest's does not cover plans."""
+    folder = Path(shutil.copytree(plan_bundle("gray1_cfg"), tmp_path / "b"))
+    public, plans = new_key_pair(tmp_path / "k.pem"), folder / "engines" / "tensorrt"
+    sign_bundle(folder, tmp_path / "k.pem")
+    monkeypatch.setenv("DITEDGE_TRUSTED_KEYS", str(public))
+    opened(folder).generate([1], [1], program=b"ddim-25")
+    loaded = double.report["counts"]
+    record, signature = (plans / "build.json").read_bytes(), (plans / "build.json.sig").read_bytes()
+    (plans / "build.json").write_bytes(record + b" ")
+    for complaint in ("build.json is not what sha256:", "build.json is not signed", "build.json.sig: not valid JSON"):
+        with pytest.raises(DitedgeError, match=complaint) as caught:
+            opened(folder)
+        assert caught.value.status == BUNDLE
+        (plans / "build.json").write_bytes(record)
+        if complaint.endswith("signed"):
+            (plans / "build.json.sig").write_bytes(signature[:-9])
+        else:
+            (plans / "build.json.sig").unlink()
+    assert double.report["counts"] == loaded, "nothing of them reached the GPU"
 
 
 def test_plans_are_those_of_the_opened_folder(

@@ -84,7 +84,9 @@ def test_signing_adds_one_file_and_touches_no_other(gray_bundle: Path, keys: tup
     before = tree(gray_bundle)
     written = sign_bundle(gray_bundle, keys[0])
     after = tree(gray_bundle)
-    assert list(written) == [gray_bundle / "manifest.json.sig"] and after.keys() - before.keys() == {"manifest.json.sig"}
+    assert list(written) == [gray_bundle / "manifest.json.sig"] and after.keys() - before.keys() == {
+        "manifest.json.sig"
+    }
     assert {name: after[name] for name in before} == before
     bundle = open_bundle(gray_bundle, trusted_keys=[keys[1]])
     assert bundle.trusted == (read_public_key(keys[1]),)
@@ -109,7 +111,9 @@ def test_openssl_makes_the_keys_and_agrees(gray_bundle: Path, tmp_path: Path) ->
     (tmp_path / "raw").write_bytes(bytes.fromhex(written.signature))
     check = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", public, "-rawin", "-sigfile", tmp_path / "raw"]
     subprocess.run([*check, "-in", gray_bundle / "manifest.json"], check=True, capture_output=True)
-    der = subprocess.run(["openssl", "pkey", "-pubin", "-in", public, "-outform", "DER"], check=True, capture_output=True)
+    der = subprocess.run(
+        ["openssl", "pkey", "-pubin", "-in", public, "-outform", "DER"], check=True, capture_output=True
+    )
     summed = subprocess.run(["openssl", "sha256", "-r"], input=der.stdout, check=True, capture_output=True)
     assert fingerprint(written.key) == f"sha256:{summed.stdout.decode().split()[0]}"
 
@@ -166,7 +170,9 @@ def test_what_is_not_as_it_was_signed_is_refused(signed: Path, keys: tuple[Path,
 
 def test_a_signature_by_another_key_is_refused(signed: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
     other = new_key_pair(tmp_path / "other.pem")
-    with pytest.raises(BundleError, match=rf"signed by {fingerprint(read_public_key(keys[1]))}, which is not a trusted"):
+    with pytest.raises(
+        BundleError, match=rf"signed by {fingerprint(read_public_key(keys[1]))}, which is not a trusted"
+    ):
         open_bundle(signed, trusted_keys=[other])
     assert len(open_bundle(signed, trusted_keys=[other, keys[1], keys[1]]).trusted) == 2  # one of several is enough
 
@@ -228,7 +234,11 @@ def test_an_unreadable_key_is_refused(gray_bundle: Path, keys: tuple[Path, Path]
 def test_encrypted_keys_need_their_passphrase(gray_bundle: Path, tmp_path: Path) -> None:
     key, path = ed25519.Ed25519PrivateKey.generate(), tmp_path / "locked.pem"
     path.write_bytes(private_pem(key, "open sesame"))
-    for given, complaint in ((None, "is encrypted: .*DITEDGE_KEY_PASSPHRASE"), ("wrong", "does not open"), ("", "does not open")):
+    for given, complaint in (
+        (None, "is encrypted: .*DITEDGE_KEY_PASSPHRASE"),
+        ("wrong", "does not open"),
+        ("", "does not open"),
+    ):
         with pytest.raises(RequestError, match=complaint):
             read_private_key(path, lambda given=given: given)
     refused = ditedge("sign", "--engine", gray_bundle, "--key", path)

@@ -30,7 +30,7 @@ public:
                 found->second = "on";
                 continue;
             }
-            if (i + 1 == argc) throw std::invalid_argument(std::string(argv[i]) + " needs a value");
+            if (i + 1 == argc || *argv[i + 1] == '\0') throw std::invalid_argument(std::string(argv[i]) + " needs a value");
             found->second = argv[++i];
         }
     }

@@ -21,7 +21,8 @@ const char kUsage[] =
     "                   [--guidance G] [--batch 8] [-o out.png] [--latents FILE.f32]\n"
     "                   [--engine onnxruntime|tensorrt|tensorrt-rtx] [--provider cpu] [--device 0]\n"
     "                   [--library PATH OF THE ENGINE'S LIBRARY] [--threads 0] [--spin]\n"
-    "                   [--check-finite] [--force-program]\n"
+    "                   [--check-finite] [--force-program] [--trusted-key FILE[;FILE...]]\n"
+    "A trusted key is a public one, in PEM: only what it signed is run (ditedge sign; also $DITEDGE_TRUSTED_KEYS).\n"
     "Image i has seed + i. Images that overflow are black, and the exit code is 1 (--check-finite: at which step).\n"
     "examples: ditedge-run --bundle build/demo/fashion --class 'Bag;Ankle boot' --seed 7 -o bag.png\n"
     "          ditedge-run --bundle build/demo/fashion --class Bag --engine tensorrt      (plans: ditedge build)\n";
@@ -114,13 +115,26 @@ std::string complaint(const Generate& generate) {
     }
 }
 
+// "a;b" -> {"a", "b"}
+std::vector<std::string> listed(const std::string& text) {
+    std::vector<std::string> names;
+    std::istringstream list(text);
+    for (std::string name; std::getline(list, name, ';');) names.push_back(name);
+    return names;
+}
+
+ditedge::api::Bundle open_bundle(const Arguments& arguments) {
+    const std::vector<std::string> keys = listed(arguments.text("--trusted-key"));
+    if (keys.empty()) return ditedge::api::Bundle(arguments.text("--bundle"));
+    return ditedge::api::Bundle::open_trusted(arguments.text("--bundle"), keys);
+}
+
 int run(const Arguments& arguments) {
     if (arguments.text("--bundle").empty() || arguments.text("--class").empty()) throw std::invalid_argument("--bundle and --class are needed");
-    const ditedge::api::Bundle bundle(arguments.text("--bundle"));
+    const ditedge::api::Bundle bundle = open_bundle(arguments);
     std::vector<std::int64_t> labels;
     std::vector<std::uint64_t> seeds;
-    std::istringstream classes(arguments.text("--class"));
-    for (std::string name; std::getline(classes, name, ';');) {
+    for (const std::string& name : listed(arguments.text("--class"))) {
         labels.push_back(bundle.label(name));
         seeds.push_back(arguments.whole("--seed", UINT64_MAX) + seeds.size());
     }
@@ -165,7 +179,7 @@ int main(int argc, char** argv) {
     if (Arguments::ask_for_help(argc, argv)) return std::cout << kUsage, 0;
     try {
         return run(Arguments(argc, argv, {{"--bundle", ""}, {"--class", ""}, {"--seed", "0"}, {"--program", ""}, {"--program-file", ""}, {"--guidance", ""},
-                                   {"--batch", "8"}, {"-o", "out.png"}, {"--latents", ""}, {"--engine", ""},
+                                   {"--batch", "8"}, {"--trusted-key", ""}, {"-o", "out.png"}, {"--latents", ""}, {"--engine", ""},
                                    {"--provider", "cpu"}, {"--library", ""}, {"--threads", "0"}, {"--device", "0"},
                                    {"--spin", "off"}, {"--check-finite", "off"}, {"--force-program", "off"}}));
     } catch (const std::invalid_argument& error) {

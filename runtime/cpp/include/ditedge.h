@@ -127,6 +127,12 @@ DITEDGE_API const char* ditedge_status_name(ditedge_status status);
  * to the folder later (chdir, moved, deleted) changes nothing, and what is written into its files is refused. check_hashes 0:
  * only sizes are checked, so whoever can write to the files decides what runs; for bundles that were just checked. */
 DITEDGE_API ditedge_status ditedge_bundle_open(const char* path, int check_hashes, ditedge_bundle** bundle);
+/* Any thread. The same, hashes checked, for a bundle that one of `count` trusted keys signed (`ditedge sign`): paths of PEM
+ * files, Ed25519 public keys. Nothing of it is read before its signature was checked, and its plans have to be signed, too.
+ * OpenSSL's libcrypto is loaded for it: $DITEDGE_CRYPTO, or the system's. Where the environment variable
+ * DITEDGE_TRUSTED_KEYS is set (paths with ':' between them), ditedge_bundle_open does so, too, by those keys. */
+DITEDGE_API ditedge_status ditedge_bundle_open_trusted(const char* path, const char* const* keys, size_t count,
+                                                       ditedge_bundle** bundle);
 DITEDGE_API void ditedge_bundle_close(ditedge_bundle* bundle);
 /* Any thread, as all of ditedge_bundle_*. info->size must be set to sizeof(ditedge_info). */
 DITEDGE_API ditedge_status ditedge_bundle_info(const ditedge_bundle* bundle, ditedge_info* info);

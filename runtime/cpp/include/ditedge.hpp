@@ -37,6 +37,14 @@ public:
         check(ditedge_bundle_open(folder.c_str(), check_hashes ? 1 : 0, &opened));
         handle_.reset(opened);
     }
+    // Only if one of these keys signed it: PEM files of Ed25519 public keys.
+    static Bundle open_trusted(const std::string& folder, const std::vector<std::string>& keys) {
+        std::vector<const char*> paths;
+        for (const std::string& key : keys) paths.push_back(key.c_str());
+        ditedge_bundle* opened = nullptr;
+        check(ditedge_bundle_open_trusted(folder.c_str(), paths.data(), paths.size(), &opened));
+        return Bundle(opened);
+    }
     const ditedge_bundle* get() const { return handle_.get(); }
     ditedge_info info() const {
         ditedge_info info{};
@@ -66,6 +74,7 @@ public:
     }
 
 private:
+    explicit Bundle(ditedge_bundle* opened) : handle_(opened) {}
     std::unique_ptr<ditedge_bundle, Close> handle_;
 };
 

@@ -54,8 +54,9 @@ BuildRecord read_build_record(const Bundle& bundle, const std::string& library) 
     const std::string folder = bundle.folder->path.string(), again = ": ditedge build --engine " + folder + " --target " + library;
     const std::string name = "engines/" + library + "/build.json", place = folder + "/" + name;
     if (!OpenFile::exists(*bundle.folder, name)) fail_engine(folder + " has no plans for " + library + ", build them" + again);
-    BuildRecord record = build_record_from_json(
-        read_text(bundle.folder->descriptor.get(), name, place, kMaxBytes, DITEDGE_ERROR_BUNDLE), place);
+    const std::string text = read_text(bundle.folder->descriptor.get(), name, place, kMaxBytes, DITEDGE_ERROR_BUNDLE);
+    check_signed(*bundle.folder, name, text, bundle.trusted);
+    BuildRecord record = build_record_from_json(text, place);
     if (record.library != library) fail_bundle(record.place + ": the plans were built with " + record.library);
     if (record.bundle_sha256 != bundle.sha256)
         fail_bundle(record.place + ": the plans were built from another version of this bundle, build them again" + again);

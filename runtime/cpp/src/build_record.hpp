@@ -40,7 +40,8 @@ std::string plan_name(const std::string& graph);
 
 // Throws Error (bundle); `place` is only for messages.
 BuildRecord build_record_from_json(const std::string& text, const std::string& place);
-// The record in engines/`library`/, for this bundle. Throws Error (engine) when there is none or it is another bundle's.
+// The record in engines/`library`/, for this bundle, signed as the bundle is. Throws Error (engine) when there is none, Error
+// (bundle) when it is another bundle's.
 BuildRecord read_build_record(const Bundle& bundle, const std::string& library);
 
 }  // namespace ditedge

@@ -349,13 +349,14 @@ Manifest manifest_from_json(const std::string& text, const std::string& place) {
     return manifest;
 }
 
-Bundle open_bundle(const fs::path& path, bool check_hashes) {
+Bundle open_bundle(const fs::path& path, bool check_hashes, TrustedKeys trusted) {
     Bundle bundle;
     bundle.folder = std::make_shared<const Folder>(path);
     const Folder& folder = *bundle.folder;
     const std::string name = "manifest.json", place = (path / name).string();
     if (!OpenFile::exists(folder, name)) fail_bundle(path.string() + " is not a bundle: it has no manifest.json");
     const std::string text = read_text(folder.descriptor.get(), name, place, kMaxManifestBytes, DITEDGE_ERROR_BUNDLE);
+    check_signed(folder, name, text, trusted);
     bundle.manifest = manifest_from_json(text, place);
     bundle.sha256 = sha256_of(text);
     std::vector<Reading> readings;
@@ -367,13 +368,14 @@ Bundle open_bundle(const fs::path& path, bool check_hashes) {
         if (reading.info.bytes > static_cast<std::int64_t>(kMaxProgramBytes)) fail_bundle(place + ": program " + reading.name + " is larger than 16 MB");
         if ((left -= reading.info.bytes) < 0) fail_bundle(place + ": its programs are larger than 64 MB together");
     }
-    read_all(readings, folder, check_hashes);
+    read_all(readings, folder, check_hashes || !trusted.empty());
     std::map<std::string, std::unique_ptr<const OpenFile>> files;
     for (Reading& reading : readings) {
         if (reading.program) bundle.programs[reading.name] = std::move(reading.text);
         if (reading.file != nullptr) files[reading.name] = std::move(reading.file);
     }
     read_graphs(bundle, std::move(files));
+    bundle.trusted = std::move(trusted);
     return bundle;
 }
 

@@ -14,6 +14,7 @@
 
 #include "files.hpp"
 #include "program.hpp"
+#include "signatures.hpp"
 #include "tensor_info.hpp"
 
 namespace ditedge {
@@ -65,6 +66,7 @@ struct GraphBytes {
 struct Bundle {
     Manifest manifest;
     std::string sha256;                      // of manifest.json
+    TrustedKeys trusted;                     // one of them signed it, and has to have signed its plans
     std::shared_ptr<const Folder> folder;    // plans are opened below it
     std::map<std::string, std::string> programs;                     // file -> its text
     std::map<std::string, std::unique_ptr<const OpenFile>> held;     // graphs and the files of their weights
@@ -80,7 +82,8 @@ struct Bundle {
 
 // Throws Error (bundle); `place` is only for the message.
 Manifest manifest_from_json(const std::string& text, const std::string& place);
-// Hashes files in parallel. check_hashes false: their sizes are checked, and whoever can write to them decides what runs.
-Bundle open_bundle(const std::filesystem::path& folder, bool check_hashes);
+// Hashes files in parallel. check_hashes false, and no trusted keys: their sizes are checked, and whoever can write to them
+// decides what runs.
+Bundle open_bundle(const std::filesystem::path& folder, bool check_hashes, TrustedKeys trusted);
 
 }  // namespace ditedge

@@ -380,7 +380,19 @@ ditedge_status ditedge_bundle_open(const char* path, int check_hashes, ditedge_b
     return guarded([&] {
         clear<ditedge_bundle*>(bundle, nullptr);
         require(path != nullptr && bundle != nullptr, "path and bundle must not be null");
-        *bundle = new ditedge_bundle{std::make_shared<const Bundle>(ditedge::open_bundle(path, check_hashes != 0))};
+        *bundle = new ditedge_bundle{std::make_shared<const Bundle>(
+            ditedge::open_bundle(path, check_hashes != 0, ditedge::trusted_keys_of_environment()))};
+    });
+}
+
+ditedge_status ditedge_bundle_open_trusted(const char* path, const char* const* keys, size_t count, ditedge_bundle** bundle) {
+    return guarded([&] {
+        clear<ditedge_bundle*>(bundle, nullptr);
+        require(path != nullptr && bundle != nullptr, "path and bundle must not be null");
+        require(keys != nullptr && count > 0, "keys are missing: without trusted keys nothing can be opened by them");
+        require(std::all_of(keys, keys + count, [](const char* key) { return key != nullptr; }), "a key's path is null");
+        ditedge::TrustedKeys trusted = ditedge::read_trusted_keys({keys, keys + count});
+        *bundle = new ditedge_bundle{std::make_shared<const Bundle>(ditedge::open_bundle(path, true, std::move(trusted)))};
     });
 }
 

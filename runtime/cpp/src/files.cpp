@@ -54,7 +54,7 @@ std::string read_text(int folder, const std::filesystem::path& path, const std::
     struct stat found {};
     if (file.get() < 0 || !regular(file.get(), found)) throw Error(status, "cannot read " + place);
     if (static_cast<std::uint64_t>(found.st_size) > limit)
-        throw Error(status, place + ": larger than " + std::to_string(limit >> 20) + " MB");
+        throw Error(status, place + ": larger than " + (limit < 1 << 20 ? std::to_string(limit >> 10) + " kB" : std::to_string(limit >> 20) + " MB"));
     std::string text(static_cast<std::size_t>(found.st_size), '\0');
     const std::int64_t got = read_some(file.get(), text.data(), text.size(), 0);
     if (got < 0) throw Error(status, "cannot read " + place);
