@@ -498,8 +498,7 @@ def verify(
     \b
     Examples:
       ditedge verify --engine fashion
-      ditedge verify --engine fashion --trusted-key release.pub.pem
-      ditedge verify --engine dit-xl-2-256 --provider cuda
+      ditedge verify --engine dit-xl-2-256 --provider cuda --trusted-key release.pub.pem
     """
     from ditedge.runtime import Sampler, open_bundle
     from ditedge.runtime.engine import options_for

@@ -16,7 +16,7 @@ from .build_errors import refusal
 from .build_graph import BuildLog
 from .build_record import PLAN_NAMES, RECORD_NAME, read_build_record
 from .errors import BundleError, EngineError
-from .files import sha256_of_file
+from .held_files import HeldFile
 from .layers import LAYERS_NAME, Layer, PlanLayers, layers_from_json, read_layers
 from .signatures import read_trusted_keys
 from .tensorrt_library import first_gpu, load_library, make_logger
@@ -70,13 +70,13 @@ def lint_plan(path: Path, trusted_keys: Iterable[str | Path] | None = None) -> L
     info = record.plans.get(names[path.name]) if path.name in names else None  # type: ignore[call-overload]
     if info is None:
         raise BundleError(f"{path}: not a plan that {path.parent / RECORD_NAME} lists")
-    if not path.is_file() or sha256_of_file(path) != info.plan.sha256:
-        raise BundleError(f"{path}: missing, or does not match its hash in {RECORD_NAME}: build it again")
+    plan = HeldFile(path, info.plan, f"does not match its hash in {RECORD_NAME}: build it again")
+    plan.check()
     listed = path.parent / LAYERS_NAME
     if listed.is_file():
         layers = read_layers(listed, names[path.name])
     else:
-        layers = PlanLayers(tuple(_inspected(record.library, path)))
+        layers = PlanLayers(tuple(_inspected(record.library, plan)))
     by = f"{record.library} {record.library_version}"
     return plan_report(layers, str(path), info.plan.bytes, by)
 
@@ -132,16 +132,20 @@ def _words(name: str) -> set[str]:
     return set(re.findall(r"[A-Z][a-z]*", found.group(1))) if found else set()
 
 
-def _inspected(target: str, path: Path) -> list[Layer]:
-    """Asks the plan itself. Only with a GPU: without a driver, creating a runtime crashes."""
+def _inspected(target: str, plan: HeldFile) -> list[Layer]:
+    """Asks the plan itself, as it was hashed. Only with a GPU: without a driver, creating a runtime crashes."""
     library = load_library(target)
     if first_gpu() is None:
-        raise EngineError(f"{path}: {LAYERS_NAME} is missing, and reading the plan itself needs a GPU: build it again")
+        raise EngineError(
+            f"{plan.path}: {LAYERS_NAME} is missing, and reading the plan itself needs a GPU: build it again"
+        )
     log = BuildLog()
     runtime = library.module.Runtime(make_logger(library, log))
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    with plan.map() as data:
+        engine = runtime.deserialize_cuda_engine(data)
+    plan.check()
     if engine is None:
-        raise EngineError(refusal(path.name, library, log.errors))
+        raise EngineError(refusal(plan.path.name, library, log.errors))
     inspector = engine.create_engine_inspector()
     json_format = library.member("LayerInformationFormat", "JSON")
     return layers_from_json(inspector.get_engine_information(json_format))
