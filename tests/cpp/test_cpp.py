@@ -24,6 +24,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from ditedge.runtime import generate, open_bundle
+from ditedge.runtime.errors import RequestError
 from ditedge.runtime.noise import standard_normal
 from ditedge.runtime.processors import thread_count, usable_processors
 from ditedge.runtime.programs import Program, write_program
@@ -564,6 +565,45 @@ def test_paths_may_not_leave_the_bundle(built: Path, gray_bundle: Path, name: st
     assert status == BUNDLE and "leaves the bundle" in message
 
 
+def test_classes_by_exact_name_then_number_then_name(built: Path, gray_bundle: Path) -> None:
+    """As Python's Bundle.label, its sentences, too: a class may be called 1990."""
+    names = ["boot", "1990", "Bag, Sack", "7", "BOOT", "x", "x", "4", "4", "c"]
+    edit(gray_bundle, labels=names)
+    library, handle, label = load(built / "libditedge.so"), ctypes.c_void_p(), ctypes.c_int64()
+    assert library.ditedge_bundle_open(os.fsencode(gray_bundle), 1, ctypes.byref(handle)) == 0
+    python = open_bundle(gray_bundle)
+
+    def found(text: str) -> int | str:
+        status = library.ditedge_find_class(handle, text.encode(), ctypes.byref(label))
+        assert (status, label.value >= 0) in ((0, True), (REQUEST, False))
+        return label.value if status == 0 else library.ditedge_last_error().decode()
+
+    known = {"boot": 0, "BOOT": 4, "1990": 1, "7": 3, "5": 5, "4": 4, "0": 0, "sack": 2, " Bag, sack": 2, "C": 9}
+    assert {text: found(text) for text in known} == known == {text: python.label(text) for text in known}
+    for text in ("Boot", "x", "10", "1991", "9" * 30, "", " ", "-1", "1.5", "9 ", "\u0661", "b\u00f6\u00f6t"):
+        with pytest.raises(RequestError) as caught:
+            python.label(text)
+        assert found(text) == str(caught.value), text
+    library.ditedge_bundle_close(handle)
+    edit(gray_bundle, labels=[])
+    assert library.ditedge_bundle_open(os.fsencode(gray_bundle), 1, ctypes.byref(handle)) == 0
+    assert found("9") == 9 and found("boot") == "class 'boot' is unknown: give a number, 0 to 9"
+    library.ditedge_bundle_close(handle)
+
+
+@pytest.mark.parametrize("letter", ["9", "\u00e9", "\u20ac", "\U0001f600"])
+def test_a_long_text_hides_no_remedy(opened, golden_bundle, letter: str) -> None:
+    """A message keeps both its ends and whole characters; what could command a terminal is shown as question marks."""
+    handle = opened(golden_bundle("gray1_cfg"))
+    for length in range(5000, 5005):
+        with pytest.raises(DitedgeError, match=r"^no program '9*.* \.\.\. .*' in the bundle; it has ddim-") as caught:
+            handle.generate([1], [1], program=b"9" * (length % 5) + letter.encode() * length)
+        assert 990 <= len(handle.c.ditedge_last_error()) <= 1000
+        assert handle.c.ditedge_last_error().decode() == str(caught.value)  # whole characters
+    with pytest.raises(DitedgeError, match=r"^no program '\?\[31m\?\?2J\? \u00e9' in"):
+        handle.generate([1], [1], program="\x1b[31m\x9b2J\x7f \u00e9".encode())
+
+
 def test_damaged_missing_and_linked_files(built: Path, gray_bundle: Path, tmp_path: Path) -> None:
     library, step = load(built / "libditedge.so"), gray_bundle / "step.onnx"
     good = step.read_bytes()
@@ -691,15 +731,47 @@ def test_examples(built: Path, golden_bundle, onnxruntime_library: Path, tmp_pat
     for example in ("ditedge-run", "ditedge-bench"):
         helped = run(built / example, "--help")
         assert helped.returncode == 0 and "example" in helped.stdout
-    request = ["--bundle", folder, "--class", "1"]
-    for wrong in (
-        ["--bundle", folder], ["--seed"], ["--bundle", "/nowhere", "--class", "1"], ["--what", "1"],
-        [*request, "--threads", "99999999999"], [*request, "--device", "2147483648"], [*request, "--batch", "99999999999"],
-        [*request, "--seed", "18446744073709551616"], [*request, "--threads", "-1"],
-    ):  # fmt: skip
-        failed = run(built / "ditedge-run", *wrong)
-        assert failed.returncode == 2 and failed.stderr, wrong
-        assert "--threads" not in wrong or "--threads" in failed.stderr.splitlines()[0]
+    assert run(built / "ditedge-minimal", folder, "Bag", "-7", tmp_path / "b.pgm").returncode == 1
+
+
+# What ditedge-run is given beside a bundle and class 1, and how its sentence begins.
+WRONG_ARGUMENTS = [
+    (["--seed"], "--seed needs a value"),
+    (["--what", "1"], "unknown option --what"),
+    (["--\033]0;x\007"], "unknown option --?]0;x?"),
+    (["--class", "2"], "--class is given twice"),
+    (["--threads", "99999999999"], "--threads 99999999999 is more than 2147483647"),
+    (["--threads", "-1"], "--threads -1 is not a whole number"),
+    (["--threads", "2x"], "--threads 2x is not a whole number"),
+    (["--threads", ""], "--threads needs a value"),
+    (["--device", "2147483648"], "--device 2147483648 is more than"),
+    (["--batch", "99999999999"], "--batch 99999999999 is more than 4096"),
+    (["--batch", "0"], "batch is not between 1 and 4096"),
+    (["--seed", "18446744073709551616"], "--seed 18446744073709551616 is more than 18446744073709551615"),
+    (["--seed", "9" * 5000], "--seed 999"),
+    (["--seed", " -1"], "--seed  -1 is not a whole number"),
+    (["--guidance", "nan"], "--guidance nan is not a finite number"),
+    (["--guidance", "1e999"], "--guidance 1e999 is not a finite number"),
+    (["--guidance", "1e300"], "guidance 1e+300 is not a finite number in float32"),
+    (["--program", "nope"], "no program 'nope' in the bundle; it has "),
+    (["--program-file", "/nowhere"], "cannot read /nowhere"),
+    (["-o", "/nowhere/a.png"], "cannot write /nowhere/a.png: No such file"),
+    (["-o", "/dev/full"], "cannot write /dev/full: No space left"),
+]
+
+
+def test_wrong_arguments(built: Path, golden_bundle, onnxruntime_library: Path) -> None:
+    """One sentence and exit code 2; nothing that was typed commands the terminal."""
+    bundle = ["--bundle", golden_bundle("gray1_cfg", labels=True)]
+    cases = [([*bundle, "--class", "1", *arguments], words) for arguments, words in WRONG_ARGUMENTS]
+    cases += [(bundle, "--bundle and --class are needed"), (["--bundle", "/no", "--class", "1"], "/no is not a bundle")]
+    cases.append(([*bundle, "--class", "1;2", "--seed", "18446744073709551615"], "--seed is too large: image i has"))
+    for arguments, words in cases:
+        command = [built / "ditedge-run", *map(str, arguments)]
+        environment = os.environ | {"DITEDGE_ONNXRUNTIME": str(onnxruntime_library)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and f"error: {words}" in done.stderr, (arguments, done.stderr)
+        assert not re.search(r"[\0-\x09\x0b\x0c\x0e-\x1f\x7f]", done.stderr), arguments
 
 
 def test_programs_as_files_and_where_pictures_go(
@@ -880,6 +952,7 @@ def test_installed_package(build, golden_bundle, onnxruntime_library: Path, tmp_
     (archive,) = packages.glob("ditedge-0.1.0-*.tar.gz")
     with tarfile.open(archive) as files:
         names = {Path(name).name for name in files.getnames()}
+        files.extractall(tmp_path / "archive")
     assert {"copyright", "third-party-licenses.txt", "ditedge.h", "ditedge-run"} <= names
     if shutil.which("dpkg-deb"):
         (deb,) = packages.glob("ditedge_0.1.0_*.deb")
@@ -887,9 +960,11 @@ def test_installed_package(build, golden_bundle, onnxruntime_library: Path, tmp_
         for name, words in (
             ("copyright", "Apache License"),
             ("third-party-licenses.txt", "Permission is hereby granted"),
+            ("third-party-licenses.txt", "ONNX Runtime: Copyright (c) Microsoft Corporation"),
         ):
-            (text,) = unpacked.rglob(name)
-            assert words in text.read_text()
+            for folder in (unpacked, tmp_path / "shared", tmp_path / "static", tmp_path / "archive"):
+                (text,) = folder.rglob(name)
+                assert words in text.read_text()
         assert list(unpacked.rglob("ditedge.h")) and list(unpacked.rglob("ditedge-config.cmake"))
         (command,) = unpacked.rglob("ditedge-run")
         picture = tmp_path / "deb.png"

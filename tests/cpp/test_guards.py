@@ -182,7 +182,8 @@ def test_int8_without_vnni(built: Path, golden_bundle, onnxruntime_library, tmp_
 
 
 def test_sizes_of_32_bits(built: Path, demo_bundle: Path, tmp_path: Path) -> None:
-    """Built for 32-bit ARM, warnings being errors: no product of sizes wraps to a small one and is believed."""
+    """Built for 32-bit ARM, warnings being errors: no product of sizes wraps to a small one and is believed. What the program
+    does not link (the engine for ONNX Runtime, the examples: with it all of the default build) is compiled, too."""
     need("arm-linux-gnueabihf-g++", "qemu-arm-static")
     from onnx import TensorProto, helper
 
@@ -212,6 +213,19 @@ def test_sizes_of_32_bits(built: Path, demo_bundle: Path, tmp_path: Path) -> Non
         command = ["arm-linux-gnueabihf-g++", *flags, *includes, *renamed, "-c", source, "-o", objects[-1]]
         done = subprocess.run([*map(str, command)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
+    rest = [
+        ROOT / "runtime/cpp" / name for name in ("src/engine_ort.cpp", "src/host_loop.cpp", "examples/ditedge_run.cpp")
+    ]
+    command = [
+        "arm-linux-gnueabihf-g++",
+        *flags,
+        *includes,
+        "-fsyntax-only",
+        *rest,
+        ROOT / "runtime/cpp/examples/ditedge_bench.cpp",
+    ]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     program_file = tmp_path / "narrow"
     link = ["arm-linux-gnueabihf-g++", "-static", *objects, "-o", program_file, "-pthread"]
     subprocess.run([*map(str, link)], check=True, capture_output=True)

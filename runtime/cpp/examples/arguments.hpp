@@ -1,36 +1,37 @@
 // Command lines of the examples: --name VALUE pairs, and names alone of options that are "off".
 #pragma once
 
+#include <charconv>
+#include <cmath>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <string>
 
-class Arguments {
-private:
-    template <class Convert>
-    auto convert(const char* name, const Convert& conversion) const {
-        try {
-            std::size_t used = 0;
-            const auto value = conversion(text(name), &used);
-            if (used == text(name).size() && text(name)[0] != '-') return value;
-        } catch (const std::logic_error&) {
-        }
-        throw std::invalid_argument(std::string(name) + " " + text(name) + " is not a number");
-    }
+// What was typed may be the name of a file, and that may hold what commands a terminal.
+inline std::string printable(std::string text) {
+    for (char& letter : text)
+        if (static_cast<unsigned char>(letter) < 0x20 || letter == 0x7f) letter = '?';
+    return text;
+}
 
+class Arguments {
 public:
     std::map<std::string, std::string> values;
 
     // known: every option with its default
     Arguments(int argc, char** argv, std::map<std::string, std::string> known) : values(std::move(known)) {
+        std::set<std::string> given;
         for (int i = 1; i < argc; ++i) {
-            const auto found = values.find(argv[i]);
-            if (found == values.end()) throw std::invalid_argument(std::string("unknown option ") + argv[i]);
-            if (found->second == "off" || found->second == "on") {
+            const std::string name = argv[i];
+            const auto found = values.find(name);
+            if (found == values.end()) throw std::invalid_argument("unknown option " + name);
+            if (!given.insert(name).second) throw std::invalid_argument(name + " is given twice");
+            if (found->second == "off") {
                 found->second = "on";
                 continue;
             }
-            if (i + 1 == argc || *argv[i + 1] == '\0') throw std::invalid_argument(std::string(argv[i]) + " needs a value");
+            if (i + 1 == argc || *argv[i + 1] == '\0') throw std::invalid_argument(name + " needs a value");
             found->second = argv[++i];
         }
     }
@@ -42,9 +43,26 @@ public:
     bool on(const char* name) const { return text(name) == "on"; }
     // 0 to `most`
     unsigned long long whole(const char* name, unsigned long long most) const {
-        const auto value = convert(name, [](const std::string& s, std::size_t* n) { return std::stoull(s, n); });
-        if (value > most) throw std::invalid_argument(std::string(name) + " " + text(name) + " is more than " + std::to_string(most));
+        unsigned long long value = 0;
+        const char* const end = text(name).data() + text(name).size();
+        const auto [stop, error] = std::from_chars(text(name).data(), end, value);
+        if (error == std::errc::invalid_argument || stop != end) fail(name, " is not a whole number");
+        if (error == std::errc::result_out_of_range || value > most) fail(name, " is more than " + std::to_string(most));
         return value;
     }
-    double number(const char* name) const { return convert(name, [](const std::string& s, std::size_t* n) { return std::stod(s, n); }); }
+    double number(const char* name) const {
+        std::size_t used = 0;
+        double value = NAN;
+        try {
+            value = std::stod(text(name), &used);
+        } catch (const std::logic_error&) {
+        }
+        if (used != text(name).size() || !std::isfinite(value)) fail(name, " is not a finite number");
+        return value;
+    }
+
+private:
+    [[noreturn]] void fail(const char* name, const std::string& complaint) const {
+        throw std::invalid_argument(std::string(name) + " " + text(name) + complaint);
+    }
 };

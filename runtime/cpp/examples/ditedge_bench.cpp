@@ -54,7 +54,7 @@ int main(int argc, char** argv) {
         run(Arguments(argc, argv, {{"--bundle", ""}, {"--program", ""}, {"--batch", "1"}, {"--repeats", "5"},
                                    {"--engine", ""}, {"--provider", "cpu"}, {"--library", ""}, {"--threads", "0"}}));
     } catch (const std::exception& error) {
-        std::cerr << "error: " << error.what() << '\n' << kUsage;
+        std::cerr << "error: " << printable(error.what()) << '\n' << kUsage;
         return 2;
     }
     return 0;

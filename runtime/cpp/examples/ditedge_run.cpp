@@ -61,6 +61,7 @@ std::string png_of(const std::vector<std::uint8_t>& pixels, std::uint32_t height
         data.append(raw, start, length);
     }
     big_endian(data, b << 16 | a);
+    if (data.size() > INT32_MAX) throw std::runtime_error("pictures of more than 2 GB are no PNG: ask for fewer classes");
     chunk(png, "IHDR", header);
     chunk(png, "IDAT", data);
     chunk(png, "IEND", "");
@@ -134,9 +135,11 @@ int run(const Arguments& arguments) {
     const ditedge::api::Bundle bundle = open_bundle(arguments);
     std::vector<std::int64_t> labels;
     std::vector<std::uint64_t> seeds;
+    const std::uint64_t seed = arguments.whole("--seed", UINT64_MAX);
     for (const std::string& name : listed(arguments.text("--class"))) {
         labels.push_back(bundle.label(name));
-        seeds.push_back(arguments.whole("--seed", UINT64_MAX) + seeds.size());
+        if (seed > UINT64_MAX - seeds.size()) throw std::invalid_argument("--seed is too large: image i has seed + i");
+        seeds.push_back(seed + seeds.size());
     }
     ditedge_sampler_options options = ditedge::api::default_options();
     options.engine = arguments.text_or_null("--engine");
@@ -183,10 +186,10 @@ int main(int argc, char** argv) {
                                    {"--provider", "cpu"}, {"--library", ""}, {"--threads", "0"}, {"--device", "0"},
                                    {"--spin", "off"}, {"--check-finite", "off"}, {"--force-program", "off"}}));
     } catch (const std::invalid_argument& error) {
-        std::cerr << error.what() << '\n' << kUsage;
+        std::cerr << "error: " << printable(error.what()) << '\n' << kUsage;
         return 2;
     } catch (const std::exception& error) {
-        std::cerr << "error: " << error.what() << '\n';
+        std::cerr << "error: " << printable(error.what()) << '\n';
         return 2;
     }
 }

@@ -2,6 +2,7 @@
 #include <ditedge.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static int failed(const char* what) {
     fprintf(stderr, "%s: %s\n", what, ditedge_last_error());
@@ -19,7 +20,7 @@ int main(int argc, char** argv) {
     size_t bytes;
     FILE* file;
     int bad = 1;
-    if (argc != 5) return fprintf(stderr, "usage: %s BUNDLE CLASS SEED OUT.pgm\n", argv[0]), 1;
+    if (argc != 5 || argv[3][strspn(argv[3], "0123456789")] != '\0') return fprintf(stderr, "usage: %s BUNDLE CLASS SEED OUT.pgm\n", argv[0]), 1;
     info.size = sizeof info;
     if (ditedge_bundle_open(argv[1], 1, &bundle) || ditedge_bundle_info(bundle, &info)) return failed("bundle");
     bytes = (size_t)(info.image_height * info.image_width * info.image_channels);

@@ -6,9 +6,9 @@
  * function gives through a pointer is NULL, 0 or -1 (a class) when it fails.
  *
  * Threads: a ditedge_bundle may be used by any number of threads at once. A ditedge_sampler belongs to one thread at a
- * time, except ditedge_cancel and ditedge_cancel_request, which any thread (and a signal handler) may call. Close handles
- * when nobody uses them; closing NULL does nothing. A sampler keeps what it needs of its bundle: the two may be closed in
- * any order. A sampler belongs to the process that opened it: after fork() the child opens its own.
+ * time, except ditedge_cancel and ditedge_cancel_request, which any thread may call (a signal handler only the first). Close
+ * handles when nobody uses them; closing NULL does nothing. A sampler keeps what it needs of its bundle: the two may be
+ * closed in any order. A sampler belongs to the process that opened it: after fork() the child opens its own.
  */
 #ifndef DITEDGE_H
 #define DITEDGE_H
@@ -167,12 +167,12 @@ DITEDGE_API ditedge_status ditedge_generate_latents(ditedge_sampler* sampler, co
 /* One thread at a time. latents [count, C, H, W] -> images as above. */
 DITEDGE_API ditedge_status ditedge_decode(ditedge_sampler* sampler, const float* latents, int64_t count,
                                           uint8_t* images, size_t bytes);
-/* Any thread, also during a call on the sampler, which then returns DITEDGE_CANCELLED: on ONNX Runtime within its step or
+/* Any thread, and a signal handler, also during a call on the sampler, which then returns DITEDGE_CANCELLED: on ONNX Runtime within its step or
  * decoder, on a GPU after the steps that are enqueued, eight at most. Only the call that is running: a cancel that comes
  * when it has ended does not touch the next one. */
 DITEDGE_API void ditedge_cancel(ditedge_sampler* sampler);
 /* The same for all generate calls with a params.request of 1 to `request`, whether they run or are still to come: so a
- * cancel may come early, too. Callers that need this number their calls upwards. */
+ * cancel may come early, too. Callers that need this number their calls upwards. Not in a signal handler: it takes a lock. */
 DITEDGE_API void ditedge_cancel_request(ditedge_sampler* sampler, uint64_t request);
 
 /* Any thread. [count] standard normal numbers: draw 0 is a seed's initial noise, draw n + 1 its noise of step n. */

@@ -75,7 +75,7 @@ public:
 
 private:
     explicit Bundle(ditedge_bundle* opened) : handle_(opened) {}
-    std::unique_ptr<ditedge_bundle, Close> handle_;
+    std::unique_ptr<ditedge_bundle, Close> handle_{};
 };
 
 inline ditedge_sampler_options default_options() {
@@ -141,7 +141,7 @@ private:
     std::int64_t image() const { return info_.image_height * info_.image_width * info_.image_channels; }
     std::int64_t latent() const { return info_.latent_channels * info_.latent_height * info_.latent_width; }
     ditedge_info info_;
-    std::unique_ptr<ditedge_sampler, Close> handle_;
+    std::unique_ptr<ditedge_sampler, Close> handle_{};
 };
 
 }  // namespace ditedge::api

@@ -290,6 +290,13 @@ std::string lower(std::string text) {
     return text;
 }
 
+// "a, b, c": `most` of them.
+std::string listed(const std::vector<std::string>& names, std::size_t most, const char* between = ", ") {
+    std::string list;
+    for (std::size_t i = 0; i < std::min(names.size(), most); ++i) list += (i == 0 ? "" : between) + names[i];
+    return list;
+}
+
 std::string trimmed(const std::string& text) {
     const auto first = text.find_first_not_of(" \t\r\n"), last = text.find_last_not_of(" \t\r\n");
     return first == std::string::npos ? "" : text.substr(first, last - first + 1);
@@ -407,7 +414,8 @@ void Bundle::with_graph(const std::string& graph, const std::function<void(const
 Program Bundle::program(const char* name) const {
     const std::string chosen = name != nullptr ? name : manifest.default_program;
     const auto found = manifest.programs.find(chosen);
-    if (found == manifest.programs.end()) fail_request("no program '" + chosen + "' in the bundle");
+    if (found == manifest.programs.end())
+        fail_request("no program '" + chosen + "' in the bundle; it has " + listed(manifest.program_names, 20));
     return program_from_json(programs.at(found->second), (folder->path / found->second).string());
 }
 
@@ -423,21 +431,21 @@ std::int64_t Bundle::label(const std::string& text) const {
     }
     const std::string wanted = lower(trimmed(text));
     for (const bool whole : {true, false}) {  // ImageNet's names are lists: "great white shark, white shark, ..."
-        std::vector<std::int64_t> found;
-        for (std::size_t i = 0; i < manifest.labels.size(); ++i) {
-            const std::string label = lower(manifest.labels[i]);
+        std::vector<std::string> found;
+        for (std::size_t i = 0; i < names.size(); ++i) {
+            const std::string label = lower(names[i]);
             bool matches = whole && label == wanted;
             for (std::size_t start = 0; !whole && start <= label.size();) {
                 const std::size_t end = std::min(label.find(',', start), label.size());
                 matches = matches || trimmed(label.substr(start, end - start)) == wanted;
                 start = end + 1;
             }
-            if (matches) found.push_back(static_cast<std::int64_t>(i));
+            if (matches) found.push_back(std::to_string(i));
         }
-        if (found.size() > 1) fail_request("class '" + text + "' has several meanings: give its number");
-        if (!found.empty()) return found[0];
+        if (found.size() > 1) fail_request("class '" + text + "' has several meanings: give its number, " + listed(found, 20, " or "));
+        if (!found.empty()) return std::stoll(found[0]);
     }
-    fail_request("class '" + text + "' is unknown");
+    fail_request("class '" + text + "' is unknown: give " + (names.empty() ? "a number, 0 to " + std::to_string(count - 1) : "one of " + listed(names, 20)));
 }
 
 std::size_t Bundle::latent_count() const {

@@ -87,7 +87,7 @@ Library load_library(const std::string& wanted) {
     const OrtApiBase* base = opened.function<const OrtApiBase* (*)()>("OrtGetApiBase")();
     Library library{base->GetApi(ORT_API_VERSION), nullptr, base->GetVersionString(), opened.path};
     if (library.api == nullptr)
-        fail_engine("ONNX Runtime " + library.version + " is too old: version 1." + std::to_string(ORT_API_VERSION) +
+        fail_engine(opened.path + ": ONNX Runtime " + library.version + " is too old: version 1." + std::to_string(ORT_API_VERSION) +
                     " or later is needed");
     check(library.api, library.api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "ditedge", &library.env), opened.path);
     library.exact_sums = sums_are_exact(library.api, library.env);

@@ -15,10 +15,24 @@ public:
     ditedge_status status() const noexcept { return status_; }
 
 private:
-    // Names out of untrusted files may hold anything, a NUL among it.
+    static constexpr std::size_t kEnd = 400, kLongest = 1000;  // bytes of a message: its ends are kept
+
+    // Names out of untrusted files may hold anything: a NUL, what commands a terminal (in UTF-8 also U+0080 to U+009F), or
+    // a megabyte. What is cut out is in the middle, so that the remedy stays.
     static std::string printable(std::string text) {
-        for (char& letter : text)
-            if (static_cast<unsigned char>(letter) < 0x20) letter = '?';
+        if (text.size() > kLongest) {
+            const auto inside = [&](std::size_t at) { return (static_cast<unsigned char>(text[at]) & 0xc0) == 0x80; };  // a character
+            std::size_t first = kLongest - kEnd - 5, last = text.size() - kEnd;
+            while (first > 0 && inside(first)) --first;
+            while (last < text.size() && inside(last)) ++last;
+            text.replace(first, last - first, " ... ");
+        }
+        for (std::size_t i = 0; i < text.size(); ++i) {
+            const auto letter = static_cast<unsigned char>(text[i]);
+            const bool commands = i > 0 && text[i - 1] == '\xc2' && letter >= 0x80 && letter < 0xa0;
+            if (letter < 0x20 || letter == 0x7f || commands) text[i] = '?';
+            if (commands) text[i - 1] = '?';
+        }
         return text;
     }
 
