@@ -154,7 +154,9 @@ def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: b
     """
     exporter = _exporter()
     with progress() as report:
-        manifest = exporter.add_decoder(engine, vae, out, precision=vae_precision, force=force, report=report)
+        manifest = exporter.add_decoder(
+            engine, vae, out, precision=vae_precision, force=force, report=report, note=_note
+        )
     told = Summary(as_json)
     told.bundle(out, manifest, f"{megabytes(manifest)}, with the decoder of {vae}, checked", f"run --engine {out}")
     told.end()

@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "examples")]
 
 from quality import image_features, measure, real_images  # noqa: E402
 
-from ditedge.calibration.metrics import psnr  # noqa: E402
+from ditedge.calibration import psnr  # noqa: E402
 from ditedge.export import convert_bundle  # noqa: E402
 from ditedge.export.convert import emulated_engines  # noqa: E402
 from ditedge.runtime import EngineOptions, Sampler, generate, open_bundle  # noqa: E402

@@ -16,6 +16,7 @@ import numpy as np
 from ditedge import __version__
 
 from ..runtime.bundle import Bundle, open_bundle
+from ..runtime.decoded import psnr_of_error
 from ..runtime.engine import EngineOptions
 from ..runtime.errors import RequestError
 from ..runtime.files import sha256_of_file
@@ -210,21 +211,21 @@ class DriftSums:
         )
 
     def pixels(self) -> Pixels | None:
-        """None when no pictures were added. PSNR as Huynh-Thu & Ghanbari 2008: 10 log10(255^2 / mean squared error)."""
+        """None when no pictures were added."""
         if not self._pixel_error:
             return None
         errors = np.concatenate(self._pixel_error)
         return Pixels(
-            psnr=_psnr(float(errors.mean()), 255.0),
-            median_psnr=_psnr(float(np.median(errors)), 255.0),
-            worst_psnr=_psnr(float(errors.max()), 255.0),
+            psnr=_psnr(float(errors.mean())),
+            median_psnr=_psnr(float(np.median(errors))),
+            worst_psnr=_psnr(float(errors.max())),
             mean_difference=self._pixel_difference / len(errors),
         )
 
 
-def _psnr(mean_squared_error: float, peak: float) -> float | None:
-    """dB; None for no error at all."""
-    return float(10 * np.log10(peak**2 / mean_squared_error)) if mean_squared_error > 0 else None
+def _psnr(mean_squared_error: float, peak: float = 255.0) -> float | None:
+    """dB; None, which JSON knows, for no error at all."""
+    return psnr_of_error(mean_squared_error, peak) if mean_squared_error > 0 else None
 
 
 class _Seen:

@@ -70,9 +70,3 @@ def _symmetric_root(matrix: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(matrix)
     root: np.ndarray = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     return root
-
-
-def psnr(a: np.ndarray, b: np.ndarray, peak: float = 255.0) -> float:
-    """Peak signal-to-noise ratio in dB; infinite for equal arrays."""
-    error = np.mean((np.float64(a) - np.float64(b)) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(peak**2 / error))

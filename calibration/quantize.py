@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from ..runtime.verify import replay
 from .collect import CalibrationSet, Statistics, collect_statistics, statistics_fingerprint
 from .compare import CompareRequest, compare_bundles
 from .decoder import quantise_decoder
+from .forecast import cost_of_report
 from .int8 import dynamic_int8, int8_at_rest
 from .limits import CEILINGS, check_rewritten, check_something_is_asked, gate_or_default
 from .linears import Linear, find_linears, load_graph, save_graph
@@ -161,9 +163,12 @@ def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: R
             calibration=statistics.fingerprint if statistics is not None else None,
         )
         report("replaying golden trajectories")
+        start = time.monotonic()
         manifest = write_manifest(bundle, folder, out.name, info)
+        seconds = time.monotonic() - start
         if options.quality is not None:
             gate = gate_or_default(options.gate, options.precision, pictures="decoder" in bundle.manifest.graphs)
+            report(f"quality report: {cost_of_report(bundle, options.quality, seconds)} (--count says how many)")
             manifest = _judge(bundle, folder, options.quality, gate, report)
     return manifest
 
@@ -180,9 +185,6 @@ def _write_decoder(bundle: Bundle, folder: Path, options: QuantizeOptions, repor
 
 def _judge(bundle: Bundle, folder: Path, request: CompareRequest, gate: Gate, report: Report) -> Manifest:
     """Compares the new bundle in `folder` with the float one and adds the report. Raises GateFailed over a limit."""
-
-    steps = bundle.program(sampler=request.sampler, steps=request.steps).steps
-    report(f"quality report: {request.count} image(s) of {steps} steps with both networks (--count says how many)")
 
     def advance(what: str, done: int, total: int) -> None:
         report(f"quality: {what}", done, total)

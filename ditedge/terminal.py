@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from ditedge.runtime.report import Report
+from ditedge.runtime.report import Report, duration
 
 LINE_SECONDS = 5.0  # without a terminal: a line of progress so often, rarer when it takes long ...
 TENTH_SECONDS = 1.0  # ... and one for each tenth of the work, but not more often than this
@@ -125,11 +125,3 @@ def progress_lines(write: Callable[[str], None] | None = None, clock: Callable[[
         out(f"{what}: {done} of {total}" + (f", about {duration(left)} left" if done < total else ""))
 
     return report
-
-
-def duration(seconds: float) -> str:
-    """75 -> 1 min 15 s"""
-    if seconds < 60:
-        return f"{math.ceil(seconds)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -26,11 +27,12 @@ def add_decoder(
     precision: str = "float32",
     force: bool = False,
     report: Report = silent,
+    note: Callable[[str], object] = silent,
 ) -> Manifest:
     """Writes bundle `source` with the decoder of the VAE at `vae_path` to `out`; every other file stays as it is.
 
-    precision: of the decoder, "float32" or "float16". Raises RequestError, CheckpointError (the VAE), BundleError; then
-    nothing is left.
+    precision: of the decoder, "float32" or "float16". note: told, before the work, what the user should know. Raises
+    RequestError, CheckpointError (the VAE), BundleError; then nothing is left.
     """
     inputs = [source, vae_path]
     check_target(out, force, inputs)
@@ -40,6 +42,8 @@ def add_decoder(
         raise RequestError(f"{source}: its model makes pixels, which need no VAE")
     report(f"reading {vae_path}")
     vae = read_fitting_vae(vae_path, info)
+    for text in vae.notes:
+        note(text)
     with new_bundle(out, force, inputs) as folder:
         old = (manifest.graphs["decoder"].file,) if "decoder" in manifest.graphs else ()
         copy_files(bundle.folder, manifest.files, folder, old)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from ..runtime.errors import RequestError
+from ..runtime.json_files import MAX_CONFIG_BYTES, read_json
 from ..runtime.manifest import ScheduleInfo
 from ..runtime.schedule import TRAINING_STEPS
 
@@ -30,16 +30,15 @@ def read_betas(text: str, zero_terminal_snr: bool = False) -> ScheduleInfo:
         elif text == "cosine":
             values = {"kind": "cosine", "steps": TRAINING_STEPS}
         else:
-            betas = json.loads(Path(text).read_text(encoding="utf-8"))
+            if not Path(text).exists():
+                known = "linear, scaled_linear, cosine, KIND:START,END"
+                raise RequestError(f"--betas '{text}' is not {known}, nor a JSON file that exists")
+            betas = read_json(Path(text), MAX_CONFIG_BYTES, RequestError)
             if not isinstance(betas, list) or len(betas) < PIPELINE_STEPS:
                 raise ValueError(f"not a list of at least {PIPELINE_STEPS} numbers")
             values = {"kind": "given", "betas": betas, "steps": len(betas)}
         return ScheduleInfo.model_validate(values | {"zero_terminal_snr": zero_terminal_snr})
-    except FileNotFoundError:
-        raise RequestError(
-            f"--betas '{text}' is not linear, scaled_linear, cosine, KIND:START,END, nor a JSON file that exists"
-        ) from None
-    except (OSError, RecursionError, ValidationError, ValueError) as error:
+    except (OSError, ValidationError, ValueError) as error:  # OSError: a name that no file can have
         raise RequestError(f"--betas '{text}': {_sentence(error)}") from None
 
 

@@ -98,7 +98,7 @@ def bundle_from_checkpoint(
             )
         )
     hint = note_on_pictures(info, pixels, options.pixels is not None) if vae is None else None
-    for text in (*checkpoint.notes, *([hint] if hint else [])):
+    for text in (*checkpoint.notes, *(vae.notes if vae is not None else ()), *([hint] if hint else [])):
         note(text)
     with new_bundle(out, options.force, inputs) as folder:
         model = checkpoint.model()

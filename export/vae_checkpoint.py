@@ -19,7 +19,7 @@ from torch import Tensor
 from ..runtime.errors import CheckpointError
 from ..runtime.files import sha256_of_file
 from ..runtime.json_files import MAX_CONFIG_BYTES, read_json
-from .checkpoint import fitted_tensors, load_tensors
+from .checkpoint import fitted_tensors, load_weights
 from .folder_weights import read_folder_weights, sha256_of_files
 from .vae import KlConfig, KlDecoder, TinyConfig, TinyDecoder, VaeDecoder
 
@@ -56,6 +56,7 @@ class VaeCheckpoint:
     decoder: VaeDecoder
     kind: Literal["kl", "tiny"]
     sha256: str  # of the file of weights, or of shards as `sha256_of_files` has it
+    notes: tuple[str, ...] = ()  # for the user: which of a file's weights, and what was assumed
 
 
 class _KlJson(BaseModel):
@@ -123,8 +124,10 @@ def read_vae(path: Path) -> VaeCheckpoint:
     if weights.is_dir():
         found = read_folder_weights(weights)
         state, files, weights = found.tensors, list(found.files), found.files[0]
+        notes = [f"VAE's weights: {found.sentence}"]
     else:
-        state = load_tensors(weights)
+        loaded = load_weights(weights)
+        state, notes = loaded.tensors, [f"VAE's weights: {loaded.sentence}"]
     try:
         state = _diffusers_names(state)
         tiny = "layers.0.weight" in state
@@ -138,8 +141,13 @@ def read_vae(path: Path) -> VaeCheckpoint:
         named = str(error) if str(error).startswith(str(weights)) else f"{weights}: {error}"
         raise CheckpointError(named) from None
     kind: Literal["kl", "tiny"] = "tiny" if tiny else "kl"
+    if described is None and not tiny:
+        notes.append(
+            f"VAE's scaling: {config.scaling_factor:g} (assumed: that of Stable Diffusion 1 and 2; {weights} does not "
+            f"say it, a diffusers folder's {CONFIG_NAME} would)"
+        )
     sha256 = sha256_of_file(weights) if len(files) == 1 else sha256_of_files(weights.parent, files)
-    return VaeCheckpoint(decoder.eval().requires_grad_(False), kind, sha256)
+    return VaeCheckpoint(decoder.eval().requires_grad_(False), kind, sha256, tuple(notes))
 
 
 def _locate(path: Path) -> tuple[Path, KlConfig | TinyConfig | None]:

@@ -1,4 +1,7 @@
-"""Is another form of a decoder the same decoder? The same latents through both, and the PSNR of the pictures."""
+"""Is another form of a decoder the same decoder? The same latents through both, and the PSNR of the pictures.
+
+The PSNR is here, in one place, because both who converts and who quantises judge by it.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +42,20 @@ def decoder_psnr(path: Path, bundle: Bundle, latents: np.ndarray, least: float, 
     Raises BundleError below `least`; `what` ends that sentence with what to do.
     """
     expected, actual = (decoded(file, bundle, latents) for file in (bundle.graph_file("decoder"), path))
-    error = float(np.mean((np.float64(expected) - np.float64(actual)) ** 2))
-    psnr = float("inf") if error == 0 else 10 * float(np.log10(255.0**2 / error))
-    if psnr < least:
+    found = psnr(actual, expected)
+    if found < least:
         raise BundleError(
-            f"PSNR of {len(latents)} decoded pictures is {psnr:.1f} dB, at least {least:g} dB is allowed: {what}; "
+            f"PSNR of {len(latents)} decoded pictures is {found:.1f} dB, at least {least:g} dB is allowed: {what}; "
             "nothing was written"
         )
-    return psnr
+    return found
+
+
+def psnr(a: np.ndarray, b: np.ndarray, peak: float = 255.0) -> float:
+    """Peak signal-to-noise ratio in dB; infinite for equal arrays."""
+    return psnr_of_error(float(np.mean((np.float64(a) - np.float64(b)) ** 2)), peak)
+
+
+def psnr_of_error(mean_squared: float, peak: float = 255.0) -> float:
+    """The same of a mean squared error: 10 log10(peak^2 / error), as Huynh-Thu & Ghanbari 2008 have it."""
+    return 10 * float(np.log10(peak**2 / mean_squared)) if mean_squared > 0 else float("inf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 
@@ -13,3 +14,11 @@ class Report(Protocol):
 
 def silent(what: str, done: int = 0, total: int = 0) -> None:
     """Tells nobody."""
+
+
+def duration(seconds: float) -> str:
+    """75 -> 1 min 15 s"""
+    if seconds < 60:
+        return f"{math.ceil(seconds)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from ditedge.calibration.metrics import accuracy, frechet_distance, kernel_distance, kernel_distance_of_sets, psnr
+from ditedge.calibration import psnr
+from ditedge.calibration.metrics import accuracy, frechet_distance, kernel_distance, kernel_distance_of_sets
 
 RNG = np.random.default_rng(0)
 

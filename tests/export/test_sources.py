@@ -182,14 +182,18 @@ def test_betas_from_a_file(tmp_path: Path) -> None:
         ({"betas": "linear:0.1"}, "--betas 'linear:0.1': "),
         ({"betas": "linear:0.1,2"}, "--betas 'linear:0.1,2': beta_end"),
         ({"betas": "SHORT"}, "not a list of at least 50"),
+        ({"betas": "NAN"}, "a number that is not finite"),
+        ({"betas": "/"}, "cannot read /: not a file"),
+        ({"betas": "b" * 5000}, "name too long"),
         ({"betas": "cosine", "prediction": "flow-to-data"}, "a flow model has no betas"),
         ({"zero_terminal_snr": True}, "epsilon says nothing"),
     ],
 )
 def test_betas_that_cannot_be(options: dict, complaint: str, tmp_path: Path) -> None:
     (tmp_path / "short.json").write_text("[0.1]")
-    if options.get("betas") == "SHORT":
-        options = {"betas": str(tmp_path / "short.json")}
+    (tmp_path / "nan.json").write_text(json.dumps([float("nan")] * 60))
+    if options.get("betas") in ("SHORT", "NAN"):
+        options = {"betas": str(tmp_path / f"{options['betas'].lower()}.json")}
     with pytest.raises(RequestError, match=re.escape(complaint)):
         bundle_from_checkpoint(LATENT, tmp_path / "b", ExportOptions(heads=2, **options))
     assert not (tmp_path / "b").exists()

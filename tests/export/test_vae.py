@@ -15,10 +15,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from ditedge.cli import main
 from ditedge.export import ExportOptions, bundle_from_checkpoint
 from ditedge.export import decoder as decoder_module
+from ditedge.export.add_decoder import add_decoder
 from ditedge.export.decoder import check_decoder
 from ditedge.export.graphs import LatentDecoder
 from ditedge.export.to_onnx import onnx_from_module
@@ -225,6 +228,23 @@ def test_kl_single_file_and_pipeline_folder(vaes: Path, tmp_path: Path) -> None:
     config = read_vae(tmp_path / "alone.pt").decoder.config
     assert config == KlConfig(4, 3, (32, 64, 64), 2)
     assert config == read_vae(vaes / "kl").decoder.config
+
+
+def test_what_was_taken_and_what_was_assumed_is_told(vaes: Path, golden_bundle, tmp_path: Path) -> None:
+    """A lone file of 4 channels may be SDXL's, whose scaling is another: before the work, export and add-decoder say it."""
+    vae = from_diffusers(vaes / "kl").state_dict()
+    torch.save({"state_dict": vae, "state_dict_ema": vae}, tmp_path / "kl.ckpt")
+    told: list[str] = []
+    bundle = add_decoder(golden_bundle("latent4_learned_sigma"), tmp_path / "kl.ckpt", tmp_path / "b", note=told.append)
+    assert bundle.vae is not None and bundle.vae.scaling_factor == 0.18215
+    weights, scaling = told
+    assert weights == "VAE's weights: 'state_dict_ema', averaged over training (EMA), not 'state_dict'"
+    assert scaling.startswith("VAE's scaling: 0.18215 (assumed: ") and "kl.ckpt does not say it" in scaling
+    folder, tiny = read_vae(vaes / "kl").notes, read_vae(vaes / "tiny" / WEIGHTS).notes
+    assert folder == (f"VAE's weights: kl/{WEIGHTS}",) and len(tiny) == 1
+    command = ["export", "--ckpt", str(LATENT), "--heads", "4", "--vae", str(tmp_path / "kl.ckpt"), "--opset", "18"]
+    result = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "e")])
+    assert [line.removeprefix("note: ") for line in result.stderr.splitlines() if "note: VAE's" in line] == told
 
 
 def test_a_file_inside_a_diffusers_folder_takes_its_config(tmp_path: Path) -> None:

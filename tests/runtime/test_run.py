@@ -78,7 +78,10 @@ def test_class_names_in_the_forms_that_people_keep_them(tmp_path: Path, text: st
     assert read_class_names(path) == ("boot", "1990", "bag, sack")
 
 
-@pytest.mark.parametrize("text", ['{"0": "a", "2": "b"}', '{"a": "b"}', '{"0": 1}', "[" * 100_000, "3"])
+@pytest.mark.parametrize(
+    "text",
+    ['{"0": "a", "2": "b"}', '{"a": "b"}', '{"0": 1}', "[" * 100_000, "3", '{"0": "a", "0": "b"}', " " * (17 << 20)],
+)
 def test_class_files_that_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "names.json").write_text(text)
     result = ditedge("export", "--ckpt", "x.pt", "--classes", tmp_path / "names.json")
