@@ -12,7 +12,7 @@ help:
 	@echo "make test       set up and run the tests (make test-slow: the rest; make test-gpu: what needs a GPU)"
 	@echo "make check      lint, typing, test"
 	@echo "make cpp        libditedge, the C and C++ runtime (TENSORRT_ROOT=/usr: with plans)"
-	@echo "make fuzz       five minutes of hostile manifests, programs, build records, graphs; make test-aarch64, test-avx2: under qemu"
+	@echo "make fuzz       five minutes of hostile manifests, programs, build records, graphs, signatures, keys; make test-aarch64, test-avx2: under qemu"
 	@echo "make clean      remove .venv and $(BUILD)"
 
 $(BIN)/python:
@@ -87,7 +87,7 @@ cpp:  # TENSORRT_ROOT=/usr adds the engine for plans (CUDA_ROOT where CUDA is no
 $(DEMO)/fashion/manifest.json:
 	$(MAKE) demo
 
-fuzz: $(DEMO)/fashion/manifest.json  # manifests, programs, build records, graphs of arbitrary bytes, under AddressSanitizer and UndefinedBehaviorSanitizer
+fuzz: $(DEMO)/fashion/manifest.json  # manifests, programs, build records, graphs, signatures, keys of arbitrary bytes, under AddressSanitizer and UndefinedBehaviorSanitizer
 	tools/need.sh clang++:clang cmake:cmake
 	@tools/need.sh "$$(clang++ -print-runtime-dir):libclang-rt-$$(clang++ -dumpversion | cut -d. -f1)-dev"
 	tools/fetch_cpp_headers.sh
@@ -99,6 +99,8 @@ fuzz: $(DEMO)/fashion/manifest.json  # manifests, programs, build records, graph
 	@{ printf '\1'; cat tests/cpp/build.json; } > $(BUILD)/fuzz/corpus/record
 	@{ printf '\2'; cat $(DEMO)/fashion/programs/ddpm-10.json; } > $(BUILD)/fuzz/corpus/program
 	@$(BIN)/python tests/cpp/small_onnx.py > $(BUILD)/fuzz/corpus/graph
+	@{ printf '\4'; cat tests/cpp/manifest.json.sig; } > $(BUILD)/fuzz/corpus/signature
+	@{ printf '\5'; cat tests/cpp/key.pem; } > $(BUILD)/fuzz/corpus/key
 	cd $(BUILD)/fuzz && ./ditedge-fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=20 -rss_limit_mb=2048 -verbosity=0 corpus
 
 test-bundles: $(VENV)/test.stamp  # the small bundles in tests/bundles, after a change of the format or of a graph

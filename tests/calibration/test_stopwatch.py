@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ditedge.calibration.stopwatch import bundle_contender
-from ditedge.runtime import EngineOptions
+from ditedge.calibration.stopwatch import bundle_contender, bundle_step
+from ditedge.runtime import EngineOptions, open_bundle
+from ditedge.runtime.errors import BundleError
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,13 @@ def test_nothing_runs_from_the_working_folder(planted: str, tmp_path: Path, monk
     done = subprocess.run(command, capture_output=True, text=True)
     assert "does not exist" in done.stdout, done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_measured_is_what_was_opened(golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opened the bundle has seen to its signature: the process is told its hash, and runs no other one."""
+    folder = golden_bundle("gray1_cfg")
+    monkeypatch.setenv("DITEDGE_TRUSTED_KEYS", str(tmp_path / "none.pem"))
+    bundle = open_bundle(folder, trusted_keys=())
+    bundle_step(folder, EngineOptions(threads=1), 1, 1.0, bundle.sha256)()
+    with pytest.raises(BundleError, match="was replaced while its speed was measured"):
+        bundle_step(folder, EngineOptions(threads=1), 1, 1.0, "0" * 64)

@@ -29,6 +29,8 @@ from ditedge.runtime.build_record import RECORD_NAME, read_build_record
 from ditedge.runtime.errors import Cancelled, DitedgeError, EngineError, RequestError
 from ditedge.runtime.files import sha256_of_file
 from ditedge.runtime.layers import LAYERS_NAME, read_layers
+from ditedge.runtime.lint import lint_plan
+from ditedge.runtime.signing import new_key_pair, sign_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_rtx = pytest.mark.skipif(
@@ -92,7 +94,13 @@ def test_force_replaces_and_nothing_else_does(built: Path, tmp_path: Path) -> No
     with pytest.raises(RequestError, match="already exists, use --force"):
         build_bundle(bundle, BuildOptions("tensorrt-rtx"))
     assert (folder / "engines" / "tensorrt-rtx" / RECORD_NAME).read_bytes() == before
+    trusted = [new_key_pair(tmp_path / "k.pem")]
+    signed = [folder / "manifest.json.sig", folder / "engines" / "tensorrt-rtx" / f"{RECORD_NAME}.sig"]
+    assert list(sign_bundle(folder, tmp_path / "k.pem")) == signed
+    assert lint_plan(folder / "engines" / "tensorrt-rtx" / "dit.plan", trusted).kind == "plan"
     build_bundle(bundle, BuildOptions("tensorrt-rtx", max_batch=1, force=True))
+    assert [path for path in signed if path.exists()] == signed[:1], "new plans are not what was signed"
+    assert open_bundle(folder, trusted_keys=trusted)
     record = read_build_record(folder / "engines" / "tensorrt-rtx" / RECORD_NAME)
     assert (record.max_batch, record.max_rows, record.compute_capabilities) == (1, 2, [])
     assert [path.name for path in (folder / "engines").iterdir()] == ["tensorrt-rtx"]

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -166,6 +166,24 @@ def test_what_is_not_as_it_was_signed_is_refused(signed: Path, keys: tuple[Path,
         with pytest.raises(BundleError, match=complaint) as caught:
             open_bundle(signed, check_hashes=checked, trusted_keys=[keys[1]])
         assert "\n" not in str(caught.value)
+
+
+def each_byte_flipped(file: Path, step: int) -> Iterator[int]:
+    """Flips the lowest bit of one byte after the other in `file`, and yields which it is; undone at the end."""
+    raw = file.read_bytes()
+    for place in range(0, len(raw), step):
+        file.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+        yield place
+    file.write_bytes(raw)
+
+
+@pytest.mark.parametrize(("name", "step"), [("manifest.json", 37), ("manifest.json.sig", 1)])
+def test_every_byte_counts(signed: Path, keys: tuple[Path, Path], name: str, step: int) -> None:
+    for place in each_byte_flipped(signed / name, step):
+        with pytest.raises(BundleError):
+            open_bundle(signed, trusted_keys=[keys[1]])
+            pytest.fail(f"byte {place}")
+    open_bundle(signed, trusted_keys=[keys[1]])
 
 
 def test_a_signature_by_another_key_is_refused(signed: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:

@@ -11,6 +11,14 @@ namespace ditedge {
 
 using TrustedKeys = std::vector<std::string>;  // public keys, 32 bytes each; none: no signature is asked for
 
+struct Signature {
+    std::string key, signature;  // 32 and 64 bytes
+};
+
+// Throw Error (bundle), Error (request); `place` is only for the message.
+Signature signature_from_json(const std::string& text, const std::string& place);
+std::string public_key_from_pem(const std::string& text, const std::string& place);
+
 // The public keys in these PEM files. Throws Error (request).
 TrustedKeys read_trusted_keys(const std::vector<std::string>& files);
 // Those of $DITEDGE_TRUSTED_KEYS, files with ':' between them; none where it is not set. Throws Error (request).
