@@ -631,7 +631,9 @@ def compare(
 @click.argument("path", type=FILE)
 @click.option("--heads", type=numbers.HEADS, help="Attention heads, for a checkpoint of a non-standard size.")
 @click.option("--weights", metavar="NAME", help="State dict to take from a checkpoint that has several.")
-@click.option("--lint", is_flag=True, help="What TensorRT makes of the step graph: is attention one kernel?")
+@click.option(
+    "--lint", is_flag=True, help="What TensorRT, or ONNX Runtime of what is quantised for it, makes of the step graph."
+)
 @click.option("--arch", default="sm86", show_default=True, help="The GPU that --lint builds for.")
 @_trust_option
 @click.option("--strict", is_flag=True, help="With --lint or a plan: exit code 1 unless attention is one kernel.")
@@ -680,7 +682,7 @@ def _check_nothing_is_to_be_signed(path: Path, trusted_keys: tuple[Path, ...]) -
 
 
 def _inspect_kernels(path: Path, arch: str, trusted_keys: tuple[Path, ...], strict: bool, as_json: bool) -> None:
-    """The lint of a plan, or of a graph: that at `path`, or a bundle's step graph."""
+    """The lint of a plan, or of a graph: that at `path`, or a bundle's step graph, by the engine that it is for."""
     from dataclasses import asdict
 
     from ditedge.runtime.attention_trial import lint_graph
@@ -693,8 +695,13 @@ def _inspect_kernels(path: Path, arch: str, trusted_keys: tuple[Path, ...], stri
         found = lint_graph(path, arch)
     else:
         from ditedge.runtime import open_bundle
+        from ditedge.runtime.lint_ort import lint_on_onnxruntime
 
-        found = lint_graph(open_bundle(path, trusted_keys=trusted_keys or None).graph_file("step"), arch)
+        bundle = open_bundle(path, trusted_keys=trusted_keys or None)
+        if bundle.manifest.quantization is not None and bundle.manifest.quantization.form == "onnxruntime":
+            found = lint_on_onnxruntime(bundle)
+        else:
+            found = lint_graph(bundle.graph_file("step"), arch)
     print_json(asdict(found)) if as_json else say("\n".join(lint_lines(found)))
     if strict and not found.fused:
         sys.exit(1)

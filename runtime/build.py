@@ -100,10 +100,11 @@ def check_target(target: str) -> None:
 def check_form(bundle: Bundle) -> None:
     """Raises RequestError for a bundle whose graphs hold operators that only ONNX Runtime has."""
     info = bundle.manifest.quantization
-    if info is not None and info.form == "onnxruntime" and info.activations == "per-token":
+    if info is not None and info.form == "onnxruntime" and info.activations != "static":  # static is plain Q/DQ
+        what = "per-token activations" if info.activations == "per-token" else "weights in its own operator"
         raise RequestError(
-            f"{bundle.folder} is {info.precision} in the form of ONNX Runtime ({info.activations} activations), which "
-            "TensorRT cannot build: quantise the float bundle that it was made from with `--runtime tensorrt`"
+            f"{bundle.folder} is {info.precision} in the form of ONNX Runtime ({what}), which TensorRT "
+            "cannot build: quantise the float bundle that it was made from with `--runtime tensorrt`"
         )
 
 

@@ -41,7 +41,7 @@ class Attention:
 class Lint:
     """What was found. Counts of layers (of a graph) or of kernels (of a plan)."""
 
-    kind: str  # "graph" or "plan"
+    kind: str  # "graph" or "plan" of TensorRT, or ONNX Runtime's "kernels"
     file: str
     bytes: int
     library: str
