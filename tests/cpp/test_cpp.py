@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from capi_ctypes import Ditedge, DitedgeError, Info, Params, load
+from onnx import TensorProto, helper
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -176,6 +178,54 @@ def test_cancel_stops_within_a_step(opened, golden_bundle) -> None:
             handle.generate([1] * count, range(count), batch=512, program=b"ddim-25", guidance=1.0)
     assert caught.value.status == CANCELLED
     timer.join()
+
+
+def with_an_endless_loop(bundle: Path, name: str) -> None:
+    """Graph `name` adds to its output what a loop of 2**62 rounds makes of a zero."""
+    model = onnx.load(bundle / f"{name}.onnx")
+    last = model.graph.output[0]
+    for node in model.graph.node:
+        for i, output in enumerate(node.output):
+            if output == last.name:
+                node.output[i] = "before"
+    types = {
+        "round": TensorProto.INT64,
+        "go": TensorProto.BOOL,
+        "x": TensorProto.FLOAT,
+        "on": TensorProto.BOOL,
+        "y": TensorProto.FLOAT,
+    }
+    info = {key: helper.make_tensor_value_info(key, kind, [1] if key in "xy" else []) for key, kind in types.items()}
+    nodes = [helper.make_node("Add", ["x", "x"], ["y"]), helper.make_node("Identity", ["go"], ["on"])]
+    body = helper.make_graph(nodes, "body", [info[key] for key in ("round", "go", "x")], [info["on"], info["y"]])
+    for key, kind, shape, value in (
+        ("many", TensorProto.INT64, [], 2**62),
+        ("yes", TensorProto.BOOL, [], True),
+        ("zero", TensorProto.FLOAT, [1], 0.0),
+    ):
+        model.graph.initializer.append(helper.make_tensor(key, kind, shape, [value]))
+    kind = last.type.tensor_type.elem_type
+    model.graph.node.append(helper.make_node("Loop", ["many", "yes", "zero"], ["looped"], body=body))
+    model.graph.node.append(helper.make_node("Cast", ["looped"], ["cast"], to=kind))
+    model.graph.node.append(helper.make_node("Add", ["before", "cast"], [last.name]))
+    raw = model.SerializeToString()
+    (bundle / f"{name}.onnx").write_bytes(raw)
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    files[f"{name}.onnx"] = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
+    edit(bundle, files=files)
+
+
+@pytest.mark.parametrize("name", ["conditioner", "step", "decoder"])
+def test_cancel_ends_an_endless_loop(opened, gray_bundle: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with_an_endless_loop(gray_bundle, name)
+    handle = opened(gray_bundle)
+    timer = threading.Timer(0.3, handle.cancel)
+    timer.start()
+    with pytest.raises(DitedgeError, match=f"stopped within {name}.onnx") as caught:
+        handle.generate([1], [1], program=b"ddim-25")
+    timer.join()
+    assert caught.value.status == CANCELLED
+    assert capfd.readouterr() == ("", "")  # the application's own output stays its own
 
 
 FORKED = """
