@@ -353,7 +353,7 @@ def quantize(
     reference: Path | None,
     **options: Any,
 ) -> None:
-    """Make a smaller, faster bundle from a float32 one (docs/quantization.md).
+    """Make a smaller bundle from a float32 one, faster where there are integer kernels (docs/quantization.md).
 
     \b
     Examples:
@@ -782,9 +782,14 @@ def doctor(as_json: bool) -> None:
 
 
 def _exporter() -> Any:
-    """ditedge.export, or one sentence when its libraries are not installed."""
+    """ditedge.export, or one sentence when its libraries are not installed. PyTorch knows no quota of a container."""
     with importing_extra("export,cpu"):
+        import torch
+
         import ditedge.export
+    from ditedge.runtime.processors import usable_processors
+
+    torch.set_num_threads(min(torch.get_num_threads(), usable_processors()))
     return ditedge.export
 
 

@@ -136,7 +136,7 @@ def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: R
     statistics = _statistics(bundle, plan, report) if plan.needs_statistics else None
     with new_bundle(out, options.force, inputs) as folder, scratch_beside(out) as work:
         rewritten = tuple(bundle.manifest.graphs[name].file for name in ("conditioner", "step"))
-        copy_files(bundle.folder, bundle.manifest.files, folder, rewritten)
+        copy_files(bundle, folder, rewritten)
         exact, layers = bundle, statistics
         if plan.smoothing is not None and statistics is not None:
             report("smoothing")

@@ -46,7 +46,7 @@ def add_decoder(
         note(text)
     with new_bundle(out, force, inputs) as folder:
         old = (manifest.graphs["decoder"].file,) if "decoder" in manifest.graphs else ()
-        copy_files(bundle.folder, manifest.files, folder, old)
+        copy_files(bundle, folder, old)
         decoder = write_decoder(vae, info, folder, precision, _opset(bundle), report)
         changes = {
             "name": out.name,

@@ -59,7 +59,7 @@ def convert_bundle(
             report("looking for float16 overflows over a whole trajectory")
             maxima = overflow_scan(bundle, folder, report)
         rewritten = tuple(graphs[name].file for name in ("conditioner", "step"))
-        copy_files(bundle.folder, bundle.manifest.files, folder, rewritten)
+        copy_files(bundle, folder, rewritten)
         for name in ("conditioner", "step"):
             report(f"writing {name}.onnx in {precision}")
             keep = too_large(maxima.get(name, {}))

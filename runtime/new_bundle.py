@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .bundle import Bundle
 from .errors import BundleError, RequestError
 from .files import check_writable, sha256_of_file
 from .json_files import read_json
@@ -73,13 +74,14 @@ def _foreign_file(folder: Path) -> str | None:
     return None
 
 
-def copy_files(source: Path, names: Iterable[str], folder: Path, but: tuple[str, ...]) -> None:
-    """Copies files of the bundle `source` to `folder`. but: graphs to leave out, with the weights beside them, whose
-    names begin as theirs do. A signature, which is the old bundle's, stays behind even where the manifest lists it."""
-    for name in names:
+def copy_files(source: Bundle, folder: Path, but: tuple[str, ...]) -> None:
+    """Copies the bundle's files to `folder`. but: graphs to leave out, with the weights beside them, whose names begin
+    as theirs do. A signature, which is the old bundle's, stays behind even where the manifest lists it. Raises
+    BundleError for a file that is another one by now, and for those of golden/ and quality/ that are not there."""
+    for name in source.manifest.files:
         if not name.startswith(but) and name != SIGNATURE_NAME:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, folder / name)
+            shutil.copyfile(source.file(name), folder / name)
 
 
 def hashed_files(folder: Path) -> dict[str, FileInfo]:

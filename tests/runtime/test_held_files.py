@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from ditedge.runtime import Bundle, generate, held_files, open_bundle
 from ditedge.runtime.errors import BundleError, DitedgeError
 from ditedge.runtime.held_files import HeldFile
+from ditedge.runtime.new_bundle import copy_files
 from ditedge.runtime.onnx_files import read_onnx
 
 
@@ -292,6 +293,18 @@ def test_golden_and_quality_may_be_left_out(gray_bundle: Path) -> None:
     (gray_bundle / "programs" / "ddpm-50.json").write_text("{}")
     with pytest.raises(BundleError, match=r"ddpm-50\.json: does not match its hash"):
         open_bundle(gray_bundle)
+
+
+def test_a_derived_bundle_is_made_of_what_was_hashed(gray_bundle: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(gray_bundle)
+    (tmp_path / "new").mkdir()
+    step = gray_bundle / "step.onnx"
+    os.replace(shutil.copyfile(step, tmp_path / "x"), step)
+    with pytest.raises(BundleError, match=r"step\.onnx was replaced since the bundle was opened"):
+        copy_files(bundle, tmp_path / "new", ())
+    shutil.rmtree(gray_bundle / "golden")
+    with pytest.raises(BundleError, match=r"golden/.* is left out here: work on a complete copy of the bundle"):
+        copy_files(open_bundle(gray_bundle), tmp_path / "new", ())
 
 
 def test_golden_that_is_there_is_hashed(gray_bundle: Path) -> None:
