@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .errors import BundleError
 from .json_files import parse_json, read_bounded, validated
-from .manifest import MAX_RANK, FileInfo, Sha256
+from .manifest import MAX_RANK, FileInfo, Finite, Sha256
 from .signatures import check_signed
 
 RECORD_NAME = "build.json"
@@ -54,7 +54,7 @@ class PlanInfo(_Strict):
     profile: Annotated[
         dict[str, ShapeRange], Field(max_length=MAX_NAMES)
     ]  # by input name; inputs of fixed shape are left out
-    seconds: Annotated[float, Field(allow_inf_nan=False)]
+    seconds: Finite
 
 
 class BuildRecord(_Strict):
@@ -75,6 +75,13 @@ class BuildRecord(_Strict):
     )
     bundle_sha256: Sha256  # of the manifest.json
     plans: dict[Literal["conditioner", "step", "decoder"], PlanInfo]
+
+    @model_validator(mode="after")
+    def _check(self) -> BuildRecord:
+        for graph, plan in self.plans.items():
+            if plan.file != PLAN_NAMES[graph]:
+                raise ValueError(f"the plan of {graph} is {PLAN_NAMES[graph]}, not {plan.file}")
+        return self
 
 
 def read_build_record(path: Path, trusted: Collection[bytes] = ()) -> BuildRecord:

@@ -50,7 +50,8 @@ def read_bounded(path: Path, limit: int, error: type[DitedgeError]) -> bytes:
 def parse_json(raw: bytes, place: Path | str, error: type[DitedgeError], values: int = MAX_VALUES) -> Any:
     """At most `values` objects, lists, texts and numbers. `place` is only for the message. Raises `error`."""
     try:
-        if raw.count(b"[") + raw.count(b"{") > values:  # before it is parsed: each would be a Python object
+        many = raw.count(b"[") + raw.count(b"{") > values
+        if many and _containers(raw) > values:  # before it is parsed: each would be a Python object
             raise _Refused(_MANY)
         data = json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_int=_integer)
         _check(data, values)
@@ -76,6 +77,15 @@ def validated(
         where = ".".join(_short(str(part)) for part in [*filter(None, [field]), *first["loc"]])
         parts = [str(place), where, first["msg"].removeprefix("Value error, "), remedy]
         raise error(": ".join(filter(None, parts))) from None
+
+
+def _containers(raw: bytes) -> int:
+    """How many lists and objects begin in a JSON text up to its first mistake: brackets in its texts are not counted."""
+    import numpy as np
+
+    letters = np.frombuffer(raw.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
+    inside = np.logical_xor.accumulate(letters == ord('"'))
+    return int(np.count_nonzero(~inside & ((letters == ord("[")) | (letters == ord("{")))))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

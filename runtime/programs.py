@@ -22,7 +22,7 @@ import numpy as np
 from .errors import ProgramError
 from .files import write_text
 from .json_files import parse_json, read_bounded, validated
-from .manifest import MAX_STEPS
+from .manifest import MAX_NUMBER, MAX_STEPS
 from .process import ProcessInfo
 
 PROGRAM_VERSION = 1
@@ -149,7 +149,7 @@ def _numbers(data: dict[str, Any], key: str, rank: int, of: tuple[type, ...] = (
 
 
 def check_program(program: Program) -> None:
-    """Shapes fit each other and every number is finite. Raises ProgramError naming the field."""
+    """Shapes fit each other and every number is one of float32. Raises ProgramError naming the field."""
     n = len(program.timestep) if program.timestep.ndim == 1 else 0
     if not 1 <= n <= MAX_STEPS:
         raise ProgramError(f"timestep must be a list of 1 to {MAX_STEPS} numbers")
@@ -161,7 +161,7 @@ def check_program(program: Program) -> None:
         if getattr(program, name).shape != shape:
             raise ProgramError(f"{name} has shape {getattr(program, name).shape}, expected {shape}")
     for name in ("timestep", "x0_from", "log_sigma", "mix", "init_scale"):
-        if not np.all(np.isfinite(getattr(program, name))):
-            raise ProgramError(f"{name} has a number that is not finite")
+        if not np.all(np.abs(getattr(program, name)) <= MAX_NUMBER):  # NaN is not, either
+            raise ProgramError(f"{name} has a number that is not finite, or not within +-{MAX_NUMBER:g}")
     if not 0 < program.x0_bound <= NO_BOUND:
         raise ProgramError(f"x0_bound {program.x0_bound} is not in (0, {NO_BOUND}]")

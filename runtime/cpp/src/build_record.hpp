@@ -13,6 +13,8 @@
 
 namespace ditedge {
 
+constexpr std::size_t kMaxRecordBytes = 1 << 20;
+
 struct ShapeRange {
     std::vector<std::int64_t> min, max;  // as long as each other
 };

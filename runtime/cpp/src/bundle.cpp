@@ -19,7 +19,7 @@ namespace fs = std::filesystem;
 // The bounds of docs/format.md, "Limits": the same as runtime/manifest.py's.
 constexpr std::int64_t kHuge = INT64_MAX, kMaxSide = 1 << 16, kMaxClasses = 1'000'000, kMaxWidth = 1 << 24;
 constexpr std::int64_t kMaxLatent = 1 << 26, kMaxPixels = 1 << 28;  // numbers of one image: above is no image
-constexpr std::size_t kMaxManifestBytes = 16 << 20, kMaxPrograms = 1000, kMaxProgramsBytes = 64 << 20;
+constexpr std::size_t kMaxPrograms = 1000, kMaxProgramsBytes = 64 << 20;
 constexpr std::size_t kMaxFiles = 1000, kMaxGolden = 100, kMaxTensors = 16, kMaxRank = 8, kMaxSteps = 100'000;
 constexpr int kThreadBytes = 23;       // a further thread hashes where there are 8 MB more: less is not worth its start
 constexpr std::int64_t kMaxThreads = 16;

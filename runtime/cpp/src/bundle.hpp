@@ -19,6 +19,8 @@
 
 namespace ditedge {
 
+constexpr std::size_t kMaxManifestBytes = 16 << 20;
+
 struct GraphInfo {
     std::string file;
     std::vector<TensorInfo> inputs, outputs;

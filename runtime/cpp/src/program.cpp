@@ -33,7 +33,7 @@ Program program_from_json(const std::string& text, const std::string& place) {
     const Json json = parse_json(text, place, DITEDGE_ERROR_PROGRAM);
     const Field root(json, place, DITEDGE_ERROR_PROGRAM);
     root.at("version").integer(1, 1);
-    root.at("made").items(kMaxSteps);  // for people; that it is an object is all that counts
+    root.at("made").items(SIZE_MAX);  // for people: that it is an object is all that counts
     Program program;
     if (root.has("process") && !root.at("process").null()) program.process = read_process(root.at("process"));
     program.name = root.at("name").text();

@@ -1,0 +1,197 @@
+"""Manifests, programs and build records, true and mutated: Python and C++ take the same ones and refuse the same ones.
+
+    python -m tests.fuzz.verdicts --bundle build/demo/fashion --program build/cpp/ditedge-verdicts --count 10000
+
+Both ask their own readers, with their own limits; what they say of a refused file may differ. C++ passes over fields that it does
+not know (docs/embedding.md), so Python is asked without these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ditedge.runtime.build_record import BuildRecord, read_build_record
+from ditedge.runtime.errors import DitedgeError
+from ditedge.runtime.json_files import MAX_VALUES, parse_json, read_bounded
+from ditedge.runtime.manifest import MAX_MANIFEST_BYTES, Manifest, manifest_from_json
+from ditedge.runtime.process import ProcessInfo
+from ditedge.runtime.programs import MAX_PROGRAM_BYTES, read_program
+from tests.fuzz.mutations import mutated_json
+
+RECORD = Path(__file__).parents[1] / "cpp" / "build.json"
+READERS: dict[str, Any] = {
+    "manifest": lambda path: manifest_from_json(read_bounded(path, MAX_MANIFEST_BYTES, DitedgeError), path),
+    "program": read_program,
+    "record": read_build_record,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--program", type=Path, required=True, help="ditedge-verdicts")
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("build/verdicts"), help="where documents of two verdicts go")
+    options = parser.parse_args()
+    counts, differences = compare(options.bundle, options.program, options.out, options.count, options.seed)
+    print(f"{options.count} documents, seed {options.seed}: {dict(sorted(counts.items()))}; {len(differences)} differences")
+    print("\n".join(differences))
+    sys.exit(bool(differences))
+
+
+def compare(bundle: Path, program: Path, out: Path, count: int, seed: int) -> tuple[Counter[str], list[str]]:
+    """Documents by kind and verdict, and a line for each that Python and C++ do not agree about; they stay in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    verdicts, differences = Counter[str](), []
+    with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as cpp:
+        assert cpp.stdin is not None and cpp.stdout is not None
+        for name, kind, raw in documents(bundle, count, seed):
+            path = out / f"{name}.json"
+            path.write_bytes(raw)
+            print(kind, path, file=cpp.stdin, flush=True)
+            theirs = cpp.stdout.readline().strip() or "died"
+            ours = python_verdict(kind, path)
+            verdicts[f"{kind} {ours.split(':')[0]}"] += 1
+            if ours.split(":")[0] != theirs.split(":")[0]:
+                differences.append(f"{path}\n  Python: {ours[:300]}\n  C++:    {theirs[:300]}")
+            else:
+                path.unlink()
+            if theirs == "died":
+                break
+    return verdicts, differences
+
+
+def documents(bundle: Path, count: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
+    """(name, kind, text): the true documents, of a thousand on those at the edge of a limit, then mutated ones."""
+    true = [("manifest", manifest) for manifest in manifests(bundle)]
+    true += [("program", program) for program in programs(bundle)] + [("record", record) for record in records()]
+    given = [(kind, json.dumps(document).encode()) for kind, document in true]
+    given += [("program", raw) for raw in edges(true[5][1])] if count >= 1000 else []
+    for index in range(count):
+        random = Random(f"{seed}/{index}")
+        kind, document = random.choice(true)
+        kind, raw = given[index] if index < len(given) else (kind, mutated_json(random, document))
+        yield f"{seed}-{index}-{kind}", kind, raw
+
+
+def edges(program: Any) -> Iterator[bytes]:
+    """Programs whose settings are as many or as deep as a document may be, and one more."""
+    room = MAX_VALUES - _values(program | {"made": {"x": []}})
+    for value in ("0", '"a"', "[]", "{}", '"["', '"\\\\\\"["'):
+        for count in (room, room + 1):
+            yield json.dumps(program | {"made": {"x": None}}).replace("null", f"[{','.join([value] * count)}]", 1).encode()
+    for depth in range(28, 34):
+        for opens, closes in ("[]", ('{"a":', "}")):
+            yield json.dumps(program | {"made": {"x": None}}).replace("null", opens * depth + "1" + closes * depth).encode()
+    for text in ("[" * MAX_VALUES, "x" * MAX_PROGRAM_BYTES, '"[' * MAX_VALUES):
+        yield json.dumps(program | {"made": {text: text[:9]}}).encode()
+
+
+def _values(document: Any) -> int:
+    """Objects, lists, texts, numbers, true, false and null of a document."""
+    inner = document.values() if isinstance(document, dict) else document if isinstance(document, list) else ()
+    return 1 + sum(map(_values, inner))
+
+
+def manifests(bundle: Path) -> list[Any]:
+    """A bundle's manifest, and others with each object and each kind of model that it has not."""
+    plain = json.loads((bundle / "manifest.json").read_text())
+    channels, digest = plain["model"]["in_channels"], "0" * 64
+    full = copy.deepcopy(plain)
+    full["vae"] = {"kind": "kl", "source_sha256": digest, "precision": "float16", "scaling_factor": 0.18}
+    full["vae"] |= {"shift_factor": 0, "latents_mean": [0.5] * channels, "latents_std": [1] * channels}
+    full["preview"] = {"weight": [[1.0] * channels] * 3, "bias": [0.0, 0.5, 1], "scale": 8}
+    full["quantization"] = {"precision": "int8", "form": "onnxruntime", "weights": "per-channel", "decoder": "int8"}
+    full["quantization"] |= {"activations": "static", "smoothing": 0.5, "kept": ["final_layer.linear"]}
+    full["quantization"] |= {"conditioner": "int8", "source_bundle": digest, "calibration": digest}
+    flow = copy.deepcopy(plain) | {"schedule": None, "labels": []}
+    flow["model"] |= {"prediction": "flow-to-data", "timestep_range": [0, 1.0], "null_class": None}
+    flow["graphs"].pop("decoder", None)
+    given = copy.deepcopy(plain)
+    given["schedule"] = {"kind": "given", "betas": [0.1, 0.2, 0.3], "steps": 3, "zero_terminal_snr": True}
+    return [plain, full, flow, given]
+
+
+def programs(bundle: Path) -> list[Any]:
+    """A program of the bundle, one of two slots and noise, and what each may have been made for."""
+    smallest = min((bundle / "programs").iterdir(), key=lambda path: path.stat().st_size)
+    plain = json.loads(smallest.read_text())
+    schedules = [
+        {"kind": "linear", "beta_start": 1e-4, "beta_end": 0.02, "betas": None, "steps": 1000},
+        {"kind": "given", "betas": [0.1, 0.2], "steps": 2, "zero_terminal_snr": False},
+        {"kind": "cosine", "steps": 50},
+        None,
+    ]
+    small = {"version": 1, "name": "two", "made": {}, "init_scale": 1, "x0_bound": 3e38, "timestep": [9, 0.5]}
+    small |= {"x0_from": [[1, 0.5], [2.0, -1]], "log_sigma": [[0, 0], [0.5, 1]], "guided": [True, False]}
+    small |= {"mix": [[[1, 0, 0.5, 1], [0, 1, 0, 0]], [[0, 0, 1.0, 0], [1, 1, 1, 0]]]}
+    ranges, predictions = ([999, 0], [0, 1.0]), ("epsilon", "x0", "v", "flow")
+    made_for = [
+        {"prediction": prediction, "timestep_range": ranges[i % 2], "schedule": schedule}
+        for i, (prediction, schedule) in enumerate(zip(predictions, schedules, strict=True))
+    ]
+    return [plain, small, small | {"process": None}, *(small | {"process": process} for process in made_for)]
+
+
+def records() -> list[Any]:
+    plain = json.loads(RECORD.read_text())
+    return [plain, plain | {"weight_streaming_mb": 100, "gpu": "a GPU", "flags": ["tf32"]}]
+
+
+def python_verdict(kind: str, path: Path) -> str:
+    """ "taken", or "refused: " and why; anything but a refusal is raised."""
+    try:
+        READERS[kind](path)
+        return "taken"
+    except DitedgeError as error:
+        refused = f"refused: {error}"
+    document = _without_unknown_fields(kind, path)
+    if document is not None:
+        path = path.with_suffix(".known")
+        path.write_text(json.dumps(document))
+        refused = python_verdict(kind, path)
+        path.unlink()
+    return refused
+
+
+def _without_unknown_fields(kind: str, path: Path) -> Any:
+    """The document as C++ reads it; None where it has no fields that nobody knows, or is no JSON."""
+    try:
+        document = parse_json(path.read_bytes(), path, DitedgeError)
+    except DitedgeError:
+        return None
+    model, data = {"manifest": Manifest, "record": BuildRecord}.get(kind, ProcessInfo), document
+    if kind == "program":
+        data = document.get("process") if isinstance(document, dict) else None
+    return document if _drop_unknown(model, data) else None
+
+
+def _drop_unknown(model: type[BaseModel], data: Any) -> bool:
+    """Takes the fields that `model` forbids out of `data`, and says whether there were any."""
+    try:
+        model.model_validate(data)
+        return False
+    except ValidationError as error:
+        unknown = [found["loc"] for found in error.errors() if found["type"] == "extra_forbidden"]
+    for *way, last in unknown:
+        at = data
+        for part in way:
+            at = at[part]
+        del at[last]
+    return bool(unknown)
+
+
+if __name__ == "__main__":
+    main()
