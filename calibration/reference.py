@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ..runtime.errors import RequestError
+from ..runtime.errors import DitedgeError, RequestError
 from ..runtime.images import open_picture
 from .features import FeatureExtractor
 
@@ -41,18 +41,7 @@ def reference_features(
 
 
 def _npz(path: Path, shape: tuple[int, int, int]) -> tuple[int, Iterator[np.ndarray]]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):  # a .npy
-            name, images = "the array", loaded
-        else:
-            with loaded as file:
-                found = next((name for name in ("images", "arr_0") if name in file.files), None)
-                if found is None:
-                    raise RequestError(f"{path}: has arrays {', '.join(file.files)}, needs 'images' or 'arr_0'")
-                name, images = f"'{found}'", file[found]
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise RequestError(f"{path}: neither a folder nor a readable .npz or .npy of pictures ({error})") from None
+    name, images = _loaded(path)
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.shape[1:] != shape:
@@ -60,6 +49,29 @@ def _npz(path: Path, shape: tuple[int, int, int]) -> tuple[int, Iterator[np.ndar
             f"{path}: {name} is {images.dtype} {list(images.shape)}, needs uint8 {['N', *shape]} as the bundles make"
         )
     return len(images), (images[i : i + BLOCK] for i in range(0, len(images), BLOCK))
+
+
+def _loaded(path: Path) -> tuple[str, np.ndarray]:
+    """The array of a .npy, or the one that is meant of a .npz, and what a message calls it. Raises RequestError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of files that Python 2 wrote
+            loaded = np.load(path, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return "the array", loaded
+            with loaded as file:
+                found = next((name for name in ("images", "arr_0") if name in file.files), None)
+                if found is None:
+                    raise RequestError(f"{path}: has arrays {', '.join(file.files)}, needs 'images' or 'arr_0'")
+                images = file[found]
+        if not isinstance(images, np.ndarray):  # a member without an array's header comes as its bytes
+            raise ValueError(f"'{found}' is not an array")
+        return f"'{found}'", images
+    except DitedgeError:
+        raise
+    except Exception as error:  # a damaged header is Python's syntax to numpy: it raises whatever the parser does
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise RequestError(f"{path}: neither a folder nor a readable .npz or .npy of pictures ({reason})") from None
 
 
 def _folder(path: Path, shape: tuple[int, int, int]) -> tuple[int, Iterator[np.ndarray]]:
@@ -72,8 +84,5 @@ def _read(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     with open_picture(path) as image:
         if (image.height, image.width) != shape[:2]:  # before its pixels are decoded
             raise RequestError(f"{path}: {[image.height, image.width]} pixels, the bundles make {list(shape[:2])}")
-        try:
-            picture = np.asarray(image.convert("L" if shape[2] == 1 else "RGB"))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise RequestError(f"{path}: not a readable picture ({error})") from None
+        picture = np.asarray(image.convert("L" if shape[2] == 1 else "RGB"))
     return picture.reshape(shape)

@@ -39,9 +39,10 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 def _from_json(data: Any) -> Any:
     """The list that an object of numbered names stands for; anything else as it is. Raises ValueError for a gap."""
+    if isinstance(data, dict):
+        data = data.get("id2label", data)
     if not isinstance(data, dict):
         return data
-    data = data.get("id2label", data)
     named = {int(key): value[-1] if isinstance(value, list) and value else value for key, value in data.items()}
     if sorted(named) != list(range(len(named))):
         raise ValueError(f"the classes are not numbered 0 to {len(named) - 1} without a gap")

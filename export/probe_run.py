@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -43,7 +45,10 @@ class ForeignScheduler:
         self._config, self._steps, self._options = dict(config), steps, step_options
         if self.name.startswith("DPMSolver"):  # they ignore a learned variance, by cutting three channels out
             self._config["variance_type"] = None
-        made, _ = self._guard(self._make)
+        self._guard(self._read_facts)
+
+    def _read_facts(self) -> None:
+        made, _ = self._make()
         self.evaluations = len(made.timesteps)
         self.learned_variance = made.config.get("variance_type") == "learned_range"
         clips = made.config.get("clip_sample", False)
@@ -119,13 +124,25 @@ class ForeignScheduler:
 
     def _guard(self, body: Callable[[], Any]) -> Any:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # diffusers hands tensors to numpy in ways that numpy deprecates
+            with _quiet():
                 return body()
         except ProgramError:
             raise
         except Exception as error:  # whatever a foreign scheduler raises, its config is what the user can change
             raise ProgramError(f"{self.name} cannot be probed: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """diffusers hands tensors to numpy in ways that numpy deprecates, and logs pages of a config that it doubts."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 class _Draws:

@@ -121,11 +121,15 @@ def _known(value: Any, levels: int = 3) -> dict[str, Any]:
 
 def _single(item: Any) -> Any:
     """The value of a setting; (2, 2) is 2. None: not said, an unresolved "${...}", or something else."""
-    if isinstance(item, (list, tuple)) and item and all(other == item[0] for other in item[:4]):
+    if isinstance(item, (list, tuple)) and item and all(_plain(other) and other == item[0] for other in item[:4]):
         item = item[0]
     if isinstance(item, str) and ("${" in item or len(item) > 100):
         return None
-    return item if isinstance(item, (bool, int, float, str)) else None
+    return item if _plain(item) else None
+
+
+def _plain(item: Any) -> bool:
+    return isinstance(item, (bool, int, float, str))
 
 
 def _checked(values: dict[str, Any], origin: str) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import RequestError
+from .errors import DitedgeError, RequestError
 from .files import written_atomically
 from .json_files import parse_json
 
@@ -98,10 +99,12 @@ def check_metadata_fits(kind: str, metadata: dict[str, Any]) -> None:
         )
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Opens a picture file, by its content, as one of the formats below and as nothing else. Close it.
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """A picture file, by its content, as one of the formats above and as nothing else, for the time of a `with`.
 
-    Pillow knows formats that run other programs (PostScript: Ghostscript), and takes them under any name.
+    Pillow knows formats that run other programs (PostScript: Ghostscript), and takes them under any name. It raises and
+    warns of whatever it likes where a file is damaged, when it is opened or later when its pixels are read.
     Raises RequestError, also for a picture of so many pixels that it must be meant to fill the memory.
     """
     import warnings
@@ -110,23 +113,28 @@ def open_picture(path: Path) -> Image.Image:
 
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path, formats=READ_FORMATS)
+            with Image.open(path, formats=READ_FORMATS) as image:
+                yield image
+    except DitedgeError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise RequestError(f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels, which are not opened") from None
     except UnidentifiedImageError:
         raise RequestError(f"{path}: not a readable picture ({', '.join(READ_FORMATS)})") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise RequestError(f"{path}: not a readable picture ({error})") from None
+    except Exception as error:
+        raise RequestError(f"{path}: not a readable picture ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata of a picture that `write_picture` made. Raises RequestError when it has none."""
-    try:
-        with open_picture(path) as image:
-            text = image.info.get(METADATA_KEY) or image.getexif().get(IMAGE_DESCRIPTION)
-    except (OSError, ValueError, SyntaxError, RecursionError) as error:
-        raise RequestError(f"{path}: its metadata is not readable ({error})") from None
+    with open_picture(path) as image:
+        text = image.info.get(METADATA_KEY) or image.getexif().get(IMAGE_DESCRIPTION)
     data = parse_json(text.encode("utf-8", "surrogatepass"), path, RequestError) if isinstance(text, str) else None
     if not isinstance(data, dict):
         raise RequestError(f"{path}: has no ditedge metadata: it was not made by `run`, or was re-saved since")

@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from .errors import DitedgeError
@@ -80,9 +81,7 @@ def validated(
 
 
 def _containers(raw: bytes) -> int:
-    """How many lists and objects begin in a JSON text up to its first mistake: brackets in its texts are not counted."""
-    import numpy as np
-
+    """Lists and objects that begin in a JSON text, up to its first mistake: brackets in its texts are not counted."""
     letters = np.frombuffer(raw.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
     inside = np.logical_xor.accumulate(letters == ord('"'))
     return int(np.count_nonzero(~inside & ((letters == ord("[")) | (letters == ord("{")))))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from .bundle import Bundle
-from .errors import RequestError
+from .errors import ProgramError, RequestError
 from .files import sha256_of_file
 from .images import read_metadata
 from .programs import Program, read_program
@@ -71,7 +71,7 @@ def _program(picture: Path, data: Metadata, bundle: Bundle, file: Path | None) -
             raise RequestError(f"{picture} was made without a program file: leave --program out")
         try:
             return bundle.program(**asdict(settings_from_made(data.made)))
-        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        except ProgramError as error:
             raise RequestError(f"{picture}: its metadata has settings that make no sense ({error})") from None
     made_by = f"{picture} was made with the program file {data.program_file} (sha256 {data.program_sha256[:12]}...)"
     if file is None:

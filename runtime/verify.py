@@ -75,6 +75,8 @@ def read_golden(bundle: Bundle, golden: GoldenInfo, steps: int) -> dict[str, np.
                 f"{path}: tensor '{name}' is {found.dtype} {list(found.shape)}, expected {dtype} {list(shape)}: "
                 "export the checkpoint again"
             )
+        if not np.isfinite(found).all():
+            raise BundleError(f"{path}: tensor '{name}' has numbers that are not finite: export the checkpoint again")
     check_labels(tensors["y"], model, path)
     return {name: tensors[name] for name in wanted}
 

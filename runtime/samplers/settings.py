@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import ProgramError
 from ..process import process_of_flow, process_of_schedule
@@ -44,6 +46,11 @@ class SamplerSettings:
     shift: float | None = None  # flow models: more points at high noise; 1 is none
     clip_x0: bool = False  # clamp the x0 estimate to [-1, 1]
     guidance_interval: tuple[float, float] | None = None  # guide only while low < sigma <= high
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)  # where they come from a file
+
+
+_SETTINGS = TypeAdapter(SamplerSettings)
 
 
 def make_program(
@@ -102,11 +109,13 @@ def implied_sampler(given: Mapping[str, Any], default: str) -> str:
 def settings_from_made(made: dict[str, Any]) -> SamplerSettings:
     """The settings that a program was made from. Raises ProgramError when they are not such settings."""
     try:
-        settings = SamplerSettings(**{key: value for key, value in made.items() if key != "prediction"})
-    except TypeError:
-        raise ProgramError("this program was not made from sampler settings, so it cannot be made again") from None
-    interval = settings.guidance_interval
-    return replace(settings, guidance_interval=(interval[0], interval[1]) if interval else None)
+        return _SETTINGS.validate_json(json.dumps({key: value for key, value in made.items() if key != "prediction"}))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part)[:60] for part in first["loc"])
+        raise ProgramError(
+            f"this program was not made from sampler settings, so it cannot be made again ({where}: {first['msg']})"
+        ) from None
 
 
 def guidance_interval_from_text(text: str, schedule: Schedule) -> tuple[float, float]:

@@ -89,14 +89,27 @@ def supervised(options: argparse.Namespace) -> Iterator[Result]:
             return
         if running is None:
             raise SystemExit(f"the child ended with {child.returncode} before it ran a case")
-        text = f"the process ended with {child.returncode}: {(options.out / 'stderr').read_text(errors='replace')[-3000:]}"
+        text = (
+            f"the process ended with {child.returncode}: {(options.out / 'stderr').read_text(errors='replace')[-3000:]}"
+        )
         yield running | {"seconds": 0.0, "megabytes": 0.0, "finding": text, "kept": str(_keep(options, running))}
 
 
 def _child(options: argparse.Namespace, first: int, last: int, seconds: float) -> subprocess.Popen[str]:
     options.out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", __spec__.name if __spec__ else "tests.fuzz.fuzz_python", "--child"]
-    command += ["--seed", options.seed, "--first", first, "--cases", last - first, "--seconds", seconds, "--out", options.out]
+    command += [
+        "--seed",
+        options.seed,
+        "--first",
+        first,
+        "--cases",
+        last - first,
+        "--seconds",
+        seconds,
+        "--out",
+        options.out,
+    ]
     command += ["--only", options.only] if options.only else []
     with (options.out / "stderr").open("w") as errors:
         return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=errors, text=True)

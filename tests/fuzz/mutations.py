@@ -18,19 +18,79 @@ NUMBERS = [
     *(math.nan, math.inf, -math.inf),
 ]
 TEXTS = [
-    *("", " ", "0", "1", "10", "-1", "1e3", "NaN", "true", "null", ".", "..", "../x", "/etc/hostname", "a/../b", "a\\b"),
+    *(
+        "",
+        " ",
+        "0",
+        "1",
+        "10",
+        "-1",
+        "1e3",
+        "NaN",
+        "true",
+        "null",
+        ".",
+        "..",
+        "../x",
+        "/etc/hostname",
+        "a/../b",
+        "a\\b",
+    ),
     *("a\0b", "\ud800", "\U0001f600", "\u202e", "\x1b[2J\n", "[bold red]", "%s%n", "${x}", "x" * 300, "é" * 5000),
-    *("step", "decoder", "float16", "uint8", "cosine", "given", "scaled_linear", "v", "x0", "flow", "flow-to-data", "ddpm"),
+    *(
+        "step",
+        "decoder",
+        "float16",
+        "uint8",
+        "cosine",
+        "given",
+        "scaled_linear",
+        "v",
+        "x0",
+        "flow",
+        "flow-to-data",
+        "ddpm",
+    ),
     *("ddim", "dpm++", "euler", "learned", "karras", "ddim50", "10,10", "leading", "tensorrt-rtx", "int8", "static"),
 ]
 OTHERS: list[Any] = [None, True, False, [], {}, [[]], [{}], [0], [0, 1], {"a": 1}, [None], [1.0] * 3, ["x"] * 3]
-MANY: list[Any] = [[0] * 1001, [0.5] * 100_001, [[0]] * 5000, ["x"] * 1001, {f"k{i}": 0 for i in range(1001)}, "x" * 10**6]
+MANY: list[Any] = [
+    [0] * 1001,
+    [0.5] * 100_001,
+    [[0]] * 5000,
+    ["x"] * 1001,
+    {f"k{i}": 0 for i in range(1001)},
+    "x" * 10**6,
+]
 RAW = {  # what json.dumps would not write; each stands for its key, a text that no document has
     **{"\ue000": "[" * 40 + "]" * 40, "\ue001": "[" * 5000 + "]" * 5000, "\ue002": '{"a":' * 33 + "1" + "}" * 33},
     **{"\ue003": "9" * 5000, "\ue004": "1e400", "\ue005": "-1e-400", "\ue006": "-0", "\ue007": "1E5", "\ue008": "01"},
-    **{"\ue009": "1.", "\ue00a": "0x10", "\ue00b": '"\\ud800"', "\ue00c": '"\\u0000"', "\ue00d": '"\\q"', "\ue00e": '"\t"'},
+    **{
+        "\ue009": "1.",
+        "\ue00a": "0x10",
+        "\ue00b": '"\\ud800"',
+        "\ue00c": '"\\u0000"',
+        "\ue00d": '"\\q"',
+        "\ue00e": '"\t"',
+    },
 }
-PIECES = [b"\0", b"\xff", b"\xef\xbb\xbf", b'"', b"{", b"}", b"[", b"]", b",", b"1", b"e", b"-", b"\xed\xa0\x80", b"//", b"\n"]
+PIECES = [
+    b"\0",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b'"',
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b"1",
+    b"e",
+    b"-",
+    b"\xed\xa0\x80",
+    b"//",
+    b"\n",
+]
 
 Place = tuple[Any, Any]  # a dict or list, and a key of it
 
@@ -124,7 +184,9 @@ def _neighbour(random: Random, value: Any) -> Any:
         return random.choice([value / 2, -value, value * 1e10, str(value), int(value) if math.isfinite(value) else 0])
     if isinstance(value, str):
         return random.choice([value + "x", value[:-1], value.upper(), value[::-1], [value], random.choice(TEXTS)])
-    return random.choice([None, [value], list(value), dict.fromkeys(map(str, value), 1) if len(value) < 99 else {}])
+    if isinstance(value, (list, dict)):
+        return random.choice([None, [value], list(value), dict.fromkeys(map(str, value), 1) if len(value) < 99 else {}])
+    return [value]
 
 
 def _resize(random: Random, values: list[Any]) -> None:

@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/verdicts"), help="where documents of two verdicts go")
     options = parser.parse_args()
     counts, differences = compare(options.bundle, options.program, options.out, options.count, options.seed)
-    print(f"{options.count} documents, seed {options.seed}: {dict(sorted(counts.items()))}; {len(differences)} differences")
+    print(
+        f"{options.count} documents, seed {options.seed}: {dict(sorted(counts.items()))}; {len(differences)} differences"
+    )
     print("\n".join(differences))
     sys.exit(bool(differences))
 
@@ -91,10 +93,18 @@ def edges(program: Any) -> Iterator[bytes]:
     room = MAX_VALUES - _values(program | {"made": {"x": []}})
     for value in ("0", '"a"', "[]", "{}", '"["', '"\\\\\\"["'):
         for count in (room, room + 1):
-            yield json.dumps(program | {"made": {"x": None}}).replace("null", f"[{','.join([value] * count)}]", 1).encode()
+            yield (
+                json.dumps(program | {"made": {"x": None}})
+                .replace("null", f"[{','.join([value] * count)}]", 1)
+                .encode()
+            )
     for depth in range(28, 34):
         for opens, closes in ("[]", ('{"a":', "}")):
-            yield json.dumps(program | {"made": {"x": None}}).replace("null", opens * depth + "1" + closes * depth).encode()
+            yield (
+                json.dumps(program | {"made": {"x": None}})
+                .replace("null", opens * depth + "1" + closes * depth)
+                .encode()
+            )
     for text in ("[" * MAX_VALUES, "x" * MAX_PROGRAM_BYTES, '"[' * MAX_VALUES):
         yield json.dumps(program | {"made": {text: text[:9]}}).encode()
 
