@@ -12,7 +12,8 @@ help:
 	@echo "make test       set up and run the tests (make test-slow: the rest; make test-gpu: what needs a GPU)"
 	@echo "make check      lint, typing, test"
 	@echo "make cpp        libditedge, the C and C++ runtime (TENSORRT_ROOT=/usr: with plans)"
-	@echo "make fuzz       five minutes of hostile manifests, programs, build records, graphs, signatures, keys; make test-aarch64, test-avx2: under qemu"
+	@echo "make fuzz       five minutes of hostile files, half for C++, half for Python; make test-aarch64, test-avx2: under qemu"
+	@echo "make verdicts   10,000 documents (COUNT=): Python and C++ take the same ones"
 	@echo "make clean      remove .venv and $(BUILD)"
 
 $(BIN)/python:
@@ -77,6 +78,9 @@ clean:
 # The C++ runtime (runtime/cpp, docs/embedding.md). `make test` builds and tests it too, where there is a compiler.
 .PHONY: cpp fuzz test-aarch64 test-avx2
 FUZZ_SECONDS ?= 300
+FUZZ_HALF = $(shell expr $(FUZZ_SECONDS) / 2)
+COUNT ?= 10000
+SEED ?= $(shell date +%j)
 cpp:  # TENSORRT_ROOT=/usr adds the engine for plans (CUDA_ROOT where CUDA is not in /usr/local/cuda). Ubuntu: ONNXRUNTIME_ROOT
 	tools/fetch_cpp_headers.sh
 	cmake -S runtime/cpp -B $(BUILD)/cpp -DCMAKE_BUILD_TYPE=Release -DDITEDGE_HEADERS=$(CURDIR)/$(BUILD)/cpp-headers \
@@ -87,7 +91,21 @@ cpp:  # TENSORRT_ROOT=/usr adds the engine for plans (CUDA_ROOT where CUDA is no
 $(DEMO)/fashion/manifest.json:
 	$(MAKE) demo
 
-fuzz: $(DEMO)/fashion/manifest.json  # manifests, programs, build records, graphs, signatures, keys of arbitrary bytes, under AddressSanitizer and UndefinedBehaviorSanitizer
+fuzz: fuzz-cpp fuzz-python
+
+fuzz-python: $(VENV)/test.stamp  # everything in Python that reads a file of somebody else's; another seed every day
+	$(BIN)/python -m tests.fuzz.fuzz_python --seconds $(FUZZ_HALF) --seed $(SEED) --out $(BUILD)/fuzz-python
+
+verdicts: $(DEMO)/fashion/manifest.json $(VENV)/test.stamp  # of Python and C++ on the same manifests, programs, build records
+	tools/need.sh c++:g++ cmake:cmake
+	tools/fetch_cpp_headers.sh
+	cmake -S runtime/cpp -B $(BUILD)/verdicts-cpp -DCMAKE_BUILD_TYPE=Release -DDITEDGE_TESTS=ON -DDITEDGE_EXAMPLES=OFF \
+	  -DDITEDGE_HEADERS=$(CURDIR)/$(BUILD)/cpp-headers
+	cmake --build $(BUILD)/verdicts-cpp --target ditedge-verdicts --parallel
+	$(BIN)/python -m tests.fuzz.verdicts --bundle $(DEMO)/fashion --program $(BUILD)/verdicts-cpp/ditedge-verdicts \
+	  --count $(COUNT) --seed $(SEED) --out $(BUILD)/verdicts
+
+fuzz-cpp: $(DEMO)/fashion/manifest.json  # manifests, programs, build records, graphs, signatures, keys of arbitrary bytes, under AddressSanitizer and UndefinedBehaviorSanitizer
 	tools/need.sh clang++:clang cmake:cmake
 	@tools/need.sh "$$(clang++ -print-runtime-dir):libclang-rt-$$(clang++ -dumpversion | cut -d. -f1)-dev"
 	tools/fetch_cpp_headers.sh
@@ -101,7 +119,7 @@ fuzz: $(DEMO)/fashion/manifest.json  # manifests, programs, build records, graph
 	@$(BIN)/python tests/cpp/small_onnx.py > $(BUILD)/fuzz/corpus/graph
 	@{ printf '\4'; cat tests/cpp/manifest.json.sig; } > $(BUILD)/fuzz/corpus/signature
 	@{ printf '\5'; cat tests/cpp/key.pem; } > $(BUILD)/fuzz/corpus/key
-	cd $(BUILD)/fuzz && ./ditedge-fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=20 -rss_limit_mb=2048 -verbosity=0 corpus
+	cd $(BUILD)/fuzz && ./ditedge-fuzz -max_total_time=$(FUZZ_HALF) -max_len=16384 -timeout=20 -rss_limit_mb=2048 -verbosity=0 corpus
 
 test-bundles: $(VENV)/test.stamp  # the small bundles in tests/bundles, after a change of the format or of a graph
 	$(BIN)/python -m tests.bundles.make

@@ -23,7 +23,8 @@ class FeatureExtractor:
         settings = session_settings(options or EngineOptions())
         settings.log_severity_level = 4  # refusals are raised as well
         try:
-            self._session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+            providers = ["CPUExecutionProvider"]
+            self._session = onnxruntime.InferenceSession(model, settings, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's own exception types are not public
             first = str(error).splitlines()[0][:200]
             raise RequestError(f"{model}: not a readable feature extractor ({first})") from None

@@ -71,7 +71,8 @@ class OrtEngine:
         with model_of(graph, settings) as model, redirect_stdout(sys.stderr):
             try:
                 _preload(options.provider)
-                self._session = onnxruntime.InferenceSession(model, settings, providers=providers)
+                # no second try: the package would print names out of the graph as they are
+                self._session = onnxruntime.InferenceSession(model, settings, providers=providers, enable_fallback=0)
             except Exception as error:  # onnxruntime's own exception types are not public
                 raise EngineError(f"{path}: ONNX Runtime cannot load this graph: {_first_line(error)}") from None
         check_provider(self._session, options.provider)

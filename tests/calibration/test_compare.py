@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -267,6 +268,13 @@ def test_files_that_do_not_fit(gray: Path, features: Path, reference, tmp_path: 
     refused("1.png: not a readable picture .PNG, JPEG, WEBP, BMP", features=features, reference=tmp_path / "folder")
     np.save(tmp_path / "d.npy", reference[:, :4])
     refused("the array is uint8", features=features, reference=tmp_path / "d.npy")
+    with zipfile.ZipFile(tmp_path / "e.npz", "w") as file:
+        file.writestr("images", b"no header")
+    refused(
+        r"readable .npz or .npy of pictures .'images' is not an array", features=features, reference=tmp_path / "e.npz"
+    )
+    (tmp_path / "f.npy").write_bytes(b"\x93NUMPY\x01\0\x12\0{'descr': '|u1', (\n")
+    refused("neither a folder nor a readable .npz or .npy", features=features, reference=tmp_path / "f.npy")
     refused("count 0", count=0)
     refused("count 1", count=1, features=features)
 

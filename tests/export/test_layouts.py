@@ -270,6 +270,13 @@ def test_a_settings_file_that_cannot_be_read_is_named(tmp_path: Path, text: str)
         read_checkpoint(tmp_path / "c.pt", heads=3)
 
 
+def test_settings_that_are_tensors_are_none(tmp_path: Path) -> None:
+    torch.save(
+        EMA | {"args": {"num_heads": 3, "depth": [torch.ones(2)] * 2, "image_size": torch.ones(3)}}, tmp_path / "c.pt"
+    )
+    assert read_checkpoint(tmp_path / "c.pt").config.num_heads == 3
+
+
 def test_yaml_runs_nothing_and_does_not_grow(tmp_path: Path) -> None:
     torch.save(EMA, tmp_path / "c.pt")
     bomb = "a0: &a0 {" + ", ".join(f"k{i}: 1" for i in range(20)) + "}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -90,6 +91,8 @@ REFUSED = [
     ("DDIMScheduler", FREE, {"eta": 2.0}, "not finite"),  # more noise than a step has
     ("LCMScheduler", FREE | {"original_inference_steps": 5}, {}, "cannot be probed: ValueError"),
     ("NoSuchScheduler", {}, {}, "not a scheduler of diffusers"),
+    (DPM, {"prediction_type": ["epsilon"]}, {}, "cannot be probed"),
+    ("DDIMScheduler", {"clip_sample": True, "clip_sample_range": "wide"}, {}, "cannot be probed"),
     ("DiTPipeline", {}, {}, "not a scheduler of diffusers"),
 ]
 
@@ -107,6 +110,18 @@ def test_linear_schedulers_become_tables(name: str, config: dict, options: dict,
 def test_what_no_table_can_hold_is_refused_with_the_reason(name: str, config: dict, options: dict, reason: str) -> None:
     with pytest.raises(ProgramError, match=reason):
         program_from_scheduler({"_class_name": name, **config}, N, **options)
+
+
+def test_settings_that_diffusers_does_not_know_are_not_printed() -> None:
+    seen: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = seen.append  # type: ignore[method-assign]
+    logging.getLogger("diffusers").addHandler(handler)
+    try:
+        program_from_scheduler({"_class_name": DPM, "\x1b[2J": 1}, N)
+    finally:
+        logging.getLogger("diffusers").removeHandler(handler)
+    assert not seen and logging.root.manager.disable == 0
 
 
 def trajectory(program: Program) -> np.ndarray:

@@ -23,13 +23,13 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
-SECONDS, MEGABYTES = 10, 1024  # of one case
-KILLED_AFTER = 30  # seconds in code that no signal reaches
+SECONDS, MEGABYTES = 10, 1024  # of one case; seconds of one processor, so that a busy machine finds nothing
+KILLED_AFTER = 60  # seconds of waiting, or in code that no signal reaches
 ADDRESS_SPACE = 4 << 30  # bytes more than a child has at its start: this machine is not to suffer
 Result = dict[str, Any]
 
@@ -38,7 +38,7 @@ class TooSlow(BaseException):
     """Past `except Exception`."""
 
 
-def main() -> None:
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--cases", type=int, default=1 << 40)
@@ -47,7 +47,11 @@ def main() -> None:
     parser.add_argument("--only", help="one target of tests/fuzz/readers.py")
     parser.add_argument("--out", type=Path, default=Path("build/fuzz-python"))
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parsed()
     if options.child:
         run_cases(options)
         return
@@ -74,21 +78,19 @@ def supervised(options: argparse.Namespace) -> Iterator[Result]:
     """The results of all cases, from as many children as it takes."""
     end, case, last = time.monotonic() + options.seconds, options.first, options.first + options.cases
     while case < last and time.monotonic() < end:
-        child = _child(options, case, last, end - time.monotonic())
-        assert child.stdout is not None
         running: Result | None = None
-        for line in child.stdout:
-            told = json.loads(line)
-            if "finding" in told:
-                running = None
-                yield told
-            else:
-                running = told
-            case = told["case"] + 1
-        if child.wait() == 0:
+        with _child(options, case, last, end - time.monotonic()) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                told = json.loads(line)
+                case = told["case"] + 1
+                running = None if "finding" in told else told
+                if running is None:
+                    yield told
+        if child.returncode == 0:
             return
         if running is None:
-            raise SystemExit(f"the child ended with {child.returncode} before it ran a case")
+            raise SystemExit(f"the child ended with {child.returncode}, in no case: see {options.out / 'stderr'}")
         text = (
             f"the process ended with {child.returncode}: {(options.out / 'stderr').read_text(errors='replace')[-3000:]}"
         )
@@ -97,19 +99,9 @@ def supervised(options: argparse.Namespace) -> Iterator[Result]:
 
 def _child(options: argparse.Namespace, first: int, last: int, seconds: float) -> subprocess.Popen[str]:
     options.out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", __spec__.name if __spec__ else "tests.fuzz.fuzz_python", "--child"]
-    command += [
-        "--seed",
-        options.seed,
-        "--first",
-        first,
-        "--cases",
-        last - first,
-        "--seconds",
-        seconds,
-        "--out",
-        options.out,
-    ]
+    command = [sys.executable, "-m", "tests.fuzz.fuzz_python"]
+    command += ["--child", "--seed", options.seed, "--first", first, "--cases", last - first]
+    command += ["--seconds", seconds, "--out", options.out]
     command += ["--only", options.only] if options.only else []
     with (options.out / "stderr").open("w") as errors:
         return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -122,7 +114,7 @@ def run_cases(options: argparse.Namespace) -> None:
     end = time.monotonic() + options.seconds
     known = targets(options.out.absolute() / "around")
     chosen = [known[options.only]] if options.only else [*known.values()]
-    signal.signal(signal.SIGALRM, _on_alarm)
+    watch_time()
     used = _status("VmSize") * 1024
     resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESS_SPACE, used + ADDRESS_SPACE))
     for case in range(options.first, options.first + options.cases):
@@ -150,9 +142,9 @@ def run_case(read: Any, folder: Path) -> Result:
     from ditedge.runtime.errors import DitedgeError
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory begins anew
-    before, start, finding = _status("VmRSS"), time.monotonic(), None
+    before, start, finding = _status("VmRSS"), time.process_time(), None
     faulthandler.dump_traceback_later(KILLED_AFTER, exit=True)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -162,15 +154,20 @@ def run_case(read: Any, folder: Path) -> Result:
     except BaseException:
         finding = traceback.format_exc(limit=-12)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         faulthandler.cancel_dump_traceback_later()
     megabytes = (_status("VmHWM") - before) / 1024
     if megabytes > MEGABYTES and finding is None:
         finding = f"it took {megabytes:.0f} MB"
-    return {"seconds": round(time.monotonic() - start, 3), "megabytes": round(megabytes, 1), "finding": finding}
+    return {"seconds": round(time.process_time() - start, 3), "megabytes": round(megabytes, 1), "finding": finding}
 
 
-def _on_alarm(*_: Any) -> None:
+def watch_time() -> None:
+    """From now on an alarm is raised, wherever Python code runs."""
+    signal.signal(signal.SIGPROF, _too_slow)
+
+
+def _too_slow(*_: Any) -> None:
     raise TooSlow(f"more than {SECONDS} s")
 
 
@@ -192,5 +189,5 @@ def _keep(options: argparse.Namespace, told: Result) -> Path:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     main()

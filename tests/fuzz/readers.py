@@ -6,97 +6,42 @@ A target's folder holds what is around the document (a bundle, a checkpoint's fo
 
 from __future__ import annotations
 
-import argparse
-import copy
 import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import diffusers
 import numpy as np
-import torch
-import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ditedge.calibration.quality import read_quality
 from ditedge.calibration.reference import reference_features
 from ditedge.class_names import read_class_names
-from ditedge.export import DiT, DiTConfig, read_source
 from ditedge.export.betas import read_betas
-from ditedge.export.describe import describe_checkpoint
-from ditedge.export.probe import read_scheduler_program
-from ditedge.export.settings import read_settings
-from ditedge.export.vae_checkpoint import read_vae
 from ditedge.runtime import Sampler, open_bundle
 from ditedge.runtime.build_record import read_build_record
 from ditedge.runtime.describe import describe_bundle
+from ditedge.runtime.errors import RequestError
 from ditedge.runtime.generate import read_noise
 from ditedge.runtime.images import METADATA_KEY, picture_bytes
 from ditedge.runtime.layers import read_layers
 from ditedge.runtime.process import check_process
 from ditedge.runtime.programs import with_x0_slot
 from ditedge.runtime.recipe import recipe_of_picture
+from ditedge.runtime.signatures import describe_signature, read_public_key
+from ditedge.runtime.signing import new_key_pair, read_private_key, signature_of
 from ditedge.runtime.verify import replay
-from tests.export.test_sources import diffusers_model
-from tests.export.test_vae import make_vae
-from tests.fuzz.mutations import hostile, mutate, mutated_bytes, mutated_json, mutated_safetensors, mutated_zip
+from tests.fuzz.checkpoints import checkpoint_targets
+from tests.fuzz.mutations import mutated_bytes, mutated_json, mutated_safetensors, mutated_zip
+from tests.fuzz.target import Files, Target
 from tests.fuzz.verdicts import manifests, programs, records
 
-Files = dict[str, bytes]
 TESTS = Path(__file__).parents[1]
-SCHEDULERS = (
-    *("DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "PNDMScheduler"),
-    *("EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
-)
-YAML = [  # in place of a value
-    *(
-        "!!python/object/apply:os.system [x]",
-        "&a [*a]",
-        "[&b [1, 1], *b, *b]",
-        "{<<: {a: 1}}",
-        "!!binary x",
-        "!!set {a, b}",
-    ),
-    *(
-        "2001-13-99",
-        "!!timestamp 2001-01-01",
-        "1_000",
-        "0x1f",
-        "190:20:30",
-        ".inf",
-        ".nan",
-        "? [a]\n: b",
-        "*nobody",
-        "|\n  x",
-    ),
-    *(
-        "!!int x",
-        "!!float [1]",
-        "!!omap [a]",
-        "{{a: 1}: 2}",
-        "[" * 2000,
-        "!!merge x",
-        "%TAG",
-        '"\\ud800"',
-        "0o9",
-        "1e999",
-    ),
-]
-
-
-@dataclass(frozen=True)
-class Target:
-    name: str
-    make: Callable[[Random], Files]
-    read: Callable[[Path], Any]
 
 
 def targets(folder: Path) -> dict[str, Target]:
@@ -106,7 +51,7 @@ def targets(folder: Path) -> dict[str, Target]:
     bundle = folder / "bundle"
     if not bundle.exists():
         bundle_from_checkpoint(TESTS / "golden" / "gray1_cfg" / "model.pt", bundle, ExportOptions(heads=2))
-    found = [*_bundles(folder, bundle), *_pictures(folder, bundle), *_checkpoints(folder), *_texts()]
+    found = [*_bundles(folder, bundle), *_pictures(folder, bundle), *checkpoint_targets(folder), *_texts(folder)]
     return {target.name: target for target in found}
 
 
@@ -193,129 +138,7 @@ def _pictures(folder: Path, bundle: Path) -> list[Target]:
     ]
 
 
-def _checkpoints(folder: Path) -> list[Target]:
-    torch.manual_seed(0)
-    config = DiTConfig(input_size=4, patch_size=2, in_channels=1, hidden_size=8, depth=1, num_heads=2, num_classes=3)
-    state = {key: value.detach().clone() for key, value in DiT(config).state_dict().items()}
-    args = {"model": "DiT", "num_classes": 3, "num_heads": 2, "image_size": 4, "class_dropout_prob": 0.1, "epochs": 5}
-    whole = {"model": state, "ema": state, "opt": {"state": {}, "lr": 0.1}, "args": args, "epoch": 3}
-
-    def pickle(random: Random) -> Files:
-        root: list[Any] = [{key: copy.copy(value) for key, value in random.choice([state, whole]).items()}]
-        for _ in range(random.choice((0, 1, 1, 2))):
-            _odd_tensor(random, root[0])
-        if random.random() < 0.5:
-            mutate(random, root)
-        if isinstance(root[0], dict) and isinstance(root[0].get("args"), dict) and random.random() < 0.5:
-            root[0]["args"] = argparse.Namespace(**{str(key): value for key, value in root[0]["args"].items()})
-        stream = io.BytesIO()
-        torch.save(root[0], stream, _use_new_zipfile_serialization=random.random() < 0.8)
-        raw = stream.getvalue()
-        kind = random.randrange(4)
-        return {"x.pt": mutated_zip(random, raw) if kind == 0 else mutated_bytes(random, raw) if kind == 1 else raw}
-
-    from safetensors.torch import save
-
-    saved = save(state)
-
-    def read(path: Path, heads: int | None = None) -> None:
-        describe_checkpoint(path, heads=heads)
-        read_source(path, heads=heads).model()
-
-    plain, vae, single = folder / "plain", folder / "plain vae", "diffusion_pytorch_model.safetensors"
-    if not vae.exists():
-        small = {"num_layers": 1, "sample_size": 4, "num_embeds_ada_norm": 3, "attention_head_dim": 8, "in_channels": 1}
-        diffusers_model(**small | {"out_channels": None}).save_pretrained(plain / "transformer")
-        make_vae(vae)
-    configs = {"transformer/config.json": json.loads((plain / "transformer" / "config.json").read_text())}
-    configs["scheduler/scheduler_config.json"] = dict(diffusers.DDIMScheduler().config) | {
-        "_class_name": "DDIMScheduler"
-    }
-    configs["model_index.json"] = {"_class_name": "DiTPipeline", "id2label": {str(i): f"class {i}" for i in range(3)}}
-    tensors = (plain / "transformer" / single).read_bytes()
-    vae_config, vae_tensors = json.loads((vae / "config.json").read_text()), (vae / single).read_bytes()
-
-    def pipeline(random: Random) -> Files:
-        files = {name: json.dumps(config).encode() for name, config in configs.items()}
-        files[f"transformer/{single}"] = tensors
-        name = random.choice([*files])
-        is_json = name in configs
-        return files | {name: mutated_json(random, configs[name]) if is_json else mutated_safetensors(random, tensors)}
-
-    def vaes(random: Random) -> Files:
-        if random.random() < 0.6:
-            return {"config.json": mutated_json(random, vae_config), single: vae_tensors}
-        return {"config.json": json.dumps(vae_config).encode(), single: mutated_safetensors(random, vae_tensors)}
-
-    schedulers = [dict(getattr(diffusers, name)().config) | {"_class_name": name} for name in SCHEDULERS]
-
-    def scheduler(random: Random) -> Files:
-        return {"scheduler_config.json": mutated_json(random, random.choice(schedulers))}
-
-    def settings(random: Random) -> Files:
-        if random.random() < 0.4:
-            return {random.choice(("args.yaml", "args.json")): mutated_json(random, {"model": args, **args})}
-        text = yaml.safe_dump(args | {random.choice([*args]): "HERE"}).replace("HERE", random.choice(YAML))
-        return {"config.yaml": text.encode() if random.random() < 0.5 else mutated_bytes(random, text.encode())}
-
-    return [
-        Target("pickle", pickle, lambda path: read(path / "x.pt")),
-        Target("safetensors", lambda random: {"x.safetensors": mutated_safetensors(random, saved)},
-               lambda path: read(path / "x.safetensors", heads=2)),
-        Target("pipeline", pipeline, read),
-        Target("vae", vaes, read_vae),
-        Target("scheduler", scheduler, lambda path: read_scheduler_program(path, 4, {})),
-        Target("settings", settings, lambda path: read_settings({}, path / "x.pt")),
-    ]  # fmt: skip
-
-
-def _odd_tensor(random: Random, state: Any) -> None:
-    """Puts a tensor that is not what it seems into a state dict, or into one of those in a checkpoint."""
-    states = [value for value in (state, *state.values()) if isinstance(value, dict) and value]
-    at = random.choice(states)
-    key = random.choice([*at])
-    one, old = torch.ones(1), at[key] if isinstance(at[key], torch.Tensor) else torch.ones(2, 2)
-    odd: list[Callable[[], Any]] = [
-        *(
-            lambda: one.expand(1 << 31),
-            lambda: one.as_strided((1 << 20, 1 << 20), (0, 0)),
-            lambda: one.expand(old.shape),
-        ),
-        *(
-            lambda: old.to_sparse(),
-            lambda: old.to("meta"),
-            lambda: old.to(torch.float8_e4m3fn),
-            lambda: old.to(torch.complex64),
-        ),
-        *(
-            lambda: old.half(),
-            lambda: old.bool(),
-            lambda: old.long(),
-            lambda: old * float("nan"),
-            lambda: old[:0],
-            lambda: old.sum(),
-        ),
-        *(
-            lambda: old.T.contiguous() if old.ndim == 2 else old[None],
-            lambda: torch.nn.Parameter(old),
-            lambda: [old],
-            lambda: hostile(random),
-        ),
-        *(
-            lambda: torch.quantize_per_tensor(old.float(), 0.1, 0, torch.qint8),
-            lambda: torch.nested.nested_tensor([one, one]),
-        ),
-        *(
-            lambda: {name: old for name in ("ema", "x.blocks.0.attn.qkv.weight")},
-            lambda: torch.cat([old, old]) if old.ndim else one,
-        ),
-    ]
-    name = random.choice([key, f"blocks.{random.choice((1, 7, 3_000_000))}.mlp.fc1.bias", "ema.x", 7])
-    with suppress(RuntimeError):  # not every odd tensor can become another odd one
-        at[name] = random.choice(odd)()
-
-
-def _texts() -> list[Target]:
+def _texts(folder: Path) -> list[Target]:
     record, quality = TESTS / "cpp" / "build.json", TESTS / "fuzz" / "quality.json"
     assert record.is_file()
     layer = {
@@ -339,7 +162,25 @@ def _texts() -> list[Target]:
         read_class_names(path / "x.txt")
         read_class_names(path / "x.json")
 
+    key = folder / "key.pem"
+    public = key.with_suffix(".pub.pem") if key.exists() else new_key_pair(key)
+    signature = signature_of(read_private_key(key), b"what was signed").model_dump()
+
+    def read_signed(path: Path) -> None:
+        describe_signature(path / "signed", b"what was signed")
+        with suppress(RequestError):
+            read_public_key(path / "public.pem")
+        read_private_key(path / "private.pem")
+
+    def signed(random: Random) -> Files:
+        files = {
+            "signed.sig": mutated_json(random, signature),
+            "public.pem": mutated_bytes(random, public.read_bytes()),
+        }
+        return files | {"private.pem": mutated_bytes(random, key.read_bytes())}
+
     return [
+        Target("signature", signed, read_signed),
         Target("record", lambda random: {"build.json": mutated_json(random, random.choice(records()))},
                lambda path: read_build_record(path / "build.json")),
         Target("layers", lambda random: {"layers.json": mutated_json(random, layers)},

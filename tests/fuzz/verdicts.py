@@ -14,7 +14,8 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -56,23 +57,40 @@ def main() -> None:
 def compare(bundle: Path, program: Path, out: Path, count: int, seed: int) -> tuple[Counter[str], list[str]]:
     """Documents by kind and verdict, and a line for each that Python and C++ do not agree about; they stay in `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    verdicts, differences = Counter[str](), []
-    with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as cpp:
-        assert cpp.stdin is not None and cpp.stdout is not None
+    verdicts: Counter[str] = Counter()
+    differences = []
+    with cpp_reader(program) as cpp_verdict:
         for name, kind, raw in documents(bundle, count, seed):
             path = out / f"{name}.json"
             path.write_bytes(raw)
-            print(kind, path, file=cpp.stdin, flush=True)
-            theirs = cpp.stdout.readline().strip() or "died"
-            ours = python_verdict(kind, path)
-            verdicts[f"{kind} {ours.split(':')[0]}"] += 1
-            if ours.split(":")[0] != theirs.split(":")[0]:
-                differences.append(f"{path}\n  Python: {ours[:300]}\n  C++:    {theirs[:300]}")
-            else:
+            ours, theirs = python_verdict(kind, path), cpp_verdict(kind, path)
+            verdicts[f"{kind} {_word(ours)}"] += 1
+            if _word(ours) == _word(theirs):
                 path.unlink()
-            if theirs == "died":
-                break
+            else:
+                differences.append(f"{path}\n  Python: {ours[:300]}\n  C++:    {theirs[:300]}")
     return verdicts, differences
+
+
+@contextmanager
+def cpp_reader(program: Path) -> Iterator[Callable[[str, Path], str]]:
+    """ditedge-verdicts as a function of kind and path: "taken", or "refused: " and why. Raises where it dies."""
+    with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as cpp:
+        assert cpp.stdin is not None and cpp.stdout is not None
+        questions, answers = cpp.stdin, cpp.stdout
+
+        def ask(kind: str, path: Path) -> str:
+            print(kind, path, file=questions, flush=True)
+            answer = answers.readline().strip()
+            if not answer:
+                raise RuntimeError(f"{program} died of the {kind} {path}")
+            return answer
+
+        yield ask
+
+
+def _word(verdict: str) -> str:
+    return verdict.split(":")[0]
 
 
 def documents(bundle: Path, count: int, seed: int) -> Iterator[tuple[str, str, bytes]]:

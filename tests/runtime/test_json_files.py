@@ -70,6 +70,13 @@ def test_refusals(raw: bytes, complaint: str) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
+def test_brackets_in_texts_are_no_values() -> None:
+    for text in ("[{" * 200, '"[' * 200, "\\[" * 200, '\\"{' * 200):
+        assert parse_json(json.dumps([text]).encode(), "x", BundleError, values=100) == [text]
+        with pytest.raises(BundleError, match="more values"):
+            parse_json(json.dumps([text, [[]] * 200]).encode(), "x", BundleError, values=100)
+
+
 def test_the_bounds_themselves_are_allowed() -> None:
     deepest = b"[" * MAX_DEPTH + b"1" + b"]" * MAX_DEPTH
     assert parse_json(deepest, "x", BundleError) == json.loads(deepest)

@@ -45,6 +45,8 @@ def test_written_programs_read_back_exactly(tmp_path: Path) -> None:
         ({"timestep": []}, "timestep"),
         ({"log_sigma": [[0.0, float("nan")]] * 10}, "not finite"),
         ({"x0_bound": -1.0}, "x0_bound"),
+        ({"init_scale": 3.1e38}, r"init_scale has a number that is not finite, or not within \+-3e\+38"),
+        ({"timestep": [-1e300] * 10}, "timestep has a number"),
         ({"x0_bound": float("inf")}, "x0_bound"),
         ({"init_scale": float("inf")}, "not finite"),
         ({"guided": [True]}, "guided has shape"),

@@ -78,10 +78,11 @@ def test_class_names_in_the_forms_that_people_keep_them(tmp_path: Path, text: st
     assert read_class_names(path) == ("boot", "1990", "bag, sack")
 
 
-@pytest.mark.parametrize(
-    "text",
-    ['{"0": "a", "2": "b"}', '{"a": "b"}', '{"0": 1}', "[" * 100_000, "3", '{"0": "a", "0": "b"}', " " * (17 << 20)],
-)
+CLASS_FILES = ['{"0": "a", "2": "b"}', '{"a": "b"}', '{"0": 1}', "[" * 100_000, "3", " " * (17 << 20)]
+CLASS_FILES += ['{"id2label": 3}', '{"id2label": [1]}', '{"id2label": null}', '["\\ud800"]', '{"0": "a", "0": "b"}']
+
+
+@pytest.mark.parametrize("text", CLASS_FILES)
 def test_class_files_that_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "names.json").write_text(text)
     result = ditedge("export", "--ckpt", "x.pt", "--classes", tmp_path / "names.json")
@@ -225,6 +226,11 @@ def png(path: Path, text: str, width: int = 8, height: int = 8) -> Path:
         ({"made": "x"}, "cannot be used (made:"),
         ({"made": {"sampler": "ddim", "steps": "many"}}, "settings that make no sense"),
         ({"made": {"sampler": "ddim", "steps": 10**30}}, "steps"),
+        ({"made": {"sampler": "ddim", "steps": 2, "guidance_interval": [1]}}, "make no sense"),
+        ({"made": {"sampler": "ddim", "steps": 2, "guidance_interval": {"a": 1}}}, "make no sense"),
+        ({"made": {"sampler": ["ddim"], "steps": 2}}, "make no sense"),
+        ({"made": {"sampler": "ddim", "steps": 2, "eta": "1"}}, "make no sense"),
+        ({"made": {"sampler": "ddim", "steps": True}}, "make no sense"),
         ({"made": {"sampler": "ddim", "respacing": "9" * 5000}}, "respacing"),
         ({"seeds": [float("inf")]}, "seeds: a number that is not finite"),
         ({"seeds": [2**64]}, "cannot be used (seeds.0:"),
@@ -266,3 +272,16 @@ def test_pictures_that_are_none(golden_bundle, tmp_path: Path) -> None:
             read_metadata(path)
     with open_picture(png(tmp_path / "good.png", "{}")) as image:
         assert image.format == "PNG"
+
+
+def test_damage_that_pillow_only_warns_of(tmp_path: Path) -> None:
+    """It is said as a sentence when it matters, and nothing is printed (warnings are errors here)."""
+    path = tmp_path / "a.jpg"
+    for exif in (b"Exif\0\0II*\0\x08\0\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x0e\0\x02\0\0\xff\xff\0\0\0\x1a"):
+        Image.new("L", (8, 8)).save(path, exif=exif)
+        with pytest.raises(RequestError, match=r"a.jpg: has no ditedge metadata|not a readable picture"):
+            read_metadata(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RequestError, match=r"a.jpg: not a readable picture"), open_picture(path) as image:
+        image.load()

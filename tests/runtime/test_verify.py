@@ -31,6 +31,8 @@ CASES: dict[str, tuple[Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
     "half x": (lambda t: {"x": t["x"].astype(np.float16)}, "'x' is float16"),
     "double z": (lambda t: {"z": t["z"].astype(np.float64)}, "'z' is float64"),
     "label": (lambda t: {"y": t["y"] * 0 + 10**15}, "label 1000000000000000 is none of the classes 0 to 9"),
+    "infinite z": (lambda t: {"z": t["z"] * np.float32("inf")}, "'z' has numbers that are not finite"),
+    "x is not a number": (lambda t: {"x": t["x"] * np.float32("nan")}, "'x' has numbers that are not finite"),
     "negative label": (lambda t: {"y": t["y"] * 0 - 1}, "label -1 is none of the classes"),
 }  # fmt: skip
 

@@ -1,0 +1,68 @@
+"""Python and C++ take the same manifests, programs and build records, and refuse the same ones."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.verdicts import compare, cpp_reader, manifests, programs, python_verdict, records
+
+
+@pytest.fixture
+def bundle(golden_bundle) -> Path:
+    return golden_bundle("gray1_cfg")
+
+
+def test_generated_documents_get_the_same_verdict(built: Path, bundle: Path, tmp_path: Path) -> None:
+    """`make verdicts` asks about ten thousand."""
+    counts, differences = compare(bundle, built / "ditedge-verdicts", tmp_path, count=400, seed=7)
+    assert not differences, "\n".join(differences)
+    for kind in ("manifest", "program", "record"):
+        assert counts[f"{kind} taken"] >= 5 and counts[f"{kind} refused"] >= 20, counts
+    assert not list(tmp_path.iterdir())
+
+
+# Kind, place, value -> whether both take it.
+VERDICTS: list[tuple[str, str, object, bool]] = [
+    ("record", "plans/step/profile/noise/opt", [1, 1, 8], False),
+    ("record", "plans/step/profile/noise/opt/0", 2**31, False),
+    ("record", "plans/step/seconds", "1", False),
+    ("record", "plans/step/seconds", 3.1e38, False),
+    ("record", "plans/step/seconds", -1, True),
+    ("record", "plans/step/source_sha256", "0" * 63, False),
+    ("record", "plans/step/file", "decoder.plan", False),
+    ("record", "plans/step/plan/bytes", 0, True),
+    ("record", "max_rows", 0, False),
+    ("record", "gpu", 3, False),
+    ("record", "gpu", "a GPU", True),
+    ("record", "made_by", None, False),
+    ("record", "later", {"field": [1]}, True),
+    ("program", "timestep/0", 3.1e38, False),
+    ("program", "timestep/0", -3.0e38, True),
+    ("program", "init_scale", 1e300, False),
+    ("program", "made", {f"k{i}": 0 for i in range(100_001)}, True),
+    ("program", "made", {"a text": '\\"[{' * (1 << 19)}, True),
+    ("program", "made", {"lists": [[]] * (1 << 20)}, False),
+    ("manifest", "later", 1, True),
+    ("manifest", "model/parameters", 2**63 - 1, True),
+    ("manifest", "model/parameters", 2**63, False),
+]
+
+
+@pytest.mark.parametrize(("kind", "place", "value", "taken"), VERDICTS, ids=[f"{v[0]}-{v[1]}-{v[3]}" for v in VERDICTS])
+def test_verdicts(built: Path, bundle: Path, tmp_path: Path, kind: str, place: str, value: object, taken: bool) -> None:
+    plain = {"manifest": manifests(bundle)[0], "program": programs(bundle)[0], "record": records()[0]}[kind]
+    document = copy.deepcopy(plain)
+    *way, last = place.split("/")
+    at = document
+    for part in way:
+        at = at[part]
+    at[int(last) if isinstance(at, list) else last] = value
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(document))
+    with cpp_reader(built / "ditedge-verdicts") as cpp_verdict:
+        for verdict in (python_verdict(kind, path), cpp_verdict(kind, path)):
+            assert verdict.startswith("taken" if taken else "refused: "), verdict
