@@ -76,7 +76,7 @@ clean:
 	rm -rf .venv $(BUILD)
 
 # The C++ runtime (runtime/cpp, docs/embedding.md). `make test` builds and tests it too, where there is a compiler.
-.PHONY: cpp fuzz test-aarch64 test-avx2
+.PHONY: cpp fuzz fuzz-cpp fuzz-python verdicts test-aarch64 test-avx2
 FUZZ_SECONDS ?= 300
 FUZZ_HALF = $(shell expr $(FUZZ_SECONDS) / 2)
 COUNT ?= 10000
