@@ -449,6 +449,19 @@ def test_programs_together_are_bounded(later, gray_bundle: Path) -> None:
             later(gray_bundle)
 
 
+def test_a_process_without_descriptors(built: Path, gray_bundle: Path) -> None:
+    """The sentence says what is wrong, not that the bundle would be."""
+    code = "import ctypes, resource, sys\n"
+    code += "library, bundle = ctypes.CDLL(sys.argv[1]), ctypes.c_void_p()\n"
+    code += "library.ditedge_last_error.restype = ctypes.c_char_p\n"
+    code += "resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[3]),) * 2)\n"
+    code += "print(library.ditedge_bundle_open(sys.argv[2].encode(), 1, ctypes.byref(bundle)), library.ditedge_last_error().decode())"
+    for limit, words in ((3, f"{gray_bundle} is not a bundle: Too many"), (8, "cannot read .*: Too many"), (100, "$")):
+        command = [sys.executable, "-c", code, str(built / "libditedge.so"), str(gray_bundle), str(limit)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert re.match(f"{0 if limit == 100 else BUNDLE} {words}", done.stdout), done.stdout
+
+
 MEMORY = """
 import ctypes, resource, sys
 library = ctypes.CDLL(sys.argv[1])

@@ -13,7 +13,10 @@
 namespace ditedge {
 namespace {
 
-constexpr int kLaterVersions = 40;  // minor versions after the headers' that are looked for by name
+// What is asked of the library, whatever headers this was compiled with: later ones only add functions at the end.
+constexpr int kApi = 21;
+static_assert(ORT_API_VERSION >= kApi, "headers of ONNX Runtime 1.21 or later are needed");
+constexpr int kLaterVersions = 40;  // minor versions after that which are looked for by name
 
 // Owns an object of ONNX Runtime's C API by its release function.
 template <class T>
@@ -81,13 +84,13 @@ bool sums_are_exact(const OrtApi* api, OrtEnv* env) {
 Library load_library(const std::string& wanted) {
     std::vector<std::string> names = {"libonnxruntime.so.1", "libonnxruntime.so"};
     // Debian and others name it by its minor version: the latest first.
-    for (int minor = ORT_API_VERSION + kLaterVersions; minor >= ORT_API_VERSION; --minor)
+    for (int minor = kApi + kLaterVersions; minor >= kApi; --minor)
         names.push_back("libonnxruntime.so.1." + std::to_string(minor));
     const SharedLibrary opened = open_shared_library("ONNX Runtime", wanted, "DITEDGE_ONNXRUNTIME", names);
     const OrtApiBase* base = opened.function<const OrtApiBase* (*)()>("OrtGetApiBase")();
-    Library library{base->GetApi(ORT_API_VERSION), nullptr, base->GetVersionString(), opened.path};
+    Library library{base->GetApi(kApi), nullptr, base->GetVersionString(), opened.path};
     if (library.api == nullptr)
-        fail_engine(opened.path + ": ONNX Runtime " + library.version + " is too old: version 1." + std::to_string(ORT_API_VERSION) +
+        fail_engine(opened.path + ": ONNX Runtime " + library.version + " is too old: version 1." + std::to_string(kApi) +
                     " or later is needed");
     check(library.api, library.api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "ditedge", &library.env), opened.path);
     library.exact_sums = sums_are_exact(library.api, library.env);

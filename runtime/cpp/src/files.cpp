@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <ctime>
 #include <new>
+#include <system_error>
 #include <vector>
 
 #include "sha256.hpp"
@@ -33,6 +34,9 @@ std::int64_t read_some(int descriptor, char* to, std::size_t bytes, std::size_t 
 
 bool regular(int descriptor, struct stat& status) { return fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode); }
 
+// What the operating system has against the call that failed just now: "Too many open files".
+std::string reason() { return std::generic_category().message(errno); }
+
 std::int64_t nanoseconds(const timespec& time) { return time.tv_sec * kSecond + time.tv_nsec; }
 
 }  // namespace
@@ -45,26 +49,27 @@ Descriptor::~Descriptor() {
 }
 
 Folder::Folder(const std::filesystem::path& folder) : path(folder), descriptor(AT_FDCWD, folder, O_DIRECTORY) {
-    if (descriptor.get() < 0) fail_bundle(folder.string() + " is not a bundle: not a folder");
+    if (descriptor.get() < 0) fail_bundle(folder.string() + " is not a bundle: " + reason());
 }
 
 std::string read_text(int folder, const std::filesystem::path& path, const std::string& place, std::size_t limit,
                       ditedge_status status) {
     const Descriptor file(folder, path, 0);
     struct stat found {};
-    if (file.get() < 0 || !regular(file.get(), found)) throw Error(status, "cannot read " + place);
+    if (file.get() < 0) throw Error(status, "cannot read " + place + ": " + reason());
+    if (!regular(file.get(), found)) throw Error(status, "cannot read " + place + ": not a file");
     if (static_cast<std::uint64_t>(found.st_size) > limit)
         throw Error(status, place + ": larger than " + (limit < 1 << 20 ? std::to_string(limit >> 10) + " kB" : std::to_string(limit >> 20) + " MB"));
     std::string text(static_cast<std::size_t>(found.st_size), '\0');
     const std::int64_t got = read_some(file.get(), text.data(), text.size(), 0);
-    if (got < 0) throw Error(status, "cannot read " + place);
+    if (got < 0) throw Error(status, "cannot read " + place + ": " + reason());
     text.resize(static_cast<std::size_t>(got));
     return text;
 }
 
 Mapping::Mapping(int descriptor, std::size_t bytes, const std::string& place)
     : data_(bytes == 0 ? MAP_FAILED : mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, descriptor, 0)), bytes_(bytes) {
-    if (data_ == MAP_FAILED) fail_bundle("cannot read " + place);
+    if (data_ == MAP_FAILED) fail_bundle("cannot read " + place + ": " + (bytes == 0 ? "it is empty" : reason()));
 }
 
 Mapping::~Mapping() { munmap(data_, bytes_); }
@@ -76,7 +81,8 @@ bool OpenFile::Stamp::operator==(const Stamp& other) const {
 OpenFile::OpenFile(const Folder& folder, const std::string& name, FileInfo info, const char* complaint)
     : place_((folder.path / name).string()), descriptor_(folder.descriptor.get(), name, 0), info_(std::move(info)),
       complaint_(complaint) {
-    if (descriptor_.get() < 0 || stamp().bytes < 0) fail_bundle("cannot read " + place_);
+    if (descriptor_.get() < 0) fail_bundle("cannot read " + place_ + ": " + reason());
+    if (stamp().bytes < 0) fail_bundle("cannot read " + place_ + ": not a file");
     posix_fadvise(descriptor_.get(), 0, 0, POSIX_FADV_SEQUENTIAL);
 }
 
@@ -93,7 +99,7 @@ OpenFile::Stamp OpenFile::stamp() const {
 
 void OpenFile::read(char* to, std::size_t bytes, std::size_t from) const {
     const std::int64_t got = read_some(descriptor_.get(), to, bytes, from);
-    if (got < 0) fail_bundle("cannot read " + place_);
+    if (got < 0) fail_bundle("cannot read " + place_ + ": " + reason());
     if (got != static_cast<std::int64_t>(bytes)) refused();
 }
 
