@@ -33,7 +33,7 @@ from .compare import CompareRequest, compare_bundles
 from .decoder import quantise_decoder
 from .forecast import cost_of_report
 from .int8 import dynamic_int8, int8_at_rest
-from .limits import CEILINGS, check_rewritten, check_something_is_asked, gate_or_default
+from .limits import ceiling, check_rewritten, check_something_is_asked, gate_or_default
 from .linears import Linear, find_linears, load_graph, save_graph
 from .qdq import blockwise_int4, static_fp8, static_int8
 from .quality import Gate, GateFailed, check_gate_can_be_measured
@@ -221,16 +221,16 @@ def write_manifest(bundle: Bundle, folder: Path, name: str, info: QuantizationIn
     fields: dict[str, Any] = bundle.manifest.model_dump()
     fields |= {"name": name, "made_by": f"ditedge {__version__}", "quantization": info.model_dump()}
     fields["files"] = {key: value.model_dump() for key, value in hashed_files(folder).items()}
-    manifest, ceiling = Manifest.model_validate(fields), CEILINGS[info.precision]
+    manifest, most = Manifest.model_validate(fields), ceiling(info.precision, info.weights)
     with Sampler(Bundle(folder, manifest, "")) as sampler:
         for golden in fields["golden"]:
             known = next(entry for entry in manifest.golden if entry.file == golden["file"])
             worst = float(np.max(replay(sampler, known).error))
             tolerance = float(f"{GOLDEN_MARGIN * worst:.2g}")
-            if not tolerance <= ceiling:  # NaN, too
+            if not tolerance <= most:  # NaN, too
                 raise BundleError(
                     f"the quantised network leaves the golden trajectory {golden['file']}: relative error {worst:.2f}, "
-                    f"at most {ceiling / GOLDEN_MARGIN:.2f} is allowed; keep more layers in float32 (--keep, "
+                    f"at most {most / GOLDEN_MARGIN:.2f} is allowed; keep more layers in float32 (--keep, "
                     "--budget), or use another --precision; nothing was written"
                 )
             golden["tolerance"] = max(golden["tolerance"], tolerance)

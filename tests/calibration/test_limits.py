@@ -10,7 +10,7 @@ import pytest
 
 from ditedge.calibration import CompareRequest, Gate, GateFailed, quantize
 from ditedge.calibration import int8 as int8_module
-from ditedge.calibration.limits import CEILINGS, DEFAULT_GATES, gate_or_default
+from ditedge.calibration.limits import CEILINGS, DEFAULT_GATES, ceiling, gate_or_default
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.export import convert_bundle
 from ditedge.runtime import open_bundle
@@ -64,6 +64,12 @@ def test_the_drift_of_wrong_sums_is_refused_in_every_form(precision: str) -> Non
     assert gate.max_drift is not None and gate.max_drift < 0.20 and gate.min_psnr is not None
     assert DEFAULT_GATES["int8"].min_psnr > 20.6 and 1.5 * 0.25 > CEILINGS[precision]
     assert gate_or_default(Gate(max_drift=0.5), precision, pictures=False) == Gate(max_drift=0.5)
+
+
+def test_the_baseline_that_is_bad_on_purpose_may_be_made() -> None:
+    """--naive of the demo model has a golden error of 0.19; sums that are wrong leave even its bound."""
+    assert ceiling("int8", "per-channel") < 1.5 * 0.19 < ceiling("int8", "per-tensor") <= LARGEST_ERROR < 1.5 * 0.25
+    assert ceiling("fp8", "per-channel") == CEILINGS["fp8"]
 
 
 def test_verify_has_a_bound_of_its_own() -> None:
