@@ -181,6 +181,31 @@ def test_int8_without_vnni(built: Path, golden_bundle, onnxruntime_library, tmp_
     assert 0 < relative_error(here, exact) < 0.1
 
 
+def test_int8_is_the_same_alone_and_in_any_batch(
+    built: Path, opened, golden_bundle, onnxruntime_library, tmp_path: Path
+) -> None:
+    """To the bit, whatever the batch, the neighbours, the threads, and who watches: roundings would amplify a last bit."""
+    folder = tmp_path / "int8"
+    quantize_bundle(golden_bundle("gray1_cfg"), folder, QuantizeOptions())
+    handle, labels, seeds, watched = opened(folder), [9, 8, 1, 0, 3], [100, 101, 102, 103, 104], []
+    alone = Ditedge(built / "libditedge.so", folder, onnxruntime_library, threads=1)
+    watch = {"on_progress": lambda _: None, "on_preview": lambda step, _: watched.append(step), "preview_every": 5}
+    for name in (b"ddim-25", b"dpm++-20", b"ddpm-10"):
+        together = handle.generate(labels, seeds, images=False, program=name, batch=5)
+        others = [handle.generate(labels, seeds, images=False, program=name, batch=batch) for batch in (1, 2, 4)]
+        others.append(handle.generate(labels, seeds, images=False, program=name, batch=5, **watch))
+        others.append(
+            np.concatenate(
+                [alone.generate([n], [s], images=False, program=name) for n, s in zip(labels, seeds, strict=True)]
+            )
+        )
+        others.append(handle.generate(labels[::-1], seeds[::-1], images=False, program=name, batch=3)[::-1])
+        for i, other in enumerate(others):
+            assert np.array_equal(other, together), (name, i)
+    assert watched
+    alone.close()
+
+
 def test_sizes_of_32_bits(built: Path, demo_bundle: Path, tmp_path: Path) -> None:
     """Built for 32-bit ARM, warnings being errors: no product of sizes wraps to a small one and is believed. What the program
     does not link (the engine for ONNX Runtime, the examples: with it all of the default build) is compiled, too."""
