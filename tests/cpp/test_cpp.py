@@ -512,9 +512,11 @@ def test_a_library_by_its_minor_version(built: Path, golden_bundle, onnxruntime_
 
 
 def test_decode_from_cpp(built: Path, golden_bundle, onnxruntime_library: Path, tmp_path: Path) -> None:
-    """The class's images are its decoded latents; get() is the handle for the C functions."""
+    """The class's images are its decoded latents, black where those are not finite; get() is the handle for the C functions."""
     (tmp_path / "a.cpp").write_text(
         "#include <ditedge.hpp>\n"
+        "#include <cmath>\n"
+        "#include <cstdio>\n"
         "int main(int, char** argv) {\n"
         "    const ditedge::api::Bundle bundle(argv[1]);\n"
         "    ditedge::api::Sampler sampler(bundle);\n"
@@ -525,13 +527,32 @@ def test_decode_from_cpp(built: Path, golden_bundle, onnxruntime_library: Path, 
         "    std::vector<std::uint8_t> same(128);\n"
         "    const std::vector<float> latents = sampler.latents(params);\n"
         "    ditedge::api::check(ditedge_decode(sampler.get(), latents.data(), 2, same.data(), same.size()));\n"
-        "    return sampler.decode(latents) != sampler.images(params) || same != sampler.images(params);\n"
+        "    if (sampler.decode(latents) != sampler.images(params) || same != sampler.images(params)) return 1;\n"
+        "    std::vector<float> spoiled = latents;\n"
+        "    spoiled[70] = INFINITY;\n"
+        "    try {\n"
+        "        sampler.decode(spoiled, same);\n"
+        "        return 2;\n"
+        "    } catch (const ditedge::api::Failure& failure) {\n"
+        "        std::puts(failure.what());\n"
+        "        if (failure.status() != DITEDGE_ERROR_NOT_FINITE) return 3;\n"
+        "    }\n"
+        "    const std::vector<std::uint8_t> all = sampler.images(params);\n"
+        "    for (std::size_t i = 0; i < 128; ++i) if (same[i] != (i < 64 ? all[i] : 0)) return 4;\n"
+        "    try {\n"
+        "        sampler.decode({});\n"
+        "    } catch (const ditedge::api::Failure& failure) {\n"
+        "        return failure.status() == DITEDGE_ERROR_ARGUMENT ? 0 : 5;\n"
+        "    }\n"
+        "    return 6;\n"
         "}\n"
     )
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'runtime/cpp/include'}", f"-L{built}"]
     subprocess.run(["c++", "a.cpp", "-o", "a", *flags, f"-Wl,-rpath,{built}", "-lditedge"], cwd=tmp_path, check=True)
     environment = os.environ | {"DITEDGE_ONNXRUNTIME": str(onnxruntime_library)}
-    subprocess.run([tmp_path / "a", golden_bundle("gray1_cfg")], env=environment, check=True)
+    command = [tmp_path / "a", golden_bundle("gray1_cfg")]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout == "1 of 2 latents have infinite numbers or NaN: the first is that of image 1\n"
 
 
 @pytest.mark.parametrize(

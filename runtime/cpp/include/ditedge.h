@@ -164,7 +164,7 @@ DITEDGE_API ditedge_status ditedge_generate_images(ditedge_sampler* sampler, con
 /* One thread at a time. Writes float32 [count, C, H, W]; bytes is the buffer's size. */
 DITEDGE_API ditedge_status ditedge_generate_latents(ditedge_sampler* sampler, const ditedge_params* params,
                                                     float* latents, size_t bytes);
-/* One thread at a time. latents [count, C, H, W] -> images as above. */
+/* One thread at a time. latents [count, C, H, W] -> images as above; DITEDGE_ERROR_NOT_FINITE where some latents are not. */
 DITEDGE_API ditedge_status ditedge_decode(ditedge_sampler* sampler, const float* latents, int64_t count,
                                           uint8_t* images, size_t bytes);
 /* Any thread, and a signal handler, also during a call on the sampler, which then returns DITEDGE_CANCELLED: on ONNX Runtime within its step or

@@ -121,12 +121,17 @@ public:
     }
     // latents [count, C, H, W] -> [count, height, width, channels]
     std::vector<std::uint8_t> decode(const std::vector<float>& latents) {
-        const std::size_t each = static_cast<std::size_t>(latent());
-        if (latents.size() % each != 0) throw Failure(DITEDGE_ERROR_ARGUMENT, "latents are not a whole number of latents");
-        const auto count = static_cast<std::int64_t>(latents.size() / each);
-        std::vector<std::uint8_t> images(numbers(count, image()));
-        check(ditedge_decode(get(), latents.data(), count, images.data(), images.size()));
+        std::vector<std::uint8_t> images;
+        decode(latents, images);
         return images;
+    }
+    void decode(const std::vector<float>& latents, std::vector<std::uint8_t>& images) {
+        const std::size_t each = static_cast<std::size_t>(latent());
+        if (latents.empty() || latents.size() % each != 0)
+            throw Failure(DITEDGE_ERROR_ARGUMENT, "latents are not a whole number of latents, one at least");
+        const auto count = static_cast<std::int64_t>(latents.size() / each);
+        images.assign(numbers(count, image()), 0);
+        check(ditedge_decode(get(), latents.data(), count, images.data(), images.size()));
     }
     void cancel() { ditedge_cancel(get()); }                                          // from any thread
     void cancel(std::uint64_t request) { ditedge_cancel_request(get(), request); }  // calls numbered up to this

@@ -242,6 +242,20 @@ private:
     std::string text_;
 };
 
+// Images of given latents with an infinite number or NaN become zeros. Throws Error (not finite) if there are any.
+void blacken_not_finite(const Bundle& bundle, const float* latents, std::int64_t count, std::uint8_t* images) {
+    const std::size_t latent = bundle.latent_count(), size = bundle.manifest.image.bytes();
+    std::size_t bad = 0, first = 0;
+    for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) {
+        if (finite(latents + i * latent, latent)) continue;
+        if (bad++ == 0) first = i;
+        std::fill_n(images + i * size, size, std::uint8_t{0});
+    }
+    if (bad != 0)
+        throw Error(DITEDGE_ERROR_NOT_FINITE, std::to_string(bad) + " of " + std::to_string(count) +
+                                                  " latents have infinite numbers or NaN: the first is that of image " + std::to_string(first));
+}
+
 // latents, `stride` numbers apart, by the bundle's projection (else its decoder) -> pictures
 void preview(ditedge_sampler& sampler, const ditedge_params& params, const float* latents, std::size_t stride,
              std::int64_t step, std::int64_t first, std::int64_t batch) {
@@ -534,6 +548,7 @@ ditedge_status ditedge_decode(ditedge_sampler* sampler, const float* latents, in
         check_bytes(bytes, sampler->bundle->manifest.image.bytes(), count, "bytes is not the size of count images");
         const Call call(*sampler, 0);
         sampler->loop->decode(latents, count, images);
+        blacken_not_finite(*sampler->bundle, latents, count, images);
     });
 }
 
