@@ -98,7 +98,7 @@ def compare_bundles(
     a, b = (bundle if isinstance(bundle, Bundle) else open_bundle(bundle) for bundle in (a, b))
     _check(a, b, request)
     program = a.program(sampler=request.sampler, steps=request.steps)
-    check_process(program.name, program.process, b.manifest, f"{a.folder} and {b.folder} cannot be compared")
+    check_process(program.name, program.process, b.process, f"{a.folder} and {b.folder} cannot be compared")
     guidance = a.manifest.defaults.guidance if request.guidance is None else request.guidance
     extractor = FeatureExtractor(request.features, request.options_a) if request.features else None
     if extractor is not None:

@@ -8,8 +8,7 @@ from pydantic import ValidationError
 
 from ..runtime.errors import RequestError
 from ..runtime.json_files import MAX_CONFIG_BYTES, read_json
-from ..runtime.manifest import ScheduleInfo
-from ..runtime.schedule import TRAINING_STEPS
+from ..runtime.schedule import TRAINING_STEPS, ScheduleInfo
 
 ENDS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}  # of DDPM, and of latent diffusion
 PIPELINE_STEPS = 50  # the fewest timesteps that the ready programs need

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..runtime.errors import CheckpointError
 from ..runtime.files import sha256_of_file
-from ..runtime.manifest import ScheduleInfo
+from ..runtime.schedule import ScheduleInfo
 from .containers import Weights, any_weights, dit_weights
 from .network import DiT, DiTConfig, Network, sincos_position_embedding
 from .pickles import load_pickle

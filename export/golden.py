@@ -14,12 +14,12 @@ from ..runtime.bundle import open_bundle
 from ..runtime.engine import Engine
 from ..runtime.errors import BundleError, DitedgeError
 from ..runtime.files import write_tensors
-from ..runtime.manifest import GoldenInfo, ModelInfo, ScheduleInfo
+from ..runtime.manifest import GoldenInfo, ModelInfo
 from ..runtime.programs import write_program
 from ..runtime.report import Report, silent
 from ..runtime.sampler import Sampler, SeededNoise, StepEvent
 from ..runtime.samplers.settings import SamplerSettings, make_program
-from ..runtime.schedule import respaced_timesteps, schedule_from_info
+from ..runtime.schedule import ScheduleInfo, respaced_timesteps, schedule_from_info
 from ..runtime.verify import replay
 from .network import Network
 from .reference import flow_trajectory, guided_output, reference_trajectory, trained_alphas_cumprod

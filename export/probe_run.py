@@ -20,10 +20,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from ..runtime.errors import ProgramError
-from ..runtime.manifest import ScheduleInfo
 from ..runtime.process import ProcessInfo, process_of_flow, process_of_schedule, same_noise
 from ..runtime.programs import NO_BOUND
-from ..runtime.schedule import schedule_from_info
+from ..runtime.schedule import ScheduleInfo, schedule_from_info
 from .scheduler_config import BETAS, PREDICTIONS
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..runtime.manifest import ScheduleInfo
+from ..runtime.schedule import ScheduleInfo
 from .network import Network
 
 

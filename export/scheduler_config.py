@@ -9,8 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..runtime.errors import CheckpointError
-from ..runtime.manifest import ScheduleInfo
-from ..runtime.schedule import TRAINING_STEPS
+from ..runtime.schedule import TRAINING_STEPS, ScheduleInfo
 
 PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}

@@ -11,11 +11,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from .errors import BundleError
+from .fields import Finite, Sha256, Strict
 from .json_files import parse_json, read_bounded, validated
-from .manifest import MAX_RANK, FileInfo, Finite, Sha256
+from .manifest import MAX_RANK, FileInfo
 from .signatures import check_signed
 
 RECORD_NAME = "build.json"
@@ -27,11 +28,7 @@ Sizes = Annotated[list[Annotated[int, Field(ge=0, le=INT32_MAX)]], Field(max_len
 Limit = Annotated[int, Field(ge=1, le=INT32_MAX)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class ShapeRange(_Strict):
+class ShapeRange(Strict):
     """One input's optimisation profile: dimensions at least, typically and at most."""
 
     min: Sizes
@@ -45,7 +42,7 @@ class ShapeRange(_Strict):
         return self
 
 
-class PlanInfo(_Strict):
+class PlanInfo(Strict):
     """One plan, and the graph it was built from."""
 
     file: Literal["conditioner.plan", "dit.plan", "decoder.plan"]
@@ -57,7 +54,7 @@ class PlanInfo(_Strict):
     seconds: Finite
 
 
-class BuildRecord(_Strict):
+class BuildRecord(Strict):
     format: Literal["ditedge-engines"]
     version: Literal[1]
     made_by: str

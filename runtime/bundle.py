@@ -15,6 +15,7 @@ from .held_files import HeldFile, HeldGraph, check_all
 from .json_files import read_bounded
 from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, GraphInfo, Manifest, manifest_from_json
 from .onnx_files import read_onnx
+from .process import ProcessInfo
 from .programs import Program, program_from_json, read_program
 from .samplers.settings import SamplerSettings, implied_sampler, make_program, settings_from_made
 from .schedule import Schedule, schedule_from_info
@@ -46,6 +47,14 @@ class Bundle:
         """The model's betas; None for a flow model, which has none."""
         info = self.manifest.schedule
         return None if info is None else schedule_from_info(info)
+
+    @property
+    def process(self) -> ProcessInfo:
+        """What the model was trained on: what a program for it has to be made for."""
+        model = self.manifest.model
+        return ProcessInfo(
+            prediction=model.prediction, timestep_range=model.timestep_range, schedule=self.manifest.schedule
+        )
 
     def file(self, name: str) -> Path:
         """The path of a listed file, for one who reads by name. Raises BundleError when it is another one by now."""

@@ -76,7 +76,7 @@ def generate(
     _check_request(bundle, program, labels, seeds, away_from, batch, output, noise)
     if not force_program:
         remedy = "make one for this model, or insist with force_program=True"
-        check_process(program.name, program.process, bundle.manifest, remedy)
+        check_process(program.name, program.process, bundle.process, remedy)
     opened = nullcontext(sampler) if sampler is not None else Sampler(bundle, options)
     total, results = program.steps * -(-len(labels) // batch), []
     broken: list[BrokenImage] = []

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from .errors import BundleError
+from .fields import LARGEST, MAX_NUMBER, Count, Finite, Sha256, Strict
 from .graph_contract import check_graphs
 from .json_files import parse_json, validated
+from .schedule import ScheduleInfo
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
@@ -19,23 +21,13 @@ MAX_SIDE = 1 << 16
 MAX_LATENT = 1 << 26  # numbers of one latent: above is no image
 MAX_CLASSES = 1_000_000
 MAX_FILES, MAX_PROGRAMS, MAX_GOLDEN = 1000, 1000, 100
-MAX_STEPS = MAX_KEPT = 100_000
+MAX_KEPT = 100_000
 MAX_TENSORS, MAX_RANK = 16, 8
-LARGEST = 2**63 - 1  # integers are those of C++
-MAX_NUMBER = 3.0e38  # below float32's largest
 
-Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
-Beta = Annotated[float, Field(gt=0, lt=1)]
-Finite = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)  # strict: "3", 3.0 and true are no integers
-
-
-class TensorInfo(_Strict):
+class TensorInfo(Strict):
     """One input or output of a graph. A dimension is a number, or a letter of docs/format.md (B, K, E, U)."""
 
     name: str
@@ -43,7 +35,7 @@ class TensorInfo(_Strict):
     shape: Annotated[list[Count | str], Field(max_length=MAX_RANK)]
 
 
-class GraphInfo(_Strict):
+class GraphInfo(Strict):
     """One ONNX graph: the file relative to the bundle, and its tensors."""
 
     file: str
@@ -52,12 +44,12 @@ class GraphInfo(_Strict):
     precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of its GEMMs and attention; I/O is float32
 
 
-class FileInfo(_Strict):
+class FileInfo(Strict):
     sha256: Sha256
     bytes: Annotated[int, Field(ge=0, le=LARGEST)]
 
 
-class ModelInfo(_Strict):
+class ModelInfo(Strict):
     """The network (hyper-parameters as in the DiT paper) and how its numbers are to be read."""
 
     architecture: Literal["dit", "custom"]  # custom: a module of the user's with DiT's interface
@@ -91,33 +83,7 @@ class ModelInfo(_Strict):
         return self
 
 
-class ScheduleInfo(_Strict):
-    """The betas a diffusion model was trained with, over `steps` timesteps.
-
-    linear: equal steps of beta, scaled_linear: of sqrt(beta), both from beta_start to beta_end; cosine: Nichol &
-    Dhariwal 2021, eq. 17, at most 0.999; given: `betas`. zero_terminal_snr: rescaled by Lin et al. 2024, algorithm 1.
-    """
-
-    kind: Literal["linear", "scaled_linear", "cosine", "given"]
-    beta_start: Beta | None = None
-    beta_end: Beta | None = None
-    betas: Annotated[list[Beta], Field(max_length=MAX_STEPS)] | None = None
-    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
-    zero_terminal_snr: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> ScheduleInfo:
-        has_ends = (self.beta_start is not None, self.beta_end is not None)
-        if has_ends != (self.kind in ("linear", "scaled_linear"),) * 2:
-            raise ValueError("beta_start and beta_end belong to linear and scaled_linear betas, and only to them")
-        if (self.betas is not None) != (self.kind == "given"):
-            raise ValueError("betas are listed for kind 'given', and only for it")
-        if self.betas is not None and len(self.betas) != self.steps:
-            raise ValueError(f"{len(self.betas)} betas for {self.steps} steps")
-        return self
-
-
-class VaeInfo(_Strict):
+class VaeInfo(Strict):
     """The VAE inside the decoder graph, and what the graph does to the network's latents before it.
 
     z / scaling_factor + shift_factor; with latents_mean and latents_std, one number a channel, it is
@@ -133,7 +99,7 @@ class VaeInfo(_Strict):
     latents_std: list[Annotated[float, Field(gt=0, le=MAX_NUMBER)]] | None = None
 
 
-class PreviewInfo(_Strict):
+class PreviewInfo(Strict):
     """A rough picture of latents without their decoder: weight @ latent + bias in [-1, 1], each pixel scale x scale."""
 
     weight: list[list[Finite]]  # [1 or 3 colours][C]
@@ -141,14 +107,14 @@ class PreviewInfo(_Strict):
     scale: Annotated[int, Field(ge=1, le=64)]
 
 
-class DefaultsInfo(_Strict):
+class DefaultsInfo(Strict):
     """What `run` does when it is told nothing else."""
 
     program: str
     guidance: Finite
 
 
-class GoldenInfo(_Strict):
+class GoldenInfo(Strict):
     """A trajectory recorded from PyTorch: `verify` replays it. tolerance: relative error allowed at any step."""
 
     file: str
@@ -157,7 +123,7 @@ class GoldenInfo(_Strict):
     tolerance: Annotated[float, Field(gt=0, lt=1)]
 
 
-class QuantizationInfo(_Strict):
+class QuantizationInfo(Strict):
     """How a bundle was quantised. Linears are named as in the checkpoint: blocks.3.mlp.fc2."""
 
     precision: Literal["int8", "fp8", "int4"]  # of the weights of the step graph's linears
@@ -172,7 +138,7 @@ class QuantizationInfo(_Strict):
     calibration: Sha256 | None  # of the statistics: source bundle, program and set; None: nothing was collected
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     format: Literal["ditedge-bundle"]
     version: Literal[1]
     name: str

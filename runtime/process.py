@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from .errors import RequestError
-from .manifest import Finite, Manifest, ScheduleInfo
-from .schedule import Schedule, schedule_from_info
+from .fields import Finite, Strict
+from .schedule import Schedule, ScheduleInfo, schedule_from_info
 
 # Of log SNR, at any timestep: 0.05 % of sigma. Betas that were stored in float32, or computed back from cumulative
 # products in float32, differ by up to 6e-4 at the first timestep (1 - abar is 1e-4 there). Another schedule differs by
@@ -22,10 +22,8 @@ LOG_SNR_TOLERANCE = 1e-3
 LEAST = 2.0**-24  # of abar and of 1 - abar: what float32 holds of a cumulative product; see `positive_snr`
 
 
-class ProcessInfo(BaseModel):
+class ProcessInfo(Strict):
     """The field `process` of a program. prediction "flow": noise - data (SD3, diffusers), which no bundle has."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     prediction: Literal["epsilon", "x0", "v", "flow", "flow-to-data"]
     timestep_range: Annotated[
@@ -48,21 +46,20 @@ def process_of_schedule(schedule: Schedule, prediction: str) -> ProcessInfo | No
     return ProcessInfo.model_validate(values)
 
 
-def check_process(name: str, made_for: ProcessInfo | None, manifest: Manifest, remedy: str) -> None:
-    """Raises RequestError with both values where a program, `name`, was made for another process than the model's.
+def check_process(name: str, made_for: ProcessInfo | None, model: ProcessInfo, remedy: str) -> None:
+    """Raises RequestError with both values where a program, `name`, was made for another process than `model`.
 
     made_for: None is not known, and passes. remedy: the end of the sentence.
     """
     if made_for is None:
         return
-    model = manifest.model
     differences: list[tuple[str, str, str]] = []
     if made_for.prediction != model.prediction:
         differences.append((made_for.prediction, model.prediction, "a prediction of {}"))
     if not np.allclose(made_for.timestep_range, model.timestep_range, rtol=0, atol=1e-6 * max(model.timestep_range)):
         differences.append((_span(made_for.timestep_range), _span(model.timestep_range), "timesteps from {}"))
-    if not same_schedule(made_for.schedule, manifest.schedule):
-        differences.append((_words(made_for.schedule), _words(manifest.schedule), "{}"))
+    if not same_schedule(made_for.schedule, model.schedule):
+        differences.append((_words(made_for.schedule), _words(model.schedule), "{}"))
     if differences:
         theirs, ours = (" and ".join(text.format(pair[i]) for *pair, text in differences) for i in (0, 1))
         raise RequestError(f"program '{name}' was made for {theirs}; this model has {ours}: {remedy}")

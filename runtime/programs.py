@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from .errors import ProgramError
+from .fields import MAX_NUMBER
 from .files import write_text
 from .json_files import parse_json, read_bounded, validated
-from .manifest import MAX_NUMBER, MAX_STEPS
 from .process import ProcessInfo
+from .schedule import MAX_STEPS
 
 PROGRAM_VERSION = 1
 MAX_PROGRAM_BYTES = 16 << 20  # 1,000 steps of 20 slots, and 100,000 betas, are 12 MB

@@ -243,7 +243,7 @@ def _program(request: RunRequest, bundle: Bundle) -> tuple[Program, Path | None]
     program = read_program(Path(request.program))
     if not request.force_program:
         remedy = "make one for this model, or insist with --force-program"
-        check_process(request.program, program.process, bundle.manifest, remedy)
+        check_process(request.program, program.process, bundle.process, remedy)
     return program, Path(request.program)
 
 

@@ -4,13 +4,44 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from .errors import ProgramError
-from .manifest import ScheduleInfo
+from .fields import Strict
 
 TRAINING_STEPS = 1000
+MAX_STEPS = 100_000
+
+Beta = Annotated[float, Field(gt=0, lt=1)]
+
+
+class ScheduleInfo(Strict):
+    """The betas a diffusion model was trained with, over `steps` timesteps.
+
+    linear: equal steps of beta, scaled_linear: of sqrt(beta), both from beta_start to beta_end; cosine: Nichol &
+    Dhariwal 2021, eq. 17, at most 0.999; given: `betas`. zero_terminal_snr: rescaled by Lin et al. 2024, algorithm 1.
+    """
+
+    kind: Literal["linear", "scaled_linear", "cosine", "given"]
+    beta_start: Beta | None = None
+    beta_end: Beta | None = None
+    betas: Annotated[list[Beta], Field(max_length=MAX_STEPS)] | None = None
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
+    zero_terminal_snr: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> ScheduleInfo:
+        has_ends = (self.beta_start is not None, self.beta_end is not None)
+        if has_ends != (self.kind in ("linear", "scaled_linear"),) * 2:
+            raise ValueError("beta_start and beta_end belong to linear and scaled_linear betas, and only to them")
+        if (self.betas is not None) != (self.kind == "given"):
+            raise ValueError("betas are listed for kind 'given', and only for it")
+        if self.betas is not None and len(self.betas) != self.steps:
+            raise ValueError(f"{len(self.betas)} betas for {self.steps} steps")
+        return self
 
 
 @dataclass(frozen=True)

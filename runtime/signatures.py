@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from .errors import BundleError, RequestError
+from .fields import Sha256, Strict
 from .json_files import parse_json, read_bounded, validated
-from .manifest import Sha256
 
 TRUSTED_KEYS = "DITEDGE_TRUSTED_KEYS"  # environment: paths of public keys, as PATH separates them
 SUFFIX = ".sig"
@@ -26,10 +26,8 @@ MAX_SIGNATURE_BYTES, MAX_KEY_BYTES, MAX_KEYS = 4 << 10, 16 << 10, 100
 DER_OF_ED25519 = bytes.fromhex("302a300506032b6570032100")  # RFC 8410: what comes before the 32 bytes of a public key
 
 
-class Signature(BaseModel):
+class Signature(Strict):
     """The content of a .sig file. public_key only names the key: it is trusted when the reader knows it already."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     format: Literal["ditedge-signature"]
     version: Literal[1]

@@ -20,7 +20,7 @@ from ditedge.export.scheduler_config import DEFAULTS, read_scheduler
 from ditedge.export.vae_checkpoint import read_vae
 from ditedge.runtime.engine import EngineOptions, open_engine
 from ditedge.runtime.errors import CheckpointError
-from ditedge.runtime.manifest import ScheduleInfo
+from ditedge.runtime.schedule import ScheduleInfo
 from ditedge.runtime.verify import relative_error
 from tests.export.test_sources import diffusers_model
 from tests.export.test_vae import assert_same_decoder, make_vae

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditedge.runtime.errors import ProgramError
-from ditedge.runtime.manifest import ScheduleInfo
 from ditedge.runtime.programs import Program, check_program
 from ditedge.runtime.samplers import (
     SAMPLERS,
@@ -44,6 +43,7 @@ from ditedge.runtime.samplers.settings import SamplerSettings, make_program
 from ditedge.runtime.samplers.spacing import exponential_sigmas, karras_sigmas, spaced_timesteps
 from ditedge.runtime.schedule import (
     Schedule,
+    ScheduleInfo,
     cosine_betas,
     linear_schedule,
     positive_snr,
