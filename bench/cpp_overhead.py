@@ -23,8 +23,9 @@ from capi_ctypes import Ditedge
 
 from ditedge.runtime import Sampler, generate, open_bundle
 from ditedge.runtime.engine import EngineOptions
+from ditedge.runtime.noise import SeededNoise
 from ditedge.runtime.programs import Program
-from ditedge.runtime.sampler import SeededNoise, step_tables
+from ditedge.runtime.tables import step_tables
 
 PAUSE_SECONDS = 0.1  # longer than idle threads spin
 

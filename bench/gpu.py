@@ -29,7 +29,7 @@ from ditedge.runtime import EngineOptions, Sampler, open_bundle  # noqa: E402
 from ditedge.runtime.engine import options_for  # noqa: E402
 from ditedge.runtime.engine_trt import NvidiaGpu  # noqa: E402
 from ditedge.runtime.errors import DitedgeError  # noqa: E402
-from ditedge.runtime.sampler import GivenNoise, SeededNoise  # noqa: E402
+from ditedge.runtime.noise import GivenNoise, SeededNoise  # noqa: E402
 from ditedge.runtime.verify import relative_error  # noqa: E402
 
 GUIDANCE = 4.0

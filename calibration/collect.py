@@ -24,8 +24,9 @@ from ..runtime.bundle import Bundle
 from ..runtime.engine import Engine, EngineOptions, open_engine
 from ..runtime.errors import RequestError
 from ..runtime.files import written_atomically
+from ..runtime.noise import SeededNoise
 from ..runtime.programs import Program
-from ..runtime.sampler import Sampler, SeededNoise
+from ..runtime.sampler import Sampler
 from .linears import Linear, constant, find_linears, insert, load_graph, save_graph
 
 STATISTICS_VERSION = 1

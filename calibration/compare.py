@@ -20,9 +20,11 @@ from ..runtime.decoded import psnr_of_error
 from ..runtime.engine import EngineOptions
 from ..runtime.errors import RequestError
 from ..runtime.files import sha256_of_file
+from ..runtime.loop import StepEvent
+from ..runtime.noise import SeededNoise
 from ..runtime.process import check_process
 from ..runtime.programs import Program
-from ..runtime.sampler import Sampler, SeededNoise, StepEvent
+from ..runtime.sampler import Sampler
 from .features import FeatureExtractor
 from .metrics import accuracy, frechet_distance, kernel_distance, kernel_distance_of_sets
 from .quality import (

@@ -21,9 +21,10 @@ import onnx_ir as ir
 
 from ..runtime.bundle import Bundle
 from ..runtime.engine import Engine, EngineOptions, open_engine
+from ..runtime.noise import SeededNoise
 from ..runtime.programs import Program
 from ..runtime.report import Report, silent
-from ..runtime.sampler import Sampler, SeededNoise
+from ..runtime.sampler import Sampler
 from .collect import FIRST_SEED, spread_classes
 from .linears import Linear, constant, find_linears, insert, load_graph, save_graph
 

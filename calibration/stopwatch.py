@@ -24,7 +24,10 @@ import ditedge
 from ..runtime.bundle import open_bundle
 from ..runtime.engine import EngineOptions
 from ..runtime.errors import BundleError, DitedgeError, EngineError
-from ..runtime.sampler import Sampler, SeededNoise, step_tables
+from ..runtime.loop import first_state
+from ..runtime.noise import SeededNoise
+from ..runtime.sampler import Sampler
+from ..runtime.tables import step_tables
 
 PAUSE = 0.05  # seconds before each measurement: idle threads of the previous contender stop spinning
 SHORTEST = 0.05  # seconds: quicker steps are repeated within a round, so that the clock and the pipe do not count
@@ -194,8 +197,7 @@ def bundle_step(
     modulation = np.empty((rows, int(bundle.manifest.graphs["conditioner"].outputs[0].shape[1])), np.float32)
     pairs = {"timestep": np.repeat(tables.timestep[middle : middle + 1], rows), "label": tables.labels}
     sampler.engine("conditioner").run(pairs, {"modulation": modulation})
-    state = np.zeros((batch, program.slots, *shape), np.float32)
-    state[:, 0] = noise.initial() * np.float32(program.init_scale)
+    state = first_state(program, noise)
     inputs = {"state": state, "modulation": modulation, "noise": noise.step(middle), **tables.inputs(middle)}
     outputs, engine = {"next_state": np.empty_like(state)}, sampler.engine("step")
     return lambda: engine.run(inputs, outputs)

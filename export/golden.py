@@ -14,10 +14,12 @@ from ..runtime.bundle import open_bundle
 from ..runtime.engine import Engine
 from ..runtime.errors import BundleError, DitedgeError
 from ..runtime.files import write_tensors
+from ..runtime.loop import StepEvent
 from ..runtime.manifest import GoldenInfo, ModelInfo
+from ..runtime.noise import SeededNoise
 from ..runtime.programs import write_program
 from ..runtime.report import Report, silent
-from ..runtime.sampler import Sampler, SeededNoise, StepEvent
+from ..runtime.sampler import Sampler
 from ..runtime.samplers.settings import SamplerSettings, make_program
 from ..runtime.schedule import ScheduleInfo, respaced_timesteps, schedule_from_info
 from ..runtime.verify import replay

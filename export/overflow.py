@@ -13,9 +13,12 @@ import onnx_ir as ir
 
 from ..runtime.bundle import Bundle
 from ..runtime.engine import Engine, EngineOptions, open_engine
+from ..runtime.loop import StepEvent, first_state
+from ..runtime.noise import SeededNoise
 from ..runtime.programs import Program
 from ..runtime.report import Report, silent
-from ..runtime.sampler import Sampler, SeededNoise, StepEvent, step_tables
+from ..runtime.sampler import Sampler
+from ..runtime.tables import step_tables
 from .precision import float_inputs, float_outputs, low_nodes, save_graph
 
 FLOAT16_MAX = 65504.0
@@ -104,7 +107,7 @@ def extreme_rows(program: Program) -> list[int]:
 def _initial_states(program: Program, rows: list[int], shape: tuple[int, int, int]) -> dict[int, np.ndarray]:
     """Row -> [1, K, C, H, W] that its step reads: noise at the first, else what a trajectory will leave."""
     states = {row: np.zeros((1, program.slots, *shape), np.float32) for row in rows}
-    states[0][:, 0] = SeededNoise([0], shape).initial() * np.float32(program.init_scale)
+    states[0] = first_state(program, SeededNoise([0], shape))
     return states
 
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from .build_record import ShapeRange
 from .bundle import Bundle
 from .errors import BundleError
-from .manifest import GraphInfo, Manifest
-from .sampler import DECODE_PIXELS
+from .manifest import GraphInfo, Manifest, decoded_at_a_time
 
 SLOTS = 4  # of state at least: third-order UniPC and fourth-order LMS; second-order samplers and a preview slot
 CONDITIONER_ROWS = 64  # at least: the rows of a run are computed in few calls, each of which reads all weights
@@ -31,7 +30,7 @@ class Sizes:
         if letter == "B":
             most = self.batch
             if graph == "decoder":  # images are decoded a few at a time: a VAE takes kilobytes a pixel
-                most = min(most, max(1, DECODE_PIXELS // image_pixels))
+                most = min(most, decoded_at_a_time(image_pixels))
             return 1, most, most
         if letter == "E":  # an unguided step evaluates B times, a guided one 2B times
             return 1, 2 * self.batch, 2 * self.batch

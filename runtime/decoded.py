@@ -12,7 +12,8 @@ import numpy as np
 from .bundle import Bundle
 from .engine import EngineOptions, open_engine
 from .errors import BundleError
-from .sampler import SeededNoise, decode_images
+from .host_loop import decode_images
+from .noise import SeededNoise
 from .verify import read_golden
 
 

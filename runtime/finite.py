@@ -9,7 +9,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .errors import BrokenImage, NotFiniteError
-from .sampler import StepEvent
+from .loop import StepEvent
 
 NAMED = 4  # broken pictures that a sentence names
 

@@ -16,9 +16,11 @@ from .bundle import Bundle
 from .engine import EngineOptions
 from .errors import BrokenImage, RequestError
 from .finite import FirstBroken, broken_images, not_finite, not_finite_error
+from .loop import StepEvent
+from .noise import GivenNoise, NoiseSource, SeededNoise
 from .process import check_process
 from .programs import Program
-from .sampler import GivenNoise, NoiseSource, Sampler, SeededNoise, StepEvent
+from .sampler import Sampler
 
 
 @dataclass(frozen=True)

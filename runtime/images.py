@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,18 +35,6 @@ def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.nda
         top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
         picture[top : top + height, left : left + width] = image
     return picture
-
-
-def linear_picture(
-    latents: np.ndarray, weight: Sequence[Sequence[float]], bias: Sequence[float], scale: int
-) -> np.ndarray:
-    """latents [B, C, H, W] float32 -> uint8 [B, H * scale, W * scale, colours]: a rough picture, for the eye only.
-
-    weight [colours][C] and bias [colours] give colours in [-1, 1]; each becomes a square of scale x scale pixels.
-    """
-    colour = np.einsum("kc,bchw->bhwk", np.array(weight, np.float32), latents) + np.array(bias, np.float32)
-    picture = np.clip(127.5 * colour + 128, 0, 255).astype(np.uint8)
-    return picture.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
 def write_picture(path: Path, image: np.ndarray, metadata: dict[str, Any]) -> None:

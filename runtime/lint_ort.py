@@ -17,7 +17,7 @@ from .held_model import model_of
 from .int8_kernels import integer_kernels
 from .json_files import read_json
 from .lint import Attention, Lint
-from .sampler import step_tables
+from .tables import step_tables
 
 MAX_PROFILE_BYTES = 64 << 20
 PRODUCTS = {"MatMul": "float32", "FusedMatMul": "float32", "Gemm": "float32", "FusedGemm": "float32", "Conv": "float32",

@@ -23,6 +23,7 @@ MAX_CLASSES = 1_000_000
 MAX_FILES, MAX_PROGRAMS, MAX_GOLDEN = 1000, 1000, 100
 MAX_KEPT = 100_000
 MAX_TENSORS, MAX_RANK = 16, 8
+DECODE_PIXELS = 512 * 512  # of pictures decoded at a time: Stable Diffusion's decoder takes 5 kB a pixel
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
@@ -198,3 +199,8 @@ def manifest_from_json(raw: bytes, path: Path) -> Manifest:
             "update ditedge, or export the checkpoint again"
         )
     return validated(Manifest, data, path, BundleError)
+
+
+def decoded_at_a_time(pixels: int) -> int:
+    """How many pictures of so many pixels a decoder makes at once; plans are built for as many."""
+    return max(1, DECODE_PIXELS // pixels)

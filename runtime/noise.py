@@ -12,6 +12,8 @@ step n is draw n + 1, whether or not earlier steps needed theirs. Computed in fl
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -57,3 +59,42 @@ def standard_normal(seed: int, draw: int, count: int) -> np.ndarray:
     u = (words[:, 0] + 0.5) * 2.0**-32
     v = (words[:, 1] + 0.5) * (2.0**-32 * 2.0 * np.pi)
     return (np.sqrt(-2.0 * np.log(u)) * np.sin(v)).astype(np.float32)
+
+
+class NoiseSource(Protocol):
+    """Where a batch gets its noise."""
+
+    def initial(self) -> np.ndarray: ...  # [B, C, H, W] float32, unit variance
+    def step(self, step: int) -> np.ndarray: ...  # [B, C, H, W] float32
+
+
+@dataclass(frozen=True)
+class SeededNoise:
+    """Each image's own Philox stream: an image never depends on its batch."""
+
+    seeds: list[int]
+    shape: tuple[int, int, int]
+
+    def initial(self) -> np.ndarray:
+        return self._draw(0)
+
+    def step(self, step: int) -> np.ndarray:
+        return self._draw(step + 1)
+
+    def _draw(self, draw: int) -> np.ndarray:
+        count = int(np.prod(self.shape))
+        return np.stack([standard_normal(seed, draw, count).reshape(self.shape) for seed in self.seeds])
+
+
+@dataclass(frozen=True)
+class GivenNoise:
+    """Recorded noise: z [B, C, H, W] and noise [N, B, C, H, W], one per step in order (the last is unused)."""
+
+    z: np.ndarray
+    noise: np.ndarray
+
+    def initial(self) -> np.ndarray:
+        return self.z
+
+    def step(self, step: int) -> np.ndarray:
+        return self.noise[step]

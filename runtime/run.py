@@ -20,12 +20,13 @@ from .errors import NotFiniteError, RequestError
 from .files import check_writable, sha256_of_file, write_tensors
 from .generate import Progress, generate, read_noise
 from .images import check_metadata_fits, grid, picture_bytes, picture_format, write_picture
+from .noise import GivenNoise
 from .outputs import Output, check_memory, check_tensor_file, picture_output
 from .preview import Previews, check_previews, preview_path
 from .process import check_process
 from .programs import Program, read_program, with_x0_slot, write_program
 from .recipe import program_file_metadata, recipe_of_picture
-from .sampler import GivenNoise, Sampler
+from .sampler import Sampler
 from .samplers.settings import SamplerSettings, guidance_interval_from_text
 
 DEFAULT_IMAGES = 8  # without --class and --count: one image of each of the first classes

@@ -10,8 +10,10 @@ import numpy as np
 
 from .bundle import Bundle
 from .errors import BundleError
+from .loop import StepEvent
 from .manifest import GoldenInfo, ModelInfo
-from .sampler import GivenNoise, Sampler, StepEvent
+from .noise import GivenNoise
+from .sampler import Sampler
 
 # Relative error that no bundle may have, whatever its manifest allows. Other seeds of the demo model end 0.45 apart, so
 # more than this is nearer to another picture; int4, the coarsest form, is allowed 0.27 there.

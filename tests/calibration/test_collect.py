@@ -20,7 +20,7 @@ from ditedge.calibration.collect import CalibrationSet, Statistics, collect_stat
 from ditedge.calibration.linears import find_linears, load_graph, save_graph
 from ditedge.runtime import Sampler, open_bundle
 from ditedge.runtime.errors import RequestError
-from ditedge.runtime.sampler import SeededNoise
+from ditedge.runtime.noise import SeededNoise
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_BATCH = CalibrationSet(samples=2, timesteps=2, groups=2, batch=2)

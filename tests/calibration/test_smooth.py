@@ -14,7 +14,7 @@ from ditedge.calibration.linears import find_linears, load_graph, save_graph
 from ditedge.calibration.smooth import smooth, smoothing_scales
 from ditedge.runtime import Sampler, open_bundle
 from ditedge.runtime.bundle import Bundle
-from ditedge.runtime.sampler import SeededNoise
+from ditedge.runtime.noise import SeededNoise
 from ditedge.runtime.verify import relative_error
 
 from .conftest import SMALL_SET

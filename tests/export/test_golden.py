@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from ditedge.export import read_checkpoint
 from ditedge.export.reference import guided_output
 from ditedge.runtime import Sampler, open_bundle
-from ditedge.runtime.sampler import GivenNoise
+from ditedge.runtime.noise import GivenNoise
 from ditedge.runtime.verify import relative_error
 from tests.conftest import CASES, GOLDEN, golden_case, has_null_class
 

@@ -322,7 +322,7 @@ def test_sit_is_exported_as_the_flow_that_it_is(tmp_path: Path, monkeypatch: pyt
         t = torch.full((1,), i / 4)
         x = x + literal_dit(EMA, 3, x, t, torch.tensor([2]))[:, :4] / 4
     from ditedge.runtime import generate
-    from ditedge.runtime.sampler import GivenNoise
+    from ditedge.runtime.noise import GivenNoise
 
     noise = GivenNoise(z, np.zeros((4, *z.shape), np.float32))
     program = bundle.program(sampler="flow-euler", steps=4)

@@ -20,7 +20,7 @@ from ditedge.export import DiT, DiTConfig, ExportOptions, bundle_from_checkpoint
 from ditedge.export.scheduler_config import read_scheduler
 from ditedge.runtime import Sampler, generate, open_bundle
 from ditedge.runtime.errors import CheckpointError, ProgramError, RequestError
-from ditedge.runtime.sampler import GivenNoise
+from ditedge.runtime.noise import GivenNoise
 from ditedge.runtime.samplers.settings import SamplerSettings, make_program
 from ditedge.runtime.schedule import ScheduleInfo, linear_schedule
 from ditedge.runtime.verify import relative_error

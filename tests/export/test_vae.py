@@ -27,11 +27,10 @@ from ditedge.export.graphs import LatentDecoder
 from ditedge.export.to_onnx import onnx_from_module
 from ditedge.export.vae import KlConfig, TinyConfig, VaeDecoder, half_precision
 from ditedge.export.vae_checkpoint import read_vae
-from ditedge.runtime import Sampler, open_bundle
-from ditedge.runtime import sampler as sampler_module
+from ditedge.runtime import Sampler, manifest, open_bundle
 from ditedge.runtime.engine import EngineOptions, open_engine
 from ditedge.runtime.errors import BundleError, CheckpointError, RequestError
-from ditedge.runtime.sampler import decode_images
+from ditedge.runtime.host_loop import decode_images
 from tests.conftest import GOLDEN
 
 diffusers = pytest.importorskip("diffusers")
@@ -170,9 +169,9 @@ def test_pictures_are_decoded_a_few_at_a_time(latent_bundle, monkeypatch: pytest
         batches, engine = [], sampler.engine("decoder")
         run = engine.run
         monkeypatch.setattr(engine, "run", lambda i, o: (batches.append(len(i["latent"])), run(i, o)))
-        monkeypatch.setattr(sampler_module, "DECODE_PIXELS", 2 * 32 * 32)
+        monkeypatch.setattr(manifest, "DECODE_PIXELS", 2 * 32 * 32)
         assert np.array_equal(sampler.images(z), whole) and batches == [2, 2, 1]
-        monkeypatch.setattr(sampler_module, "DECODE_PIXELS", 1)
+        monkeypatch.setattr(manifest, "DECODE_PIXELS", 1)
         assert np.array_equal(sampler.images(z), whole) and batches[3:] == [1] * 5
 
 

@@ -14,11 +14,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from ditedge.runtime import Cancelled, EngineOptions, Program, Sampler, device_loop, engine_trt, generate, open_bundle
+from ditedge.runtime import (
+    Cancelled,
+    EngineOptions,
+    Program,
+    Sampler,
+    device_loop,
+    device_memory,
+    device_run,
+    engine_trt,
+    generate,
+    manifest,
+    open_bundle,
+)
 from ditedge.runtime.bundle import Bundle
 from ditedge.runtime.errors import NotFiniteError
+from ditedge.runtime.noise import GivenNoise, SeededNoise
 from ditedge.runtime.programs import with_x0_slot
-from ditedge.runtime.sampler import GivenNoise, SeededNoise
 from ditedge.runtime.verify import relative_error, replay
 from tests.conftest import CASES, GOLDEN, golden_case, overheat
 from tests.runtime.gpu_double import DoubleError, DoubleGpu, write_plans
@@ -135,7 +147,7 @@ def test_unguided_steps_run_half_the_evaluations(plan_bundle, gpu: DoubleGpu) ->
     program = replace(bundle.program(steps=5), guided=np.array([False, True, True, False, True]))
     with Sampler(bundle) as ort, plans(bundle) as device:
         same(latents(bundle, device, program), latents(bundle, ort, program))
-        run = next(iter(device._device._runs.values()))
+        run = next(iter(device.loop._runs.values()))
         evaluations = {
             name: context.shapes["sample"][0] for name, context in run._contexts.items() if name in ("guided", "plain")
         }
@@ -149,7 +161,7 @@ def test_modulation_that_does_not_fit_is_computed_in_blocks(
 ) -> None:
     bundle = plan_bundle("gray1_cfg")
     row = 4 * (6 * 2 + 2) * 32 * 5  # four labels and the null class
-    monkeypatch.setattr(device_loop, "MODULATION_BYTES", steps_held * row)
+    monkeypatch.setattr(device_run, "MODULATION_BYTES", steps_held * row)
     program = bundle.program(sampler="ddpm", steps=7)
     with Sampler(bundle) as ort, plans(bundle) as device:
         same(
@@ -162,7 +174,7 @@ def test_modulation_that_does_not_fit_is_computed_in_blocks(
 
 def test_modulation_rows_that_are_not_aligned_are_computed_step_by_step(plan_bundle, gpu, monkeypatch) -> None:
     """A step's rows begin where TensorRT can bind them, even if the model's width is odd."""
-    monkeypatch.setattr(device_loop, "ALIGNMENT", 4096)
+    monkeypatch.setattr(device_memory, "ALIGNMENT", 4096)
     bundle = plan_bundle("gray1_cfg")
     program = bundle.program(sampler="ddpm", steps=3)
     with Sampler(bundle) as ort, plans(bundle) as device:
@@ -177,7 +189,7 @@ def test_noise_that_does_not_fit_goes_through_a_ring(
     plan_bundle, gpu, monkeypatch, draws_held: int, watched: bool
 ) -> None:
     bundle = plan_bundle("gray1_cfg")
-    monkeypatch.setattr(device_loop, "NOISE_BYTES", draws_held * 5 * 8 * 8 * 4)
+    monkeypatch.setattr(device_run, "NOISE_BYTES", draws_held * 5 * 8 * 8 * 4)
     program = bundle.program(sampler="ddpm", steps=11)
     with Sampler(bundle) as ort, plans(bundle) as device:
         expected = latents(bundle, ort, program)
@@ -268,20 +280,18 @@ def test_few_runs_are_kept_and_memory_stays_bounded(plan_bundle, gpu: DoubleGpu)
         for count in (1, 2, 3, 4, 3, 2, 1):
             latents(bundle, device, bundle.program(steps=3), labels=LABELS[:count], seeds=SEEDS[:count])
             sizes.append(len(gpu.live))
-        assert len(set(sizes[1:])) == 1 and len(device._device._runs) == device_loop.RUNS_KEPT
+        assert len(set(sizes[1:])) == 1 and len(device.loop._runs) == device_loop.RUNS_KEPT
 
 
 @pytest.mark.parametrize("case", ["gray1_cfg", "pixel3_no_null_class"])
 def test_images_equal_onnx_runtimes(plan_bundle, gpu: DoubleGpu, monkeypatch, case: str) -> None:
-    from ditedge.runtime import sampler as sampler_module
-
     bundle = plan_bundle(case)
     shape = (5, *latent_shape(bundle))
     some = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     with Sampler(bundle) as ort, plans(bundle) as device:
         expected = ort.images(some)
         assert np.array_equal(device.images(some), expected)
-        monkeypatch.setattr(sampler_module, "DECODE_PIXELS", 2 * shape[2] * shape[3])  # pictures in twos, then one
+        monkeypatch.setattr(manifest, "DECODE_PIXELS", 2 * shape[2] * shape[3])  # pictures in twos, then one
         assert np.array_equal(device.images(some), expected) and gpu.log.count("decoder") == 1 + 3
         assert np.array_equal(device.images(np.concatenate([some] * 2)), np.concatenate([expected] * 2))
 
@@ -360,8 +370,8 @@ def test_any_combination_equals_onnx_runtime(
     options = {"labels": LABELS[:count], "seeds": SEEDS[:count], "guidance": guidance}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_trt, "NvidiaGpu", lambda: gpu)
-        patch.setattr(device_loop, "MODULATION_BYTES", rows_held * 4 * (6 * 2 + 2) * 32)
-        patch.setattr(device_loop, "NOISE_BYTES", draws_held * count * 8 * 8 * 4)
+        patch.setattr(device_run, "MODULATION_BYTES", rows_held * 4 * (6 * 2 + 2) * 32)
+        patch.setattr(device_run, "NOISE_BYTES", draws_held * count * 8 * 8 * 4)
         with Sampler(bundle) as ort, plans(bundle) as device:
             expected = latents(bundle, ort, program, **options)
             options["on_progress"] = (lambda p: seen.append(p.done)) if watched else None
@@ -385,15 +395,16 @@ def ten_recorded_steps(plan_bundle) -> None:
 
 
 def tightly_packed(monkeypatch) -> None:
-    monkeypatch.setattr(device_loop, "aligned", lambda size: -(-size // 4) * 4)
+    for module in (device_memory, device_run):
+        monkeypatch.setattr(module, "aligned", lambda size: -(-size // 4) * 4)
 
 
 def steps_backwards(monkeypatch) -> None:
-    monkeypatch.setattr(device_loop, "part_of_step", lambda name, step: f"{name}/{9 - step}")
+    monkeypatch.setattr(device_run, "part_of_step", lambda name, step: f"{name}/{9 - step}")
 
 
 def moved_arena(monkeypatch) -> None:
-    real = device_loop.Arena.upload
+    real = device_memory.Arena.upload
 
     def upload(self, parts, stream) -> None:
         """Reallocates, as a loop would that lets its buffers grow: captured graphs keep the old address."""
@@ -402,40 +413,40 @@ def moved_arena(monkeypatch) -> None:
             self._base = self._gpu.malloc(self._size)
         real(self, parts, stream)
 
-    monkeypatch.setattr(device_loop.Arena, "upload", upload)
+    monkeypatch.setattr(device_memory.Arena, "upload", upload)
 
 
 def one_state(monkeypatch) -> None:
-    real = device_loop._Run._step
+    real = device_run.Run._step
     monkeypatch.setattr(
-        device_loop._Run, "_step", lambda self, s, m, n, states: real(self, s, m, n, (states[0], states[0]))
+        device_run.Run, "_step", lambda self, s, m, n, states: real(self, s, m, n, (states[0], states[0]))
     )
 
 
 def cold_capture(monkeypatch) -> None:
-    monkeypatch.setattr(device_loop._Run, "_warm_up", lambda self: None)
+    monkeypatch.setattr(device_run.Run, "_warm_up", lambda self: None)
 
 
 def waiting_by_synchronising(monkeypatch) -> None:
-    monkeypatch.setattr(device_loop.DeviceSampler, "wait", lambda self, event: self.gpu.synchronize(self.stream))
+    monkeypatch.setattr(device_run, "wait", lambda gpu, event: gpu.synchronize(next(iter(gpu.streams))))
 
 
 def forgotten_conditioner(monkeypatch) -> None:
-    monkeypatch.setattr(device_loop._Run, "_modulate", lambda self, call: None)
+    monkeypatch.setattr(device_run.Run, "_modulate", lambda self, call: None)
 
 
 def forgotten_noise(monkeypatch) -> None:
-    monkeypatch.setattr(device_loop._Run, "_upload_noise", lambda self, noise, first, last: None)
+    monkeypatch.setattr(device_run.Run, "_upload_noise", lambda self, noise, first, last: None)
 
 
 def freed_too_early(monkeypatch) -> None:
-    real = device_loop._Run._upload_noise
+    real = device_run.Run._upload_noise
 
     def upload(self, noise, first, last) -> None:
         real(self, noise, first, last)
         self._memory.free()
 
-    monkeypatch.setattr(device_loop._Run, "_upload_noise", upload)
+    monkeypatch.setattr(device_run.Run, "_upload_noise", upload)
 
 
 MUTATIONS = {
@@ -466,19 +477,19 @@ def test_mutations_are_noticed(plan_bundle, gpu: DoubleGpu, monkeypatch, mutate)
 
 def test_noise_uploaded_too_early_is_noticed(plan_bundle, gpu: DoubleGpu, monkeypatch) -> None:
     """Without waiting for the ring's oldest part, the host overwrites pinned memory that is still to be copied."""
-    real = device_loop._Run.__init__
+    real = device_run.Run.__init__
 
     def impatient(self, device, shape, tables) -> None:
         real(self, device, shape, tables)
         self._events += [gpu.event() for _ in range(20)]
         self._ahead += 20
 
-    monkeypatch.setattr(device_loop, "NOISE_BYTES", 2 * 5 * 8 * 8 * 4)
+    monkeypatch.setattr(device_run, "NOISE_BYTES", 2 * 5 * 8 * 8 * 4)
     bundle = plan_bundle("gray1_cfg")
     program = bundle.program(sampler="ddpm", steps=11)
     with Sampler(bundle) as ort, plans(bundle) as device:
         same(latents(bundle, device, program), latents(bundle, ort, program))
-        monkeypatch.setattr(device_loop._Run, "__init__", impatient)
+        monkeypatch.setattr(device_run.Run, "__init__", impatient)
         other = LABELS[:4]  # another shape, so that its run is made anew
         expected = latents(bundle, ort, program, labels=other, seeds=SEEDS[:4])
         actual = latents(bundle, device, program, labels=other, seeds=SEEDS[:4])

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from ditedge.cli import main
 from ditedge.runtime import NotFiniteError, Sampler, generate, open_bundle
 from ditedge.runtime.errors import BrokenImage, RequestError
-from ditedge.runtime.sampler import GivenNoise
+from ditedge.runtime.noise import GivenNoise
 from tests.conftest import overheat
 
 HOT = 5
@@ -62,7 +62,7 @@ def test_the_step_where_it_begins_is_named_when_asked(golden_bundle) -> None:
     bundle = open_bundle(golden_bundle("gray1_cfg"))
     for asked, step in ((False, None), (True, 3)):
         with Sampler(bundle) as sampler:
-            sampler._engines["step"] = FromStep(sampler.engine("step"), 3)
+            sampler.loop.engines["step"] = FromStep(sampler.engine("step"), 3)
             with pytest.raises(NotFiniteError) as caught:
                 generate(
                     bundle, [1, 2, 3], [0, 1, 2], program=bundle.program(steps=5), sampler=sampler, check_finite=asked

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ditedge.runtime import Cancelled, Sampler, generate, open_bundle
-from ditedge.runtime import sampler as sampler_module
+from ditedge.runtime import Cancelled, Sampler, generate, host_loop, open_bundle
 from ditedge.runtime.errors import RequestError
-from ditedge.runtime.sampler import GivenNoise, SeededNoise, step_tables
+from ditedge.runtime.noise import GivenNoise, SeededNoise
+from ditedge.runtime.tables import step_tables
 
 LABELS, SEEDS = [3, 1, 3, 9, 0], [11, 12, 13, 14, 15]
 
@@ -34,7 +34,7 @@ class Spy:
 def spied(bundle) -> tuple[Sampler, Spy, Spy]:
     sampler = Sampler(bundle)
     spies = {graph: Spy(sampler.engine(graph)) for graph in ("step", "conditioner")}
-    sampler._engines.update(spies)
+    sampler.loop.engines.update(spies)
     return sampler, spies["step"], spies["conditioner"]
 
 
@@ -75,7 +75,7 @@ def test_modulation_rows_come_in_bounded_blocks(golden_bundle, monkeypatch: pyte
     bundle = open_bundle(golden_bundle("gray1_cfg"))
     expected = generate(bundle, LABELS, SEEDS, guidance=2.0, output="latents")
     row_bytes = 4 * (6 * 2 + 2) * 32
-    monkeypatch.setattr(sampler_module, "MODULATION_BYTES", 3 * 5 * row_bytes)  # 3 steps of 4 labels and the null class
+    monkeypatch.setattr(host_loop, "MODULATION_BYTES", 3 * 5 * row_bytes)  # 3 steps of 4 labels and the null class
     sampler, _, conditioner = spied(bundle)
     actual = generate(bundle, LABELS, SEEDS, guidance=2.0, output="latents", sampler=sampler)
     assert max(conditioner.rows) == 15 and sum(conditioner.rows) == bundle.program().steps * 5
