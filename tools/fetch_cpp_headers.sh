@@ -12,7 +12,9 @@ if [ -n "${ONNXRUNTIME_ROOT:-}" ]; then
   [ -n "$(find -L "$ONNXRUNTIME_ROOT" -name onnxruntime_c_api.h -print -quit 2> /dev/null)" ] ||
     { echo "no onnxruntime_c_api.h in $ONNXRUNTIME_ROOT: give the unpacked release archive of ONNX Runtime as ONNXRUNTIME_ROOT" >&2; exit 3; }
 elif [ ! -e "$include/onnxruntime/onnxruntime_c_api.h" ]; then packages+=(libonnxruntime-dev); fi
-[ -e "$include/nlohmann/json.hpp" ] || packages+=(nlohmann-json3-dev)
+# With a release archive, an installed nlohmann-json is enough: cmake finds it, and nothing is fetched.
+installed() { [ -n "${ONNXRUNTIME_ROOT:-}" ] && echo '#include <nlohmann/json.hpp>' | "${CXX:-c++}" -x c++ -E - > /dev/null 2>&1; }
+[ -e "$include/nlohmann/json.hpp" ] || installed || packages+=(nlohmann-json3-dev)
 [ ${#packages[@]} -gt 0 ] || exit 0
 command -v apt-get > /dev/null || { echo "no apt-get here: give ONNXRUNTIME_ROOT, and install nlohmann-json" >&2; exit 3; }
 

@@ -273,8 +273,13 @@ def test_headers_where_the_distribution_has_none(headers: Path, tmp_path: Path) 
     assert done.returncode == 3 and "ONNXRUNTIME_ROOT=" in done.stderr and "Ubuntu 22.04.5" in done.stderr
     release = tmp_path / "release" / "include"  # flat, as archives are
     shutil.copytree(headers / "usr/include/onnxruntime", release)
-    shutil.copytree(headers / "usr/include/nlohmann", out / "usr/include/nlohmann")
     environment["ONNXRUNTIME_ROOT"] = str(tmp_path / "release")
+    fails = subprocess.run([script, out], env=environment | {"CXX": "false"}, capture_output=True, text=True)
+    assert fails.returncode == 3 and "nlohmann-json3-dev" in fails.stderr
+    installed = environment | {"CPLUS_INCLUDE_PATH": str(headers / "usr/include")}
+    subprocess.run([script, out], env=installed, check=True)
+    assert not out.exists()  # nothing was fetched
+    shutil.copytree(headers / "usr/include/nlohmann", out / "usr/include/nlohmann")
     subprocess.run([script, out], env=environment, check=True)
     configure = ["cmake", "-S", ROOT / "runtime/cpp", "-B", tmp_path / "b", f"-DDITEDGE_HEADERS={out}"]
     configure.append(f"-DONNXRUNTIME_ROOT={tmp_path / 'release'}")
