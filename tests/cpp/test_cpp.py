@@ -847,6 +847,8 @@ WRONG_ARGUMENTS = [
     (["--program", "nope"], "no program 'nope' in the bundle; it has "),
     (["--program-file", "/nowhere"], "cannot read /nowhere: No such file or directory"),
     (["-o", "/nowhere/a.png"], "cannot write /nowhere/a.png: No such file"),
+    (["-o", "/"], "cannot write /: Is a directory"),
+    (["--latents", "/etc/passwd/a"], "cannot write /etc/passwd/a: Not a directory"),
     (["-o", "/dev/full"], "cannot write /dev/full: No space left"),
 ]
 
@@ -865,6 +867,7 @@ def test_wrong_arguments(built: Path, golden_bundle, onnxruntime_library: Path) 
         environment = os.environ | {"DITEDGE_ONNXRUNTIME": str(onnxruntime_library)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 2 and f"error: {words}" in done.stderr, (arguments, done.stderr)
+        assert "step 1/" not in done.stderr or "full" in words, arguments  # before the sampling
         assert not re.search(r"[\0-\x09\x0b\x0c\x0e-\x1f\x7f]", done.stderr), arguments
 
 
@@ -897,6 +900,11 @@ def test_programs_as_files_and_where_pictures_go(
     assert (tmp_path / "l").is_symlink()
     os.mkfifo(tmp_path / "pipe")
     command = [built / "ditedge-run", "--bundle", folder, "--class", "1", "--program", "ddim-25"]
+    for relative in ("new", "./new", "../" + tmp_path.name + "/new", "l"):
+        subprocess.run(
+            [*command, "--latents", relative], cwd=tmp_path, env=environment, check=True, capture_output=True
+        )
+        assert (tmp_path / relative).read_bytes() == named
     with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
         subprocess.run([*command, "--latents", tmp_path / "pipe"], env=environment, check=True, capture_output=True)
         assert reader.communicate()[0] == named

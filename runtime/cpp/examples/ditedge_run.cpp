@@ -99,6 +99,16 @@ void write_file(const std::string& given, const void* data, std::size_t bytes) {
     }
 }
 
+// Said before the sampling, not after minutes of it.
+void check_can_write(const std::string& given) {
+    namespace fs = std::filesystem;
+    std::error_code code;
+    const fs::path whole = fs::absolute(given, code), target = fs::weakly_canonical(whole, code), path = code ? whole : target;
+    const bool written_to = fs::exists(path, code) && !fs::is_regular_file(path, code);
+    if (fs::is_directory(path, code)) errno = EISDIR, cannot_write(given);
+    if (access((written_to ? path : path.parent_path() / ".").c_str(), W_OK) != 0) cannot_write(given);
+}
+
 void show(const ditedge_progress* progress, void*) {
     std::fprintf(stderr, "\rstep %lld/%lld", static_cast<long long>(progress->done), static_cast<long long>(progress->total));
     if (progress->done == progress->total) std::fputc('\n', stderr);
@@ -132,6 +142,8 @@ ditedge::api::Bundle open_bundle(const Arguments& arguments) {
 
 int run(const Arguments& arguments) {
     if (arguments.text("--bundle").empty() || arguments.text("--class").empty()) throw std::invalid_argument("--bundle and --class are needed");
+    const std::string target = arguments.text(arguments.text("--latents").empty() ? "-o" : "--latents");
+    check_can_write(target);
     const ditedge::api::Bundle bundle = open_bundle(arguments);
     std::vector<std::int64_t> labels;
     std::vector<std::uint64_t> seeds;
@@ -162,15 +174,15 @@ int run(const Arguments& arguments) {
     if (!arguments.text("--latents").empty()) {
         std::vector<float> latents;
         bad = complaint([&] { sampler.latents(params, latents); });
-        write_file(arguments.text("--latents"), latents.data(), latents.size() * sizeof(float));
+        write_file(target, latents.data(), latents.size() * sizeof(float));
     } else {
         const ditedge_info info = bundle.info();
         std::vector<std::uint8_t> images;
         bad = complaint([&] { sampler.images(params, images); });
         const std::string png = png_of(images, static_cast<std::uint32_t>(info.image_height * params.count),
                                        static_cast<std::uint32_t>(info.image_width), static_cast<std::uint32_t>(info.image_channels));
-        write_file(arguments.text("-o"), png.data(), png.size());
-        std::cout << arguments.text("-o") << '\n';
+        write_file(target, png.data(), png.size());
+        std::cout << target << '\n';
     }
     if (!bad.empty()) std::cerr << "error: " << bad << '\n';
     return bad.empty() ? 0 : 1;
