@@ -120,13 +120,13 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, as_json: bool, **
     exporter = _exporter()
     target = out or Path(exporter.bundle_name(ckpt))
     settings = exporter.ExportOptions(labels=_class_names(classes), **options)
+    told = Summary(as_json)
     with progress() as report:
         if precision:
-            manifest = exporter.bundle_in_precision(ckpt, target, settings, precision, report, _note)
+            manifest = exporter.bundle_in_precision(ckpt, target, settings, precision, report, told.note)
         else:
-            manifest = exporter.bundle_from_checkpoint(ckpt, target, settings, report, _note)
+            manifest = exporter.bundle_from_checkpoint(ckpt, target, settings, report, told.note)
     size = f"{manifest.model.parameters / 1e6:.1f} M parameters, {megabytes(manifest)}"
-    told = Summary(as_json)
     told.bundle(target, manifest, f"{size}, checked", f"run --engine {target}")
     if plans_for:
         from ditedge.runtime import open_bundle
@@ -152,12 +152,11 @@ def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: b
       ditedge add-decoder --engine dit-xl-2-256 --vae sd-vae-ft-ema --out dit-xl-2-256-pictures
       ditedge add-decoder --engine dit-xl-2-256-int8 --vae taesd --out dit-xl-2-256-int8-tiny
     """
-    exporter = _exporter()
+    exporter, told = _exporter(), Summary(as_json)
     with progress() as report:
         manifest = exporter.add_decoder(
-            engine, vae, out, precision=vae_precision, force=force, report=report, note=_note
+            engine, vae, out, precision=vae_precision, force=force, report=report, note=told.note
         )
-    told = Summary(as_json)
     told.bundle(out, manifest, f"{megabytes(manifest)}, with the decoder of {vae}, checked", f"run --engine {out}")
     told.end()
 
@@ -795,8 +794,3 @@ def _exporter() -> Any:
 
 def _class_names(path: Path | None) -> tuple[str, ...]:
     return () if path is None else read_class_names(path)
-
-
-def _note(text: str) -> None:
-    """Something to know before long work."""
-    say(f"note: {text}", err=True)

@@ -23,6 +23,11 @@ class Summary:
         if not self._as_json:
             say(text)
 
+    def note(self, text: str) -> None:
+        """Something to know before long work: said at once, also with --json, which lists it as well."""
+        say(f"note: {text}", err=True)
+        self._fields.setdefault("notes", []).append(text)
+
     def add(self, written: list[Path] | None = None, **values: Any) -> None:
         self._fields |= values
         self._fields["written"] += [str(path) for path in written or []]

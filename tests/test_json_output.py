@@ -77,7 +77,7 @@ def test_a_decoder_that_was_added(golden_bundle, tmp_path: Path) -> None:
     latent = golden_bundle("latent4_learned_sigma")
     made = document("add-decoder", "--engine", latent, "--vae", tmp_path / "vae", "--out", tmp_path / "b")
     assert made["bundle"] == str(tmp_path / "b") and made["written"] == [made["bundle"]]
-    assert made["bundle_sha256"] == hash_of(tmp_path / "b")
+    assert made["bundle_sha256"] == hash_of(tmp_path / "b") and "VAE's weights: vae/" in made["notes"][0]
 
 
 def test_plans_that_were_built(gray_bundle: Path) -> None:
