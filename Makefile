@@ -14,6 +14,7 @@ help:
 	@echo "make cpp        libditedge, the C and C++ runtime (TENSORRT_ROOT=/usr: with plans)"
 	@echo "make fuzz       five minutes of hostile files, half for C++, half for Python; make test-aarch64, test-avx2: under qemu"
 	@echo "make verdicts   10,000 documents (COUNT=): Python and C++ take the same ones"
+	@echo "make crash      kill every command that writes 200 times, look at what is left (20 minutes)"
 	@echo "make clean      remove .venv and $(BUILD)"
 
 $(BIN)/python:
@@ -123,6 +124,11 @@ fuzz-cpp: $(DEMO)/fashion/manifest.json  # manifests, programs, build records, g
 
 test-bundles: $(VENV)/test.stamp  # the small bundles in tests/bundles, after a change of the format or of a graph
 	$(BIN)/python -m tests.bundles.make
+
+.PHONY: crash
+crash: $(VENV)/test.stamp  # every command that writes, 200 kills: the target is absent, old or new, nothing is left beside it
+	@tools/need.sh strace:strace || true
+	$(BIN)/python tools/crash.py
 
 test-aarch64: $(DEMO)/fashion/manifest.json $(VENV)/test.stamp
 	tools/test_aarch64.sh $(BIN)/python $(CURDIR)/$(DEMO)/fashion

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from ..runtime.errors import RequestError
 from ..runtime.files import written_atomically
 from ..runtime.noise import SeededNoise
 from ..runtime.programs import Program
+from ..runtime.replacing import scratch_folder
 from ..runtime.sampler import Sampler
 from .linears import Linear, constant, find_linears, insert, load_graph, save_graph
 
@@ -113,10 +113,10 @@ def collect_statistics(
     groups = min(points.groups, len(recorded))
     layers = layers or {name: _empty(groups, channels, tokens) for name, (channels, tokens) in shapes.items()}
     info = bundle.manifest.model
-    with tempfile.TemporaryDirectory() as folder:
-        save_graph(model, Path(folder) / "step.onnx")
+    with scratch_folder() as folder:
+        save_graph(model, folder / "step.onnx")
         del model
-        recorder = _Recorder(open_engine(Path(folder) / "step.onnx", EngineOptions()), shapes)
+        recorder = _Recorder(open_engine(folder / "step.onnx", EngineOptions()), shapes)
     with Sampler(bundle, engines={"step": recorder}) as sampler:
         for index, batch in enumerate(batches[done:], start=done):
 
@@ -272,7 +272,7 @@ def _write_cache(path: Path, fingerprint: str, batches: int, layers: dict[str, L
 
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"{name}/{key}": array for name, layer in layers.items() for key, array in vars(layer).items()}
-    with written_atomically(path) as temporary:
+    with written_atomically(path, is_result=False) as temporary:
         save_file(tensors, temporary, metadata={"fingerprint": fingerprint, "batches": str(batches)})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -13,31 +14,39 @@ import numpy as np
 from ..runtime.errors import RequestError
 from ..runtime.files import check_writable, write_text
 from ..runtime.images import grid
+from ..runtime.replacing import folder_written_atomically
 from .compare import Comparison
 from .quality import Quality
 
+REPORT_FILES = ("quality.json", "report.html")
 DIFFERENCE_GAIN = 8  # of the difference pictures
 SHOWN_PIXELS = 128  # smaller pictures are enlarged by a whole factor, so that no browser blurs them
 
 
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:
-    """Writes quality.json and report.html into `folder` (made when missing), each whole or not at all -> the files."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"cannot write {folder}: {error.strerror}") from None
-    quality, page = folder / "quality.json", folder / "report.html"
-    write_text(quality, comparison.quality.model_dump_json(indent=1) + "\n")
-    write_text(page, report_html(comparison))
-    return [quality, page]
+    """Writes quality.json and report.html as `folder`, both or neither; an older report is replaced -> the files.
+
+    Raises RequestError as `check_report_folder` does.
+    """
+    content = comparison.quality.model_dump_json(indent=1) + "\n", report_html(comparison)
+    target = folder.resolve() if folder.is_symlink() else folder  # the link stays
+    with folder_written_atomically(target, check_report_folder) as made:
+        for name, text in zip(REPORT_FILES, content, strict=True):
+            write_text(made / name, text)
+    return [folder / name for name in REPORT_FILES]
 
 
 def check_report_folder(folder: Path) -> None:
-    """Raises RequestError now when `write_report` could not write there later."""
+    """Raises RequestError now when `write_report` could not write there later, or would take something else away."""
+    if not folder.name:
+        raise RequestError(f"cannot write {folder}: give a folder with a name, such as --out {Path('report')}")
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise RequestError(f"cannot write {folder}: {existing} is a file")
-    check_writable(existing / "report.html")
+    other = sorted(set(os.listdir(folder)) - set(REPORT_FILES)) if folder.exists() else []
+    if other:
+        raise RequestError(f"{folder} is not a report alone: it holds {other[0]}; give --out {folder / 'report'}")
+    check_writable(folder.absolute().parent / REPORT_FILES[0])
 
 
 def difference(a: np.ndarray, b: np.ndarray, gain: int = DIFFERENCE_GAIN) -> np.ndarray:

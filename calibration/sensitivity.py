@@ -9,11 +9,9 @@ Layers are left in float32 in the order of contribution^2 per byte that this cos
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.engine import Engine, EngineOptions, open_engine
 from ..runtime.noise import SeededNoise
 from ..runtime.programs import Program
+from ..runtime.replacing import scratch_folder
 from ..runtime.report import Report, silent
 from ..runtime.sampler import Sampler
 from .collect import FIRST_SEED, spread_classes
@@ -66,10 +65,10 @@ def layer_sensitivities(
     _twin(model, chosen)
     rounding(model, chosen)
     names = [linear.name for linear in chosen]
-    with tempfile.TemporaryDirectory() as folder:
-        save_graph(model, Path(folder) / "step.onnx")
+    with scratch_folder() as folder:
+        save_graph(model, folder / "step.onnx")
         del model
-        engine = _Switched(open_engine(Path(folder) / "step.onnx", EngineOptions()), len(names))
+        engine = _Switched(open_engine(folder / "step.onnx", EngineOptions()), len(names))
     found = []
     with Sampler(bundle, engines={"step": engine}) as sampler:
         engine.flags[:] = False

@@ -1,6 +1,9 @@
 """The entry of `ditedge`, `python -m ditedge` and `python cli.py`: quiet under Ctrl-C from the first import on."""
 
-from ditedge.interrupt import Interrupted, handle_signals, importing, leave
+import os
+import sys
+
+from ditedge.interrupt import Interrupted, handle_signals, importing, interruption_sentence
 from ditedge.output import keep_output_for_results
 
 
@@ -13,7 +16,8 @@ def main(name: str = "ditedge") -> None:
             from ditedge.cli import main as commands
         commands(prog_name=name)
     except Interrupted as error:  # outside of a command: between two lines of click's own
-        leave(error.code - 128)
+        os.write(2, f"{interruption_sentence()}\n".encode())
+        sys.exit(error.code)  # what was begun is removed on the way
 
 
 if __name__ == "__main__":

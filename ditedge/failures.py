@@ -12,11 +12,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from ditedge.interrupt import SENTENCE, importing
+from ditedge.interrupt import importing, interrupted, interruption_sentence
 from ditedge.runtime.errors import Cancelled, DitedgeError
 
 from .terminal import printable, say
@@ -54,21 +54,27 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.UsageError as error:  # click quotes the arguments, which may come from the names of files
-            raise click.UsageError(_short(printable(error.format_message())), error.ctx) from None
-        except DitedgeError as error:
-            raise UserError(str(error)) from None
-        except (KeyboardInterrupt, Cancelled) as error:
-            say(SENTENCE, err=True)
-            ctx.exit(getattr(error, "code", 130))
-        except BrokenPipeError:
+        except (click.exceptions.Exit, BrokenPipeError):
             raise  # click leaves quietly: who reads our output has had enough of it
-        except (OSError, MemoryError, RuntimeError, ImportError) as error:
-            sentence = sentence_for(error)
-            if sentence is None:
-                raise
-            _give_up_output(error)
-            raise UserError(sentence) from None
+        except (KeyboardInterrupt, Cancelled) as error:
+            code = getattr(error, "code", 130)
+        except Exception as error:
+            code = interrupted() or _leave_with_sentence(error)
+        say(interruption_sentence(), err=True)
+        ctx.exit(code)
+
+
+def _leave_with_sentence(error: Exception) -> NoReturn:
+    """Raises what click shows as one line for what a user can mend; anything else is a bug and is raised as it is."""
+    if isinstance(error, click.UsageError):  # click quotes the arguments, which may come from the names of files
+        raise click.UsageError(_short(printable(error.format_message())), error.ctx) from None
+    if isinstance(error, DitedgeError):
+        raise UserError(str(error)) from None
+    sentence = sentence_for(error)
+    if sentence is None:
+        raise error
+    _give_up_output(error)
+    raise UserError(sentence) from None
 
 
 @contextmanager

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-SENTENCE = "Interrupted: no result was written."
+
+_last: int | None = None
 
 
 class Interrupted(KeyboardInterrupt):
@@ -21,6 +23,15 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.code = 128 + number
+
+
+def interrupted() -> int | None:
+    """The exit code of the signal that came last, None when none did.
+
+    For who catches any other exception: a signal in the middle of an import or a callback of a C library may come out
+    as that library's error ("initialization failed").
+    """
+    return _last
 
 
 def handle_signals() -> None:
@@ -47,11 +58,24 @@ def importing() -> Iterator[None]:
             signal.signal(number, _raise)
 
 
+def interruption_sentence() -> str:
+    """What an interrupted command says: whether it came before the result, after it, or between several."""
+    replacing = sys.modules.get("ditedge.runtime.replacing")  # not imported: nothing can be written yet
+    written = replacing.placed() if replacing is not None else []
+    if not written:
+        return "Interrupted: no result was written."
+    names = ", ".join(map(str, written[-5:]))
+    text = f"Interrupted: {names} {'was' if len(written) == 1 else 'were'} already written."
+    return "".join(letter if letter.isprintable() else "?" for letter in text)  # for a terminal
+
+
 def leave(number: int, _: FrameType | None = None) -> None:
     """Ends the process now, in one line."""
-    os.write(2, f"{SENTENCE}\n".encode())
+    os.write(2, f"{interruption_sentence()}\n".encode())
     os._exit(128 + number)
 
 
 def _raise(number: int, _: FrameType | None) -> None:
+    global _last
+    _last = 128 + number
     raise Interrupted(number)

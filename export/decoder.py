@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ..runtime.engine import EngineOptions, open_engine
 from ..runtime.errors import BundleError
 from ..runtime.manifest import PreviewInfo
+from ..runtime.replacing import scratch_folder
 from ..runtime.verify import relative_error
 from .graphs import uint8_image
 from .shapes import LATENT_FACTOR
@@ -81,9 +81,9 @@ def _run_before_and_after_rounding(
     value_name = node.input[0]
     model.graph.output.append(onnx.helper.make_tensor_value_info(value_name, onnx.TensorProto.FLOAT, None))
     value, image = np.empty(shape, np.float32), np.empty((shape[0], *shape[2:], shape[1]), np.uint8)
-    with tempfile.TemporaryDirectory() as folder:
-        onnx.save(model, Path(folder) / "decoder.onnx")
-        engine = open_engine(Path(folder) / "decoder.onnx", EngineOptions())
+    with scratch_folder() as folder:
+        onnx.save(model, folder / "decoder.onnx")
+        engine = open_engine(folder / "decoder.onnx", EngineOptions())
         try:
             engine.run({"latent": latent}, {"image": image, value_name: value})
         finally:

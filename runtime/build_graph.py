@@ -99,7 +99,7 @@ def build_graph(
     with plan.open("wb") as file:
         file.write(serialized)
     if options.timing_cache is not None:
-        with written_atomically(options.timing_cache) as temporary:
+        with written_atomically(options.timing_cache, is_result=False) as temporary:
             temporary.write_bytes(config.get_timing_cache().serialize())
     del parser, monitor  # the network's weights are the parser's memory: both must outlive the build
     return flags

@@ -14,26 +14,28 @@ from pathlib import Path
 import numpy as np
 
 from .errors import RequestError
-from .replacing import file_beside
+from .replacing import file_beside, note_target, scratch_folder
 
 
 @contextmanager
-def written_atomically(path: Path) -> Iterator[Path]:
+def written_atomically(path: Path, is_result: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it on success, removes it on any exception.
 
     Folders on the way to it are made. A link stays one: the file that it names is replaced. What is no file (a device,
-    a pipe) is written to instead.
+    a pipe) is written to instead. is_result: it counts as written when the command is interrupted later; caches do not.
     Raises RequestError when the place cannot be written (no permission, disk full, an unread pipe).
     """
     target = path.resolve() if path.is_symlink() else path
     try:
         if target.exists() and not target.is_file():
-            with tempfile.TemporaryDirectory() as folder:
-                yield Path(folder) / path.name
-                _copy_into(Path(folder) / path.name, target)
+            with scratch_folder() as folder:
+                yield folder / path.name
+                _copy_into(folder / path.name, target)
             return
         with file_beside(target) as temporary:
             yield temporary
+            if is_result:
+                note_target(temporary, target)
             os.replace(temporary, target)
     except OSError as error:
         raise RequestError(f"cannot write {path}: {_reason(error)}") from error

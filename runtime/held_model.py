@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from .errors import EngineError
 from .held_files import HeldGraph
+from .replacing import scratch_folder
 
 
 @contextmanager
@@ -38,10 +38,10 @@ def model_of(graph: HeldGraph | Path, settings: Any) -> Iterator[str | bytes]:
 @contextmanager
 def _linked(graph: HeldGraph) -> Iterator[str]:
     """A private folder in which the graph and its weights lie under the names that the graph has for them."""
-    with tempfile.TemporaryDirectory(prefix="ditedge-") as folder:
-        model = Path(folder) / graph.file.path.name
+    with scratch_folder() as folder:
+        model = folder / graph.file.path.name
         for name, file in {model.name: graph.file, **graph.external}.items():
-            alias, link = file.alias(), Path(folder) / name
+            alias, link = file.alias(), folder / name
             if alias is None:
                 raise EngineError(f"{file.path}: weights beside a graph need a newer onnxruntime on this system")
             link.parent.mkdir(parents=True, exist_ok=True)

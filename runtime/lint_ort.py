@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from .held_model import model_of
 from .int8_kernels import integer_kernels
 from .json_files import read_json
 from .lint import Attention, Lint
+from .replacing import scratch_folder
 from .tables import step_tables
 
 MAX_PROFILE_BYTES = 64 << 20
@@ -33,8 +33,8 @@ def lint_on_onnxruntime(bundle: Bundle) -> Lint:
     import onnxruntime
 
     settings = session_settings(EngineOptions())
-    with tempfile.TemporaryDirectory(prefix="ditedge-") as folder:
-        settings.enable_profiling, settings.profile_file_prefix = True, str(Path(folder) / "step")
+    with scratch_folder() as folder:
+        settings.enable_profiling, settings.profile_file_prefix = True, str(folder / "step")
         with model_of(bundle.graph("step"), settings) as model:
             try:
                 session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])

@@ -1,32 +1,27 @@
 """Replacing what lies at a path, whole or not at all, whatever kills the process in between.
 
-What is being written lies beside its place as `.NAME.ditedge-XXXXXXXX`, locked (flock) by the process that writes it: a
-lock ends with its process, so the next writer of the same place tells what a dead one left behind and removes it.
-Folders are exchanged by one system call (renameat2) where the system has it. Elsewhere the older folder steps aside as
-`.NAME.ditedge-old-XXXXXXXX` for a moment, and comes back with the next run when the process died in that moment.
+What is being written lies beside its place under a temporary name (`leftovers`). Folders are exchanged by one system
+call (renameat2) where the system has it. Elsewhere the older folder steps aside as `.NAME.ditedge-old-XXXXXXXX` for a
+moment, and comes back with the next run when the process died in that moment.
 """
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import errno
-import hashlib
 import os
-import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import RequestError
+from .leftovers import MARK, OLD, SCRATCH, begin_file, begin_folder, end, locked_parent, new_name, sweep
 
-MARK, SCRATCH, OLD = ".ditedge-", ".ditedge-work-", ".ditedge-old-"
-NAME_BYTES = 100  # of the target's name in a temporary one: names end at 255 bytes
-LOCK_SECONDS = 5.0  # longest wait for another process that looks for leftovers or exchanges: both take milliseconds
 AT_FDCWD, RENAME_NOREPLACE, RENAME_EXCHANGE = -100, 1, 2  # linux/fcntl.h, linux/fs.h
 
-_locked: set[Path] = set()  # temporary folders of this process: nobody else writes in them
+_placed: collections.deque[tuple[Path, object]] = collections.deque(maxlen=100)  # targets, and what was to be there
 
 
 @contextmanager
@@ -38,14 +33,15 @@ def folder_written_atomically(out: Path, may_replace: Callable[[Path], None]) ->
     process is writing it.
     """
     with _as_request_error(out):
-        if _exists(out):
+        if os.path.lexists(out):
             may_replace(out)
         folder, lock = _new_folder(out, MARK)
     try:
         yield folder
         folder.chmod(0o777 & ~umask())
-        with _as_request_error(out), _locked_parent(out):
-            if _exists(out):
+        with _as_request_error(out), locked_parent(out):
+            note_target(folder, out)
+            if os.path.lexists(out):
                 may_replace(out)
                 _exchange(folder, out)
             else:
@@ -53,7 +49,7 @@ def folder_written_atomically(out: Path, may_replace: Callable[[Path], None]) ->
     except OSError as error:
         raise RequestError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
-        _let_go(folder, lock)  # what was there before, or what was not finished
+        end(folder, lock)  # what was there before, or what was not finished
 
 
 @contextmanager
@@ -64,24 +60,40 @@ def scratch_beside(out: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _let_go(folder, lock)
+        end(folder, lock)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yields an empty folder in TMPDIR, removed afterwards; after a crash by the next command that needs one."""
+    with scratch_beside(Path(tempfile.gettempdir()) / "ditedge") as folder:
+        yield folder
 
 
 @contextmanager
 def file_beside(path: Path) -> Iterator[Path]:
     """Yields an empty, locked file beside `path`, removed afterwards unless it was renamed. Raises OSError."""
-    with _locked_parent(path):
-        if path.parent.resolve() not in _locked:
-            _sweep(path)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path, MARK), suffix=path.suffix)
-        _try_lock(handle)
-    temporary = Path(name)
+    with locked_parent(path):
+        sweep(path)
+        temporary, lock = begin_file(path)
     try:
-        os.chmod(temporary, 0o666 & ~umask())  # mkstemp's 0600 would stay on the file
         yield temporary
     finally:
-        temporary.unlink(missing_ok=True)
-        os.close(handle)
+        end(temporary, lock)
+
+
+def note_target(temporary: Path, target: Path) -> None:
+    """To be called before `temporary` is renamed to `target`: for `placed`."""
+    _placed.append((target, _identity(temporary)))
+
+
+def placed() -> list[Path]:
+    """What this process has put in its place, and still lies there, in order: for who says how a command ended.
+
+    Looked up on the disk, since an interrupt may come between any two lines. What was written into a temporary folder
+    is not among them: this one has taken its place, or is gone.
+    """
+    return [target for target, identity in _placed if identity is not None and _identity(target) == identity]
 
 
 def umask() -> int:
@@ -93,110 +105,24 @@ def umask() -> int:
 
 def _new_folder(out: Path, mark: str) -> tuple[Path, int]:
     """(a new folder beside `out`, the descriptor that keeps it locked). Refuses where another process writes `out`."""
-    with _locked_parent(out):
-        writers = _sweep(out)
+    with locked_parent(out):
+        writers = sweep(out)
         if writers and mark == MARK:
             raise RequestError(f"{out} is being written by another process ({writers[0].name}): wait for it to end")
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=_prefix(out, mark)))
-        lock = os.open(folder, os.O_RDONLY)
-        _try_lock(lock)
-        _locked.add(folder.resolve())
-    return folder, lock
-
-
-def _let_go(folder: Path, lock: int) -> None:
-    _locked.discard(folder.resolve())
-    shutil.rmtree(folder, ignore_errors=True)
-    os.close(lock)
-
-
-def _sweep(target: Path) -> list[Path]:
-    """Removes what dead processes left of writing `target` -> the folders that living ones are filling."""
-    living = []
-    for name in os.listdir(target.parent):
-        path = target.parent / name
-        if name.startswith(_prefix(target, OLD)):
-            _remove(path) if _exists(target) else os.rename(path, target)
-        elif name.startswith(_prefix(target, MARK)) and not path.is_symlink():
-            if _is_dead(path):
-                _remove(path)
-            elif path.is_dir() and not name.startswith(_prefix(target, SCRATCH)):
-                living.append(path)
-    return living
-
-
-def _is_dead(path: Path) -> bool:
-    """Whether no process holds the lock of `path`, which is then ours to remove. False where that cannot be told."""
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except OSError:
-        return False
-    try:
-        return _try_lock(handle)
-    finally:
-        os.close(handle)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _prefix(target: Path, mark: str) -> str:
-    name = target.name
-    if len(name.encode()) > NAME_BYTES:
-        name = f"{name[: NAME_BYTES // 4]}~{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    return f".{name}{mark}"
-
-
-def _try_lock(handle: int) -> bool:
-    """Whether the lock was to be had. Without flock (Windows) nothing is ever known to be dead."""
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def _locked_parent(target: Path) -> Iterator[None]:
-    """Looking for leftovers, and the exchange, are one process's at a time; the long work between them is not.
-
-    Folders on the way to the target are made.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if os.name != "posix" or target.parent.resolve() in _locked:
-        yield
-        return
-    handle = os.open(target.parent, os.O_RDONLY)
-    try:
-        until = time.monotonic() + LOCK_SECONDS
-        while not _try_lock(handle) and time.monotonic() < until:
-            time.sleep(0.01)
-        yield
-    finally:
-        os.close(handle)
+        return begin_folder(out, mark)
 
 
 def _exchange(folder: Path, out: Path) -> None:
     """Swaps the two; afterwards `folder` is the older one."""
     if _renameat2(folder, out, RENAME_EXCHANGE):
         return
-    old = Path(tempfile.mkdtemp(dir=out.parent, prefix=_prefix(out, OLD)))
+    old = new_name(out, OLD)
     try:
-        os.replace(out, old)  # onto an empty folder
+        os.replace(out, old)
         os.replace(folder, out)
-    except BaseException:  # also Ctrl-C: between the two lines nothing is at `out`
-        if not _exists(out) and _exists(old):
-            os.replace(old, out)
-        raise
-    os.replace(old, folder)
+    finally:  # also after Ctrl-C: between the two lines nothing is at `out`
+        if os.path.lexists(old):
+            os.replace(old, folder if os.path.lexists(out) else out)
 
 
 def _rename_to_nothing(folder: Path, out: Path) -> None:
@@ -218,8 +144,13 @@ def _renameat2(a: Path, b: Path, flags: int) -> bool:
     raise OSError(number, os.strerror(number), str(b))
 
 
-def _exists(path: Path) -> bool:
-    return os.path.lexists(path)
+def _identity(path: Path) -> object:
+    """What stays the same when the file or folder is renamed; None where there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager

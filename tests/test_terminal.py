@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import json
 import os
@@ -16,7 +17,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ditedge import interrupt
 from ditedge.failures import Commands, importing_extra, sentence_for
+from ditedge.runtime import replacing
+from ditedge.runtime.files import write_text, written_atomically
 from ditedge.terminal import duration, printable, progress_lines
 from tests.test_cli import ROOT, ditedge, edit_manifest
 
@@ -174,6 +178,45 @@ def test_a_signal_during_the_imports_is_quiet(entry: list[str], number: int, tmp
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number and errors == "Interrupted: no result was written.\n"
+
+
+def test_a_signal_that_comes_out_as_another_error_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the import of a C extension, which then says that its initialization failed."""
+
+    def load() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed", name="onnxruntime") from None
+
+    group, before = Commands("x"), {number: signal.getsignal(number) for number in interrupt.SIGNALS}
+    group.command("load")(load)
+    monkeypatch.setattr(interrupt, "_last", None)
+    monkeypatch.setattr(replacing, "_placed", collections.deque())
+    try:
+        interrupt.handle_signals()
+        result = CliRunner().invoke(group, ["load"])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert result.exit_code == 143 and result.stderr == "Interrupted: no result was written.\n"
+
+
+def test_an_interrupt_after_the_result_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replacing, "_placed", collections.deque())
+    out, cache = tmp_path / "out\x1b.txt", tmp_path / "cache.txt"
+
+    def write() -> None:
+        with written_atomically(cache, is_result=False) as path:
+            path.touch()
+        write_text(out, "result")
+        raise KeyboardInterrupt
+
+    group = Commands("x")
+    group.command("write")(write)
+    result = CliRunner().invoke(group, ["write"])
+    assert result.exit_code == 130
+    assert result.stderr == f"Interrupted: {tmp_path}/out?.txt was already written.\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from PIL import Image
 from ditedge.calibration import CompareRequest, Comparison, Gate, Quality, compare_bundles, read_quality, write_report
 from ditedge.calibration.report import _ticks, check_report_folder, difference, report_html
 from ditedge.runtime.errors import RequestError
+from ditedge.runtime.files import write_text
 from tests.calibration.variants import rounded, variant
 
 VOID = {"meta", "img", "br", "link", "circle", "line", "polyline"}
@@ -72,6 +77,46 @@ def test_json_round_trip(comparison: Comparison, tmp_path: Path) -> None:
             refuse(comparison, tmp_path / "file")
     check_report_folder(tmp_path / "not" / "yet")
     assert not (tmp_path / "not").exists()
+
+
+def test_a_report_is_replaced_whole_and_nothing_else_is(
+    comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk at the second file leaves both old ones; a folder with more in it, or without a name, is refused."""
+    out = tmp_path / "report"
+    write_report(comparison, out)
+    before = (out / "quality.json").read_bytes()
+    renamed = replace(comparison, quality=comparison.quality.model_copy(update={"drift_between_seeds": 0.125}))
+    monkeypatch.setattr("ditedge.calibration.report.write_text", full_after(1))
+    with pytest.raises(RequestError, match="No space left"):
+        write_report(renamed, out)
+    monkeypatch.undo()
+    assert (out / "quality.json").read_bytes() == before and os.listdir(tmp_path) == ["report"]
+
+    (tmp_path / "link").symlink_to("report")
+    write_report(renamed, tmp_path / "link")
+    assert read_quality(out / "quality.json").drift_between_seeds == 0.125 and (tmp_path / "link").is_symlink()
+
+    (out / "notes.txt").write_text("mine")
+    for refuse in (write_report, lambda _, folder: check_report_folder(folder)):
+        with pytest.raises(RequestError, match="it holds notes.txt"):
+            refuse(comparison, out)
+        with pytest.raises(RequestError, match="with a name"):
+            refuse(comparison, Path("."))
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def full_after(files: int) -> Callable[[Path, str], None]:
+    """write_text of a disk that is full after so many files."""
+    written: list[Path] = []
+
+    def write(path: Path, text: str) -> None:
+        written.append(path)
+        if len(written) > files:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_text(path, text)
+
+    return write
 
 
 def test_schema_covers_every_field(comparison: Comparison) -> None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
-from ditedge.runtime import replacing
+from ditedge.runtime import leftovers, replacing
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.files import check_writable, write_text, written_atomically
 from ditedge.runtime.new_bundle import new_bundle
-from ditedge.runtime.replacing import folder_written_atomically, scratch_beside
+from ditedge.runtime.replacing import folder_written_atomically, placed, scratch_beside, scratch_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,7 +135,7 @@ def test_an_interrupt_between_two_renames_restores(tmp_path: Path, monkeypatch: 
 
 
 def test_a_death_between_two_renames_is_mended_by_the_next_run(tmp_path: Path) -> None:
-    bundle(tmp_path / f"{replacing._prefix(tmp_path / 'out', replacing.OLD)}abc")
+    bundle(tmp_path / f"{leftovers.prefix(tmp_path / 'out', leftovers.OLD)}abc")
     with pytest.raises(RequestError, match="--force"):
         make(tmp_path / "out")
     assert (tmp_path / "out" / "step.onnx").read_text() == "old" and names(tmp_path) == ["out"]
@@ -141,6 +146,56 @@ def test_any_exception_leaves_the_old_one(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), new_bundle(out, True, ()):
         raise ZeroDivisionError
     assert (out / "step.onnx").read_text() == "old" and names(tmp_path) == ["out"]
+
+
+def interrupted_at(line: int, work: Callable[[], None]) -> bool:
+    """Runs `work` with a Ctrl-C before the line-th line of replacing.py, leftovers.py and files.py -> whether it came."""
+    seen = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        nonlocal seen
+        if Path(frame.f_code.co_filename).name not in ("replacing.py", "leftovers.py", "files.py"):
+            return None
+        seen += event == "line"
+        if seen == line:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+def test_an_interrupt_at_any_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: str) -> None:
+    """The folder and the file are old or new, what is said of them is so, and nothing is left when the process ends."""
+    monkeypatch.setattr(leftovers.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(leftovers, "LOCK_SECONDS", 0)  # for a lock that was lost between two lines of a process gone on
+    out, file = tmp_path / "out", tmp_path / "file.txt"
+
+    def work() -> None:
+        make(out, "new", force=True)
+        write_text(file, "new")
+
+    line, came = 0, True
+    while came:
+        line += 1
+        if out.exists():
+            shutil.rmtree(out)
+        bundle(out)
+        file.write_text("old")
+        came = interrupted_at(line, work)
+        told, leftover_names = placed(), names(tmp_path)
+        leftovers._end_all()
+        assert names(tmp_path) == ["file.txt", "out"], f"line {line}: {leftover_names}"
+        for path, text in ((out, (out / "step.onnx").read_text()), (file, file.read_text())):
+            assert text == ("new" if path in told else "old"), f"line {line}: {path.name} is {text}, told of {told}"
+    assert line > 100 and told[-2:] == [out, file]
 
 
 CHILD = """
@@ -179,6 +234,30 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path, write
     make(tmp_path / "out")
     write_text(tmp_path / "file.txt", "whole")
     assert names(tmp_path) == ["file.txt", "out"] and names(tmp_path / "out") == ["step.onnx"]
+
+
+def test_scratch_of_a_killed_process_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    child = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom ditedge.runtime.replacing import scratch_folder\n"
+    subprocess.run(
+        [sys.executable, "-c", f"{child}with scratch_folder() as f: (f / 'big').touch(); {kill}"],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    (left,) = names(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with scratch_folder() as folder:
+        assert names(tmp_path) == [folder.name] != [left]
+    assert names(tmp_path) == []
+
+
+def test_temporary_folders_are_those_that_the_next_run_removes() -> None:
+    """In the shipped code: none in TMPDIR but `scratch_folder`; tempfile's own only inside of a folder of ours."""
+    for package in ("runtime", "export", "calibration", "ditedge"):
+        for source in (ROOT / package).rglob("*.py"):
+            for call in re.findall(
+                r"\b(?:TemporaryDirectory|NamedTemporaryFile|mkdtemp|mkstemp)\((.*)", source.read_text()
+            ):
+                assert call.startswith("dir="), f"{source}: {call}"
 
 
 def test_other_targets_leftovers_are_not_ours(tmp_path: Path) -> None:
