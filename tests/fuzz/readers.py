@@ -74,7 +74,7 @@ def _bundles(folder: Path, bundle: Path) -> list[Target]:
         _ = opened.schedule
         for settings in ({}, {"steps": 7}, {"eta": 0.5, "steps": 3}):
             program = opened.program(**settings)
-            check_process(program.name, program.process, opened.manifest, "")
+            check_process(program.name, program.process, opened.process, "")
             with_x0_slot(program).draws_noise(program.steps - 1)
         with Sampler(opened) as sampler:
             sampler.load("decoder")
