@@ -117,7 +117,7 @@ def session_settings(options: EngineOptions) -> Any:
     settings.intra_op_num_threads, settings.inter_op_num_threads = thread_count(options.threads), 1
     for pool in ("intra_op", "inter_op"):
         settings.add_session_config_entry(f"session.{pool}.allow_spinning", "1" if options.spin else "0")
-    settings.log_severity_level = 3  # errors only: they are raised as well
+    settings.log_severity_level = 4  # errors are raised: the log would say them with names out of the graph as they are
     if integer_sums_saturate():
         settings.add_session_config_entry(*EXACT_SUMS)
     if options.provider != "cpu":

@@ -57,14 +57,22 @@ def main() -> None:
         return
     start, results, slowest, largest = time.monotonic(), 0, 0.0, 0.0
     findings: Counter[str] = Counter()
+    taken: Counter[str] = Counter()
+    cases: Counter[str] = Counter()
     for result in supervised(options):
         results += 1
+        cases[result["target"]] += 1
+        taken[result["target"]] += result["taken"]
         slowest, largest = max(slowest, result["seconds"]), max(largest, result["megabytes"])
         if result["finding"]:
             kind = f"{result['target']}: {result['finding'].splitlines()[-1][:150]}"
             findings[kind] += 1
             told = result["finding"] if findings[kind] == 1 else kind
             print(f"FINDING case {result['case']}, kept in {result['kept']}:\n{told}", flush=True)
+    print(
+        "taken, of so many: "
+        + ", ".join(f"{target} {taken[target]}/{count}" for target, count in sorted(cases.items()))
+    )
     for kind, count in findings.most_common():
         print(f"{count:6} x {kind}")
     print(
@@ -94,7 +102,13 @@ def supervised(options: argparse.Namespace) -> Iterator[Result]:
         text = (
             f"the process ended with {child.returncode}: {(options.out / 'stderr').read_text(errors='replace')[-3000:]}"
         )
-        yield running | {"seconds": 0.0, "megabytes": 0.0, "finding": text, "kept": str(_keep(options, running))}
+        yield running | {
+            "seconds": 0.0,
+            "megabytes": 0.0,
+            "finding": text,
+            "taken": False,
+            "kept": str(_keep(options, running)),
+        }
 
 
 def _child(options: argparse.Namespace, first: int, last: int, seconds: float) -> subprocess.Popen[str]:
@@ -142,13 +156,14 @@ def run_case(read: Any, folder: Path) -> Result:
     from ditedge.runtime.errors import DitedgeError
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory begins anew
-    before, start, finding = _status("VmRSS"), time.process_time(), None
+    before, start, finding, taken = _status("VmRSS"), time.process_time(), None, False
     faulthandler.dump_traceback_later(KILLED_AFTER, exit=True)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             read(folder)
+        taken = True
     except (DitedgeError, click.ClickException):
         pass
     except BaseException:
@@ -159,7 +174,8 @@ def run_case(read: Any, folder: Path) -> Result:
     megabytes = (_status("VmHWM") - before) / 1024
     if megabytes > MEGABYTES and finding is None:
         finding = f"it took {megabytes:.0f} MB"
-    return {"seconds": round(time.process_time() - start, 3), "megabytes": round(megabytes, 1), "finding": finding}
+    seconds = time.process_time() - start
+    return {"seconds": round(seconds, 3), "megabytes": round(megabytes, 1), "finding": finding, "taken": taken}
 
 
 def watch_time() -> None:

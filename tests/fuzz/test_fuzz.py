@@ -52,7 +52,9 @@ def test_what_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
     monkeypatch.setattr(fuzz_python, "MEGABYTES", 30)
     monkeypatch.setattr(fuzz_python, "SECONDS", 0.2)
     fuzz_python.watch_time()
-    finding = run_case(read, tmp_path)["finding"]
+    result = run_case(read, tmp_path)
+    finding = result["finding"]
+    assert result["taken"] is (name in ("nothing wrong", "too large"))
     assert (finding is None) if complaint is None else re.search(complaint, finding), finding
 
 

@@ -162,7 +162,14 @@ def programs(bundle: Path) -> list[Any]:
         {"kind": "cosine", "steps": 50},
         None,
     ]
-    small = {"version": 1, "name": "two", "made": {}, "init_scale": 1, "x0_bound": 3e38, "timestep": [9, 0.5]}
+    small = {
+        "version": 1,
+        "name": "two",
+        "made": {"sampler": "ddim", "steps": 9},
+        "init_scale": 1,
+        "x0_bound": 3e38,
+        "timestep": [9, 0.5],
+    }
     small |= {"x0_from": [[1, 0.5], [2.0, -1]], "log_sigma": [[0, 0], [0.5, 1]], "guided": [True, False]}
     small |= {"mix": [[[1, 0, 0.5, 1], [0, 1, 0, 0]], [[0, 0, 1.0, 0], [1, 1, 1, 0]]]}
     ranges, predictions = ([999, 0], [0, 1.0]), ("epsilon", "x0", "v", "flow")

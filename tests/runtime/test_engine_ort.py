@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ditedge.runtime import engine_ort
 from ditedge.runtime.engine import EngineOptions, open_engine
+from ditedge.runtime.errors import EngineError
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (5, 192)).astype(np.uint8)
@@ -122,6 +123,23 @@ def test_the_setting_is_made_where_sums_saturate_and_nowhere_else(
     assert made[0].get_session_config_entry("session.x64quantprecision") == "1"
     with pytest.raises(RuntimeError):
         made[1].get_session_config_entry("session.x64quantprecision")
+
+
+def test_names_in_a_graph_command_no_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """ONNX Runtime would log them as they are, when a graph is loaded and when it runs: both fail here, and are raised."""
+    for kind, complaint in (("Gather", "ONNX Runtime failed"), ("NoSuchOperator", "cannot load")):
+        tensors = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2]),
+                   helper.make_tensor_value_info("i", TensorProto.INT64, [1])]  # fmt: skip
+        node = helper.make_node(kind, ["x", "i"], ["y"], name="\x1b[2J", axis=0)
+        outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])]
+        graph = helper.make_graph([node], "g", tensors, outputs)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        onnx.save(model, tmp_path / "g.onnx")
+        with pytest.raises(EngineError, match=complaint):
+            engine = open_engine(tmp_path / "g.onnx", EngineOptions())
+            inputs = {"x": np.zeros(2, np.float32), "i": np.array([7], np.int64)}
+            engine.run(inputs, {"y": np.zeros(1, np.float32)})
+        assert capfd.readouterr() == ("", "")
 
 
 def test_the_probe_is_the_graph_that_it_says() -> None:
