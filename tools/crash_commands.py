@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ditedge.runtime import Sampler, open_bundle
-from ditedge.runtime.errors import EngineError
+from ditedge.runtime.errors import DitedgeError, EngineError
 from ditedge.runtime.images import open_picture, read_metadata
 from ditedge.runtime.programs import read_program
+from ditedge.runtime.signing import new_key_pair
 from ditedge.runtime.verify import replay
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -76,6 +77,12 @@ def report_identity(folder: Path) -> object:
     return count
 
 
+def signer_identity(path: Path, keys: Sequence[Path]) -> object:
+    """Also that it signs the bundle that it lies in."""
+    open_bundle(path.parent, trusted_keys=keys)
+    return json.loads(path.read_text())["public_key"]
+
+
 def picture_identity(path: Path) -> object:
     with open_picture(path) as picture:
         picture.load()
@@ -86,6 +93,7 @@ def commands(folder: Path, cli: Sequence[str], only: str) -> tuple[list[Command]
     """(those to kill, sentences on those that cannot run here). Makes what they read in `folder`."""
     vae, scheduler, planned = folder / "vae", folder / "scheduler.json", folder / "planned"
     engine, out = f"--engine {BUNDLE}", "--out {place}/out --force"
+    keys = [folder / f"{name}.pub.pem" for name in "ab"]
     scheduler.write_text(json.dumps(SCHEDULER))
     found = [
         Command("export", f"export --ckpt {CHECKPOINT} --heads 2 {out}", "--prediction x0", "--prediction epsilon",
@@ -104,13 +112,22 @@ def commands(folder: Path, cli: Sequence[str], only: str) -> tuple[list[Command]
                 "--seed 1", "--seed 2", "out.png", picture_identity),
         Command("schedule", f"schedule --from {scheduler} -o {{place}}/out.json", "--steps 10", "--steps 12",
                 "out.json", lambda path: read_program(path).steps, 2),
+        Command("sign", "sign --engine {place}/bundle", f"--key {folder / 'a.pem'}", f"--key {folder / 'b.pem'}",
+                "bundle/manifest.json.sig", lambda path: signer_identity(path, keys), 1, planned),
     ]  # fmt: skip
     found = [command for command in found if only in ("", command.name)]
     skipped = []
     if any(command.name == "add-decoder" for command in found):
         subprocess.run([cli[0], "-c", VAE.format(vae)], check=True, capture_output=True)
+    shutil.copytree(BUNDLE, planned / "bundle")
+    if any(command.name == "sign" for command in found):
+        try:
+            for name in "ab":
+                new_key_pair(folder / f"{name}.pem")
+        except DitedgeError as error:
+            skipped.append(f"sign ({error})")
+            found = [command for command in found if command.name != "sign"]
     if any(command.name == "build" for command in found):
-        shutil.copytree(BUNDLE, planned / "bundle")
         shutil.copytree(BUNDLE, folder / "tried")
         build = [*cli, *f"build --target tensorrt-rtx --engine {folder / 'tried'}".split()]
         tried = subprocess.run(build, capture_output=True, text=True)
