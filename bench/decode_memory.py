@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ditedge.runtime.engine import EngineOptions, open_engine  # noqa: E402
+from ditedge.runtime.engine import EngineOptions  # noqa: E402
+from ditedge.runtime.engines import open_engine  # noqa: E402
 from ditedge.runtime.host_loop import decode_images  # noqa: E402
 
 SD_WIDTHS, SD_LAYERS, FACTOR = (128, 256, 512, 512), 2, 8

@@ -36,7 +36,8 @@ from ditedge.calibration.quantize import (  # noqa: E402
 from ditedge.calibration.sensitivity import drift  # noqa: E402
 from ditedge.runtime import Sampler, generate, open_bundle  # noqa: E402
 from ditedge.runtime.bundle import Bundle  # noqa: E402
-from ditedge.runtime.engine import Engine, EngineOptions, open_engine  # noqa: E402
+from ditedge.runtime.engine import Engine, EngineOptions  # noqa: E402
+from ditedge.runtime.engines import open_engine  # noqa: E402
 from ditedge.runtime.files import write_text  # noqa: E402
 
 OTHER_SEEDS = 1_000_000

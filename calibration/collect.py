@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from ..runtime.bundle import Bundle
-from ..runtime.engine import Engine, EngineOptions, open_engine
+from ..runtime.engine import Engine, EngineOptions
+from ..runtime.engines import open_engine
 from ..runtime.errors import RequestError
 from ..runtime.files import written_atomically
 from ..runtime.noise import SeededNoise

@@ -18,7 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..runtime.bundle import Bundle
-from ..runtime.engine import Engine, EngineOptions, open_engine
+from ..runtime.engine import Engine, EngineOptions
+from ..runtime.engines import open_engine
 from ..runtime.noise import SeededNoise
 from ..runtime.programs import Program
 from ..runtime.replacing import scratch_folder

@@ -13,7 +13,8 @@ import onnx_ir as ir
 from ditedge import __version__
 
 from ..runtime.bundle import Bundle, open_bundle
-from ..runtime.engine import Engine, EngineOptions, open_engine
+from ..runtime.engine import Engine, EngineOptions
+from ..runtime.engines import open_engine
 from ..runtime.errors import BundleError, RequestError
 from ..runtime.files import write_text
 from ..runtime.manifest import MANIFEST_NAME, GoldenInfo, Manifest

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..runtime.engine import EngineOptions, open_engine
+from ..runtime.engine import EngineOptions
+from ..runtime.engines import open_engine
 from ..runtime.errors import BundleError
 from ..runtime.manifest import PreviewInfo
 from ..runtime.replacing import scratch_folder

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..runtime.engine import EngineOptions, open_engine
+from ..runtime.engine import EngineOptions
+from ..runtime.engines import open_engine
 from ..runtime.errors import BundleError
-from ..runtime.manifest import GraphInfo, ModelInfo, TensorInfo
+from ..runtime.graph_contract import GraphInfo, TensorInfo
+from ..runtime.manifest import ModelInfo
 from ..runtime.report import Report
 from ..runtime.verify import relative_error
 from .decoder import check_decoder

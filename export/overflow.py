@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..runtime.bundle import Bundle
-from ..runtime.engine import Engine, EngineOptions, open_engine
+from ..runtime.engine import Engine, EngineOptions
+from ..runtime.engines import open_engine
 from ..runtime.loop import StepEvent, first_state
 from ..runtime.noise import SeededNoise
 from ..runtime.programs import Program

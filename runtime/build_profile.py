@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from .build_record import ShapeRange
 from .bundle import Bundle
 from .errors import BundleError
-from .manifest import GraphInfo, Manifest, decoded_at_a_time
+from .graph_contract import GraphInfo
+from .manifest import Manifest, decoded_at_a_time
 
 SLOTS = 4  # of state at least: third-order UniPC and fourth-order LMS; second-order samplers and a preview slot
 CONDITIONER_ROWS = 64  # at least: the rows of a run are computed in few calls, each of which reads all weights

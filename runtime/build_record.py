@@ -15,8 +15,9 @@ from pydantic import Field, model_validator
 
 from .errors import BundleError
 from .fields import Finite, Sha256, Strict
+from .graph_contract import MAX_RANK
 from .json_files import parse_json, read_bounded, validated
-from .manifest import MAX_RANK, FileInfo
+from .manifest import FileInfo
 from .signatures import check_signed
 
 RECORD_NAME = "build.json"

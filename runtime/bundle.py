@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import BundleError, RequestError
-from .graph_contract import check_loaded
+from .graph_contract import GraphInfo, check_loaded
 from .held_files import HeldFile, HeldGraph, check_all
 from .json_files import read_bounded
-from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, GraphInfo, Manifest, manifest_from_json
+from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, manifest_from_json
 from .onnx_files import read_onnx
 from .process import ProcessInfo
 from .programs import Program, program_from_json, read_program

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from .bundle import Bundle
-from .engine import EngineOptions, open_engine
+from .engine import EngineOptions
+from .engines import open_engine
 from .errors import BundleError
 from .host_loop import decode_images
 from .noise import SeededNoise

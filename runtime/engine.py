@@ -1,4 +1,4 @@
-"""An engine is one loaded graph. A new kind of engine is one file with these members and a line in `open_engine`."""
+"""An engine is one loaded graph. A new kind is one file with these members and a line in `ENGINES` (engines.py)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .errors import EngineError, RequestError
-from .held_files import HeldGraph
+from .errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,3 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees the graph. Calling it twice is fine."""
-
-
-def open_engine(graph: HeldGraph | Path, options: EngineOptions) -> Engine:
-    """Loads a graph with the engine its suffix names: a bundle's as it was hashed, or a file of our own by name."""
-    path = graph if isinstance(graph, Path) else graph.file.path
-    if path.suffix == ".onnx":
-        from .engine_ort import OrtEngine
-
-        return OrtEngine(graph, options)
-    raise EngineError(f"{path}: no engine for '{path.suffix}' files; give the bundle folder, an .onnx graph or a .plan")

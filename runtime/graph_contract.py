@@ -7,15 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Annotated, Literal
 
-if TYPE_CHECKING:
-    from .manifest import GraphInfo, ModelInfo, TensorInfo
+from pydantic import Field
 
+from .fields import Count, Strict
+
+MAX_TENSORS, MAX_RANK = 16, 8
 MAX_WIDTH = 1 << 24  # M, numbers of a row of modulation
 MAX_PIXELS = 1 << 28  # of one image
 
 Shape = tuple[int | None, ...]  # None: dynamic, or not known
+
+
+class TensorInfo(Strict):
+    """One input or output of a graph. A dimension is a number, or a letter of docs/format.md (B, K, E, U)."""
+
+    name: str
+    dtype: Literal["float32", "int64", "uint8"]
+    shape: Annotated[list[Count | str], Field(max_length=MAX_RANK)]
+
+
+class GraphInfo(Strict):
+    """One ONNX graph: the file relative to the bundle, and its tensors."""
+
+    file: str
+    inputs: Annotated[list[TensorInfo], Field(max_length=MAX_TENSORS)]
+    outputs: Annotated[list[TensorInfo], Field(max_length=MAX_TENSORS)]
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of its GEMMs and attention; I/O is float32
 
 
 @dataclass(frozen=True)
@@ -27,9 +46,12 @@ class Tensor:
     shape: Shape
 
 
-def check_graphs(model: ModelInfo, graphs: Mapping[str, GraphInfo]) -> None:  # type: ignore[type-arg, unused-ignore]
-    """Every graph's tensors against the format. Raises ValueError naming graph and tensor."""
-    for graph, (inputs, output) in _contracts(model, graphs).items():
+def check_graphs(latent: tuple[int, int, int], outputs: int, graphs: Mapping[str, GraphInfo]) -> None:
+    """Every graph's tensors against the format. latent: C, H, W; outputs: O.
+
+    Raises ValueError naming graph and tensor.
+    """
+    for graph, (inputs, output) in _contracts(latent, outputs, graphs).items():
         for side, tensors, wanted in (
             ("input", graphs[graph].inputs, inputs),
             ("output", graphs[graph].outputs, [output]),
@@ -54,9 +76,10 @@ def check_loaded(info: GraphInfo, inputs: Sequence[Tensor], outputs: Sequence[Te
             raise ValueError(f"has no output '{min(missing)}', which the manifest lists")
 
 
-def _contracts(model: ModelInfo, graphs: Mapping[str, GraphInfo]) -> dict[str, tuple[list[Tensor], Tensor]]:
+def _contracts(
+    latent: tuple[int, int, int], outputs: int, graphs: Mapping[str, GraphInfo]
+) -> dict[str, tuple[list[Tensor], Tensor]]:
     """By graph: its inputs and its output. The widths that only the manifest knows are taken from there, bounded."""
-    c, h, o = model.in_channels, model.input_size, model.out_channels
     shape = _output_shape(graphs, "conditioner")
     if len(shape) != 2 or shape[1] is None or shape[1] > MAX_WIDTH:
         raise ValueError("graph conditioner: output has no width")
@@ -68,24 +91,24 @@ def _contracts(model: ModelInfo, graphs: Mapping[str, GraphInfo]) -> dict[str, t
         ),
         "step": (
             [
-                Tensor("state", f32, (None, None, c, h, h)),
+                Tensor("state", f32, (None, None, *latent)),
                 Tensor("sample", i64, (None,)),
                 Tensor("condition", i64, (None,)),
                 Tensor("modulation", f32, (None, m)),
-                Tensor("combine", f32, (None, None, o)),
+                Tensor("combine", f32, (None, None, outputs)),
                 Tensor("x0_from", f32, (None, 2)),
                 Tensor("x0_bound", f32, (None,)),
                 Tensor("log_sigma", f32, (None, 2)),
                 Tensor("mix", f32, (None, None, None)),
-                Tensor("noise", f32, (None, c, h, h)),
+                Tensor("noise", f32, (None, *latent)),
             ],
-            Tensor("next_state", f32, (None, None, c, h, h)),
+            Tensor("next_state", f32, (None, None, *latent)),
         ),
     }
     _output_shape(graphs, "step")
     if "decoder" in graphs:
         contracts["decoder"] = (
-            [Tensor("latent", f32, (None, c, h, h))],
+            [Tensor("latent", f32, (None, *latent))],
             Tensor("image", "uint8", (None, *_picture(_output_shape(graphs, "decoder")))),
         )
     return contracts

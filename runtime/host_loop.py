@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from .bundle import Bundle
-from .engine import Engine, EngineOptions, open_engine
+from .engine import Engine, EngineOptions
+from .engines import open_engine
 from .errors import Cancelled, EngineError
 from .loop import StepEvent, first_state
 from .manifest import decoded_at_a_time

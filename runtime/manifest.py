@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from .errors import BundleError
 from .fields import LARGEST, MAX_NUMBER, Count, Finite, Sha256, Strict
-from .graph_contract import check_graphs
+from .graph_contract import GraphInfo, check_graphs
 from .json_files import parse_json, validated
 from .schedule import ScheduleInfo
 
@@ -22,27 +22,9 @@ MAX_LATENT = 1 << 26  # numbers of one latent: above is no image
 MAX_CLASSES = 1_000_000
 MAX_FILES, MAX_PROGRAMS, MAX_GOLDEN = 1000, 1000, 100
 MAX_KEPT = 100_000
-MAX_TENSORS, MAX_RANK = 16, 8
 DECODE_PIXELS = 512 * 512  # of pictures decoded at a time: Stable Diffusion's decoder takes 5 kB a pixel
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
-
-
-class TensorInfo(Strict):
-    """One input or output of a graph. A dimension is a number, or a letter of docs/format.md (B, K, E, U)."""
-
-    name: str
-    dtype: Literal["float32", "int64", "uint8"]
-    shape: Annotated[list[Count | str], Field(max_length=MAX_RANK)]
-
-
-class GraphInfo(Strict):
-    """One ONNX graph: the file relative to the bundle, and its tensors."""
-
-    file: str
-    inputs: Annotated[list[TensorInfo], Field(max_length=MAX_TENSORS)]
-    outputs: Annotated[list[TensorInfo], Field(max_length=MAX_TENSORS)]
-    precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of its GEMMs and attention; I/O is float32
 
 
 class FileInfo(Strict):
@@ -184,7 +166,9 @@ class Manifest(Strict):
         for golden in self.golden:
             if golden.program not in self.programs:
                 raise ValueError(f"golden program '{golden.program}' is not in programs")
-        check_graphs(self.model, {str(name): graph for name, graph in self.graphs.items()})
+        model = self.model
+        latent = (model.in_channels, model.input_size, model.input_size)
+        check_graphs(latent, model.out_channels, {str(name): graph for name, graph in self.graphs.items()})
         return self
 
 

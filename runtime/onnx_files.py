@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import BundleError
-from .graph_contract import Tensor
-from .manifest import MAX_FILES, MAX_RANK, MAX_TENSORS
+from .graph_contract import MAX_RANK, MAX_TENSORS, Tensor
+from .manifest import MAX_FILES
 
 MAX_DEPTH = 32  # of messages: a graph in an attribute of a node of a graph is three
 MAX_FIELDS = 4_000_000  # DiT-XL has some 50,000

@@ -19,7 +19,8 @@ from ditedge.calibration.qdq import blockwise_int4, static_fp8, static_int8
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.runtime import Sampler, open_bundle
 from ditedge.runtime.bundle import Bundle
-from ditedge.runtime.engine import EngineOptions, open_engine
+from ditedge.runtime.engine import EngineOptions
+from ditedge.runtime.engines import open_engine
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.verify import relative_error, replay
 

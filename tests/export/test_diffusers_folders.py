@@ -18,7 +18,8 @@ from ditedge.export import DiT, DiTConfig, read_source
 from ditedge.export.graph_files import write_graphs
 from ditedge.export.scheduler_config import DEFAULTS, read_scheduler
 from ditedge.export.vae_checkpoint import read_vae
-from ditedge.runtime.engine import EngineOptions, open_engine
+from ditedge.runtime.engine import EngineOptions
+from ditedge.runtime.engines import open_engine
 from ditedge.runtime.errors import CheckpointError
 from ditedge.runtime.schedule import ScheduleInfo
 from ditedge.runtime.verify import relative_error

@@ -18,7 +18,8 @@ from ditedge.cli import main
 from ditedge.export import ExportOptions, bundle_from_checkpoint, convert_bundle, precision
 from ditedge.export.overflow import overflow_scan, too_large
 from ditedge.runtime import Sampler, generate, open_bundle
-from ditedge.runtime.engine import EngineOptions, open_engine
+from ditedge.runtime.engine import EngineOptions
+from ditedge.runtime.engines import open_engine
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.verify import replay
 from tests.conftest import CASES, GOLDEN

@@ -10,7 +10,8 @@ import pytest
 
 from ditedge.runtime import open_bundle
 from ditedge.runtime.bundle import Bundle
-from ditedge.runtime.engine import EngineOptions, open_engine
+from ditedge.runtime.engine import EngineOptions
+from ditedge.runtime.engines import open_engine
 from ditedge.runtime.tables import step_tables
 
 LABELS, HOT = [3, 5, 0], 5

@@ -28,7 +28,8 @@ from ditedge.export.to_onnx import onnx_from_module
 from ditedge.export.vae import KlConfig, TinyConfig, VaeDecoder, half_precision
 from ditedge.export.vae_checkpoint import read_vae
 from ditedge.runtime import Sampler, manifest, open_bundle
-from ditedge.runtime.engine import EngineOptions, open_engine
+from ditedge.runtime.engine import EngineOptions
+from ditedge.runtime.engines import open_engine
 from ditedge.runtime.errors import BundleError, CheckpointError, RequestError
 from ditedge.runtime.host_loop import decode_images
 from tests.conftest import GOLDEN

@@ -15,7 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ditedge.runtime import engine_ort
-from ditedge.runtime.engine import EngineOptions, open_engine
+from ditedge.runtime.engine import EngineOptions
+from ditedge.runtime.engines import open_engine
 from ditedge.runtime.errors import EngineError
 
 RNG = np.random.default_rng(0)
