@@ -49,7 +49,8 @@ def end(path: Path, handle: int) -> None:
     try:
         _locked.discard(path.resolve())
         remove(path)
-        _begun.pop(path.absolute(), None)
+        if not os.path.lexists(path):  # otherwise once more when the process ends
+            _begun.pop(path.absolute(), None)
     finally:
         os.close(handle)
 

@@ -250,6 +250,15 @@ def test_scratch_of_a_killed_process_is_removed_by_the_next(tmp_path: Path, monk
     assert names(tmp_path) == []
 
 
+def test_what_cannot_be_removed_is_tried_again_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers.signal, "signal", lambda *_: None)
+    with monkeypatch.context() as refused, scratch_beside(tmp_path / "out"):
+        refused.setattr(os, "rmdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
+    assert len(names(tmp_path)) == 1
+    leftovers._end_all()
+    assert names(tmp_path) == []
+
+
 def test_temporary_folders_are_those_that_the_next_run_removes() -> None:
     """In the shipped code: none in TMPDIR but `scratch_folder`; tempfile's own only inside of a folder of ours."""
     for package in ("runtime", "export", "calibration", "ditedge"):
