@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 DEMO   := $(BUILD)/demo
 MODEL  := models/fashion-dit
 
-.PHONY: help venv demo test test-slow test-bundles test-gpu lint typing check schema clean
+.PHONY: help venv demo test test-slow test-bundles test-gpu lint typing check schema commands clean
 help:
 	@echo "make demo       trained checkpoint -> bundle -> picture, and the same in int8"
 	@echo "make test       set up and run the tests (make test-slow: the rest; make test-gpu: what needs a GPU)"
@@ -72,6 +72,9 @@ check: lint typing test
 schema: $(VENV)/demo.stamp  # docs/manifest.schema.json from runtime/manifest.py
 	$(BIN)/python -c "import json; from ditedge.runtime.manifest import Manifest; \
 	open('docs/manifest.schema.json', 'w').write(json.dumps(Manifest.model_json_schema(), indent=1) + '\n')"
+
+commands: $(VENV)/demo.stamp  # docs/commands.md from the help texts
+	$(BIN)/python tools/commands_page.py > docs/commands.md
 
 clean:
 	rm -rf .venv $(BUILD)
