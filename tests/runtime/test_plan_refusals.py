@@ -52,7 +52,7 @@ CASES = {
     "plan of another size": Case("decoder.plan: does not match", spoil=lambda f: (f / "decoder.plan").write_bytes(b"x")),
     "plan missing": Case("conditioner.plan is missing", spoil=lambda f: (f / "conditioner.plan").unlink()),
     "plan not recorded": Case("plan of graph 'decoder' is missing", edit=lambda r: r["plans"].pop("decoder")),
-    "plan under another name": Case("dit.plan is missing", edit=lambda r: r["plans"]["step"].update(file="decoder.plan")),
+    "plan under another name": Case("is dit.plan, not decoder.plan", edit=lambda r: r["plans"]["step"].update(file="decoder.plan")),
     "plan without weights": Case("without weights", edit=lambda r: r["flags"].append("STRIP_PLAN")),
     "no library and no record": Case("not installed", {"installed": {}}, spoil=lambda f: (f / "build.json").unlink()),
     "no gpu and wrong major": Case("no CUDA device", {"count": 0, "installed": {"tensorrt-rtx": "2.0"}}),
