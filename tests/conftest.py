@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ BUNDLES = Path(__file__).parent / "bundles"
 MODELS = Path(__file__).parents[1] / "models"
 FASHION = tuple((MODELS / "fashion-dit.classes.txt").read_text().splitlines())
 CASES = ("gray1_cfg", "latent4_learned_sigma", "pixel3_no_null_class")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `make test &` in a script: tests of Ctrl-C, and their children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def golden_case(name: str) -> dict[str, Any]:
