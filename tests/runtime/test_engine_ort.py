@@ -140,7 +140,8 @@ def test_names_in_a_graph_command_no_terminal(tmp_path: Path, capfd: pytest.Capt
             engine = open_engine(tmp_path / "g.onnx", EngineOptions())
             inputs = {"x": np.zeros(2, np.float32), "i": np.array([7], np.int64)}
             engine.run(inputs, {"y": np.zeros(1, np.float32)})
-        assert capfd.readouterr() == ("", "")
+        printed = capfd.readouterr()  # under qemu its own warnings, too
+        assert printed.out == "" and "\x1b" not in printed.err and "onnxruntime" not in printed.err
 
 
 def test_the_probe_is_the_graph_that_it_says() -> None:
