@@ -8,7 +8,7 @@ import numpy as np
 
 from ..runtime.engine import EngineOptions
 from ..runtime.engine_ort import session_settings
-from ..runtime.errors import RequestError
+from ..runtime.errors import RequestError, first_line
 
 
 class FeatureExtractor:
@@ -21,13 +21,11 @@ class FeatureExtractor:
         if not model.is_file():
             raise RequestError(f"{model} does not exist: give a feature extractor as an .onnx file")
         settings = session_settings(options or EngineOptions())
-        settings.log_severity_level = 4  # refusals are raised as well
         try:
             providers = ["CPUExecutionProvider"]
             self._session = onnxruntime.InferenceSession(model, settings, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's own exception types are not public
-            first = str(error).splitlines()[0][:200]
-            raise RequestError(f"{model}: not a readable feature extractor ({first})") from None
+            raise RequestError(f"{model}: not a readable feature extractor ({first_line(error)})") from None
         names = {tensor.name for tensor in self._session.get_outputs()}
         if not {"logits", "features"} <= names:
             raise RequestError(f"{model}: has outputs {sorted(names)}, needs 'logits' and 'features'")
@@ -50,7 +48,7 @@ class FeatureExtractor:
         try:
             logits, features = self._session.run(["logits", "features"], {self._input.name: scaled})
         except Exception as error:
-            raise RequestError(f"{self.model}: failed on the images ({str(error).splitlines()[0][:200]})") from None
+            raise RequestError(f"{self.model}: failed on the images ({first_line(error)})") from None
         return logits, features.reshape(len(images), -1)
 
 

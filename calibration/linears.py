@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..runtime.errors import EngineError
+from ..runtime.errors import EngineError, first_line
 
 EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf files end at 2 GB
 
@@ -59,7 +59,7 @@ def load_graph(path: Path) -> Any:
     try:
         return ir.load(path)
     except Exception as error:  # onnx_ir raises protobuf's own types
-        raise EngineError(f"{path}: not a readable ONNX graph ({str(error).splitlines()[0][:200]})") from None
+        raise EngineError(f"{path}: not a readable ONNX graph ({first_line(error)})") from None
 
 
 def save_graph(model: Any, path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime.errors import DitedgeError, RequestError
+from ..runtime.errors import DitedgeError, RequestError, first_line
 from ..runtime.images import open_picture
 from .features import FeatureExtractor
 
@@ -70,8 +70,9 @@ def _loaded(path: Path) -> tuple[str, np.ndarray]:
     except DitedgeError:
         raise
     except Exception as error:  # a damaged header is Python's syntax to numpy: it raises whatever the parser does
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise RequestError(f"{path}: neither a folder nor a readable .npz or .npy of pictures ({reason})") from None
+        raise RequestError(
+            f"{path}: neither a folder nor a readable .npz or .npy of pictures ({first_line(error)})"
+        ) from None
 
 
 def _folder(path: Path, shape: tuple[int, int, int]) -> tuple[int, Iterator[np.ndarray]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .engine import EngineOptions
-from .errors import Cancelled, EngineError
+from .errors import Cancelled, EngineError, first_line
 from .held_files import HeldGraph
 from .held_model import model_of
 from .interruptible import Worker
@@ -62,7 +62,7 @@ class OrtEngine:
         except ModuleNotFoundError:
             raise EngineError("onnxruntime is not installed: pip install 'ditedge[cpu]' (or 'ditedge[gpu]')") from None
         except ImportError as error:  # no memory left to map it, a library of the system that is missing
-            raise EngineError(f"onnxruntime is installed but cannot be loaded: {_first_line(error)}") from None
+            raise EngineError(f"onnxruntime is installed but cannot be loaded: {first_line(error)}") from None
         settings = session_settings(options)
         settings.enable_cpu_mem_arena = settings.enable_mem_pattern = options.keep_buffers
         providers = _providers(options.provider, onnxruntime.get_available_providers())
@@ -74,7 +74,7 @@ class OrtEngine:
                 # no second try: the package would print names out of the graph as they are
                 self._session = onnxruntime.InferenceSession(model, settings, providers=providers, enable_fallback=0)
             except Exception as error:  # onnxruntime's own exception types are not public
-                raise EngineError(f"{path}: ONNX Runtime cannot load this graph: {_first_line(error)}") from None
+                raise EngineError(f"{path}: ONNX Runtime cannot load this graph: {first_line(error)}") from None
         check_provider(self._session, options.provider)
         self.inputs = frozenset(tensor.name for tensor in self._session.get_inputs())
         self._run_options, self._worker = onnxruntime.RunOptions, Worker()
@@ -103,7 +103,7 @@ class OrtEngine:
         except Exception as error:
             if cancel is not None and cancel.is_set():
                 raise Cancelled("stopped within a step") from None
-            raise EngineError(f"ONNX Runtime failed: {_first_line(error)}") from None
+            raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from None
 
     def close(self) -> None:
         self._session = None
@@ -161,7 +161,7 @@ def library_refusal(provider: str) -> str:
             _preload(stem)
         ctypes.CDLL(str(library))
     except OSError as error:
-        return _first_line(error)
+        return first_line(error)
     return ""
 
 
@@ -182,7 +182,3 @@ def _providers(name: str, available: list[str]) -> list[Any]:
     if wanted == PROVIDERS["cuda"]:  # TensorFloat-32 has 10 bits: a float32 graph is to be one
         return [(wanted, {"use_tf32": "0"}), PROVIDERS["cpu"]]
     return list(dict.fromkeys([wanted, PROVIDERS["cpu"]]))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]

@@ -67,3 +67,8 @@ class CheckpointError(DitedgeError):
 
 class Cancelled(Exception):
     """Sampling stopped because the caller asked for it."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library says, in one line of bounded length; the kind of its exception where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

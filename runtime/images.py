@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import DitedgeError, RequestError
+from .errors import DitedgeError, RequestError, first_line
 from .files import written_atomically
 from .json_files import parse_json
 
@@ -112,11 +112,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise RequestError(f"{path}: not a readable picture ({', '.join(READ_FORMATS)})") from None
     except Exception as error:
-        raise RequestError(f"{path}: not a readable picture ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise RequestError(f"{path}: not a readable picture ({first_line(error)})") from None
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from .bundle import Bundle
 from .engine import EngineOptions
 from .engine_ort import session_settings
-from .errors import EngineError
+from .errors import EngineError, first_line
 from .held_model import model_of
 from .int8_kernels import integer_kernels
 from .json_files import read_json
@@ -41,8 +41,7 @@ def lint_on_onnxruntime(bundle: Bundle) -> Lint:
                 names = {tensor.name for tensor in session.get_inputs()}
                 session.run(None, {name: array for name, array in _one_step(bundle).items() if name in names})
             except Exception as error:  # onnxruntime's own exception types are not public
-                line = str(error).strip().split("\n")[0][:300]
-                raise EngineError(f"{bundle.graph_file('step')}: ONNX Runtime: {line}") from None
+                raise EngineError(f"{bundle.graph_file('step')}: ONNX Runtime: {first_line(error)}") from None
         events = read_json(Path(session.end_profiling()), MAX_PROFILE_BYTES, EngineError)
     kernels = [event["args"] for event in events if str(event.get("name", "")).endswith("_kernel_time")]
     by = f"ONNX Runtime {onnxruntime.__version__} on this CPU ({integer_kernels().name})"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import EngineError
+from .errors import EngineError, first_line
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
@@ -79,8 +79,9 @@ def load_library(target: str) -> Library:
             raise
         raise EngineError(f"{NAMES[target]} is not installed: {REMEDIES[target]}") from None
     except (ImportError, OSError, AttributeError) as error:  # a wheel without its shared libraries
-        first = str(error).strip().split("\n")[0][:200]
-        raise EngineError(f"{NAMES[target]} is installed but does not load ({first}): {REMEDIES[target]}") from None
+        raise EngineError(
+            f"{NAMES[target]} is installed but does not load ({first_line(error)}): {REMEDIES[target]}"
+        ) from None
     if _numbers(version) < OLDEST[target]:
         oldest = ".".join(map(str, OLDEST[target]))
         raise EngineError(f"{NAMES[target]} {version} is too old: ditedge needs {oldest} or later")
