@@ -69,8 +69,8 @@ typing: $(VENV)/test.stamp
 
 check: lint typing test
 
-schema: $(VENV)/demo.stamp  # docs/manifest.schema.json from runtime/manifest.py
-	$(BIN)/python -c "import json; from ditedge.runtime.manifest import Manifest; \
+schema: $(VENV)/demo.stamp  # docs/manifest.schema.json from runtime/bundle/manifest.py
+	$(BIN)/python -c "import json; from ditedge.runtime.bundle.manifest import Manifest; \
 	open('docs/manifest.schema.json', 'w').write(json.dumps(Manifest.model_json_schema(), indent=1) + '\n')"
 
 commands: $(VENV)/demo.stamp  # docs/commands.md from the help texts

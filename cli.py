@@ -114,7 +114,7 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, as_json: bool, **
     """
     plans_for, precision = options.pop("plans_for"), options.pop("precision")
     if plans_for:
-        from ditedge.runtime.tensorrt_library import load_library
+        from ditedge.runtime.plans.library import load_library
 
         load_library(plans_for)  # missing, it is missed now, not after the export
     exporter = _exporter()
@@ -130,7 +130,7 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, as_json: bool, **
     told.bundle(target, manifest, f"{size}, checked", f"run --engine {target}")
     if plans_for:
         from ditedge.runtime import open_bundle
-        from ditedge.runtime.build_graph import BuildOptions
+        from ditedge.runtime.plans.graph import BuildOptions
 
         _build_plans(open_bundle(target, trusted_keys=()), BuildOptions(plans_for), told)
     told.end()
@@ -209,7 +209,7 @@ def run(as_json: bool, **options: Any) -> None:
       ditedge run --engine dit-xl-2-256 --class 207 --class 360 --steps 25 --sampler ddim --guidance 4 -o out/
     """
     from ditedge.runtime.errors import NotFiniteError
-    from ditedge.runtime.run import RunRequest, run_bundle
+    from ditedge.runtime.pictures.run import RunRequest, run_bundle
 
     request = RunRequest(**options)
     piped = request.out == Path("-")
@@ -264,9 +264,9 @@ def schedule(source: Path, steps: int, eta: float | None, out: Path, as_json: bo
       ditedge schedule --from scheduler_config.json --steps 50 --eta 0.5 -o ddim-50.json
     """
     _exporter()
-    from ditedge.export.exact_denoiser import warning_of
-    from ditedge.export.probe import read_scheduler_program
-    from ditedge.runtime.programs import write_program
+    from ditedge.export.schedulers.exact_denoiser import warning_of
+    from ditedge.export.schedulers.probe import read_scheduler_program
+    from ditedge.runtime.samplers.program import write_program
 
     options = {} if eta is None else {"eta": eta}
     program = read_scheduler_program(source, steps, options)
@@ -439,9 +439,9 @@ def build(
       ditedge build --engine fashion --target tensorrt-rtx --arch sm86,sm89,sm120
     """
     from ditedge.runtime import open_bundle
-    from ditedge.runtime.build import check_form, check_target
-    from ditedge.runtime.build_graph import BuildOptions
-    from ditedge.runtime.trtexec import trtexec_commands
+    from ditedge.runtime.plans.build import check_form, check_target
+    from ditedge.runtime.plans.graph import BuildOptions
+    from ditedge.runtime.plans.trtexec import trtexec_commands
 
     check_target(options["target"])
     if as_json and print_trtexec:
@@ -461,8 +461,8 @@ def build(
 
 def _build_plans(bundle: Any, settings: Any, told: Summary) -> None:
     """Forecast, build with a bar, and what was written. For `build`, and for `export --target`."""
-    from ditedge.runtime.build import build_bundle, engine_folder, prepare_build
-    from ditedge.runtime.build_profile import forecast
+    from ditedge.runtime.plans.build import build_bundle, engine_folder, prepare_build
+    from ditedge.runtime.plans.profile import forecast
 
     expected = forecast(bundle.manifest, prepare_build(bundle, settings).sizes)
     say(
@@ -502,8 +502,8 @@ def verify(
       ditedge verify --engine dit-xl-2-256 --provider cuda --trusted-key release.pub.pem
     """
     from ditedge.runtime import Sampler, open_bundle
-    from ditedge.runtime.engine import options_for
-    from ditedge.runtime.verify import golden_here, replay
+    from ditedge.runtime.loop.engine import options_for
+    from ditedge.runtime.loop.verify import golden_here, replay
 
     told = Summary(as_json)
     bundle = open_bundle(engine, trusted_keys=trusted_keys or None)
@@ -589,9 +589,9 @@ def compare(
     """
     from dataclasses import fields
 
-    from ditedge.calibration.compare import CompareRequest, compare_bundles
-    from ditedge.calibration.quality import Gate, check_gate_can_be_measured
-    from ditedge.calibration.report import check_report_folder, summary_lines, write_report
+    from ditedge.calibration.quality.compare import CompareRequest, compare_bundles
+    from ditedge.calibration.quality.record import Gate, check_gate_can_be_measured
+    from ditedge.calibration.quality.report import check_report_folder, summary_lines, write_report
     from ditedge.runtime import EngineOptions, open_bundle
 
     gate = Gate(**{field.name: options.pop(field.name) for field in fields(Gate)})
@@ -664,7 +664,7 @@ def inspect(
     if diffusers or (path.is_file() and path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")):
         _check_nothing_is_to_be_signed(path, trusted_keys)
         _exporter()
-        from ditedge.export.describe import describe_checkpoint
+        from ditedge.export.sources.describe import describe_checkpoint
 
         description = describe_checkpoint(path, heads, weights)
     else:
@@ -684,8 +684,8 @@ def _inspect_kernels(path: Path, arch: str, trusted_keys: tuple[Path, ...], stri
     """The lint of a plan, or of a graph: that at `path`, or a bundle's step graph, by the engine that it is for."""
     from dataclasses import asdict
 
-    from ditedge.runtime.attention_trial import lint_graph
-    from ditedge.runtime.lint import lint_lines, lint_plan
+    from ditedge.runtime.plans.attention_trial import lint_graph
+    from ditedge.runtime.plans.lint import lint_lines, lint_plan
 
     if path.suffix == ".plan":
         found = lint_plan(path, trusted_keys or None)
@@ -694,7 +694,7 @@ def _inspect_kernels(path: Path, arch: str, trusted_keys: tuple[Path, ...], stri
         found = lint_graph(path, arch)
     else:
         from ditedge.runtime import open_bundle
-        from ditedge.runtime.lint_ort import lint_on_onnxruntime
+        from ditedge.runtime.loop.lint_ort import lint_on_onnxruntime
 
         bundle = open_bundle(path, trusted_keys=trusted_keys or None)
         if bundle.manifest.quantization is not None and bundle.manifest.quantization.form == "onnxruntime":
@@ -722,7 +722,7 @@ def sign(engine: Path, key: Path | None, new_key: Path | None, as_json: bool) ->
       ditedge sign --engine fashion --key release.pem
       ditedge run --engine fashion --trusted-key release.pub.pem
     """
-    from ditedge.runtime.signatures import fingerprint
+    from ditedge.runtime.bundle.signatures import fingerprint
     from ditedge.runtime.signing import check_can_be_signed, new_key_pair, sign_bundle
 
     if (key is None) == (new_key is None):

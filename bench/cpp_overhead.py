@@ -22,10 +22,10 @@ import onnxruntime
 from capi_ctypes import Ditedge
 
 from ditedge.runtime import Sampler, generate, open_bundle
-from ditedge.runtime.engine import EngineOptions
-from ditedge.runtime.noise import SeededNoise
-from ditedge.runtime.programs import Program
-from ditedge.runtime.tables import step_tables
+from ditedge.runtime.loop.engine import EngineOptions
+from ditedge.runtime.loop.noise import SeededNoise
+from ditedge.runtime.loop.tables import step_tables
+from ditedge.runtime.samplers.program import Program
 
 PAUSE_SECONDS = 0.1  # longer than idle threads spin
 

@@ -21,9 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ditedge.runtime.engine import EngineOptions  # noqa: E402
-from ditedge.runtime.engines import open_engine  # noqa: E402
-from ditedge.runtime.host_loop import decode_images  # noqa: E402
+from ditedge.runtime.loop.engine import EngineOptions  # noqa: E402
+from ditedge.runtime.loop.engines import open_engine  # noqa: E402
+from ditedge.runtime.loop.host_loop import decode_images  # noqa: E402
 
 SD_WIDTHS, SD_LAYERS, FACTOR = (128, 256, 512, 512), 2, 8
 
@@ -32,9 +32,9 @@ def export_random_decoder(path: Path, size: int, tiny: bool, precision: str) -> 
     """Writes decoder.onnx for latents [B, 4, size, size]."""
     import torch
 
-    from ditedge.export.graphs import LatentDecoder
-    from ditedge.export.to_onnx import onnx_from_module
-    from ditedge.export.vae import KlConfig, KlDecoder, TinyConfig, TinyDecoder, half_precision
+    from ditedge.export.graphs.modules import LatentDecoder
+    from ditedge.export.graphs.to_onnx import onnx_from_module
+    from ditedge.export.networks.vae import KlConfig, KlDecoder, TinyConfig, TinyDecoder, half_precision
 
     torch.manual_seed(0)
     if tiny:

@@ -22,7 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ditedge.export.network import DiT, DiTConfig  # noqa: E402
+from ditedge.export.networks.dit import DiT, DiTConfig  # noqa: E402
 
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}  # D, L, heads
 

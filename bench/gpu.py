@@ -26,11 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ditedge.runtime import EngineOptions, Sampler, open_bundle  # noqa: E402
-from ditedge.runtime.engine import options_for  # noqa: E402
-from ditedge.runtime.engine_trt import NvidiaGpu  # noqa: E402
 from ditedge.runtime.errors import DitedgeError  # noqa: E402
-from ditedge.runtime.noise import GivenNoise, SeededNoise  # noqa: E402
-from ditedge.runtime.verify import relative_error  # noqa: E402
+from ditedge.runtime.loop.engine import options_for  # noqa: E402
+from ditedge.runtime.loop.engine_trt import NvidiaGpu  # noqa: E402
+from ditedge.runtime.loop.noise import GivenNoise, SeededNoise  # noqa: E402
+from ditedge.runtime.loop.verify import relative_error  # noqa: E402
 
 GUIDANCE = 4.0
 

@@ -27,7 +27,7 @@ from ditedge.calibration import psnr  # noqa: E402
 from ditedge.export import convert_bundle  # noqa: E402
 from ditedge.export.convert import emulated_engines  # noqa: E402
 from ditedge.runtime import EngineOptions, Sampler, generate, open_bundle  # noqa: E402
-from ditedge.runtime.verify import replay  # noqa: E402
+from ditedge.runtime.loop.verify import replay  # noqa: E402
 
 
 def main() -> None:

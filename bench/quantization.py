@@ -33,12 +33,12 @@ from ditedge.calibration.quantize import (  # noqa: E402
     quantize_bundle,
     step_graphs_of_groups,
 )
-from ditedge.calibration.sensitivity import drift  # noqa: E402
+from ditedge.calibration.statistics.sensitivity import drift  # noqa: E402
 from ditedge.runtime import Sampler, generate, open_bundle  # noqa: E402
-from ditedge.runtime.bundle import Bundle  # noqa: E402
-from ditedge.runtime.engine import Engine, EngineOptions  # noqa: E402
-from ditedge.runtime.engines import open_engine  # noqa: E402
+from ditedge.runtime.bundle.open import Bundle  # noqa: E402
 from ditedge.runtime.files import write_text  # noqa: E402
+from ditedge.runtime.loop.engine import Engine, EngineOptions  # noqa: E402
+from ditedge.runtime.loop.engines import open_engine  # noqa: E402
 
 OTHER_SEEDS = 1_000_000
 GROUPS = "timestep groups"  # not an option of `quantize`: no runtime has them

@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "examples")]
 from quality import image_features, measure, real_images, real_like  # noqa: E402
 
 from ditedge.runtime import Program, Sampler, generate, open_bundle  # noqa: E402
-from ditedge.runtime.bundle import Bundle  # noqa: E402
+from ditedge.runtime.bundle.open import Bundle  # noqa: E402
 from ditedge.runtime.files import write_text  # noqa: E402
 
 SAMPLERS: dict[str, dict[str, Any]] = {

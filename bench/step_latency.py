@@ -27,7 +27,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from ditedge.calibration.stopwatch import Laps, bundle_contender, interleave, serve  # noqa: E402
+from ditedge.calibration.quality.stopwatch import Laps, bundle_contender, interleave, serve  # noqa: E402
 from ditedge.runtime import EngineOptions, open_bundle  # noqa: E402
 from ditedge.runtime.files import sha256_of_file  # noqa: E402
 

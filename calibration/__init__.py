@@ -1,11 +1,11 @@
 """Quality of a bundle's samples, measured; quantisation is built on it. Needs onnxruntime, no torch."""
 
-from ..runtime.decoded import psnr
-from .compare import CompareRequest, Comparison, compare_bundles
-from .features import FeatureExtractor, image_features
-from .metrics import accuracy, frechet_distance, kernel_distance
-from .quality import Gate, GateFailed, GateResult, Quality, check_gate, read_quality
-from .report import write_report
+from ..runtime.loop.decoded import psnr
+from .quality.compare import CompareRequest, Comparison, compare_bundles
+from .quality.features import FeatureExtractor, image_features
+from .quality.metrics import accuracy, frechet_distance, kernel_distance
+from .quality.record import Gate, GateFailed, GateResult, Quality, check_gate, read_quality
+from .quality.report import write_report
 
 __all__ = [
     "CompareRequest",

@@ -18,27 +18,28 @@ import numpy as np
 
 from ditedge import __version__
 
-from ..runtime.bundle import Bundle, open_bundle
+from ..runtime.bundle.manifest import MANIFEST_NAME, Manifest, QuantizationInfo
+from ..runtime.bundle.open import Bundle, open_bundle
+from ..runtime.bundle.writing import check_target, copy_files, hashed_files, new_bundle
 from ..runtime.errors import BundleError, RequestError
 from ..runtime.files import write_text
-from ..runtime.manifest import MANIFEST_NAME, Manifest, QuantizationInfo
-from ..runtime.new_bundle import check_target, copy_files, hashed_files, new_bundle
-from ..runtime.programs import Program
+from ..runtime.loop.session import Sampler
+from ..runtime.loop.verify import replay
 from ..runtime.replacing import scratch_beside
 from ..runtime.report import Report, silent
-from ..runtime.sampler import Sampler
-from ..runtime.verify import replay
-from .collect import CalibrationSet, Statistics, collect_statistics, statistics_fingerprint
-from .compare import CompareRequest, compare_bundles
-from .decoder import quantise_decoder
-from .forecast import cost_of_report
-from .int8 import dynamic_int8, int8_at_rest
-from .limits import ceiling, check_rewritten, check_something_is_asked, gate_or_default
-from .linears import Linear, find_linears, load_graph, save_graph
-from .qdq import blockwise_int4, static_fp8, static_int8
-from .quality import Gate, GateFailed, check_gate_can_be_measured
-from .report import write_report
-from .sensitivity import (
+from ..runtime.samplers.program import Program
+from .formats.decoder import quantise_decoder
+from .formats.dynamic_int8 import dynamic_int8, int8_at_rest
+from .formats.smooth import STRENGTH, smooth
+from .formats.static import blockwise_int4, static_fp8, static_int8
+from .graph.linears import Linear, find_linears, load_graph, save_graph
+from .quality.compare import CompareRequest, compare_bundles
+from .quality.forecast import cost_of_report
+from .quality.limits import ceiling, check_rewritten, check_something_is_asked, gate_or_default
+from .quality.record import Gate, GateFailed, check_gate_can_be_measured
+from .quality.report import write_report
+from .statistics.collect import CalibrationSet, Statistics, collect_statistics, statistics_fingerprint
+from .statistics.sensitivity import (
     LARGE_MODEL,
     Rounding,
     Sensitivity,
@@ -47,7 +48,6 @@ from .sensitivity import (
     latents_of,
     layer_sensitivities,
 )
-from .smooth import STRENGTH, smooth
 
 GOLDEN_MARGIN = 1.5  # allowed over the measured error: another processor rounds some activations the other way
 PRECISIONS, RUNTIMES = ("int8", "fp8", "int4"), ("onnxruntime", "tensorrt")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ditedge.runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from ditedge.runtime.files import sha256_of_file
-from ditedge.runtime.manifest import MANIFEST_NAME, Manifest
 
 from .terminal import print_json, say
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fashion_mnist import CLASSES, IMAGE_SIZE, load, to_model_range
 
-from ditedge.export.network import DiT, DiTConfig, initialize_weights
+from ditedge.export.networks.dit import DiT, DiTConfig, initialize_weights
 
 TIMESTEPS = 1000
 LABEL_DROPOUT = 0.1

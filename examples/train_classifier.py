@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fashion_mnist import CLASSES, IMAGE_SIZE, load, to_model_range  # noqa: E402
 
-from ditedge.export.to_onnx import onnx_from_module  # noqa: E402
+from ditedge.export.graphs.to_onnx import onnx_from_module  # noqa: E402
 
 FEATURES = 128
 

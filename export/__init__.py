@@ -1,12 +1,12 @@
 """Checkpoint -> bundle: `bundle_from_checkpoint`. Needs torch, onnx, onnxscript and onnxruntime."""
 
 from .add_decoder import add_decoder
-from .bundle_writer import ExportOptions, bundle_from_checkpoint
-from .checkpoint import Checkpoint, read_checkpoint
 from .convert import bundle_in_precision, convert_bundle
-from .diffusers_folder import diffusers_folder_of, read_diffusers_folder, vae_folder
-from .network import DiT, DiTConfig
+from .exporter import ExportOptions, bundle_from_checkpoint
+from .networks.dit import DiT, DiTConfig
 from .sources import bundle_name, read_source
+from .sources.checkpoint import Checkpoint, read_checkpoint
+from .sources.diffusers_folder import diffusers_folder_of, read_diffusers_folder, vae_folder
 
 __all__ = [
     "Checkpoint",

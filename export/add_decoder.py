@@ -9,13 +9,13 @@ import onnx
 
 from ditedge import __version__
 
-from ..runtime.bundle import Bundle, open_bundle
+from ..runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from ..runtime.bundle.open import Bundle, open_bundle
+from ..runtime.bundle.writing import check_target, copy_files, hashed_files, new_bundle
 from ..runtime.errors import RequestError
 from ..runtime.files import write_text
-from ..runtime.manifest import MANIFEST_NAME, Manifest
-from ..runtime.new_bundle import check_target, copy_files, hashed_files, new_bundle
 from ..runtime.report import Report, silent
-from .graph_files import write_decoder
+from .graphs.write import write_decoder
 from .pictures import preview_info, read_fitting_vae, vae_info
 
 

@@ -12,21 +12,21 @@ import onnx_ir as ir
 
 from ditedge import __version__
 
-from ..runtime.bundle import Bundle, open_bundle
-from ..runtime.engine import Engine, EngineOptions
-from ..runtime.engines import open_engine
+from ..runtime.bundle.manifest import MANIFEST_NAME, GoldenInfo, Manifest
+from ..runtime.bundle.open import Bundle, open_bundle
+from ..runtime.bundle.writing import check_target, copy_files, hashed_files, new_bundle
 from ..runtime.errors import BundleError, RequestError
 from ..runtime.files import write_text
-from ..runtime.manifest import MANIFEST_NAME, GoldenInfo, Manifest
-from ..runtime.new_bundle import check_target, copy_files, hashed_files, new_bundle
+from ..runtime.loop.engine import Engine, EngineOptions
+from ..runtime.loop.engines import open_engine
+from ..runtime.loop.verify import LARGEST_ERROR
 from ..runtime.replacing import scratch_beside
 from ..runtime.report import Report, silent
-from ..runtime.verify import LARGEST_ERROR
-from .bundle_writer import ExportOptions, bundle_from_checkpoint
-from .golden import replay_golden
+from .exporter import ExportOptions, bundle_from_checkpoint
 from .half_decoder import halve_decoder
 from .overflow import overflow_scan, too_large
 from .precision import PRECISIONS, emulated, lower, save_graph
+from .truth.golden import replay_golden
 
 # Relative error at any step. float16 has 11 bits and is held to 2e-2 (demo model: 4e-3, the pictures stay the same);
 # bfloat16 has 8 bits, so each rounding is 8 times coarser (demo model: 2.5e-2).

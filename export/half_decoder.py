@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from ..runtime.bundle import Bundle
-from ..runtime.decoded import decoder_psnr, latents_to_decode
+from ..runtime.bundle.open import Bundle
+from ..runtime.loop.decoded import decoder_psnr, latents_to_decode
 from ..runtime.report import Report, silent
 from .overflow import largest_while_decoding, too_large
 from .precision import emulated, lower, save_graph

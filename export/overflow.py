@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ..runtime.bundle import Bundle
-from ..runtime.engine import Engine, EngineOptions
-from ..runtime.engines import open_engine
-from ..runtime.loop import StepEvent, first_state
-from ..runtime.noise import SeededNoise
-from ..runtime.programs import Program
+from ..runtime.bundle.open import Bundle
+from ..runtime.loop.engine import Engine, EngineOptions
+from ..runtime.loop.engines import open_engine
+from ..runtime.loop.loop import StepEvent, first_state
+from ..runtime.loop.noise import SeededNoise
+from ..runtime.loop.session import Sampler
+from ..runtime.loop.tables import step_tables
 from ..runtime.report import Report, silent
-from ..runtime.sampler import Sampler
-from ..runtime.tables import step_tables
+from ..runtime.samplers.program import Program
 from .precision import float_inputs, float_outputs, low_nodes, save_graph
 
 FLOAT16_MAX = 65504.0

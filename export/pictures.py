@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..runtime.bundle.manifest import ModelInfo, PreviewInfo, VaeInfo
 from ..runtime.errors import RequestError
-from ..runtime.manifest import ModelInfo, PreviewInfo, VaeInfo
-from .decoder import fitted_preview, plain_preview
-from .vae import KlConfig
-from .vae_checkpoint import VaeCheckpoint, read_vae
+from .graphs.decoder import fitted_preview, plain_preview
+from .networks.vae import KlConfig
+from .sources.vae_checkpoint import VaeCheckpoint, read_vae
 
 PICTURE_CHANNELS = (1, 3)
 

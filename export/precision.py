@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from .to_onnx import EXTERNAL_DATA_BYTES
+from .graphs.to_onnx import EXTERNAL_DATA_BYTES
 
 PRECISIONS = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 GEMMS = {"MatMul", "Gemm", "Conv"}

@@ -1,11 +1,11 @@
 """Run a bundle: `open_bundle`, `bundle.program(...)`, `generate`. Needs numpy and one engine library, no PyTorch."""
 
-from .bundle import Bundle, open_bundle
-from .engine import EngineOptions
+from .bundle.open import Bundle, open_bundle
 from .errors import Cancelled, DitedgeError, NotFiniteError
-from .generate import Progress, generate
-from .programs import Program
-from .sampler import Sampler
+from .loop.engine import EngineOptions
+from .loop.generate import Progress, generate
+from .loop.session import Sampler
+from .samplers.program import Program
 
 __all__ = [
     "Bundle",

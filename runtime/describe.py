@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .build_record import RECORD_NAME
-from .bundle import Bundle
+from .bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from .bundle.open import Bundle
+from .bundle.signatures import describe_signature
 from .errors import BundleError
-from .int8_kernels import integer_kernels
 from .json_files import read_bounded
-from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
-from .signatures import describe_signature
+from .loop.int8_kernels import integer_kernels
+from .plans.record import RECORD_NAME
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:

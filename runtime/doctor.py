@@ -6,8 +6,8 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 
-from .engine_ort import PROVIDERS, library_refusal
-from .int8_kernels import integer_kernels
+from .loop.engine_ort import PROVIDERS, library_refusal
+from .loop.int8_kernels import integer_kernels
 
 # distribution -> (what it is for, how to get it)
 PACKAGES = {

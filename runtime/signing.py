@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .build_record import MAX_RECORD_BYTES, RECORD_NAME, record_from_json
-from .bundle import Bundle, open_bundle
+from .bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from .bundle.open import Bundle, open_bundle
+from .bundle.signatures import MAX_KEY_BYTES, Signature, check_is_ed25519, cryptography_parts, signature_file
 from .errors import BundleError, RequestError
 from .files import sha256_of_file, write_text
 from .json_files import read_bounded
-from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
-from .signatures import MAX_KEY_BYTES, Signature, check_is_ed25519, cryptography_parts, signature_file
+from .plans.record import MAX_RECORD_BYTES, RECORD_NAME, record_from_json
 
 PASSPHRASE = "DITEDGE_KEY_PASSPHRASE"  # environment: of an encrypted private key
 

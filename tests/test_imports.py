@@ -73,6 +73,51 @@ def test_imports_follow_the_rules(path: Path) -> None:
             assert not name.startswith("ditedge.export") and name.split(".")[0] != "torch", name
 
 
+# A room imports only rooms before it; files beside the rooms come first, or, where they are listed, in their place.
+ROOMS = (
+    *("runtime.samplers", "runtime.bundle", "runtime.plans", "runtime.loop", "runtime.pictures"),
+    *("runtime.describe", "runtime.doctor", "runtime.signing", "runtime"),
+    *("calibration.graph", "calibration.statistics", "calibration.formats", "calibration.quality"),
+    *("calibration.quantize", "calibration"),
+    *("export.networks", "export.sources", "export.graphs", "export.truth", "export.schedulers"),
+    *("export.pictures", "export.exporter", "export.add_decoder", "export.precision", "export.overflow"),
+    *("export.half_decoder", "export.convert", "export"),
+)
+MODULES = {
+    ".".join(path.with_suffix("").relative_to(ROOT).parts).removesuffix(".__init__"): path
+    for path in FILES
+    if path.relative_to(ROOT).parts[0] in FOLDERS
+}
+OURS = {
+    module: {
+        name.removeprefix("ditedge.")
+        for name in imports(path)
+        if name.removeprefix("ditedge.") in MODULES.keys() - {module}
+    }
+    for module, path in MODULES.items()
+}
+
+
+def place(module: str) -> int:
+    """Of a module's room in ROOMS; the ground, files that no room is listed for, is -1."""
+    rooms = [room for room in ROOMS if module == room or (room.count(".") and module.startswith(f"{room}."))]
+    return ROOMS.index(max(rooms, key=len)) if rooms else -1
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_imports_only_rooms_before_it(module: str) -> None:
+    wrong = [name for name in OURS[module] if place(name) > place(module) and name not in FOLDERS]
+    assert not wrong, f"{module} imports {wrong}, which come later in ROOMS"
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    left = {module: set(found) for module, found in OURS.items()}
+    while free := [module for module, found in left.items() if not found & left.keys()]:
+        for module in free:
+            del left[module]
+    assert not left, f"in a circle, or importing one: {sorted(left)}"
+
+
 def test_no_file_is_named_like_a_library() -> None:
     for path in FILES:
         assert path.stem not in ("onnx", "onnxruntime", "torch", "tensorrt", "numpy", "click"), path

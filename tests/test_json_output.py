@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from ditedge.cli import main
+from ditedge.runtime.bundle.manifest import MANIFEST_NAME
 from ditedge.runtime.files import sha256_of_file
-from ditedge.runtime.manifest import MANIFEST_NAME
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKLY = ("--count", "2", "--steps", "2")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from ditedge.runtime import Sampler, open_bundle
 from ditedge.runtime.errors import DitedgeError, EngineError
-from ditedge.runtime.images import open_picture, read_metadata
-from ditedge.runtime.programs import read_program
+from ditedge.runtime.loop.verify import replay
+from ditedge.runtime.pictures.images import open_picture, read_metadata
+from ditedge.runtime.samplers.program import read_program
 from ditedge.runtime.signing import new_key_pair
-from ditedge.runtime.verify import replay
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 CHECKPOINT = TESTS / "golden" / "gray1_cfg" / "model.pt"

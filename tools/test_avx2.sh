@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from ditedge.runtime import Sampler, open_bundle
-from ditedge.runtime.int8_kernels import integer_kernels
+from ditedge.runtime.loop.int8_kernels import integer_kernels
 folder, bundle, levels = Path(sys.argv[1]), open_bundle(Path(sys.argv[2])), int(sys.argv[3])
 model = bundle.manifest.model
 shape = (-1, model.in_channels, model.input_size, model.input_size)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from ..programs import Program
 from .adams import deis, lms
 from .ancestral import ddim, ddpm
 from .dpm_solver import dpm_solver
@@ -16,6 +15,7 @@ from .euler import euler, euler_ancestral, heun
 from .flow import flow_grid, flow_grid_diffusers, flow_grid_from_sigmas, flow_heun, flow_sde
 from .grid import PREDICTIONS, Grid, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at, x0_from
 from .guidance import step_sigmas, with_guidance_interval
+from .program import Program
 from .unipc import unipc
 
 SAMPLERS: dict[str, Callable[..., Program]] = {

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from ..errors import ProgramError
-from ..programs import Program
 from .grid import Grid, program_on_grid
+from .program import Program
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)  # exact for LMS; DEIS's integrand is an entire function
 

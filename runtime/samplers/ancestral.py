@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import ProgramError
-from ..programs import Program
 from .grid import Grid, program_on_grid
+from .program import Program
 
 VARIANCES = ("learned", "fixed-small", "fixed-large")
 

@@ -12,8 +12,8 @@ import math
 import numpy as np
 
 from ..errors import ProgramError
-from ..programs import Program
 from .grid import Grid, program_on_grid
+from .program import Program
 
 
 def euler(grid: Grid, *, prediction: str = "epsilon", init_scale: float = 1.0) -> Program:

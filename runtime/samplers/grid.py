@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import ProgramError
-from ..programs import Program
-from ..schedule import Schedule
+from .program import Program
+from .schedule import Schedule
 
 FINALS = ("zero", "sigma_min")
 PREDICTIONS = ("epsilon", "x0", "v", "flow", "flow-to-data")

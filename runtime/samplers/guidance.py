@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import ProgramError
-from ..programs import Program
-from ..schedule import Schedule
 from .grid import sigmas_at
+from .program import Program
+from .schedule import Schedule
 
 
 def with_guidance_interval(program: Program, low: float, high: float, sigmas: np.ndarray) -> Program:

@@ -11,13 +11,13 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import ProgramError
-from ..process import process_of_flow, process_of_schedule
-from ..programs import Program
-from ..schedule import Schedule, positive_snr, respaced_timesteps
 from . import SAMPLERS
 from .flow import flow_grid
 from .grid import Grid, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at
 from .guidance import step_sigmas, with_guidance_interval
+from .process import process_of_flow, process_of_schedule
+from .program import Program
+from .schedule import Schedule, positive_snr, respaced_timesteps
 from .spacing import exponential_sigmas, karras_sigmas, spaced_timesteps
 
 SIGMAS = {"karras": karras_sigmas, "exponential": exponential_sigmas}

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..errors import ProgramError
-from ..schedule import TRAINING_STEPS
+from .schedule import TRAINING_STEPS
 
 SPACINGS = ("linspace", "leading", "trailing")
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from ..errors import ProgramError
-from ..programs import Program
 from .grid import Grid, phi, program_on_grid
+from .program import Program
 
 
 def unipc(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ditedge.calibration.collect import CalibrationSet, Statistics, collect_statistics
+from ditedge.calibration.statistics.collect import CalibrationSet, Statistics, collect_statistics
 from ditedge.runtime import open_bundle
 
 SMALL_SET = CalibrationSet(samples=4, timesteps=4, groups=2, batch=2)

@@ -16,11 +16,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from ditedge.calibration.collect import CalibrationSet, Statistics, collect_statistics, spread_classes
-from ditedge.calibration.linears import find_linears, load_graph, save_graph
+from ditedge.calibration.graph.linears import find_linears, load_graph, save_graph
+from ditedge.calibration.statistics.collect import CalibrationSet, Statistics, collect_statistics, spread_classes
 from ditedge.runtime import Sampler, open_bundle
 from ditedge.runtime.errors import RequestError
-from ditedge.runtime.noise import SeededNoise
+from ditedge.runtime.loop.noise import SeededNoise
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_BATCH = CalibrationSet(samples=2, timesteps=2, groups=2, batch=2)

@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from ditedge.calibration import CompareRequest, Gate, check_gate, compare_bundles, read_quality
-from ditedge.calibration.metrics import accuracy, frechet_distance
-from ditedge.calibration.quality import _percent_more
-from ditedge.calibration.stopwatch import interleave
+from ditedge.calibration.quality.metrics import accuracy, frechet_distance
+from ditedge.calibration.quality.record import _percent_more
+from ditedge.calibration.quality.stopwatch import interleave
 from ditedge.cli import main
 from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.errors import EngineError, RequestError

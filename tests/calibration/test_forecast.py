@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from ditedge.calibration import CompareRequest, compare_bundles
-from ditedge.calibration.forecast import cost_of_report, golden_evaluations, report_evaluations
+from ditedge.calibration.quality.forecast import cost_of_report, golden_evaluations, report_evaluations
 from ditedge.cli import main
 from ditedge.runtime import Sampler, open_bundle
-from ditedge.runtime.engine_ort import OrtEngine
-from ditedge.runtime.verify import replay
+from ditedge.runtime.loop.engine_ort import OrtEngine
+from ditedge.runtime.loop.verify import replay
 
 
 @pytest.fixture

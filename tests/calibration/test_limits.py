@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from ditedge.calibration import CompareRequest, Gate, GateFailed, quantize
-from ditedge.calibration import int8 as int8_module
-from ditedge.calibration.limits import CEILINGS, DEFAULT_GATES, ceiling, gate_or_default
+from ditedge.calibration.formats import dynamic_int8 as int8_module
+from ditedge.calibration.quality.limits import CEILINGS, DEFAULT_GATES, ceiling, gate_or_default
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.export import convert_bundle
 from ditedge.runtime import open_bundle
+from ditedge.runtime.bundle.manifest import GoldenInfo
 from ditedge.runtime.errors import BundleError, RequestError
-from ditedge.runtime.manifest import GoldenInfo
-from ditedge.runtime.verify import LARGEST_ERROR, Replay
+from ditedge.runtime.loop.verify import LARGEST_ERROR, Replay
 
 REPORT = CompareRequest(count=2, steps=3, sampler="ddim", speed_rounds=0)
 
@@ -135,6 +135,6 @@ def test_int4_of_odd_widths(golden_bundle, tmp_path: Path, monkeypatch: pytest.M
     assert bundle.manifest.model.hidden_size == 48
     manifest = quantize_bundle(bundle.folder, tmp_path / "int4", QuantizeOptions("int4"))
     assert max(golden.tolerance for golden in manifest.golden) < CEILINGS["int4"]
-    monkeypatch.setattr("ditedge.calibration.qdq.BLOCK_SIZES", (128, 64, 32))
+    monkeypatch.setattr("ditedge.calibration.formats.static.BLOCK_SIZES", (128, 64, 32))
     with pytest.raises(RequestError, match=r"blocks\.0\.attn\.qkv has 48 input channels.*--keep-layer blocks\.0"):
         quantize_bundle(bundle.folder, tmp_path / "none", QuantizeOptions("int4"))

@@ -14,15 +14,15 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ditedge.calibration.linears import find_linears, save_graph
-from ditedge.calibration.qdq import blockwise_int4, static_fp8, static_int8
+from ditedge.calibration.formats.static import blockwise_int4, static_fp8, static_int8
+from ditedge.calibration.graph.linears import find_linears, save_graph
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.runtime import Sampler, open_bundle
-from ditedge.runtime.bundle import Bundle
-from ditedge.runtime.engine import EngineOptions
-from ditedge.runtime.engines import open_engine
+from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.errors import RequestError
-from ditedge.runtime.verify import relative_error, replay
+from ditedge.runtime.loop.engine import EngineOptions
+from ditedge.runtime.loop.engines import open_engine
+from ditedge.runtime.loop.verify import relative_error, replay
 
 RNG = np.random.default_rng(0)
 MATRIX = (RNG.standard_normal((64, 48)) * 10.0 ** RNG.uniform(-2, 0, 48)).astype(np.float32)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from ditedge.calibration import CompareRequest, Comparison, Gate, Quality, compare_bundles, read_quality, write_report
-from ditedge.calibration.report import _ticks, check_report_folder, difference, report_html
+from ditedge.calibration.quality.report import _ticks, check_report_folder, difference, report_html
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.files import write_text
 from tests.calibration.variants import rounded, variant
@@ -87,7 +87,7 @@ def test_a_report_is_replaced_whole_and_nothing_else_is(
     write_report(comparison, out)
     before = (out / "quality.json").read_bytes()
     renamed = replace(comparison, quality=comparison.quality.model_copy(update={"drift_between_seeds": 0.125}))
-    monkeypatch.setattr("ditedge.calibration.report.write_text", full_after(1))
+    monkeypatch.setattr("ditedge.calibration.quality.report.write_text", full_after(1))
     with pytest.raises(RequestError, match="No space left"):
         write_report(renamed, out)
     monkeypatch.undo()

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ditedge.calibration.int8 import dynamic_int8
-from ditedge.calibration.qdq import blockwise_int4
+from ditedge.calibration.formats.dynamic_int8 import dynamic_int8
+from ditedge.calibration.formats.static import blockwise_int4
 from ditedge.calibration.quantize import QuantizeOptions, drift_budget, quantize_bundle
-from ditedge.calibration.sensitivity import drift, fewest_kept, latents_of, layer_sensitivities
+from ditedge.calibration.statistics.sensitivity import drift, fewest_kept, latents_of, layer_sensitivities
 from ditedge.runtime import open_bundle
-from ditedge.runtime.bundle import Bundle
+from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.errors import RequestError
 
 

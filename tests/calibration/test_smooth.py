@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ditedge.calibration.collect import LayerStatistics, Statistics, collect_statistics
-from ditedge.calibration.linears import find_linears, load_graph, save_graph
-from ditedge.calibration.smooth import smooth, smoothing_scales
+from ditedge.calibration.formats.smooth import smooth, smoothing_scales
+from ditedge.calibration.graph.linears import find_linears, load_graph, save_graph
+from ditedge.calibration.statistics.collect import LayerStatistics, Statistics, collect_statistics
 from ditedge.runtime import Sampler, open_bundle
-from ditedge.runtime.bundle import Bundle
-from ditedge.runtime.noise import SeededNoise
-from ditedge.runtime.verify import relative_error
+from ditedge.runtime.bundle.open import Bundle
+from ditedge.runtime.loop.noise import SeededNoise
+from ditedge.runtime.loop.verify import relative_error
 
 from .conftest import SMALL_SET
 

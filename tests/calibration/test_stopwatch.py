@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ditedge.calibration.stopwatch import bundle_contender, bundle_step
+from ditedge.calibration.quality.stopwatch import bundle_contender, bundle_step
 from ditedge.runtime import EngineOptions, open_bundle
 from ditedge.runtime.errors import BundleError
 

@@ -27,10 +27,10 @@ from safetensors.numpy import load_file
 
 from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.errors import RequestError
-from ditedge.runtime.noise import GivenNoise, standard_normal
+from ditedge.runtime.loop.noise import GivenNoise, standard_normal
+from ditedge.runtime.loop.verify import relative_error
 from ditedge.runtime.processors import thread_count, usable_processors
-from ditedge.runtime.programs import Program, write_program
-from ditedge.runtime.verify import relative_error
+from ditedge.runtime.samplers.program import Program, write_program
 from tests.conftest import GOLDEN, golden_case
 from tests.cpp.conftest import need
 from tests.cpp.plan_text import with_cpp_plans

@@ -18,9 +18,9 @@ from PIL import Image
 
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.runtime import generate, open_bundle
-from ditedge.runtime.engine_ort import PROBE_GRAPH
-from ditedge.runtime.programs import Program, write_program
-from ditedge.runtime.verify import relative_error
+from ditedge.runtime.loop.engine_ort import PROBE_GRAPH
+from ditedge.runtime.loop.verify import relative_error
+from ditedge.runtime.samplers.program import Program, write_program
 from tests.cpp.conftest import ROOT, need
 from tests.runtime.test_process import FOREIGN, given, linear_betas, program
 

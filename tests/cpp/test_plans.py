@@ -18,10 +18,10 @@ from capi_ctypes import Ditedge, DitedgeError
 from safetensors.numpy import load_file
 
 from ditedge.runtime import generate, open_bundle
-from ditedge.runtime.bundle import Bundle
-from ditedge.runtime.programs import write_program
+from ditedge.runtime.bundle.open import Bundle
+from ditedge.runtime.loop.verify import relative_error
+from ditedge.runtime.samplers.program import write_program
 from ditedge.runtime.signing import new_key_pair, sign_bundle
-from ditedge.runtime.verify import relative_error
 from tests.conftest import GOLDEN
 from tests.cpp.plan_text import with_cpp_plans
 from tests.cpp.test_cpp import BUNDLE, CANCELLED, ENGINE, LOOPS, NO_DEVICE, REQUEST, ROOT, TOLERANCE, program_of

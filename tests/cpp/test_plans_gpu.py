@@ -13,8 +13,8 @@ import pytest
 from capi_ctypes import Ditedge, DitedgeError
 
 from ditedge.runtime import generate, open_bundle
-from ditedge.runtime.engine_trt import NvidiaGpu
-from ditedge.runtime.verify import relative_error
+from ditedge.runtime.loop.engine_trt import NvidiaGpu
+from ditedge.runtime.loop.verify import relative_error
 from tests.cpp.test_cpp import NO_DEVICE, ROOT
 from tests.runtime.test_gpu import DEMO, LABELS, SEEDS, TENSOR_CORES
 

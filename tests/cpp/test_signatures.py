@@ -1,4 +1,4 @@
-"""libditedge and signed bundles: the verdicts of runtime/signatures.py, on the same bundles, keys and damages."""
+"""libditedge and signed bundles: the verdicts of runtime/bundle/signatures.py, on the same bundles, keys and damages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from capi_ctypes import DitedgeError, load
 from PIL import Image
 
-from ditedge.runtime.signatures import fingerprint, read_public_key
+from ditedge.runtime.bundle.signatures import fingerprint, read_public_key
 from ditedge.runtime.signing import new_key_pair, sign_bundle
 from tests.cpp.test_cpp import ARGUMENT, BUNDLE, ENGINE, REQUEST
 from tests.runtime.test_signatures import (

@@ -10,10 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ditedge.export import DiT, DiTConfig, ExportOptions, bundle_from_checkpoint, bundle_writer, golden, graph_files
+from ditedge.export import DiT, DiTConfig, ExportOptions, bundle_from_checkpoint
+from ditedge.export import exporter as bundle_writer
+from ditedge.export.graphs import write as graph_files
+from ditedge.export.truth import golden
 from ditedge.runtime import Sampler, generate, open_bundle
 from ditedge.runtime.errors import BundleError, RequestError
-from ditedge.runtime.verify import replay
+from ditedge.runtime.loop.verify import replay
 from tests.conftest import GOLDEN
 
 GRAY = GOLDEN / "gray1_cfg" / "model.safetensors"
@@ -61,7 +64,7 @@ def test_opsets(tmp_path: Path, opset: int) -> None:
 
 
 def test_weights_move_to_external_data_when_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ditedge.export.to_onnx.EXTERNAL_DATA_BYTES", 100_000)
+    monkeypatch.setattr("ditedge.export.graphs.to_onnx.EXTERNAL_DATA_BYTES", 100_000)
     manifest = bundle_from_checkpoint(GRAY, tmp_path / "b", HEADS)
     assert "step.onnx.data" in manifest.files and (tmp_path / "b" / "step.onnx").stat().st_size < 100_000
     raw = bytearray((tmp_path / "b" / "step.onnx.data").read_bytes())

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ditedge.export import DiT, DiTConfig, read_checkpoint
-from ditedge.export.network import initialize_weights
+from ditedge.export.networks.dit import initialize_weights
 from ditedge.runtime.errors import CheckpointError
 from tests.conftest import GOLDEN
 

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from ditedge.runtime import open_bundle
-from ditedge.runtime.engine import EngineOptions
-from ditedge.runtime.engines import open_engine
+from ditedge.runtime.loop.engine import EngineOptions
+from ditedge.runtime.loop.engines import open_engine
 from tests.conftest import BUNDLES, CASES, export_golden
 
 REMEDY = "make test-bundles, and look at what changed"

@@ -10,14 +10,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from ditedge.calibration import decoder as decoder_module
 from ditedge.calibration import psnr
-from ditedge.calibration.decoder import quantise_decoder
+from ditedge.calibration.formats import decoder as decoder_module
+from ditedge.calibration.formats.decoder import quantise_decoder
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.export import ExportOptions, bundle_from_checkpoint, convert_bundle
 from ditedge.export.half_decoder import halve_decoder
 from ditedge.runtime import Sampler, open_bundle
-from ditedge.runtime.bundle import Bundle
+from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.errors import BundleError
 from tests.export.test_vae import LATENT, make_tiny, make_vae
 

@@ -15,14 +15,14 @@ from click.testing import CliRunner
 
 from ditedge.cli import main
 from ditedge.export import DiT, DiTConfig, read_source
-from ditedge.export.graph_files import write_graphs
-from ditedge.export.scheduler_config import DEFAULTS, read_scheduler
-from ditedge.export.vae_checkpoint import read_vae
-from ditedge.runtime.engine import EngineOptions
-from ditedge.runtime.engines import open_engine
+from ditedge.export.graphs.write import write_graphs
+from ditedge.export.sources.scheduler_config import DEFAULTS, read_scheduler
+from ditedge.export.sources.vae_checkpoint import read_vae
 from ditedge.runtime.errors import CheckpointError
-from ditedge.runtime.schedule import ScheduleInfo
-from ditedge.runtime.verify import relative_error
+from ditedge.runtime.loop.engine import EngineOptions
+from ditedge.runtime.loop.engines import open_engine
+from ditedge.runtime.loop.verify import relative_error
+from ditedge.runtime.samplers.schedule import ScheduleInfo
 from tests.export.test_sources import diffusers_model
 from tests.export.test_vae import assert_same_decoder, make_vae
 
@@ -83,7 +83,7 @@ def test_own_embedders_belong_to_the_conditioner(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path / "own")
     checkpoint = read_source(tmp_path / "own")
     assert checkpoint.config.block_embedders and len(checkpoint.model().block_embedders) == 2
-    from ditedge.export.bundle_writer import ExportOptions, _model_info
+    from ditedge.export.exporter import ExportOptions, _model_info
 
     info = _model_info(checkpoint, ExportOptions())
     write_graphs(checkpoint.model(), info, True, tmp_path, 20, lambda *_: None)

@@ -13,12 +13,12 @@ from click.testing import CliRunner
 pytest.importorskip("diffusers")
 
 from ditedge.cli import main
-from ditedge.export.exact_denoiser import WARN_ABOVE, warning_of, worst_landing
-from ditedge.export.probe import program_from_scheduler
+from ditedge.export.schedulers.exact_denoiser import WARN_ABOVE, warning_of, worst_landing
+from ditedge.export.schedulers.probe import program_from_scheduler
 from ditedge.runtime.errors import ProgramError
-from ditedge.runtime.process import process_of_flow, process_of_schedule
+from ditedge.runtime.samplers.process import process_of_flow, process_of_schedule
+from ditedge.runtime.samplers.schedule import linear_schedule
 from ditedge.runtime.samplers.settings import SamplerSettings, make_program
-from ditedge.runtime.schedule import linear_schedule
 from tests.export.test_probe import pytestmark  # noqa: F401  # diffusers' own warnings
 
 FREE = {"clip_sample": False}

@@ -8,10 +8,10 @@ import torch
 from safetensors.numpy import load_file
 
 from ditedge.export import read_checkpoint
-from ditedge.export.reference import guided_output
+from ditedge.export.truth.reference import guided_output
 from ditedge.runtime import Sampler, open_bundle
-from ditedge.runtime.noise import GivenNoise
-from ditedge.runtime.verify import relative_error
+from ditedge.runtime.loop.noise import GivenNoise
+from ditedge.runtime.loop.verify import relative_error
 from tests.conftest import CASES, GOLDEN, golden_case, has_null_class
 
 LAYOUTS = ("model.pt", "train_checkpoint.pt", "model.safetensors")

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from ditedge.cli import main
 from ditedge.export import DiT, DiTConfig, bundle_name, read_checkpoint, read_source
-from ditedge.export.checkpoint import load_tensors
+from ditedge.export.sources.checkpoint import load_tensors
 from ditedge.runtime import open_bundle
 from ditedge.runtime.errors import CheckpointError
-from ditedge.runtime.verify import relative_error
+from ditedge.runtime.loop.verify import relative_error
 from tests.export.literal_dit import literal_dit
 
 State = dict[str, Tensor]
@@ -322,7 +322,7 @@ def test_sit_is_exported_as_the_flow_that_it_is(tmp_path: Path, monkeypatch: pyt
         t = torch.full((1,), i / 4)
         x = x + literal_dit(EMA, 3, x, t, torch.tensor([2]))[:, :4] / 4
     from ditedge.runtime import generate
-    from ditedge.runtime.noise import GivenNoise
+    from ditedge.runtime.loop.noise import GivenNoise
 
     noise = GivenNoise(z, np.zeros((4, *z.shape), np.float32))
     program = bundle.program(sampler="flow-euler", steps=4)
@@ -474,7 +474,7 @@ def test_allowed_classes_stay_inert(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "c.pt") as source, zipfile.ZipFile(tmp_path / "d.pt", "w") as target:
         for item in source.infolist():
             target.writestr(item.filename, payload if item.filename.endswith("data.pkl") else source.read(item))
-    from ditedge.export.pickles import Inert, load_pickle
+    from ditedge.export.sources.pickles import Inert, load_pickle
 
     data = load_pickle(tmp_path / "d.pt")
     assert data["n"] == 1.5 and all(type(value) is Inert for value in data["odd"])

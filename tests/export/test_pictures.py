@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from ditedge.cli import main
 from ditedge.export import DiT, DiTConfig, ExportOptions, add_decoder, bundle_from_checkpoint, read_source
-from ditedge.export.bundle_writer import _model_info
+from ditedge.export.exporter import _model_info
 from ditedge.export.pictures import note_on_pictures, read_fitting_vae, works_on_pixels
 from ditedge.runtime import Sampler, open_bundle
 from ditedge.runtime.errors import CheckpointError, RequestError

@@ -18,10 +18,10 @@ from ditedge.cli import main
 from ditedge.export import ExportOptions, bundle_from_checkpoint, convert_bundle, precision
 from ditedge.export.overflow import overflow_scan, too_large
 from ditedge.runtime import Sampler, generate, open_bundle
-from ditedge.runtime.engine import EngineOptions
-from ditedge.runtime.engines import open_engine
 from ditedge.runtime.errors import RequestError
-from ditedge.runtime.verify import replay
+from ditedge.runtime.loop.engine import EngineOptions
+from ditedge.runtime.loop.engines import open_engine
+from ditedge.runtime.loop.verify import replay
 from tests.conftest import CASES, GOLDEN
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -78,7 +78,7 @@ def random_input(tensor) -> np.ndarray:
 def test_what_is_built_is_what_was_checked(golden_bundle, tmp_path: Path, name: str) -> None:
     """The 16-bit graphs compile for three architectures, strongly typed, from the very files that were replayed."""
     pytest.importorskip("tensorrt_rtx")
-    from ditedge.runtime.build import BuildOptions, build_bundle
+    from ditedge.runtime.plans.build import BuildOptions, build_bundle
 
     convert_bundle(golden_bundle("latent4_learned_sigma"), tmp_path / "low", name)
     bundle = open_bundle(tmp_path / "low")
@@ -90,7 +90,7 @@ def test_what_is_built_is_what_was_checked(golden_bundle, tmp_path: Path, name: 
 def test_a_quantised_bundle_in_fp16(gray_bundle: Path, tmp_path: Path) -> None:
     """int8 linears, 16-bit attention: Q/DQ pairs begin and end in 16 bit next to 16-bit nodes, and it compiles."""
     rtx = pytest.importorskip("tensorrt_rtx")
-    from ditedge.runtime.build import BuildOptions, build_bundle
+    from ditedge.runtime.plans.build import BuildOptions, build_bundle
 
     options = QuantizeOptions(runtime="tensorrt", samples=2, statistics=tmp_path / "s.safetensors")
     quantize_bundle(gray_bundle, tmp_path / "int8", options)
@@ -153,7 +153,7 @@ def test_weights_beside_the_graph(gray_bundle: Path, tmp_path: Path, monkeypatch
 
 def test_weights_beside_the_source_alone(gray_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that shrinks below the limit takes the weights that stay float32 out of the source's .data file."""
-    monkeypatch.setattr("ditedge.export.to_onnx.EXTERNAL_DATA_BYTES", 100_000)
+    monkeypatch.setattr("ditedge.export.graphs.to_onnx.EXTERNAL_DATA_BYTES", 100_000)
     bundle_from_checkpoint(GOLDEN / "gray1_cfg" / "model.safetensors", tmp_path / "big", ExportOptions(heads=2))
     assert (tmp_path / "big" / "step.onnx.data").exists()
     convert_bundle(tmp_path / "big", tmp_path / "half", "fp16")

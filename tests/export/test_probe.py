@@ -11,9 +11,8 @@ import pytest
 
 pytest.importorskip("diffusers")
 
-from ditedge.export.probe import program_from_scheduler
+from ditedge.export.schedulers.probe import program_from_scheduler
 from ditedge.runtime.errors import ProgramError
-from ditedge.runtime.programs import NO_BOUND, Program, read_program, write_program
 from ditedge.runtime.samplers import (
     ddim,
     ddpm,
@@ -28,8 +27,9 @@ from ditedge.runtime.samplers import (
     lms,
     unipc,
 )
+from ditedge.runtime.samplers.program import NO_BOUND, Program, read_program, write_program
+from ditedge.runtime.samplers.schedule import linear_schedule
 from ditedge.runtime.samplers.spacing import spaced_timesteps
-from ditedge.runtime.schedule import linear_schedule
 
 pytestmark = pytest.mark.filterwarnings(  # diffusers gives tensors to numpy
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",

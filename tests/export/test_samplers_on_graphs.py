@@ -8,8 +8,8 @@ import torch
 
 from ditedge.export import read_checkpoint
 from ditedge.runtime import Sampler, open_bundle
-from ditedge.runtime.noise import GivenNoise
-from ditedge.runtime.verify import relative_error
+from ditedge.runtime.loop.noise import GivenNoise
+from ditedge.runtime.loop.verify import relative_error
 from tests.conftest import GOLDEN
 from tests.runtime import test_samplers as reference
 

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from ditedge.cli import main
 from ditedge.export import DiT, DiTConfig, ExportOptions, bundle_from_checkpoint, read_source, vae_folder
-from ditedge.export.scheduler_config import read_scheduler
+from ditedge.export.sources.scheduler_config import read_scheduler
 from ditedge.runtime import Sampler, generate, open_bundle
 from ditedge.runtime.errors import CheckpointError, ProgramError, RequestError
-from ditedge.runtime.noise import GivenNoise
+from ditedge.runtime.loop.noise import GivenNoise
+from ditedge.runtime.loop.verify import relative_error
+from ditedge.runtime.samplers.schedule import ScheduleInfo, linear_schedule
 from ditedge.runtime.samplers.settings import SamplerSettings, make_program
-from ditedge.runtime.schedule import ScheduleInfo, linear_schedule
-from ditedge.runtime.verify import relative_error
 from tests.conftest import GOLDEN
 
 ROOT = Path(__file__).resolve().parents[2]

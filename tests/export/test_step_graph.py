@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from ditedge.runtime import open_bundle
-from ditedge.runtime.bundle import Bundle
-from ditedge.runtime.engine import EngineOptions
-from ditedge.runtime.engines import open_engine
-from ditedge.runtime.tables import step_tables
+from ditedge.runtime.bundle.open import Bundle
+from ditedge.runtime.loop.engine import EngineOptions
+from ditedge.runtime.loop.engines import open_engine
+from ditedge.runtime.loop.tables import step_tables
 
 LABELS, HOT = [3, 5, 0], 5
 

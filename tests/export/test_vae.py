@@ -20,18 +20,19 @@ from safetensors.torch import load_file, save_file
 
 from ditedge.cli import main
 from ditedge.export import ExportOptions, bundle_from_checkpoint
-from ditedge.export import decoder as decoder_module
 from ditedge.export.add_decoder import add_decoder
-from ditedge.export.decoder import check_decoder
-from ditedge.export.graphs import LatentDecoder
-from ditedge.export.to_onnx import onnx_from_module
-from ditedge.export.vae import KlConfig, TinyConfig, VaeDecoder, half_precision
-from ditedge.export.vae_checkpoint import read_vae
-from ditedge.runtime import Sampler, manifest, open_bundle
-from ditedge.runtime.engine import EngineOptions
-from ditedge.runtime.engines import open_engine
+from ditedge.export.graphs import decoder as decoder_module
+from ditedge.export.graphs.decoder import check_decoder
+from ditedge.export.graphs.modules import LatentDecoder
+from ditedge.export.graphs.to_onnx import onnx_from_module
+from ditedge.export.networks.vae import KlConfig, TinyConfig, VaeDecoder, half_precision
+from ditedge.export.sources.vae_checkpoint import read_vae
+from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime.bundle import manifest
 from ditedge.runtime.errors import BundleError, CheckpointError, RequestError
-from ditedge.runtime.host_loop import decode_images
+from ditedge.runtime.loop.engine import EngineOptions
+from ditedge.runtime.loop.engines import open_engine
+from ditedge.runtime.loop.host_loop import decode_images
 from tests.conftest import GOLDEN
 
 diffusers = pytest.importorskip("diffusers")

@@ -18,10 +18,10 @@ import yaml
 from safetensors.torch import save
 
 from ditedge.export import DiT, DiTConfig, read_source
-from ditedge.export.describe import describe_checkpoint
-from ditedge.export.probe import read_scheduler_program
-from ditedge.export.settings import read_settings
-from ditedge.export.vae_checkpoint import read_vae
+from ditedge.export.schedulers.probe import read_scheduler_program
+from ditedge.export.sources.describe import describe_checkpoint
+from ditedge.export.sources.settings import read_settings
+from ditedge.export.sources.vae_checkpoint import read_vae
 from tests.export.test_sources import diffusers_model
 from tests.export.test_vae import make_vae
 from tests.fuzz.mutations import hostile, mutate, mutated_bytes, mutated_json, mutated_safetensors, mutated_zip

@@ -19,23 +19,23 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ditedge.calibration.quality import read_quality
-from ditedge.calibration.reference import reference_features
+from ditedge.calibration.quality.real_pictures import reference_features
+from ditedge.calibration.quality.record import read_quality
 from ditedge.class_names import read_class_names
-from ditedge.export.betas import read_betas
+from ditedge.export.sources.betas import read_betas
 from ditedge.runtime import Sampler, open_bundle
-from ditedge.runtime.build_record import read_build_record
+from ditedge.runtime.bundle.signatures import describe_signature, read_public_key
 from ditedge.runtime.describe import describe_bundle
 from ditedge.runtime.errors import RequestError
-from ditedge.runtime.generate import read_noise
-from ditedge.runtime.images import METADATA_KEY, picture_bytes
-from ditedge.runtime.layers import read_layers
-from ditedge.runtime.process import check_process
-from ditedge.runtime.programs import with_x0_slot
-from ditedge.runtime.recipe import recipe_of_picture
-from ditedge.runtime.signatures import describe_signature, read_public_key
+from ditedge.runtime.loop.generate import read_noise
+from ditedge.runtime.loop.verify import replay
+from ditedge.runtime.pictures.images import METADATA_KEY, picture_bytes
+from ditedge.runtime.pictures.recipe import recipe_of_picture
+from ditedge.runtime.plans.layers import read_layers
+from ditedge.runtime.plans.record import read_build_record
+from ditedge.runtime.samplers.process import check_process
+from ditedge.runtime.samplers.program import with_x0_slot
 from ditedge.runtime.signing import new_key_pair, read_private_key, signature_of
-from ditedge.runtime.verify import replay
 from tests.fuzz.checkpoints import checkpoint_targets
 from tests.fuzz.mutations import mutated_bytes, mutated_json, mutated_safetensors, mutated_zip
 from tests.fuzz.target import Files, Target

@@ -22,12 +22,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ditedge.runtime.build_record import BuildRecord, read_build_record
+from ditedge.runtime.bundle.manifest import MAX_MANIFEST_BYTES, Manifest, manifest_from_json
 from ditedge.runtime.errors import DitedgeError
 from ditedge.runtime.json_files import MAX_VALUES, parse_json, read_bounded
-from ditedge.runtime.manifest import MAX_MANIFEST_BYTES, Manifest, manifest_from_json
-from ditedge.runtime.process import ProcessInfo
-from ditedge.runtime.programs import MAX_PROGRAM_BYTES, read_program
+from ditedge.runtime.plans.record import BuildRecord, read_build_record
+from ditedge.runtime.samplers.process import ProcessInfo
+from ditedge.runtime.samplers.program import MAX_PROGRAM_BYTES, read_program
 from tests.fuzz.mutations import mutated_json
 
 RECORD = Path(__file__).parents[1] / "cpp" / "build.json"

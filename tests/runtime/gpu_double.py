@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from ditedge.runtime.build_record import PLAN_NAMES, RECORD_NAME, BuildRecord
-from ditedge.runtime.bundle import open_bundle
-from ditedge.runtime.held_files import HeldFile
+from ditedge.runtime.bundle.held_files import HeldFile
+from ditedge.runtime.bundle.open import open_bundle
+from ditedge.runtime.plans.record import PLAN_NAMES, RECORD_NAME, BuildRecord
 
 ALIGNMENT = 256
 SCRATCH_BYTES = {"conditioner": 1000, "step": 5000, "decoder": 3000}

@@ -21,15 +21,16 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from ditedge.cli import main
-from ditedge.runtime import open_bundle, tensorrt_library
-from ditedge.runtime.build import build_bundle, engine_folder
-from ditedge.runtime.build_graph import BuildOptions
-from ditedge.runtime.build_profile import Sizes, forecast, graph_profile, sizes_of
-from ditedge.runtime.build_record import RECORD_NAME, read_build_record
+from ditedge.runtime import open_bundle
 from ditedge.runtime.errors import Cancelled, DitedgeError, EngineError, RequestError
 from ditedge.runtime.files import sha256_of_file
-from ditedge.runtime.layers import LAYERS_NAME, read_layers
-from ditedge.runtime.lint import lint_plan
+from ditedge.runtime.plans import library as tensorrt_library
+from ditedge.runtime.plans.build import build_bundle, engine_folder
+from ditedge.runtime.plans.graph import BuildOptions
+from ditedge.runtime.plans.layers import LAYERS_NAME, read_layers
+from ditedge.runtime.plans.lint import lint_plan
+from ditedge.runtime.plans.profile import Sizes, forecast, graph_profile, sizes_of
+from ditedge.runtime.plans.record import RECORD_NAME, read_build_record
 from ditedge.runtime.signing import new_key_pair, sign_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,7 +177,7 @@ def test_a_large_decoder_takes_few_images_at_a_time() -> None:
 
 
 def test_more_slots_when_a_program_has_more(gray_bundle: Path) -> None:
-    from ditedge.runtime.programs import write_program
+    from ditedge.runtime.samplers.program import write_program
 
     manifest = json.loads((gray_bundle / "manifest.json").read_text())
     name = next(iter(manifest["programs"].values()))
@@ -470,14 +471,14 @@ ORIN = tensorrt_library.Gpu("Orin", "sm87", 8 << 30)
     ],
 )
 def test_what_full_tensorrt_refuses(gpu: object, options: BuildOptions, sentence: str) -> None:
-    from ditedge.runtime.build import check_options
+    from ditedge.runtime.plans.build import check_options
 
     with pytest.raises(DitedgeError, match=sentence):
         check_options(TENSORRT, gpu, options)
 
 
 def test_full_tensorrt_on_a_gpu_takes_every_option() -> None:
-    from ditedge.runtime.build import check_options
+    from ditedge.runtime.plans.build import check_options
 
     everything = BuildOptions("tensorrt", version_compatible=True, hardware_compatible=True, refit=True, dla=0)
     check_options(TENSORRT, ORIN, everything)
@@ -497,7 +498,7 @@ def test_full_tensorrt_on_a_gpu_takes_every_option() -> None:
     ],
 )
 def test_messages_of_the_library_become_sentences(message: str, sentence: str) -> None:
-    from ditedge.runtime.build_errors import refusal
+    from ditedge.runtime.plans.messages import refusal
 
     said = refusal("step.onnx", TENSORRT, [message])
     assert said.startswith("TensorRT 10.3.0.26 refuses step.onnx: ") and sentence in said and "_src" not in said
@@ -505,7 +506,7 @@ def test_messages_of_the_library_become_sentences(message: str, sentence: str) -
 
 def test_a_timing_cache_is_read_and_written_atomically(tmp_path: Path) -> None:
     """With the calls of the library recorded: TensorRT-RTX times nothing, so no cache can be real here."""
-    from ditedge.runtime.build_graph import _load_timing_cache
+    from ditedge.runtime.plans.graph import _load_timing_cache
 
     given: list[bytes] = []
 
@@ -582,7 +583,7 @@ def test_models_build_for_three_gpus(
 ) -> None:
     """The very graphs that were verified with ONNX Runtime; attention is one kernel in 16 bit, and never in float32."""
     from ditedge.export import convert_bundle
-    from ditedge.runtime.attention_trial import lint_graph
+    from ditedge.runtime.plans.attention_trial import lint_graph
 
     folder = exported(name)
     if precision != "float32":

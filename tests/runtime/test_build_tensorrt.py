@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from ditedge.runtime import build, open_bundle
-from ditedge.runtime.build import build_bundle
-from ditedge.runtime.build_graph import BuildOptions
-from ditedge.runtime.build_record import RECORD_NAME, read_build_record
+from ditedge.runtime import open_bundle
 from ditedge.runtime.errors import Cancelled, EngineError, RequestError
-from ditedge.runtime.tensorrt_library import Gpu, Library
+from ditedge.runtime.plans import build
+from ditedge.runtime.plans.build import build_bundle
+from ditedge.runtime.plans.graph import BuildOptions
+from ditedge.runtime.plans.library import Gpu, Library
+from ditedge.runtime.plans.record import RECORD_NAME, read_build_record
 
 ORIN = Gpu("Orin (nvgpu)", "sm87", 8 << 30)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ditedge.runtime import open_bundle
+from ditedge.runtime.bundle.manifest import Manifest
 from ditedge.runtime.errors import BundleError, ProgramError, RequestError
-from ditedge.runtime.manifest import Manifest
 
 
 def edit(bundle: Path, **changes: object) -> None:

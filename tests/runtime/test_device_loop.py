@@ -14,24 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from ditedge.runtime import (
-    Cancelled,
-    EngineOptions,
-    Program,
-    Sampler,
-    device_loop,
-    device_memory,
-    device_run,
-    engine_trt,
-    generate,
-    manifest,
-    open_bundle,
-)
-from ditedge.runtime.bundle import Bundle
+from ditedge.runtime import Cancelled, EngineOptions, Program, Sampler, generate, open_bundle
+from ditedge.runtime.bundle import manifest
+from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.errors import NotFiniteError
-from ditedge.runtime.noise import GivenNoise, SeededNoise
-from ditedge.runtime.programs import with_x0_slot
-from ditedge.runtime.verify import relative_error, replay
+from ditedge.runtime.loop import device_loop, device_memory, device_run, engine_trt
+from ditedge.runtime.loop.noise import GivenNoise, SeededNoise
+from ditedge.runtime.loop.verify import relative_error, replay
+from ditedge.runtime.samplers.program import with_x0_slot
 from tests.conftest import CASES, GOLDEN, golden_case, overheat
 from tests.runtime.gpu_double import DoubleError, DoubleGpu, write_plans
 

@@ -14,10 +14,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ditedge.runtime import engine_ort
-from ditedge.runtime.engine import EngineOptions
-from ditedge.runtime.engines import open_engine
 from ditedge.runtime.errors import EngineError
+from ditedge.runtime.loop import engine_ort
+from ditedge.runtime.loop.engine import EngineOptions
+from ditedge.runtime.loop.engines import open_engine
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (5, 192)).astype(np.uint8)

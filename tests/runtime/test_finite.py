@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from ditedge.cli import main
 from ditedge.runtime import NotFiniteError, Sampler, generate, open_bundle
 from ditedge.runtime.errors import BrokenImage, RequestError
-from ditedge.runtime.noise import GivenNoise
+from ditedge.runtime.loop.noise import GivenNoise
 from tests.conftest import overheat
 
 HOT = 5

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from ditedge.runtime import EngineOptions, Sampler, generate, open_bundle
-from ditedge.runtime.engine_trt import NvidiaGpu
-from ditedge.runtime.noise import standard_normal
-from ditedge.runtime.verify import relative_error, replay
+from ditedge.runtime.loop.engine_trt import NvidiaGpu
+from ditedge.runtime.loop.noise import standard_normal
+from ditedge.runtime.loop.verify import relative_error, replay
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +62,7 @@ def test_noise_equals_pytorchs_cuda_generator(seed: int) -> None:
 def test_golden_trajectories_on_onnx_runtimes_providers(golden_bundle, case: str, provider: str) -> None:
     import onnxruntime
 
-    from ditedge.runtime.engine_ort import PROVIDERS
+    from ditedge.runtime.loop.engine_ort import PROVIDERS
 
     if NvidiaGpu().devices() < 1:
         pytest.skip("CUDA finds no device (or cuda-python is not installed)")

@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from ditedge.runtime import Bundle, generate, held_files, open_bundle
+from ditedge.runtime import Bundle, generate, open_bundle
+from ditedge.runtime.bundle import held_files
+from ditedge.runtime.bundle.held_files import HeldFile
+from ditedge.runtime.bundle.onnx_files import read_onnx
+from ditedge.runtime.bundle.writing import copy_files
 from ditedge.runtime.errors import BundleError, DitedgeError
-from ditedge.runtime.held_files import HeldFile
-from ditedge.runtime.new_bundle import copy_files
-from ditedge.runtime.onnx_files import read_onnx
 
 
 def rehash(bundle: Path) -> None:

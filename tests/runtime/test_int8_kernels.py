@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.cli import main
-from ditedge.runtime import int8_kernels
-from ditedge.runtime.int8_kernels import integer_kernels
+from ditedge.runtime.loop import int8_kernels
+from ditedge.runtime.loop.int8_kernels import integer_kernels
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from ditedge.runtime import Cancelled, Sampler, generate, open_bundle
-from ditedge.runtime.interruptible import Worker
+from ditedge.runtime.loop.interruptible import Worker
 
 PATIENCE = 20  # seconds that a busy machine may need for what takes 50 ms
 

@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from ditedge.cli import main
-from ditedge.runtime import tensorrt_library
-from ditedge.runtime.attention_trial import lint_graph
 from ditedge.runtime.errors import BundleError
-from ditedge.runtime.layers import Layer, PlanLayers, element_type, layers_from_json, layers_from_log
-from ditedge.runtime.lint import plan_report
+from ditedge.runtime.plans import library as tensorrt_library
+from ditedge.runtime.plans.attention_trial import lint_graph
+from ditedge.runtime.plans.layers import Layer, PlanLayers, element_type, layers_from_json, layers_from_log
+from ditedge.runtime.plans.lint import plan_report
 
 needs_rtx = pytest.mark.skipif(
     not tensorrt_library.importlib.util.find_spec("tensorrt_rtx"), reason="tensorrt-rtx-cu13 is not installed"
@@ -134,7 +134,8 @@ def test_a_float32_softmax_between_float16_products_is_still_one_kernel(tmp_path
 
 @needs_rtx
 def test_every_block_is_listed_and_one_trial_serves_all_that_are_alike(golden_bundle, monkeypatch) -> None:
-    from ditedge.runtime import attention_trial, open_bundle
+    from ditedge.runtime import open_bundle
+    from ditedge.runtime.plans import attention_trial
 
     trials = []
     real = attention_trial._trial
@@ -157,8 +158,8 @@ def test_the_lint_agrees_with_the_librarys_own_attention_layer(tmp_path: Path, h
 @pytest.mark.parametrize("element", ["float16", "bfloat16", "float32"])
 def test_the_plan_of_the_whole_graph_says_what_the_trial_said(tmp_path: Path, element: str) -> None:
     """The trial builds attention alone; here the projections around it are built with it, as `build` does."""
-    from ditedge.runtime import build_graph as build
-    from ditedge.runtime.build_record import ShapeRange
+    from ditedge.runtime.plans import graph as build
+    from ditedge.runtime.plans.record import ShapeRange
 
     graph = attention_graph(tmp_path / "a.onnx", 72, element)
     library = tensorrt_library.load_library("tensorrt-rtx")

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ditedge.calibration.linears import find_linears, load_graph
+from ditedge.calibration.graph.linears import find_linears, load_graph
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.cli import main
 from ditedge.runtime import open_bundle
-from ditedge.runtime.build import check_form
 from ditedge.runtime.errors import RequestError
-from ditedge.runtime.lint_ort import kernel_report, lint_on_onnxruntime
+from ditedge.runtime.loop.lint_ort import kernel_report, lint_on_onnxruntime
+from ditedge.runtime.plans.build import check_form
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])

@@ -7,8 +7,8 @@ import doctest
 import numpy as np
 import pytest
 
-from ditedge.runtime import noise
-from ditedge.runtime.noise import philox4x32, standard_normal
+from ditedge.runtime.loop import noise
+from ditedge.runtime.loop.noise import philox4x32, standard_normal
 
 # counter, key, output: `philox 4x32 10` in Random123's kat_vectors (Salmon et al. 2011).
 KNOWN_ANSWERS = [

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ditedge.runtime import EngineOptions, Sampler, engine_trt, generate, open_bundle
-from ditedge.runtime.build_record import PLAN_NAMES, read_build_record
+from ditedge.runtime import EngineOptions, Sampler, generate, open_bundle
 from ditedge.runtime.errors import DitedgeError
+from ditedge.runtime.loop import engine_trt
+from ditedge.runtime.plans.record import PLAN_NAMES, read_build_record
 from tests.runtime.gpu_double import DoubleGpu, DoublePlan, write_plans
 
 

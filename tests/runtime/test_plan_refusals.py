@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ditedge.runtime import EngineOptions, Sampler, engine_trt, generate, open_bundle
-from ditedge.runtime.build_record import read_build_record
+from ditedge.runtime import EngineOptions, Sampler, generate, open_bundle
+from ditedge.runtime.bundle.held_files import HeldFile
 from ditedge.runtime.errors import DitedgeError
-from ditedge.runtime.held_files import HeldFile
+from ditedge.runtime.loop import engine_trt
+from ditedge.runtime.plans.record import read_build_record
 from tests.runtime.gpu_double import DoubleGpu, write_plans
 
 

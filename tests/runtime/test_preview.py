@@ -11,8 +11,8 @@ from PIL import Image
 
 from ditedge.runtime import Sampler, generate, open_bundle
 from ditedge.runtime.errors import RequestError
-from ditedge.runtime.programs import with_x0_slot
-from ditedge.runtime.run import RunRequest, run_bundle
+from ditedge.runtime.pictures.run import RunRequest, run_bundle
+from ditedge.runtime.samplers.program import with_x0_slot
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -73,7 +73,7 @@ def test_previews_do_not_change_the_picture(golden_bundle, tmp_path: Path) -> No
 
 def test_previews_of_batches_fill_one_grid(golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    from ditedge.runtime import run
+    from ditedge.runtime.pictures import run
 
     real = run.write_picture
     monkeypatch.setattr(run, "write_picture", lambda path, image, data: (seen.append((path.name, image.shape)), real(path, image, data)))  # fmt: skip

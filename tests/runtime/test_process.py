@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from ditedge.cli import main
 from ditedge.runtime import Program, generate, open_bundle
 from ditedge.runtime.errors import ProgramError, RequestError
-from ditedge.runtime.process import process_of_flow, same_schedule
-from ditedge.runtime.programs import read_program, write_program
+from ditedge.runtime.samplers.process import process_of_flow, same_schedule
+from ditedge.runtime.samplers.program import read_program, write_program
+from ditedge.runtime.samplers.schedule import ScheduleInfo, cosine_betas, linear_betas, schedule_from_info
 from ditedge.runtime.samplers.settings import SamplerSettings, make_program
-from ditedge.runtime.schedule import ScheduleInfo, cosine_betas, linear_betas, schedule_from_info
 
 LINEAR = {"kind": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ditedge.runtime import EngineOptions, Sampler, open_bundle, processors
-from ditedge.runtime.engine_ort import session_settings
+from ditedge.runtime.loop.engine_ort import session_settings
 from ditedge.runtime.processors import thread_count, usable_processors
 
 SPINNING = "session.intra_op.allow_spinning"
@@ -82,7 +82,7 @@ def test_every_session_is_opened_so(golden_bundle, threads: int, spin: bool) -> 
 
 
 def test_the_feature_extractor_keeps_to_the_same_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ditedge.calibration import features
+    from ditedge.calibration.quality import features
     from tests.conftest import MODELS
 
     asked = []
@@ -113,7 +113,7 @@ def test_pytorch_keeps_to_it_in_an_export(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_process_that_times_gets_the_same_settings() -> None:
     import json
 
-    from ditedge.calibration.stopwatch import bundle_contender
+    from ditedge.calibration.quality.stopwatch import bundle_contender
 
     command = bundle_contender(Path("bundle"), EngineOptions(threads=3, spin=True), 1, 1.0)
     settings = json.loads(command[-1])

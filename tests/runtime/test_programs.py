@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditedge.runtime.errors import ProgramError
-from ditedge.runtime.programs import NO_BOUND, read_program, write_program
 from ditedge.runtime.samplers import ddim as ddim_on_grid
 from ditedge.runtime.samplers import ddpm as ddpm_on_grid
 from ditedge.runtime.samplers import grid_from_timesteps
+from ditedge.runtime.samplers.program import NO_BOUND, read_program, write_program
+from ditedge.runtime.samplers.schedule import linear_schedule, respaced_timesteps
 from ditedge.runtime.samplers.settings import SamplerSettings, make_program, settings_from_made
-from ditedge.runtime.schedule import linear_schedule, respaced_timesteps
 
 SCHEDULE = linear_schedule()
 ARRAYS = ("timestep", "x0_from", "log_sigma", "mix", "guided")

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from ditedge.cli import main
 from ditedge.runtime import EngineOptions, Sampler, open_bundle
-from ditedge.runtime.engine_ort import PROVIDERS, _providers, check_provider
 from ditedge.runtime.errors import EngineError
+from ditedge.runtime.loop.engine_ort import PROVIDERS, _providers, check_provider
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

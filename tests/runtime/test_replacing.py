@@ -18,9 +18,9 @@ from types import FrameType
 import pytest
 
 from ditedge.runtime import leftovers, replacing
+from ditedge.runtime.bundle.writing import new_bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.files import check_writable, write_text, written_atomically
-from ditedge.runtime.new_bundle import new_bundle
 from ditedge.runtime.replacing import folder_written_atomically, placed, scratch_beside, scratch_folder
 
 ROOT = Path(__file__).parents[2]

@@ -17,9 +17,9 @@ from safetensors.numpy import load_file
 
 from ditedge.runtime import Sampler, generate, open_bundle
 from ditedge.runtime.errors import RequestError
-from ditedge.runtime.images import open_picture, read_metadata, write_picture
-from ditedge.runtime.noise import standard_normal
-from ditedge.runtime.run import RunRequest, run_bundle
+from ditedge.runtime.loop.noise import standard_normal
+from ditedge.runtime.pictures.images import open_picture, read_metadata, write_picture
+from ditedge.runtime.pictures.run import RunRequest, run_bundle
 from tests.test_cli import ditedge
 
 STEPS = ["--sampler", "ddim", "--steps", 2]

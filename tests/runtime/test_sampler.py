@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ditedge.runtime import Cancelled, Sampler, generate, host_loop, open_bundle
+from ditedge.runtime import Cancelled, Sampler, generate, open_bundle
 from ditedge.runtime.errors import RequestError
-from ditedge.runtime.noise import GivenNoise, SeededNoise
-from ditedge.runtime.tables import step_tables
+from ditedge.runtime.loop import host_loop
+from ditedge.runtime.loop.noise import GivenNoise, SeededNoise
+from ditedge.runtime.loop.tables import step_tables
 
 LABELS, SEEDS = [3, 1, 3, 9, 0], [11, 12, 13, 14, 15]
 

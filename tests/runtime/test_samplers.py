@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditedge.runtime.errors import ProgramError
-from ditedge.runtime.programs import Program, check_program
 from ditedge.runtime.samplers import (
     SAMPLERS,
     Grid,
@@ -39,9 +38,8 @@ from ditedge.runtime.samplers import (
     with_guidance_interval,
 )
 from ditedge.runtime.samplers.grid import phi
-from ditedge.runtime.samplers.settings import SamplerSettings, make_program
-from ditedge.runtime.samplers.spacing import exponential_sigmas, karras_sigmas, spaced_timesteps
-from ditedge.runtime.schedule import (
+from ditedge.runtime.samplers.program import Program, check_program
+from ditedge.runtime.samplers.schedule import (
     Schedule,
     ScheduleInfo,
     cosine_betas,
@@ -52,6 +50,8 @@ from ditedge.runtime.schedule import (
     schedule_from_info,
     zero_terminal_snr,
 )
+from ditedge.runtime.samplers.settings import SamplerSettings, make_program
+from ditedge.runtime.samplers.spacing import exponential_sigmas, karras_sigmas, spaced_timesteps
 
 pytestmark = pytest.mark.filterwarnings(  # diffusers gives tensors to numpy
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
@@ -441,7 +441,7 @@ def test_phi_is_one_function_on_both_sides_of_its_switch(k: int) -> None:
 def test_schedules_of_a_manifest_equal_diffusers_and_the_plain_ones(theirs: dict, ours: dict, zero_snr: bool) -> None:
     diffusers = pytest.importorskip("diffusers")
     torch = pytest.importorskip("torch")
-    from ditedge.export.reference import trained_alphas_cumprod
+    from ditedge.export.truth.reference import trained_alphas_cumprod
 
     scheduler = diffusers.DDIMScheduler(**theirs, rescale_betas_zero_snr=zero_snr)
     info = ScheduleInfo(**ours, steps=1000, zero_terminal_snr=zero_snr)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ditedge.runtime.errors import ProgramError
-from ditedge.runtime.schedule import linear_schedule, respaced_timesteps
+from ditedge.runtime.samplers.schedule import linear_schedule, respaced_timesteps
 from tests.conftest import GOLDEN
 
 RECORDED = json.loads((GOLDEN / "timesteps.json").read_text())

@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa, x25519
 
 from ditedge.cli import main
-from ditedge.runtime import EngineOptions, Sampler, engine_trt, open_bundle
+from ditedge.runtime import EngineOptions, Sampler, open_bundle
+from ditedge.runtime.bundle.signatures import MAX_SIGNATURE_BYTES, Signature, fingerprint, is_valid, read_public_key
+from ditedge.runtime.bundle.writing import copy_files, new_bundle
 from ditedge.runtime.errors import BundleError, DitedgeError, RequestError
-from ditedge.runtime.lint import lint_plan
-from ditedge.runtime.new_bundle import copy_files, new_bundle
-from ditedge.runtime.signatures import MAX_SIGNATURE_BYTES, Signature, fingerprint, is_valid, read_public_key
+from ditedge.runtime.loop import engine_trt
+from ditedge.runtime.plans.lint import lint_plan
 from ditedge.runtime.signing import new_key_pair, read_private_key, sign_bundle
 from tests.runtime.gpu_double import DoubleGpu, write_plans
 

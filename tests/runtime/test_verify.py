@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from ditedge.cli import main
 from ditedge.runtime import Sampler, open_bundle
 from ditedge.runtime.errors import BundleError
-from ditedge.runtime.verify import golden_here, replay
+from ditedge.runtime.loop.verify import golden_here, replay
 
 NAME = "ddim-10"
 

@@ -1,4 +1,4 @@
-// build.json beside the plans of one target (runtime/build_record.py): what they were built from, by which library, for
+// build.json beside the plans of one target (runtime/plans/record.py): what they were built from, by which library, for
 // which GPUs. A plan is executable code: nothing of it is deserialised before this record and its hashes were checked.
 #pragma once
 

@@ -16,7 +16,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The bounds of docs/format.md, "Limits": the same as runtime/manifest.py's.
+// The bounds of docs/format.md, "Limits": the same as runtime/bundle/manifest.py's.
 constexpr std::int64_t kHuge = INT64_MAX, kMaxSide = 1 << 16, kMaxClasses = 1'000'000, kMaxWidth = 1 << 24;
 constexpr std::int64_t kMaxLatent = 1 << 26, kMaxPixels = 1 << 28;  // numbers of one image: above is no image
 constexpr std::size_t kMaxPrograms = 1000, kMaxProgramsBytes = 64 << 20;

@@ -1,5 +1,5 @@
-// A bundle: validated, every file opened once and hashed in that reading. Loads no engine. The rules are runtime/manifest.py's and
-// runtime/bundle.py's; keys of later releases inside known objects are ignored, the version number is not.
+// A bundle: validated, every file opened once and hashed in that reading. Loads no engine. The rules are runtime/bundle/manifest.py's and
+// runtime/bundle/open.py's; keys of later releases inside known objects are ignored, the version number is not.
 #pragma once
 
 #include <cstdint>

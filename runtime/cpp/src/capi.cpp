@@ -210,7 +210,7 @@ bool finite(const float* numbers, std::size_t count) {
     return std::all_of(numbers, numbers + count, [](float number) { return std::isfinite(number); });
 }
 
-// Images with an infinite number or NaN (runtime/finite.py).
+// Images with an infinite number or NaN (runtime/loop/finite.py).
 class Overflows {
 public:
     // step: after which it was so; 0: nobody looked.

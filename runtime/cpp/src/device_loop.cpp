@@ -1,4 +1,4 @@
-// The sampling loop on a GPU (runtime/device_loop.py): everything is uploaded ahead, every step enqueued, captured once
+// The sampling loop on a GPU (runtime/loop/device_loop.py): everything is uploaded ahead, every step enqueued, captured once
 // and replayed. Tables lie in one arena, adaLN rows of many steps are computed at once, two states take turns. Graphs
 // depend on shapes and addresses only, so a batch of other labels, seeds or guidance replays them. The host waits by
 // polling events and never stops the stream.

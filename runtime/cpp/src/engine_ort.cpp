@@ -44,7 +44,7 @@ struct Library {
     bool exact_sums = true;  // of products of uint8 and int8
 };
 
-// x [1, 4] uint8 MatMulInteger w [4, 1] int8, all 127 -> y int32, as an ONNX file: PROBE_GRAPH of runtime/engine_ort.py.
+// x [1, 4] uint8 MatMulInteger w [4, 1] int8, all 127 -> y int32, as an ONNX file: PROBE_GRAPH of runtime/loop/engine_ort.py.
 constexpr char kProbeGraph[] =
     "\x08\x05:X\n\x18\n\x01x\n\x01w\x12\x01y\"\rMatMulInteger\x12\x01g*\x0f\x08\x04\x08\x01\x10\x03*\x04\x7f\x7f\x7f\x7f"
     "B\x01wZ\x13\n\x01x\x12\x0e\n\x0c\x08\x02\x12\x08\n\x02\x08\x01\n\x02\x08\x04"

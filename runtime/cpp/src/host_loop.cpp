@@ -1,5 +1,5 @@
 // The sampling loop over engines that run one graph at a time. It has no mathematics: bind row i of the tables, run the
-// engine, swap two buffers (runtime/sampler.py's Sampler).
+// engine, swap two buffers (runtime/loop/session.py's Sampler).
 #include <algorithm>
 #include <map>
 

@@ -1,4 +1,4 @@
-// Philox4x32-10 and Box-Muller, as runtime/noise.py: computed in float64, rounded once to float32.
+// Philox4x32-10 and Box-Muller, as runtime/loop/noise.py: computed in float64, rounded once to float32.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// What a program was made for, and what a model was trained on (runtime/process.py): run on another process, a program
+// What a program was made for, and what a model was trained on (runtime/samplers/process.py): run on another process, a program
 // paints noise and says nothing.
 #pragma once
 

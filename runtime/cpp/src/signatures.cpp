@@ -14,7 +14,7 @@
 namespace ditedge {
 namespace {
 
-// The bounds of docs/format.md, "Limits": the same as runtime/signatures.py's.
+// The bounds of docs/format.md, "Limits": the same as runtime/bundle/signatures.py's.
 constexpr std::size_t kMaxSignatureBytes = 4 << 10, kMaxKeyBytes = 16 << 10, kMaxKeys = 100, kKeyBytes = 32;
 constexpr char kDigits[] = "0123456789abcdef";
 const std::string kDerOfEd25519("\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00", 12);  // RFC 8410, before the key

@@ -1,4 +1,4 @@
-// Who made a bundle (runtime/signatures.py): NAME.sig is an Ed25519 signature over the bytes of NAME, of manifest.json and of
+// Who made a bundle (runtime/bundle/signatures.py): NAME.sig is an Ed25519 signature over the bytes of NAME, of manifest.json and of
 // the build.json of plans. OpenSSL's libcrypto is loaded when a signature is asked for, and only then.
 #pragma once
 

@@ -1,5 +1,5 @@
 // Every input of the step graph but state, noise and modulation, for all N steps of a batch of B at once, so that a
-// device can upload them once and address them by offset (runtime/sampler.py's step_tables).
+// device can upload them once and address them by offset (runtime/loop/session.py's step_tables).
 #pragma once
 
 #include <cstdint>

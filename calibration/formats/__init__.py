@@ -1,0 +1,1 @@
+"""One file per way to write weights and activations in fewer bits."""

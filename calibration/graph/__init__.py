@@ -1,0 +1,1 @@
+"""ONNX surgery that every format shares: its linears, attention."""

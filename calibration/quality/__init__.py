@@ -1,0 +1,1 @@
+"""What a derived bundle lost: pictures compared, limits, reports."""

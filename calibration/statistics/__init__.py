@@ -1,0 +1,1 @@
+"""What activations do along the trajectories of a program."""

@@ -1,0 +1,297 @@
+"""Statistics of what every linear of the step graph is fed, over trajectories of the program that will be deployed.
+
+The reductions are nodes of the graph itself: per run a linear gives back a few rows of numbers, never its activations,
+so memory depends on the model and not on the set. The set is stratified: `samples` images of evenly spread classes,
+one half guided and one half not, each recorded at `timesteps` evenly spread steps of its own trajectory (Q-Diffusion,
+Li et al. 2023, section 4.1, samples uniformly over timesteps, too). After every batch the sums go to a file, so that
+an interrupted collection continues where it was and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...runtime.bundle.open import Bundle
+from ...runtime.errors import RequestError
+from ...runtime.files import written_atomically
+from ...runtime.loop.engine import Engine, EngineOptions
+from ...runtime.loop.engines import open_engine
+from ...runtime.loop.noise import SeededNoise
+from ...runtime.loop.session import Sampler
+from ...runtime.replacing import scratch_folder
+from ...runtime.samplers.program import Program
+from ..graph.linears import Linear, constant, find_linears, insert, load_graph, save_graph
+
+STATISTICS_VERSION = 1
+FIRST_SEED = 1 << 32  # calibration images are not those that anyone evaluates with seeds from 0 on
+CHANNEL_ROWS = ("max", "min", "sum", "square")  # of "channels": [4, I]
+TOKEN_ROWS = ("amax", "amax_sum")  # of "tokens": [2, T]: the largest, and the sum over evaluations
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Which points are recorded. groups: timestep groups with statistics of their own, in the order of sampling."""
+
+    samples: int = 32
+    timesteps: int = 25
+    groups: int = 5
+    batch: int = 4
+    seed: int = 0
+
+
+@dataclass
+class LayerStatistics:
+    """Of one linear's input with I channels and T tokens, per timestep group G. float64.
+
+    rows: how many rows of I numbers were seen. token_amax: largest |x| of a token's row, by position of the token.
+    """
+
+    rows: np.ndarray  # [G]
+    channel_max: np.ndarray  # [G, I]
+    channel_min: np.ndarray
+    channel_sum: np.ndarray
+    channel_square: np.ndarray
+    token_amax: np.ndarray  # [G, T]
+    token_amax_sum: np.ndarray  # over evaluations
+
+    @property
+    def channel_amax(self) -> np.ndarray:
+        """[I] largest |x| over all groups."""
+        return np.maximum(np.abs(self.channel_max), np.abs(self.channel_min)).max(axis=0)
+
+    @property
+    def centre(self) -> np.ndarray:
+        """[I] the middle between the largest and the smallest value over all groups."""
+        return (self.channel_max.max(axis=0) + self.channel_min.min(axis=0)) / 2
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[I] over all groups."""
+        return self.channel_sum.sum(axis=0) / self.rows.sum()
+
+    @property
+    def second_moment(self) -> np.ndarray:
+        """[I] mean of x^2 over all groups."""
+        return self.channel_square.sum(axis=0) / self.rows.sum()
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """fingerprint: hexadecimal SHA-256 of the source bundle, the program and the set."""
+
+    fingerprint: str
+    layers: dict[str, LayerStatistics]
+
+
+def collect_statistics(
+    bundle: Bundle,
+    program: Program,
+    points: CalibrationSet,
+    cache: Path,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Statistics:
+    """Runs the float bundle and returns what its linears see; `cache` is read, continued or replaced.
+
+    on_progress: (sampler steps done, in all). Raises RequestError for a set that makes no sense or an unwritable cache.
+    """
+    _check_set(points)
+    fingerprint = statistics_fingerprint(bundle, program, points)
+    batches = _batches(bundle, points)
+    done, layers = _read_cache(cache, fingerprint)
+    if done == len(batches):
+        return Statistics(fingerprint, layers)
+    model = load_graph(bundle.graph_file("step"))
+    shapes = _instrument(model)
+    recorded = np.unique(np.linspace(0, program.steps - 1, points.timesteps).round().astype(int)).tolist()
+    groups = min(points.groups, len(recorded))
+    layers = layers or {name: _empty(groups, channels, tokens) for name, (channels, tokens) in shapes.items()}
+    info = bundle.manifest.model
+    with scratch_folder() as folder:
+        save_graph(model, folder / "step.onnx")
+        del model
+        recorder = _Recorder(open_engine(folder / "step.onnx", EngineOptions()), shapes)
+    with Sampler(bundle, engines={"step": recorder}) as sampler:
+        for index, batch in enumerate(batches[done:], start=done):
+
+            def on_step(event: Any, index: int = index) -> None:
+                if event.step - 1 in recorded:
+                    group = recorded.index(event.step - 1) * groups // len(recorded)
+                    recorder.fold(layers, group)
+                on_progress(index * program.steps + event.step, len(batches) * program.steps)
+
+            shape = (info.in_channels, info.input_size, info.input_size)
+            sampler.latents(program, batch.labels, batch.guidance, SeededNoise(batch.seeds, shape), on_step=on_step)
+            _write_cache(cache, fingerprint, index + 1, layers)
+    return Statistics(fingerprint, layers)
+
+
+def statistics_fingerprint(bundle: Bundle, program: Program, points: CalibrationSet) -> str:
+    """Hexadecimal SHA-256 of everything that the statistics depend on."""
+    arrays = (program.timestep, program.x0_from, program.log_sigma, program.mix, program.guided)
+    described = {
+        "version": STATISTICS_VERSION,
+        "bundle": bundle.sha256,
+        "program": [array.tolist() for array in arrays] + [program.x0_bound, program.init_scale],
+        "set": asdict(points),
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def spread_classes(count: int, classes: int) -> list[int]:
+    """`count` labels, evenly spread over the classes, or cycling through them when there are enough."""
+    return [i * classes // count if count < classes else i % classes for i in range(count)]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    labels: list[int]
+    seeds: list[int]
+    guidance: float
+
+
+def _check_set(points: CalibrationSet) -> None:
+    if min(points.samples, points.timesteps, points.groups, points.batch) < 1 or points.groups > points.timesteps:
+        raise RequestError(f"calibration set {points}: at least 1 of each, and no more groups than timesteps")
+
+
+def _batches(bundle: Bundle, points: CalibrationSet) -> list[_Batch]:
+    """Half of the samples guided (where the bundle guides at all), half not, each with evenly spread classes."""
+    guidance, classes = bundle.manifest.defaults.guidance, bundle.manifest.model.num_classes
+    halves = [1.0] if guidance == 1.0 or points.samples < 2 else [guidance, 1.0]
+    batches = []
+    for half, scale in enumerate(halves):
+        count = len(range(half, points.samples, len(halves)))
+        labels = spread_classes(count, classes)
+        seeds = [FIRST_SEED + points.seed + i * len(halves) + half for i in range(count)]
+        for i in range(0, count, points.batch):
+            part = slice(i, i + points.batch)
+            batches.append(_Batch(labels[part], seeds[part], scale))
+    return batches
+
+
+def _instrument(model: Any) -> dict[str, tuple[int, int]]:
+    """Adds two outputs per linear, NAME:channels [4, I] and NAME:tokens [2, T] -> {name: (I, T)}. In place.
+
+    Where the input has no token axis of known size, T is 1 and stands for the whole row set.
+    """
+    shapes = {}
+    for linear in find_linears(model):
+        shape = linear.input.shape
+        positional = shape is not None and len(shape) == 3 and isinstance(shape[1], int)
+        shapes[linear.name] = (linear.features[0], int(shape[1]) if positional else 1)
+        _add_channel_rows(model, linear)
+        _add_token_rows(model, linear, positional)
+    return shapes
+
+
+def _add_channel_rows(model: Any, linear: Linear) -> None:
+    name, node = linear.name, linear.node
+    rows_shape = constant(model, f"{name}:rows_shape", np.array([-1, linear.features[0]]))
+    rows = insert(model, node, "Reshape", [linear.input, rows_shape], f"{name}:rows")
+    first = constant(model, ":first_axis", np.array([0]))
+    kinds = ("ReduceMax", "ReduceMin", "ReduceSum", "ReduceSumSquare")
+    reduced = [insert(model, node, kind, [rows, first], f"{name}:{kind}", keepdims=1) for kind in kinds]
+    model.graph.outputs.append(_typed(insert(model, node, "Concat", reduced, f"{name}:channels", axis=0)))
+
+
+def _add_token_rows(model: Any, linear: Linear, positional: bool) -> None:
+    name, node = linear.name, linear.node
+    size = insert(model, node, "Abs", [linear.input], f"{name}:abs")
+    last = constant(model, ":last_axis", np.array([-1]))
+    amax = insert(model, node, "ReduceMax", [size, last], f"{name}:amax", keepdims=0)  # [E, T]
+    shape = constant(model, ":by_token" if positional else ":one_token", np.array([0, -1] if positional else [-1, 1]))
+    amax = insert(model, node, "Reshape", [amax, shape], f"{name}:by_token")
+    first = constant(model, ":first_axis", np.array([0]))
+    rows = [insert(model, node, kind, [amax, first], f"{name}:token_{kind}") for kind in ("ReduceMax", "ReduceSum")]
+    model.graph.outputs.append(_typed(insert(model, node, "Concat", rows, f"{name}:tokens", axis=0)))
+
+
+def _typed(value: Any) -> Any:
+    import onnx_ir as ir
+
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+    return value
+
+
+def _empty(groups: int, channels: int, tokens: int) -> LayerStatistics:
+    return LayerStatistics(
+        rows=np.zeros(groups),
+        channel_max=np.full((groups, channels), -np.inf),
+        channel_min=np.full((groups, channels), np.inf),
+        channel_sum=np.zeros((groups, channels)),
+        channel_square=np.zeros((groups, channels)),
+        token_amax=np.zeros((groups, tokens)),
+        token_amax_sum=np.zeros((groups, tokens)),
+    )
+
+
+class _Recorder:
+    """The instrumented step graph as an engine: keeps the reductions of its latest run until they are folded in."""
+
+    def __init__(self, engine: Engine, shapes: Mapping[str, tuple[int, int]]) -> None:
+        self._engine, self.inputs, self._evaluations = engine, engine.inputs, 0
+        self._channels = {name: np.empty((4, channels), np.float32) for name, (channels, _) in shapes.items()}
+        self._tokens = {name: np.empty((2, tokens), np.float32) for name, (_, tokens) in shapes.items()}
+        self._outputs = {f"{name}:channels": array for name, array in self._channels.items()}
+        self._outputs |= {f"{name}:tokens": array for name, array in self._tokens.items()}
+
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        cancel: threading.Event | None = None,
+    ) -> None:
+        self._evaluations = len(inputs["sample"])
+        self._engine.run(inputs, {**outputs, **self._outputs}, cancel)
+
+    def fold(self, layers: dict[str, LayerStatistics], group: int) -> None:
+        """Adds the latest run to the statistics of a timestep group."""
+        for name, layer in layers.items():
+            channels, tokens = self._channels[name], self._tokens[name]
+            layer.rows[group] += self._evaluations * tokens.shape[1]
+            np.maximum(layer.channel_max[group], channels[0], out=layer.channel_max[group])
+            np.minimum(layer.channel_min[group], channels[1], out=layer.channel_min[group])
+            layer.channel_sum[group] += channels[2]
+            layer.channel_square[group] += channels[3]
+            np.maximum(layer.token_amax[group], tokens[0], out=layer.token_amax[group])
+            layer.token_amax_sum[group] += tokens[1]
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def _write_cache(path: Path, fingerprint: str, batches: int, layers: dict[str, LayerStatistics]) -> None:
+    from safetensors.numpy import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{name}/{key}": array for name, layer in layers.items() for key, array in vars(layer).items()}
+    with written_atomically(path, is_result=False) as temporary:
+        save_file(tensors, temporary, metadata={"fingerprint": fingerprint, "batches": str(batches)})
+
+
+def _read_cache(path: Path, fingerprint: str) -> tuple[int, dict[str, LayerStatistics]]:
+    """Batches done and their statistics; none when there is no file, it is damaged, or is of something else."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("fingerprint") != fingerprint:
+                return 0, {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            batches = int(metadata["batches"])
+        fields: dict[str, dict[str, np.ndarray]] = {}
+        for key, array in tensors.items():
+            name, _, field = key.rpartition("/")
+            fields.setdefault(name, {})[field] = array
+        return batches, {name: LayerStatistics(**arrays) for name, arrays in fields.items()}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return 0, {}

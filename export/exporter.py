@@ -1,0 +1,189 @@
+"""Checkpoint in, bundle out: export, check against PyTorch, record golden trajectories, hash, hand over.
+
+Everything is written into a temporary folder beside the target and renamed at the end: a bundle that failed any check
+never appears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnxruntime  # noqa: F401  # every export is checked with it: missing, it should be missed now
+
+from ditedge import __version__
+
+from ..runtime.bundle.manifest import MANIFEST_NAME, DefaultsInfo, Manifest, ModelInfo
+from ..runtime.bundle.writing import check_target, hashed_files, new_bundle
+from ..runtime.errors import RequestError
+from ..runtime.files import write_text
+from ..runtime.report import Report, silent
+from .graphs.to_onnx import DEFAULT_OPSET
+from .graphs.write import write_decoder, write_graphs
+from .pictures import note_on_pictures, preview_info, read_fitting_vae, vae_info, works_on_pixels
+from .sources import read_source
+from .sources.betas import DDPM_SCHEDULE, read_betas
+from .sources.checkpoint import Checkpoint
+from .sources.diffusers_folder import diffusers_folder_of, vae_folder
+from .sources.vae_checkpoint import VaeCheckpoint, read_vae
+from .truth.golden import GOLDEN_GUIDANCE, replay_golden, write_golden, write_programs
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What a user may decide about a bundle."""
+
+    heads: int | None = None  # None: the standard size's
+    image_size: int | None = None  # pixels; None: what the checkpoint says
+    labels: tuple[str, ...] = ()  # class names; empty: numbers only
+    null_class: bool | None = None  # None: as the checkpoint was trained, else yes
+    guided_channels: int | None = None  # None: 3, the habit of facebookresearch/DiT; all for a diffusers folder
+    prediction: str | None = None  # None: what the source says, else epsilon; "flow-to-data" is SiT
+    betas: str | None = None  # of training, see `read_betas`; None: what the source says, else DDPM's
+    zero_terminal_snr: bool = False  # the betas were rescaled so that the last timestep is pure noise
+    weights: str | None = None  # name of the state dict in the file; None: the average over training (EMA)
+    model: str | None = None  # package.module:factory of a custom network; None: DiT
+    vae: Path | None = None  # folder or file of the VAE whose latents the model makes; None: no pictures
+    pixels: bool | None = None  # True: it makes pictures itself; False: latents; None: what is known of it
+    vae_precision: str = "float32"  # or "float16"
+    opset: int = DEFAULT_OPSET
+    force: bool = False  # replace an existing bundle
+
+
+def bundle_from_checkpoint(
+    source: Path,
+    out: Path,
+    options: ExportOptions,
+    report: Report = silent,
+    note: Callable[[str], object] = silent,
+) -> Manifest:
+    """Exports the checkpoint or diffusers folder `source` to the bundle folder `out`.
+
+    report: told what is being done. note: told, before the work, what the user should know and may want to change.
+    Raises CheckpointError (source), RequestError (options, out), BundleError when an exported graph does not compute
+    what PyTorch does; then nothing is left behind.
+    """
+    inputs = [path for path in (source, options.vae) if path is not None]
+    check_target(out, options.force, inputs)
+    report(f"reading {source}")
+    checkpoint = read_source(
+        source,
+        heads=options.heads,
+        null_class=options.null_class,
+        image_size=options.image_size,
+        factor=_known_factor(options, source),
+        model=options.model,
+        prediction=options.prediction,
+        weights=options.weights,
+    )
+    checkpoint = _with_betas(checkpoint, options)
+    info = _model_info(checkpoint, options)
+    schedule = None if info.prediction == "flow-to-data" else checkpoint.schedule or DDPM_SCHEDULE
+    vae = _read_vae(options, info, source)
+    pixels = vae is None and works_on_pixels(info, options.pixels, options.image_size or checkpoint.image_size)
+    labels = options.labels or checkpoint.labels
+    if labels and len(labels) != info.num_classes:
+        raise RequestError(
+            f"{len(labels)} class names for {info.num_classes} classes"
+            + (
+                "; was it trained without label dropout? then give --no-null-class"
+                if options.null_class is None
+                else ""
+            )
+        )
+    hint = note_on_pictures(info, pixels, options.pixels is not None) if vae is None else None
+    for text in (*checkpoint.notes, *(vae.notes if vae is not None else ()), *([hint] if hint else [])):
+        note(text)
+    with new_bundle(out, options.force, inputs) as folder:
+        model = checkpoint.model()
+        graphs = write_graphs(model, info, pixels, folder, options.opset, report)
+        if vae is not None:
+            graphs["decoder"] = write_decoder(vae, info, folder, options.vae_precision, options.opset, report)
+        programs, default = write_programs(info, schedule, checkpoint.sampling, folder)
+        golden = write_golden(model, info, schedule, folder, report)
+        del model
+        manifest = Manifest(
+            format="ditedge-bundle",
+            version=1,
+            name=out.name,
+            made_by=f"ditedge {__version__}",
+            source_sha256=checkpoint.sha256,
+            model=info,
+            schedule=schedule,
+            labels=list(labels),
+            graphs=graphs,  # type: ignore[arg-type]  # pydantic checks the names
+            programs=programs,
+            golden=golden,
+            vae=vae_info(vae, options.vae_precision) if vae is not None else None,
+            preview=preview_info(info, vae, pixels),
+            defaults=DefaultsInfo(program=default, guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0),
+            files=hashed_files(folder),
+        )
+        del checkpoint, vae
+        write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
+        replay_golden(folder, report=report)
+    return manifest
+
+
+def _with_betas(checkpoint: Checkpoint, options: ExportOptions) -> Checkpoint:
+    """The checkpoint with the betas of --betas and --zero-terminal-snr, which replace what its folder says."""
+    if options.betas is None and not options.zero_terminal_snr:
+        return checkpoint
+    if checkpoint.prediction == "flow-to-data":
+        raise RequestError("--betas and --zero-terminal-snr are for diffusion models: a flow model has no betas")
+    if options.zero_terminal_snr and checkpoint.prediction == "epsilon":
+        raise RequestError("--zero-terminal-snr: epsilon says nothing where no data is left; give --prediction v or x0")
+    schedule = read_betas(options.betas or "linear", options.zero_terminal_snr)
+    return replace(checkpoint, schedule=schedule, sampling={})
+
+
+def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
+    config = checkpoint.config
+    guided = options.guided_channels
+    if guided is None:
+        guided = checkpoint.guided_channels or min(3, config.in_channels)
+    if not 1 <= guided <= config.in_channels:
+        raise RequestError(f"--guided-channels {guided} is not between 1 and the model's {config.in_channels} channels")
+    last_timestep = float((checkpoint.schedule or DDPM_SCHEDULE).steps - 1)
+    return ModelInfo(
+        architecture="dit" if checkpoint.module is None else "custom",
+        input_size=config.input_size,
+        patch_size=config.patch_size,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        hidden_size=config.hidden_size,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        num_classes=config.num_classes,
+        null_class=config.num_classes if config.null_class else None,
+        learned_variance=config.learn_sigma,
+        prediction=checkpoint.prediction,  # type: ignore[arg-type]  # pydantic checks it
+        guided_channels=guided,
+        parameters=sum(tensor.numel() for tensor in checkpoint.weights.values()),
+        timestep_range=(0.0, 1.0) if checkpoint.prediction == "flow-to-data" else (last_timestep, 0.0),
+        frequency_divisor=config.frequency_divisor,
+        mlp_norm_eps=config.mlp_norm_eps,
+        mlp_ratio=config.mlp_ratio,
+    )
+
+
+def _vae_path(options: ExportOptions, source: Path) -> Path | None:
+    """The VAE of --vae or of a diffusers pipeline folder."""
+    return options.vae or (vae_folder(diffusers_folder_of(source)) if not options.pixels else None)
+
+
+def _known_factor(options: ExportOptions, source: Path) -> int | None:
+    """Picture pixels per pixel of the network, where --image-size is to be compared with it."""
+    path = _vae_path(options, source)
+    if options.image_size is None or path is None:
+        return 1 if options.pixels else None
+    return read_vae(path).decoder.config.factor
+
+
+def _read_vae(options: ExportOptions, info: ModelInfo, source: Path) -> VaeCheckpoint | None:
+    """The VAE, checked to fit the model; None where there is none."""
+    if options.vae is not None and options.pixels:
+        raise RequestError(f"--vae {options.vae} with --pixels: a model of pixels has no VAE, leave one of them out")
+    path = _vae_path(options, source)
+    return read_fitting_vae(path, info) if path is not None else None

@@ -1,0 +1,1 @@
+"""Networks as the graphs of a bundle."""

@@ -1,0 +1,103 @@
+"""The three graphs of a bundle as torch modules (docs/format.md).
+
+`Conditioner` runs once per image, `Step` once per sampler step, `PixelDecoder` or `LatentDecoder` at the end. The
+arithmetic of every sampler is in `Step.forward`; which sampler it is, is data.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..networks.dit import Network
+from ..networks.vae import VaeDecoder
+
+# No network that works puts out numbers above SANE. What does not work (NaN, infinity) is replaced by BROKEN, which a
+# weight of 0 removes, as it could not remove a NaN (0 x NaN), and which any other weight leaves above LARGEST.
+SANE, LARGEST, BROKEN = 1e15, 1e20, 1e30
+
+
+class Conditioner(nn.Module):
+    """timestep [U] float32, label [U] int64 -> modulation [U, M] float32.
+
+    One row more is computed than asked for, and dropped: libraries have another kernel for a product of one row, whose
+    last bits are others, and a row must not depend on how many there are.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, timestep: Tensor, label: Tensor) -> Tensor:
+        timestep, label = (torch.cat([rows, rows[:1]]) for rows in (timestep, label))
+        return self.network.conditioner(timestep, label)[:-1]
+
+
+class Step(nn.Module):
+    """One sampler step, network included. B samples, K state slots, E network evaluations, U modulation rows.
+
+    A sample whose own evaluations are not finite becomes NaN, whatever its clamp; no other sample sees it.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self,
+        state: Tensor,  # [B, K, C, H, W]; slot 0 is the network's input
+        sample: Tensor,  # [E] int64: which sample an evaluation belongs to
+        condition: Tensor,  # [E] int64: which row of modulation it uses
+        modulation: Tensor,  # [U, M]
+        combine: Tensor,  # [B, E, O]: guidance
+        x0_from: Tensor,  # [B, 2]
+        x0_bound: Tensor,  # [B]
+        log_sigma: Tensor,  # [B, 2]
+        mix: Tensor,  # [B, K, K + 2]: the solver
+        noise: Tensor,  # [B, C, H, W]
+    ) -> Tensor:  # next_state [B, K, C, H, W]
+        x = state[:, 0]
+        output = self.network.trunk(x.index_select(0, sample), modulation.index_select(0, condition))
+        output = torch.where(output.abs() <= SANE, output, BROKEN)
+        # Both contractions as a product and a sum: TensorRT makes one kernel of each with what lies around it, where an
+        # einsum is a float32 GEMM between transposes (which GPUs before Ampere do not have in TensorRT-RTX).
+        prediction = (combine[..., None, None] * output).sum(dim=1)
+
+        def per_sample(column: Tensor) -> Tensor:
+            return column[:, None, None, None]
+
+        channels = self.network.config.in_channels
+        bound = per_sample(x0_bound)
+        x0 = per_sample(x0_from[:, 0]) * x + per_sample(x0_from[:, 1]) * prediction[:, :channels]
+        x0 = torch.minimum(torch.maximum(x0, -bound), bound)
+        x0 = torch.where(prediction[:, :channels].abs() <= LARGEST, x0, torch.nan)
+        log_scale = per_sample(log_sigma[:, 0])
+        if self.network.config.learn_sigma:
+            log_scale = log_scale + per_sample(log_sigma[:, 1]) * prediction[:, channels:]
+        slots = torch.cat([state, x0[:, None], (torch.exp(log_scale) * noise)[:, None]], dim=1)
+        return (mix[..., None, None, None] * slots[:, None]).sum(dim=2)
+
+
+def uint8_image(picture: Tensor) -> Tensor:
+    """[B, C, h, w] float32 in [-1, 1] -> [B, h, w, C] uint8, rounded as the reference's sample_ddp.py does."""
+    return (127.5 * picture + 128.0).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
+
+
+class PixelDecoder(nn.Module):
+    """For models that work on pixels."""
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """latent [B, C, H, W] float32 -> image [B, H, W, C] uint8."""
+        return uint8_image(latent)
+
+
+class LatentDecoder(nn.Module):
+    """For models that work on a VAE's latents; the latents' scaling and shift are undone inside `vae`."""
+
+    def __init__(self, vae: VaeDecoder) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """latent [B, C, H, W] float32 -> image [B, H * factor, W * factor, 1 or 3] uint8."""
+        return uint8_image(self.vae(latent))

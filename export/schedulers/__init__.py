@@ -1,0 +1,1 @@
+"""diffusers' schedulers, probed into programs."""

@@ -1,0 +1,279 @@
+"""Reading a VAE's decoder: a diffusers folder, or one file of weights whose shapes say the rest.
+
+Three layouts of keys are understood: diffusers' (also its attention names before 0.18), CompVis latent-diffusion's
+(`decoder.up.3.block.0`, alone or inside a whole Stable Diffusion checkpoint), and TAESD's (`1.weight`, `3.conv.0`).
+Files are untrusted: .safetensors, or pickles read with `weights_only=True`; config.json is validated.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from ...runtime.errors import CheckpointError
+from ...runtime.files import sha256_of_file
+from ...runtime.json_files import MAX_CONFIG_BYTES, read_json
+from ..networks.vae import KlConfig, KlDecoder, TinyConfig, TinyDecoder, VaeDecoder
+from .checkpoint import fitted_tensors, load_weights
+from .folder_weights import read_folder_weights, sha256_of_files
+
+CONFIG_NAME = "config.json"
+SCALING_OF_CHANNELS = {4: 0.18215}  # Stable Diffusion 1 and 2, and every DiT trained on their latents
+DEFAULT_GROUPS = 32  # not readable from shapes
+MAX_LAYERS = 64  # per level: a file cannot make us build more
+WHOLE_CHECKPOINT = "first_stage_model."  # what a VAE's keys start with inside a Stable Diffusion checkpoint
+
+# CompVis latent-diffusion's names (ldm/modules/diffusionmodules/model.py) -> diffusers'; `up` counts the other way.
+LDM_NAMES = (
+    (r"decoder\.mid\.attn_1\.norm\.", "decoder.mid_block.attentions.0.group_norm."),
+    (r"decoder\.mid\.attn_1\.([qkv])\.", r"decoder.mid_block.attentions.0.to_\1."),
+    (r"decoder\.mid\.attn_1\.proj_out\.", "decoder.mid_block.attentions.0.to_out.0."),
+    (r"decoder\.mid\.block_1\.", "decoder.mid_block.resnets.0."),
+    (r"decoder\.mid\.block_2\.", "decoder.mid_block.resnets.1."),
+    (r"decoder\.norm_out\.", "decoder.conv_norm_out."),
+    (r"\.upsample\.conv\.", ".upsamplers.0.conv."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"(decoder\.up_blocks\.\d+)\.block\.", r"\1.resnets."),
+)
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+Count = Annotated[int, Field(ge=1, le=1 << 14)]
+Widths = Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)]
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Shift = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class VaeCheckpoint:
+    """A decoder with its weights, float32 and in eval mode, and where it came from."""
+
+    decoder: VaeDecoder
+    kind: Literal["kl", "tiny"]
+    sha256: str  # of the file of weights, or of shards as `sha256_of_files` has it
+    notes: tuple[str, ...] = ()  # for the user: which of a file's weights, and what was assumed
+
+
+class _KlJson(BaseModel):
+    """Fields of an AutoencoderKL's config.json that decide what its decoder computes; the others are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+    latent_channels: Count = 4  # defaults as those of diffusers' class
+    out_channels: Count = 3
+    block_out_channels: Widths = (64,)
+    layers_per_block: Annotated[int, Field(ge=1, le=MAX_LAYERS)] = 1
+    norm_num_groups: Count = 32
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+    scaling_factor: Scale = 0.18215
+    shift_factor: Shift | None = None
+    act_fn: Literal["silu", "swish"] = "silu"
+    up_block_types: tuple[Literal["UpDecoderBlock2D"], ...] = ("UpDecoderBlock2D",)
+    latents_mean: Annotated[tuple[Shift, ...], Field(max_length=1 << 14)] | None = None
+    latents_std: Annotated[tuple[Scale, ...], Field(max_length=1 << 14)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> _KlJson:
+        if any(width % self.norm_num_groups for width in self.block_out_channels):
+            raise ValueError(f"block_out_channels are not multiples of norm_num_groups {self.norm_num_groups}")
+        if (self.latents_mean is None) != (self.latents_std is None) or (self.latents_mean and self.shift_factor):
+            raise ValueError("latents_mean and latents_std come together, and not with a shift_factor")
+        for values in (self.latents_mean, self.latents_std):
+            if values is not None and len(values) != self.latent_channels:
+                raise ValueError(
+                    f"latents_mean and latents_std have a number for each of {self.latent_channels} channels"
+                )
+        return self
+
+
+class _TinyJson(BaseModel):
+    """The same of an AutoencoderTiny's."""
+
+    model_config = ConfigDict(extra="ignore")
+    latent_channels: Count = 4
+    out_channels: Count = 3
+    decoder_block_out_channels: Widths = (64,) * 4
+    num_decoder_blocks: Widths = (3, 3, 3, 1)
+    upsampling_scaling_factor: Annotated[int, Field(ge=1, le=8)] = 2
+    scaling_factor: Scale = 1.0
+    shift_factor: Shift | None = None
+    act_fn: Literal["relu"] = "relu"
+    upsample_fn: Literal["nearest"] = "nearest"
+
+    @model_validator(mode="after")
+    def _check(self) -> _TinyJson:
+        if len(self.decoder_block_out_channels) != len(self.num_decoder_blocks):
+            raise ValueError("decoder_block_out_channels and num_decoder_blocks differ in length")
+        return self
+
+
+def read_vae(path: Path) -> VaeCheckpoint:
+    """The decoder of a diffusers AutoencoderKL or AutoencoderTiny folder, of a pipeline folder's `vae`, or of one file.
+
+    A file without a config.json beside it is described by its shapes; the scaling of its latents is then that of
+    Stable Diffusion (0.18215) for 4 channels, and 1 for a tiny decoder.
+    Raises CheckpointError naming the file and the key.
+    """
+    weights, described = _locate(path)
+    files = [weights]
+    if weights.is_dir():
+        found = read_folder_weights(weights)
+        state, files, weights = found.tensors, list(found.files), found.files[0]
+        notes = [f"VAE's weights: {found.sentence}"]
+    else:
+        loaded = load_weights(weights)
+        state, notes = loaded.tensors, [f"VAE's weights: {loaded.sentence}"]
+    try:
+        state = _diffusers_names(state)
+        tiny = "layers.0.weight" in state
+        if described is not None and tiny != isinstance(described, TinyConfig):
+            raise CheckpointError(f"the weights are not of the class that {CONFIG_NAME} names")
+        config = described or (_tiny_config(state) if tiny else _kl_config(state))
+        with torch.device("meta"):
+            decoder = TinyDecoder(config) if isinstance(config, TinyConfig) else KlDecoder(config)
+        decoder.load_state_dict(fitted_tensors(state, decoder.state_dict(), "the decoder"), assign=True)
+    except CheckpointError as error:
+        named = str(error) if str(error).startswith(str(weights)) else f"{weights}: {error}"
+        raise CheckpointError(named) from None
+    kind: Literal["kl", "tiny"] = "tiny" if tiny else "kl"
+    if described is None and not tiny:
+        notes.append(
+            f"VAE's scaling: {config.scaling_factor:g} (assumed: that of Stable Diffusion 1 and 2; {weights} does not "
+            f"say it, a diffusers folder's {CONFIG_NAME} would)"
+        )
+    sha256 = sha256_of_file(weights) if len(files) == 1 else sha256_of_files(weights.parent, files)
+    return VaeCheckpoint(decoder.eval().requires_grad_(False), kind, sha256, tuple(notes))
+
+
+def _locate(path: Path) -> tuple[Path, KlConfig | TinyConfig | None]:
+    """The file of weights, or the folder with them, and what config.json says, where there is one."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: give --vae a diffusers folder or a .safetensors file")
+    path = path.parent if path.name in ("model_index.json", CONFIG_NAME) else path
+    if path.is_file():
+        return path, _read_config(path.parent / CONFIG_NAME, optional=True)
+    folder = path if (path / CONFIG_NAME).is_file() else path / "vae"
+    if not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{path} has no {CONFIG_NAME}: not a diffusers VAE folder; or give the file of weights")
+    return folder, _read_config(folder / CONFIG_NAME)
+
+
+def _read_config(path: Path, optional: bool = False) -> KlConfig | TinyConfig | None:
+    """config.json as a description; None when it is `optional` and missing, or not about an autoencoder."""
+    if optional and not path.is_file():
+        return None
+    data = read_json(path, MAX_CONFIG_BYTES, CheckpointError)
+    name = data.get("_class_name") if isinstance(data, dict) else None
+    if name not in ("AutoencoderKL", "AutoencoderTiny"):
+        if optional and not str(name).startswith("Autoencoder"):
+            return None
+        raise CheckpointError(f"{path}: _class_name is {name!r}; AutoencoderKL and AutoencoderTiny are understood")
+    try:
+        return _kl_from_json(data) if name == "AutoencoderKL" else _tiny_from_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "config"
+        raise CheckpointError(f"{path}: {place}: {first['msg']}") from None
+
+
+def _kl_from_json(data: dict[str, Any]) -> KlConfig:
+    fields = _KlJson.model_validate(data).model_dump(include=set(KlConfig.__dataclass_fields__))
+    return KlConfig(**fields | {"shift_factor": fields["shift_factor"] or 0.0})
+
+
+def _tiny_from_json(data: dict[str, Any]) -> TinyConfig:
+    fields = _TinyJson.model_validate(data)
+    return TinyConfig(
+        latent_channels=fields.latent_channels,
+        out_channels=fields.out_channels,
+        block_out_channels=fields.decoder_block_out_channels,
+        num_blocks=fields.num_decoder_blocks,
+        upsampling=fields.upsampling_scaling_factor,
+        scaling_factor=fields.scaling_factor,
+        shift_factor=fields.shift_factor or 0.0,
+    )
+
+
+def _diffusers_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The decoder's tensors under `KlDecoder`'s or `TinyDecoder`'s names; encoder and anything else left out."""
+    if any(key.startswith(WHOLE_CHECKPOINT) for key in state):
+        state = {k.removeprefix(WHOLE_CHECKPOINT): v for k, v in state.items() if k.startswith(WHOLE_CHECKPOINT)}
+    if all(re.match(r"\d{1,4}\.", key) for key in state):  # TAESD's own file: its layer 0 is the clamp
+        return {f"layers.{int(key.split('.')[0]) - 1}.{key.split('.', 1)[1]}": state[key] for key in state}
+    kept = {key: value for key, value in state.items() if key.startswith(("decoder.", "post_quant_conv."))}
+    levels = _count(kept, r"decoder\.up\.")
+    return {_renamed(key, levels): _as_linear(key, value) for key, value in kept.items()}
+
+
+def _renamed(key: str, levels: int) -> str:
+    """One key under our name. levels: of a latent-diffusion decoder, else 0."""
+    key = re.sub(r"^decoder\.layers\.", "layers.", key)
+    key = re.sub(r"^decoder\.up\.(\d{1,4})\.", lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}.", key)
+    for pattern, name in LDM_NAMES if levels else ():
+        key = re.sub(pattern, name, key)
+    return re.sub(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{OLD_ATTENTION[m[2]]}.", key)
+
+
+def _as_linear(key: str, value: Tensor) -> Tensor:
+    """latent-diffusion's attention uses 1 x 1 convolutions where diffusers has linear layers."""
+    return value[:, :, 0, 0] if ".attn_1." in key and value.shape[2:] == (1, 1) else value
+
+
+def _count(state: dict[str, Tensor], prefix: str) -> int:
+    """One more than the largest number that follows the pattern `prefix` in a key."""
+    return 1 + max((int(m[1]) for key in state if (m := re.match(prefix + r"(\d{1,4})\.", key))), default=-1)
+
+
+def _channels(state: dict[str, Tensor], key: str) -> tuple[int, int]:
+    """Output and input channels of a convolution."""
+    if key not in state:
+        raise CheckpointError(f"key '{key}' is missing: not the decoder of an AutoencoderKL or a TAESD")
+    if state[key].ndim != 4 or 0 in state[key].shape:
+        raise CheckpointError(f"key '{key}' has shape {list(state[key].shape)}, expected that of a convolution")
+    return state[key].shape[0], state[key].shape[1]
+
+
+def _kl_config(state: dict[str, Tensor]) -> KlConfig:
+    """What the shapes say of an AutoencoderKL's decoder."""
+    levels, layers = _count(state, r"decoder\.up_blocks\."), _count(state, r"decoder\.up_blocks\.0\.resnets\.")
+    channels = _channels(state, "decoder.conv_in.weight")[1]
+    if not 2 <= layers <= MAX_LAYERS:
+        raise CheckpointError("key 'decoder.up_blocks.0.resnets.1.conv1.weight' is missing: not an AutoencoderKL")
+    widths = tuple(_channels(state, f"decoder.up_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(levels))
+    remedy = f"give the diffusers folder with its {CONFIG_NAME}"
+    if channels not in SCALING_OF_CHANNELS:
+        raise CheckpointError(f"the scaling of its {channels}-channel latents is not in the file: {remedy}")
+    if any(width % DEFAULT_GROUPS for width in widths):
+        raise CheckpointError(f"widths {list(widths)} are not multiples of {DEFAULT_GROUPS} norm groups: {remedy}")
+    return KlConfig(
+        latent_channels=channels,
+        out_channels=_channels(state, "decoder.conv_out.weight")[0],
+        block_out_channels=widths[::-1],
+        layers_per_block=layers - 1,
+        norm_num_groups=DEFAULT_GROUPS,
+        use_post_quant_conv="post_quant_conv.weight" in state,
+        mid_block_add_attention="decoder.mid_block.attentions.0.to_q.weight" in state,
+        scaling_factor=SCALING_OF_CHANNELS[channels],
+    )
+
+
+def _tiny_config(state: dict[str, Tensor]) -> TinyConfig:
+    """What the shapes say of a tiny decoder: stages of residual blocks, a plain convolution after each."""
+    blocks, widths, count, outputs = [], [], 0, 0
+    for index in range(1, _count(state, r"layers\.")):
+        if f"layers.{index}.weight" in state:
+            outputs, width = _channels(state, f"layers.{index}.weight")
+            widths.append(width)
+            blocks.append(count)
+            count = 0
+        elif f"layers.{index}.conv.0.weight" in state:
+            count += 1
+    if not blocks or count:
+        raise CheckpointError("its layers do not end with a convolution: not a TAESD decoder, perhaps cut short")
+    inputs = _channels(state, "layers.0.weight")[1]
+    return TinyConfig(inputs, outputs, block_out_channels=tuple(widths), num_blocks=tuple(blocks))

@@ -1,0 +1,1 @@
+"""What PyTorch computes: golden trajectories."""

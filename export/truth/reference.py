@@ -1,0 +1,112 @@
+"""A plain PyTorch sampler: what facebookresearch/DiT computes, step by step, without tables or graphs.
+
+It records the golden trajectories of a bundle. It shares no formula with `runtime.programs` on purpose: an error in
+either shows as a difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...runtime.samplers.schedule import ScheduleInfo
+from ..networks.dit import Network
+
+
+def guided_output(model: Network, x: Tensor, t: float, y: Tensor, guidance: float, guided_channels: int) -> Tensor:
+    """`forward_with_cfg` of models.py: guidance on the first `guided_channels` channels, the rest conditional."""
+    timestep = torch.full((len(x),), float(t))
+    conditional = model.trunk(x, model.conditioner(timestep, y))
+    if guidance == 1.0:
+        return conditional
+    null = torch.full_like(y, model.config.num_classes)
+    unconditional = model.trunk(x, model.conditioner(timestep, null))
+    output = conditional.clone()
+    part = slice(0, guided_channels)
+    output[:, part] = unconditional[:, part] + guidance * (conditional[:, part] - unconditional[:, part])
+    return output
+
+
+def trained_alphas_cumprod(schedule: ScheduleInfo) -> Tensor:
+    """abar_t of training [T] float64: `get_named_beta_schedule` of gaussian_diffusion.py, and its relatives."""
+    steps, start, end = schedule.steps, schedule.beta_start or 0.0, schedule.beta_end or 0.0
+    if schedule.kind == "linear":
+        betas = torch.linspace(start, end, steps, dtype=torch.float64)
+    elif schedule.kind == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+    elif schedule.kind == "cosine":
+        abar = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+        betas = torch.tensor([min(1 - abar[i + 1] / abar[i], 0.999) for i in range(steps)], dtype=torch.float64)
+    else:
+        betas = torch.tensor(schedule.betas, dtype=torch.float64)
+    abars = torch.cumprod(1 - betas, 0)
+    if schedule.zero_terminal_snr:  # Lin et al. 2024, algorithm 1
+        root = abars.sqrt()
+        abars = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return abars
+
+
+@torch.no_grad()
+def reference_trajectory(
+    network: Callable[[Tensor, int], Tensor],
+    z: Tensor,
+    noise: Tensor,
+    timesteps: list[int],
+    sampler: str,
+    learn_sigma: bool,
+    prediction: str,
+    alphas_cumprod: Tensor,
+) -> Tensor:
+    """DDPM (learned or fixed-large variance) or DDIM (eta 0) over `timesteps` (falling).
+
+    network(x, t) -> [B, O, H, W]; z [B, C, H, W]; noise [N, B, C, H, W]; alphas_cumprod [T] float64 -> x after each
+    step [N, B, C, H, W]. `p_sample` and `ddim_sample` of diffusion/gaussian_diffusion.py with `clip_denoised=False`.
+    """
+    abars = [float(alphas_cumprod[t]) for t in timesteps] + [1.0]
+    x, trajectory = z, []
+    for i, t in enumerate(timesteps):
+        output = network(x, t)
+        channels = x.shape[1]
+        predicted = output[:, :channels]
+        abar, previous = torch.tensor(abars[i], dtype=torch.float64), torch.tensor(abars[i + 1], dtype=torch.float64)
+        beta = 1 - abar / previous
+        if prediction == "x0":
+            x0 = predicted
+        elif prediction == "v":  # v = sqrt(abar) epsilon - sqrt(1 - abar) x0 (Salimans & Ho 2022, appendix D)
+            x0 = abar.sqrt().float() * x - (1 - abar).sqrt().float() * predicted
+        else:
+            x0 = (1 / abar).sqrt().float() * x - (1 / abar - 1).sqrt().float() * predicted
+        last = i == len(timesteps) - 1
+        if sampler == "ddim":
+            epsilon = (x - abar.sqrt().float() * x0) / (1 - abar).sqrt().float()  # finite at zero terminal SNR, too
+            x = x0 * previous.sqrt().float() + (1 - previous).sqrt().float() * epsilon
+        else:
+            mean = (beta * previous.sqrt() / (1 - abar)).float() * x0
+            mean = mean + ((1 - previous) * (1 - beta).sqrt() / (1 - abar)).float() * x
+            if not last:
+                log_variance = beta.log().float()
+                if learn_sigma:
+                    low = (beta * (1 - previous) / (1 - abar)).log().float()
+                    fraction = (output[:, channels:] + 1) / 2
+                    log_variance = fraction * log_variance + (1 - fraction) * low
+                mean = mean + (0.5 * log_variance).exp() * noise[i]
+            x = mean
+        trajectory.append(x)
+    return torch.stack(trajectory)
+
+
+@torch.no_grad()
+def flow_trajectory(network: Callable[[Tensor, float], Tensor], z: Tensor, steps: int) -> Tensor:
+    """Euler's method on SiT's ODE dx/dt = velocity from t = 0 (noise) to t = 1 (data) in equal steps.
+
+    network(x, t) -> [B, C, H, W] velocity; z [B, C, H, W] -> x after each step [N, B, C, H, W]. SiT's
+    transport/integrators.py `ode` with method "euler" (torchdiffeq) and a linear path.
+    """
+    x, trajectory = z, []
+    for i in range(steps):
+        x = x + network(x, i / steps)[:, : z.shape[1]] / steps
+        trajectory.append(x)
+    return torch.stack(trajectory)

@@ -1,0 +1,1 @@
+"""A bundle on disk: opened and checked, written, described."""

@@ -1,0 +1,151 @@
+"""What docs/format.md says of each graph's tensors, checked before memory is taken for any of them.
+
+Twice: the manifest against the format, and a loaded graph against its manifest. Tensors are bound by address later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ..fields import Count, Strict
+
+MAX_TENSORS, MAX_RANK = 16, 8
+MAX_WIDTH = 1 << 24  # M, numbers of a row of modulation
+MAX_PIXELS = 1 << 28  # of one image
+
+Shape = tuple[int | None, ...]  # None: dynamic, or not known
+
+
+class TensorInfo(Strict):
+    """One input or output of a graph. A dimension is a number, or a letter of docs/format.md (B, K, E, U)."""
+
+    name: str
+    dtype: Literal["float32", "int64", "uint8"]
+    shape: Annotated[list[Count | str], Field(max_length=MAX_RANK)]
+
+
+class GraphInfo(Strict):
+    """One ONNX graph: the file relative to the bundle, and its tensors."""
+
+    file: str
+    inputs: Annotated[list[TensorInfo], Field(max_length=MAX_TENSORS)]
+    outputs: Annotated[list[TensorInfo], Field(max_length=MAX_TENSORS)]
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of its GEMMs and attention; I/O is float32
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a loaded graph, or of the format. dtype: as in a manifest, or what the library calls another one."""
+
+    name: str
+    dtype: str
+    shape: Shape
+
+
+def check_graphs(latent: tuple[int, int, int], outputs: int, graphs: Mapping[str, GraphInfo]) -> None:
+    """Every graph's tensors against the format. latent: C, H, W; outputs: O.
+
+    Raises ValueError naming graph and tensor.
+    """
+    for graph, (inputs, output) in _contracts(latent, outputs, graphs).items():
+        for side, tensors, wanted in (
+            ("input", graphs[graph].inputs, inputs),
+            ("output", graphs[graph].outputs, [output]),
+        ):
+            for info in tensors:
+                if not any(_fits(_of(info), tensor) for tensor in wanted):
+                    raise ValueError(f"graph {graph}: {side} '{info.name}' is not one that a {graph} has")
+
+
+def check_loaded(info: GraphInfo, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    """A loaded graph's tensors against its manifest. Raises ValueError naming the tensor and both sides."""
+    for side, loaded, listed in (("input", inputs, info.inputs), ("output", outputs, info.outputs)):
+        wanted = {tensor.name: _of(tensor) for tensor in listed}
+        for tensor in loaded:
+            said = wanted.get(tensor.name)
+            if said is None:
+                raise ValueError(f"has {side} '{tensor.name}', which the manifest does not list")
+            if not _agrees(tensor, said):
+                raise ValueError(f"{side} {_text(tensor)} is {_text(said)} in the manifest")
+        missing = wanted.keys() - {tensor.name for tensor in loaded}
+        if missing and side == "output":  # an input that a graph does not need is not given to it
+            raise ValueError(f"has no output '{min(missing)}', which the manifest lists")
+
+
+def _contracts(
+    latent: tuple[int, int, int], outputs: int, graphs: Mapping[str, GraphInfo]
+) -> dict[str, tuple[list[Tensor], Tensor]]:
+    """By graph: its inputs and its output. The widths that only the manifest knows are taken from there, bounded."""
+    shape = _output_shape(graphs, "conditioner")
+    if len(shape) != 2 or shape[1] is None or shape[1] > MAX_WIDTH:
+        raise ValueError("graph conditioner: output has no width")
+    f32, i64, m = "float32", "int64", shape[1]
+    contracts = {
+        "conditioner": (
+            [Tensor("timestep", f32, (None,)), Tensor("label", i64, (None,))],
+            Tensor("modulation", f32, (None, m)),
+        ),
+        "step": (
+            [
+                Tensor("state", f32, (None, None, *latent)),
+                Tensor("sample", i64, (None,)),
+                Tensor("condition", i64, (None,)),
+                Tensor("modulation", f32, (None, m)),
+                Tensor("combine", f32, (None, None, outputs)),
+                Tensor("x0_from", f32, (None, 2)),
+                Tensor("x0_bound", f32, (None,)),
+                Tensor("log_sigma", f32, (None, 2)),
+                Tensor("mix", f32, (None, None, None)),
+                Tensor("noise", f32, (None, *latent)),
+            ],
+            Tensor("next_state", f32, (None, None, *latent)),
+        ),
+    }
+    _output_shape(graphs, "step")
+    if "decoder" in graphs:
+        contracts["decoder"] = (
+            [Tensor("latent", f32, (None, *latent))],
+            Tensor("image", "uint8", (None, *_picture(_output_shape(graphs, "decoder")))),
+        )
+    return contracts
+
+
+def _output_shape(graphs: Mapping[str, GraphInfo], graph: str) -> Shape:
+    if len(graphs[graph].outputs) != 1:
+        raise ValueError(f"graph {graph}: expected one output")
+    return _of(graphs[graph].outputs[0]).shape
+
+
+def _picture(shape: Shape) -> tuple[int, int, int]:
+    """h, w and 1 or 3 of the decoder's output."""
+    sizes = [size for size in shape[1:] if size is not None]
+    if len(shape) != 4 or len(sizes) != 3 or sizes[2] not in (1, 3) or sizes[0] * sizes[1] > MAX_PIXELS:
+        raise ValueError("graph decoder: output is not images of a fixed size")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _of(info: TensorInfo) -> Tensor:
+    return Tensor(info.name, info.dtype, tuple(size if isinstance(size, int) else None for size in info.shape))
+
+
+def _fits(tensor: Tensor, wanted: Tensor) -> bool:
+    """What a manifest says may leave a size open that the format knows, but not fix one that is dynamic."""
+    return (tensor.name, tensor.dtype, len(tensor.shape)) == (wanted.name, wanted.dtype, len(wanted.shape)) and all(
+        size is None or size == known for size, known in zip(tensor.shape, wanted.shape, strict=True)
+    )
+
+
+def _agrees(loaded: Tensor, said: Tensor) -> bool:
+    """A graph knows every size that its manifest knows."""
+    return (loaded.dtype, len(loaded.shape)) == (said.dtype, len(said.shape)) and all(
+        known is None or size == known for size, known in zip(loaded.shape, said.shape, strict=True)
+    )
+
+
+def _text(tensor: Tensor) -> str:
+    sizes = ", ".join("?" if size is None else str(size) for size in tensor.shape)
+    return f"'{tensor.name}' {tensor.dtype} [{sizes}]"

@@ -1,0 +1,190 @@
+"""`manifest.json`: what a bundle is. The models below are the format; docs/manifest.schema.json is made from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ..errors import BundleError
+from ..fields import LARGEST, MAX_NUMBER, Count, Finite, Sha256, Strict
+from ..json_files import parse_json, validated
+from ..samplers.schedule import ScheduleInfo
+from .graph_contract import GraphInfo, check_graphs
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION = 1
+MAX_MANIFEST_BYTES = 16 << 20
+# The bounds of docs/format.md, "Limits": the same as cpp/src/bundle.cpp's.
+MAX_SIDE = 1 << 16
+MAX_LATENT = 1 << 26  # numbers of one latent: above is no image
+MAX_CLASSES = 1_000_000
+MAX_FILES, MAX_PROGRAMS, MAX_GOLDEN = 1000, 1000, 100
+MAX_KEPT = 100_000
+DECODE_PIXELS = 512 * 512  # of pictures decoded at a time: Stable Diffusion's decoder takes 5 kB a pixel
+
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+
+
+class FileInfo(Strict):
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0, le=LARGEST)]
+
+
+class ModelInfo(Strict):
+    """The network (hyper-parameters as in the DiT paper) and how its numbers are to be read."""
+
+    architecture: Literal["dit", "custom"]  # custom: a module of the user's with DiT's interface
+    input_size: Side  # H = W of the latent
+    patch_size: Count
+    in_channels: Side  # C
+    out_channels: Annotated[int, Field(ge=1, le=2 * MAX_SIDE)]  # O
+    hidden_size: Count
+    depth: Count
+    num_heads: Count
+    num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+    null_class: (
+        Annotated[int, Field(ge=0, le=MAX_CLASSES)] | None
+    )  # label of "no class", None when the model was trained without label dropout
+    learned_variance: bool
+    prediction: Literal["epsilon", "x0", "v", "flow-to-data"]  # flow-to-data: SiT's velocity, x0 - noise
+    guided_channels: Count  # guidance applies to the first so many epsilon channels
+    parameters: Count
+    timestep_range: Annotated[tuple[Finite, Finite], Field(strict=False)] = (
+        999.0,
+        0.0,
+    )  # what the network is told of pure noise, and of data
+    frequency_divisor: Count = 128  # of the timestep sinusoid's exponents; 127 in diffusers' DiT
+    mlp_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6  # of the norm before each MLP; 1e-5 in diffusers' DiT
+    mlp_ratio: Annotated[float, Field(gt=0, lt=1024)] = 4.0  # width of a block's MLP over hidden_size
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelInfo:
+        if self.in_channels * self.input_size**2 > MAX_LATENT:
+            raise ValueError(f"latents of {self.in_channels} x {self.input_size} x {self.input_size} are too large")
+        return self
+
+
+class VaeInfo(Strict):
+    """The VAE inside the decoder graph, and what the graph does to the network's latents before it.
+
+    z / scaling_factor + shift_factor; with latents_mean and latents_std, one number a channel, it is
+    z * std / scaling_factor + mean.
+    """
+
+    kind: Literal["kl", "tiny"]
+    source_sha256: Sha256  # the file of weights it was made from
+    precision: Literal["float32", "float16"]
+    scaling_factor: Annotated[float, Field(gt=0, le=MAX_NUMBER)]
+    shift_factor: Finite
+    latents_mean: list[Finite] | None = None
+    latents_std: list[Annotated[float, Field(gt=0, le=MAX_NUMBER)]] | None = None
+
+
+class PreviewInfo(Strict):
+    """A rough picture of latents without their decoder: weight @ latent + bias in [-1, 1], each pixel scale x scale."""
+
+    weight: list[list[Finite]]  # [1 or 3 colours][C]
+    bias: list[Finite]
+    scale: Annotated[int, Field(ge=1, le=64)]
+
+
+class DefaultsInfo(Strict):
+    """What `run` does when it is told nothing else."""
+
+    program: str
+    guidance: Finite
+
+
+class GoldenInfo(Strict):
+    """A trajectory recorded from PyTorch: `verify` replays it. tolerance: relative error allowed at any step."""
+
+    file: str
+    program: str
+    guidance: Finite
+    tolerance: Annotated[float, Field(gt=0, lt=1)]
+
+
+class QuantizationInfo(Strict):
+    """How a bundle was quantised. Linears are named as in the checkpoint: blocks.3.mlp.fc2."""
+
+    precision: Literal["int8", "fp8", "int4"]  # of the weights of the step graph's linears
+    form: Literal["onnxruntime", "tensorrt"]  # whose kernels the graph is written for
+    weights: Literal["per-channel", "per-tensor", "blocks"]  # what shares a scale
+    activations: Literal["per-token", "static", "float32"]  # float32: only the weights are rounded
+    smoothing: Annotated[float, Field(ge=0, le=1)] | None  # SmoothQuant's alpha; None: not smoothed
+    kept: Annotated[list[str], Field(max_length=MAX_KEPT)]  # linears of the step graph left in float32
+    conditioner: Literal["float32", "int8"]  # its weights at rest; its arithmetic is float32
+    decoder: Literal["int8"] | None = None  # weights of its convolutions at rest; None: as they were
+    source_bundle: Sha256  # manifest of the bundle it was made from
+    calibration: Sha256 | None  # of the statistics: source bundle, program and set; None: nothing was collected
+
+
+class Manifest(Strict):
+    format: Literal["ditedge-bundle"]
+    version: Literal[1]
+    name: str
+    made_by: str
+    source_sha256: Sha256  # the checkpoint the bundle was made from
+    model: ModelInfo
+    schedule: ScheduleInfo | None  # None: a flow model, x_t = t data + (1 - t) noise, has no betas
+    labels: list[str]  # empty, or one name per class
+    graphs: dict[Literal["conditioner", "step", "decoder"], GraphInfo]
+    programs: Annotated[dict[str, str], Field(max_length=MAX_PROGRAMS)]  # name -> file
+    golden: Annotated[list[GoldenInfo], Field(max_length=MAX_GOLDEN)]
+    defaults: DefaultsInfo
+    vae: VaeInfo | None = None  # None: a model of pixels, or latents without decoder
+    preview: PreviewInfo | None = None  # None: previews are made by the decoder
+    quantization: QuantizationInfo | None = None  # None: the weights are the checkpoint's
+    files: Annotated[
+        dict[str, FileInfo], Field(max_length=MAX_FILES)
+    ]  # every file of the bundle but this one and engines/
+
+    @model_validator(mode="after")
+    def _check(self) -> Manifest:
+        if (self.schedule is None) != (self.model.prediction == "flow-to-data"):
+            raise ValueError("a flow model has no schedule, and every other model has one")
+        missing = {"conditioner", "step"} - set(self.graphs)
+        if missing:
+            raise ValueError(f"graph '{sorted(missing)[0]}' is missing")
+        if self.labels and len(self.labels) != self.model.num_classes:
+            raise ValueError(f"{len(self.labels)} labels for {self.model.num_classes} classes")
+        for values in (self.vae.latents_mean, self.vae.latents_std) if self.vae is not None else ():
+            if values is not None and len(values) != self.model.in_channels:
+                raise ValueError(f"vae: expected {self.model.in_channels} latents_mean and latents_std, one a channel")
+        if self.preview is not None:
+            rows, channels = self.preview.weight, self.model.in_channels
+            if len(rows) not in (1, 3) or len(self.preview.bias) != len(rows) or {*map(len, rows)} != {channels}:
+                raise ValueError(f"preview: expected 1 or 3 rows of {channels} weights, with one bias each")
+        if self.defaults.program not in self.programs:
+            raise ValueError(f"default program '{self.defaults.program}' is not in programs")
+        named = [graph.file for graph in self.graphs.values()] + list(self.programs.values())
+        for file in named + [golden.file for golden in self.golden]:
+            if file not in self.files:
+                raise ValueError(f"'{file}' is used but not listed in files, so its hash is unknown")
+        for golden in self.golden:
+            if golden.program not in self.programs:
+                raise ValueError(f"golden program '{golden.program}' is not in programs")
+        model = self.model
+        latent = (model.in_channels, model.input_size, model.input_size)
+        check_graphs(latent, model.out_channels, {str(name): graph for name, graph in self.graphs.items()})
+        return self
+
+
+def manifest_from_json(raw: bytes, path: Path) -> Manifest:
+    """Parses and validates. Raises BundleError with one sentence; `path` is only for the message."""
+    data = parse_json(raw, path, BundleError)
+    if not isinstance(data, dict) or data.get("format") != "ditedge-bundle":
+        raise BundleError(f"{path}: not the manifest of a ditedge bundle")
+    if type(data.get("version")) is not int or data["version"] != MANIFEST_VERSION:  # true and 1.0 equal 1
+        raise BundleError(
+            f"{path}: bundle version {data.get('version')!r}, this ditedge reads version {MANIFEST_VERSION}: "
+            "update ditedge, or export the checkpoint again"
+        )
+    return validated(Manifest, data, path, BundleError)
+
+
+def decoded_at_a_time(pixels: int) -> int:
+    """How many pictures of so many pixels a decoder makes at once; plans are built for as many."""
+    return max(1, DECODE_PIXELS // pixels)

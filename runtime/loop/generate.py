@@ -1,0 +1,204 @@
+"""`generate`: labels and seeds in, images out. What the command line and most programs call."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..bundle.open import Bundle
+from ..errors import BrokenImage, RequestError
+from ..samplers.process import check_process
+from ..samplers.program import Program
+from .engine import EngineOptions
+from .finite import FirstBroken, broken_images, not_finite, not_finite_error
+from .loop import StepEvent
+from .noise import GivenNoise, NoiseSource, SeededNoise
+from .session import Sampler
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress callback is told: network steps done over all batches, and the latents of the running one."""
+
+    done: int
+    total: int
+    first: int  # index of the running batch's first image
+    latents: np.ndarray  # [B, C, H, W] float32, a view: copy it to keep it
+    state: np.ndarray  # [B, K, C, H, W] float32, every slot of the program, a view
+
+
+def generate(
+    bundle: Bundle,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    program: Program | None = None,
+    guidance: float | None = None,
+    away_from: Sequence[int | None] | None = None,
+    batch: int = 8,
+    output: str = "images",
+    noise: GivenNoise | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancel: threading.Event | None = None,
+    options: EngineOptions | None = None,
+    sampler: Sampler | None = None,
+    force_program: bool = False,
+    check_finite: bool = False,
+) -> np.ndarray:
+    """Samples one image per (label, seed).
+
+    Args:
+        labels: class numbers, 0 .. num_classes - 1: a list, or an array or tensor of integers; seeds likewise.
+        seeds: one per image, 0 .. 2**64 - 1; the same seed gives the same image alone and in any batch.
+        program: from `bundle.program(...)`; None is the bundle's default.
+        guidance: classifier-free guidance scale, 1 is none; None is the bundle's default.
+        away_from: per image, a class to guide away from instead of from "no class"; None entries are no class.
+        batch: images that share one run of the network; bounds memory.
+        output: "images" (uint8 [n, h, w, 1 or 3]) or "latents" (float32 [n, C, H, W]).
+        noise: recorded noise for all n images instead of seeds.
+        cancel: set it from another thread to stop within the step that runs (plans: within a few steps).
+        sampler: loaded engines to use again; None loads them for this call.
+        force_program: run a program that was made for another prediction, other betas or other timesteps all the same.
+        check_finite: look for numbers that are not finite after every step, not only after the last one.
+
+    Raises: RequestError (arguments that do not fit the bundle), EngineError, Cancelled; NotFiniteError when pictures
+        overflowed: it holds the others.
+    """
+    program = program or bundle.program()
+    guidance = bundle.manifest.defaults.guidance if guidance is None else guidance
+    labels, seeds = whole_numbers("label", labels), whole_numbers("seed", seeds)
+    away_from = None if away_from is None else whole_numbers("class to guide away from", away_from)
+    _check_request(bundle, program, labels, seeds, away_from, batch, output, noise)
+    if not force_program:
+        remedy = "make one for this model, or insist with force_program=True"
+        check_process(program.name, program.process, bundle.process, remedy)
+    opened = nullcontext(sampler) if sampler is not None else Sampler(bundle, options)
+    total, results = program.steps * -(-len(labels) // batch), []
+    broken: list[BrokenImage] = []
+    with opened as engines:
+        if output == "images":
+            engines.load("decoder")  # fails now, not after minutes of sampling
+        for first in range(0, len(labels), batch):
+            part = slice(first, first + batch)
+            seen = FirstBroken(len(labels[part])) if check_finite else None
+            done = program.steps * (first // batch)
+            latents = engines.latents(
+                program,
+                list(labels[part]),
+                guidance,
+                _noise_of(bundle, seeds, noise, part),
+                on_step=_step_callback(on_progress, done, total, first, seen),
+                cancel=cancel,
+                away_from=list(away_from[part]) if away_from is not None else None,
+            )
+            bad = not_finite(latents)
+            results.append(_images(engines, latents, bad) if output == "images" else latents)
+            broken += broken_images(bad, first, labels, None if noise else seeds, seen.step if seen else None)
+    if broken:
+        raise not_finite_error(bundle, broken, np.concatenate(results))
+    return np.concatenate(results)
+
+
+def _images(engines: Sampler, latents: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    """Pictures of a batch; those that are `bad` [B] are black: no decoder is asked what NaN looks like."""
+    images = engines.images(np.where(bad[:, None, None, None], np.float32(0), latents))
+    images[bad] = 0
+    return images
+
+
+def _step_callback(
+    on_progress: Callable[[Progress], None] | None, done: int, total: int, first: int, seen: FirstBroken | None
+) -> Callable[[StepEvent], None] | None:
+    """None when nobody watches: a device runs ahead then."""
+    if on_progress is None:
+        return seen.on_step if seen is not None else None
+
+    def on_step(event: StepEvent) -> None:
+        if seen is not None:
+            seen.on_step(event)
+        on_progress(Progress(done + event.step, total, first, event.latents, event.state))
+
+    return on_step
+
+
+def _noise_of(bundle: Bundle, seeds: Sequence[int], noise: GivenNoise | None, part: slice) -> NoiseSource:
+    if noise is not None:
+        return GivenNoise(noise.z[part], np.ascontiguousarray(noise.noise[:, part]))
+    model = bundle.manifest.model
+    return SeededNoise(list(seeds[part]), (model.in_channels, model.input_size, model.input_size))
+
+
+def whole_numbers(what: str, values: Any) -> list[Any]:
+    """A list of Python's integers (None stays) from a list, an array or a tensor of them. Raises RequestError."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
+        raise RequestError(f"{what}s must be a list of whole numbers, not {values!r}")
+    numbers = []
+    for value in values:
+        try:
+            numbers.append(None if value is None else operator.index(value))
+        except (TypeError, ValueError):  # an array of one element is an index, one of two is not
+            raise RequestError(f"{what} {value!r} is not a whole number") from None
+    return numbers
+
+
+def _check_request(
+    bundle: Bundle,
+    program: Program,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    away_from: Sequence[int | None] | None,
+    batch: int,
+    output: str,
+    noise: GivenNoise | None,
+) -> None:
+    model = bundle.manifest.model
+    if not labels or len(labels) != len(seeds):
+        raise RequestError(f"{len(labels)} labels and {len(seeds)} seeds: give at least one, and as many of each")
+    if away_from is not None and len(away_from) != len(labels):
+        raise RequestError(
+            f"{len(labels)} labels and {len(away_from)} classes to guide away from: give as many of each"
+        )
+    if None in labels or None in seeds:
+        raise RequestError("None among the labels or seeds: give a number for each image")
+    for label in [*labels, *(other for other in away_from or () if other is not None)]:
+        if not (0 <= label < model.num_classes or label == model.null_class):
+            raise RequestError(f"class {label}: the model has classes 0 to {model.num_classes - 1}")
+    for seed in seeds:
+        if not 0 <= seed < 2**64:
+            raise RequestError(f"seed {seed} is not between 0 and 2**64 - 1")
+    if batch < 1:
+        raise RequestError(f"batch {batch} is not at least 1")
+    if output not in ("images", "latents"):
+        raise RequestError(f"output '{output}' is not 'images' or 'latents'")
+    if noise is not None:
+        latent = (len(labels), model.in_channels, model.input_size, model.input_size)
+        if noise.z.shape != latent or noise.noise.shape != (program.steps, *latent):
+            raise RequestError(
+                f"noise has z {list(noise.z.shape)} and noise {list(noise.noise.shape)}, this run needs "
+                f"z {list(latent)} and noise {[program.steps, *latent]}"
+            )
+
+
+def read_noise(path: Path) -> GivenNoise:
+    """A .safetensors with `z` [B, C, H, W] and `noise` [N, B, C, H, W], both float32. Raises RequestError."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RequestError(f"{path}: not a readable .safetensors file ({error})") from None
+    for name, dimensions in (("z", 4), ("noise", 5)):
+        if name not in tensors or tensors[name].ndim != dimensions or tensors[name].dtype != np.float32:
+            raise RequestError(f"{path}: needs a float32 tensor '{name}' of {dimensions} dimensions")
+        if not np.isfinite(tensors[name]).all():
+            raise RequestError(f"{path}: tensor '{name}' has numbers that are not finite")
+    return GivenNoise(tensors["z"], tensors["noise"])

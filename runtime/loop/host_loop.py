@@ -1,0 +1,100 @@
+"""The sampling loop over a bundle's graphs in ONNX: one call of the engine a step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from ..bundle.manifest import decoded_at_a_time
+from ..bundle.open import Bundle
+from ..errors import Cancelled, EngineError
+from ..samplers.program import Program
+from .engine import Engine, EngineOptions
+from .engines import open_engine
+from .loop import StepEvent, first_state
+from .noise import NoiseSource
+from .tables import StepTables
+
+MODULATION_BYTES = 64 << 20  # adaLN rows held at a time; a row of DiT-XL is 0.8 MB
+
+
+def decode_images(engine: Engine, latents: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+    """latents [B, C, H, W] float32 -> uint8 [B, *size], a few pictures at a time, so that memory stays bounded."""
+    latents = np.ascontiguousarray(latents)
+    images = np.empty((len(latents), *size), dtype=np.uint8)
+    count = decoded_at_a_time(size[0] * size[1])
+    for i in range(0, len(latents), count):
+        engine.run({"latent": latents[i : i + count]}, {"image": images[i : i + count]})
+    return images
+
+
+class HostLoop:
+    """A `Loop` (loop.py) over engines that are loaded at first use."""
+
+    def __init__(self, bundle: Bundle, options: EngineOptions, engines: Mapping[str, Engine] | None = None) -> None:
+        """engines: by graph name, instead of those of the bundle's files; `close` closes them, too."""
+        self.bundle = bundle
+        self.engines: dict[str, Engine] = dict(engines or {})
+        self._options = options
+
+    def load(self, graph: str) -> None:
+        self.engine(graph)
+
+    def engine(self, graph: str) -> Engine:
+        """The engine of a graph, loaded at first use."""
+        if graph not in self.engines:
+            info = self.bundle.manifest.graphs.get(graph)  # type: ignore[call-overload]
+            if info is not None and info.precision == "bfloat16" and self._options.provider == "cpu":
+                raise EngineError(
+                    f"{self.bundle.folder} is in bfloat16, which ONNX Runtime's CPU provider cannot run: "
+                    "use another --provider, or a float32 or fp16 bundle"
+                )
+            options = replace(self._options, keep_buffers=False) if graph == "decoder" else self._options
+            self.engines[graph] = open_engine(self.bundle.graph(graph), options)
+        return self.engines[graph]
+
+    def latents(
+        self,
+        program: Program,
+        tables: StepTables,
+        noise: NoiseSource,
+        on_step: Callable[[StepEvent], None] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> np.ndarray:
+        state = first_state(program, noise)
+        next_state, silent = np.empty_like(state), np.zeros_like(state[:, 0])
+        step_engine = self.engine("step")
+        for step, modulation in enumerate(self._modulations(tables, cancel)):
+            if cancel is not None and cancel.is_set():
+                raise Cancelled(f"stopped before step {step + 1} of {program.steps}")
+            drawn = noise.step(step) if program.draws_noise(step) else silent
+            inputs = {"state": state, "modulation": modulation, "noise": drawn, **tables.inputs(step)}
+            step_engine.run(inputs, {"next_state": next_state}, cancel)
+            state, next_state = next_state, state
+            if on_step is not None:
+                on_step(StepEvent(step + 1, program.steps, state[:, 0], state))
+        return state[:, 0].copy()
+
+    def images(self, latents: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+        return decode_images(self.engine("decoder"), latents, size)
+
+    def _modulations(self, tables: StepTables, cancel: threading.Event | None) -> Iterator[np.ndarray]:
+        """The adaLN rows [R, M] of each step in order, computed a block of steps at a time: memory stays bounded."""
+        modulation = self.bundle.manifest.graphs["conditioner"].outputs[0]
+        width, rows = int(modulation.shape[1]), len(tables.labels)
+        block = max(1, min(len(tables.timestep), MODULATION_BYTES // (4 * width * rows)))
+        buffer = np.empty((block * rows, width), dtype=np.float32)
+        for start in range(0, len(tables.timestep), block):
+            timestep = tables.timestep[start : start + block]
+            filled = buffer[: len(timestep) * rows]
+            pairs = {"timestep": np.repeat(timestep, rows), "label": np.tile(tables.labels, len(timestep))}
+            self.engine("conditioner").run(pairs, {"modulation": filled}, cancel)
+            yield from filled.reshape(len(timestep), rows, width)
+
+    def close(self) -> None:
+        for engine in self.engines.values():
+            engine.close()
+        self.engines.clear()

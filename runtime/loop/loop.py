@@ -1,0 +1,58 @@
+"""What a sampling loop is. It has no mathematics: bind row i of the tables, run the engine, swap two buffers.
+
+host_loop.py runs a bundle's graphs step by step, device_loop.py enqueues plans; `Sampler` (sampler.py) has one of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..samplers.program import Program
+from .noise import NoiseSource
+from .tables import StepTables
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What a progress callback is told after each step. Arrays are views: copy them to keep them."""
+
+    step: int  # steps done of this batch, 1 .. steps
+    steps: int
+    latents: np.ndarray  # [B, C, H, W] float32, slot 0 of the state
+    state: np.ndarray  # [B, K, C, H, W] float32, every slot of the program
+
+
+class Loop(Protocol):
+    """The loaded engines of one bundle. One caller at a time."""
+
+    def load(self, graph: str) -> None:
+        """Loads a graph that the bundle has now rather than at first use."""
+
+    def latents(
+        self,
+        program: Program,
+        tables: StepTables,
+        noise: NoiseSource,
+        on_step: Callable[[StepEvent], None] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> np.ndarray:
+        """Runs the whole program on one batch -> latents [B, C, H, W] float32. Raises Cancelled, RequestError."""
+
+    def images(self, latents: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+        """latents [B, C, H, W] float32 -> uint8 [B, *size], a few at a time, so that memory stays bounded."""
+
+    def close(self) -> None:
+        """Frees everything. Calling it twice is fine."""
+
+
+def first_state(program: Program, noise: NoiseSource) -> np.ndarray:
+    """[B, K, C, H, W] float32: scaled noise in slot 0, zeros in the others."""
+    start = noise.initial()
+    state = np.zeros((len(start), program.slots, *start.shape[1:]), dtype=np.float32)
+    state[:, 0] = start * np.float32(program.init_scale)
+    return state

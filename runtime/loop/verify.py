@@ -1,0 +1,112 @@
+"""Proof of parity: replay a bundle's golden trajectories, recorded from PyTorch, on the engine at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..bundle.manifest import GoldenInfo, ModelInfo
+from ..bundle.open import Bundle
+from ..errors import BundleError
+from .loop import StepEvent
+from .noise import GivenNoise
+from .session import Sampler
+
+# Relative error that no bundle may have, whatever its manifest allows. Other seeds of the demo model end 0.45 apart, so
+# more than this is nearer to another picture; int4, the coarsest form, is allowed 0.27 there.
+LARGEST_ERROR = 0.35
+MAX_GOLDEN_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One replayed trajectory. error: relative error at each step, ||x - golden|| / ||golden||."""
+
+    golden: GoldenInfo
+    timestep: np.ndarray  # [N]
+    error: np.ndarray  # [N] float64
+
+    @property
+    def allowed(self) -> float:
+        return min(self.golden.tolerance, LARGEST_ERROR)
+
+    @property
+    def passed(self) -> bool:
+        return bool(np.all(self.error <= self.allowed))  # False for NaN, too
+
+
+def golden_here(bundle: Bundle) -> list[GoldenInfo]:
+    """The trajectories whose files are there: a device may leave them out. Raises BundleError when none is."""
+    here = [golden for golden in bundle.manifest.golden if bundle.has(golden.file)]
+    if not bundle.manifest.golden:
+        raise BundleError(f"{bundle.folder}: the bundle has no golden trajectory to replay; export it again")
+    if not here:
+        raise BundleError(
+            f"{bundle.folder}: there is no golden data here, golden/ was left out; all that is here matches its hashes"
+        )
+    return here
+
+
+def read_golden(bundle: Bundle, golden: GoldenInfo, steps: int) -> dict[str, np.ndarray]:
+    """z [B,C,H,W], noise [N,B,C,H,W], x [N,B,C,H,W] float32, y [B] int64, of N = steps. Raises BundleError."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    path, info, model = bundle.folder / golden.file, bundle.manifest.files[golden.file], bundle.manifest.model
+    if info.bytes > MAX_GOLDEN_BYTES:
+        raise BundleError(f"{path}: larger than {MAX_GOLDEN_BYTES >> 20} MB, not a golden file")
+    try:
+        tensors = load(bundle.read(golden.file))
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:  # the latter: of its own types
+        raise BundleError(f"{path}: not a readable golden file ({error})") from None
+    batch = len(tensors["y"]) if "y" in tensors and tensors["y"].ndim == 1 else 0
+    latents = (batch, model.in_channels, model.input_size, model.input_size)
+    if "y" in tensors and not batch:
+        raise BundleError(f"{path}: tensor 'y' is {list(tensors['y'].shape)}, expected [B] of at least one sample")
+    wanted = {"y": (batch,), "z": latents, "noise": (steps, *latents), "x": (steps, *latents)}
+    for name, shape in wanted.items():
+        dtype = "int64" if name == "y" else "float32"
+        if name not in tensors:
+            raise BundleError(f"{path}: tensor '{name}' is missing")
+        found = tensors[name]
+        if found.shape != shape or found.dtype != dtype:
+            raise BundleError(
+                f"{path}: tensor '{name}' is {found.dtype} {list(found.shape)}, expected {dtype} {list(shape)}: "
+                "export the checkpoint again"
+            )
+        if not np.isfinite(found).all():
+            raise BundleError(f"{path}: tensor '{name}' has numbers that are not finite: export the checkpoint again")
+    check_labels(tensors["y"], model, path)
+    return {name: tensors[name] for name in wanted}
+
+
+def check_labels(y: np.ndarray, model: ModelInfo, path: Path) -> None:
+    """y [B] int64: classes, or the null class. Raises BundleError."""
+    for label in y.tolist():
+        if not (0 <= label < model.num_classes or label == model.null_class):
+            raise BundleError(f"{path}: label {label} is none of the classes 0 to {model.num_classes - 1}")
+
+
+def replay(sampler: Sampler, golden: GoldenInfo, on_step: Callable[[StepEvent], None] | None = None) -> Replay:
+    """Runs a golden trajectory through the graphs and the loop, and compares every step."""
+    bundle: Bundle = sampler.bundle
+    program = bundle.program(golden.program)
+    tensors = read_golden(bundle, golden, program.steps)
+    errors: list[float] = []
+
+    def compare(event: StepEvent) -> None:
+        errors.append(relative_error(event.latents, tensors["x"][event.step - 1]))
+        if on_step is not None:
+            on_step(event)
+
+    noise = GivenNoise(tensors["z"], tensors["noise"])
+    sampler.latents(program, tensors["y"].tolist(), golden.guidance, noise, on_step=compare)
+    return Replay(golden, program.timestep, np.array(errors))
+
+
+def relative_error(a: np.ndarray, b: np.ndarray) -> float:
+    """||a - b|| / ||b|| in float64."""
+    return float(np.linalg.norm(np.float64(a) - np.float64(b)) / np.linalg.norm(np.float64(b)))

@@ -1,0 +1,55 @@
+"""Previews: the x0 estimates of a running batch, as PNGs beside the picture to come.
+
+The x0 estimate costs nothing: `with_x0_slot` gives the program one more slot, and the step graph leaves it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..bundle.open import Bundle
+from ..errors import RequestError
+from ..loop.generate import Progress
+from ..loop.session import Sampler
+from ..samplers.program import Program
+
+
+@dataclass
+class Previews:
+    """Hands every `every`-th step's x0 estimates to `write`, batch by batch, while sampling goes on.
+
+    The program sampled must be `with_x0_slot(...)`. write(step, images, first): uint8 images [n, h, w, 1 or 3] of every
+    batch that got to this step, the newest from index `first` on -> the files written.
+    """
+
+    sampler: Sampler
+    every: int
+    steps: int
+    write: Callable[[int, np.ndarray, int], list[Path]]
+    written: dict[Path, None] = field(default_factory=dict)  # in order, each once
+    _images: dict[int, list[np.ndarray]] = field(default_factory=dict)
+
+    def on_progress(self, progress: Progress) -> None:
+        step = (progress.done - 1) % self.steps + 1
+        if step % self.every:
+            return
+        images = self._images.setdefault(step, [])
+        images.append(self.sampler.preview(progress.state[:, -1]))
+        self.written |= dict.fromkeys(self.write(step, np.concatenate(images), progress.first))
+
+
+def preview_path(picture: Path, step: int) -> Path:
+    """boot.png -> boot.preview-0010.png"""
+    return picture.with_name(f"{picture.stem}.preview-{step:04d}.png")
+
+
+def check_previews(bundle: Bundle, program: Program, every: int) -> None:
+    """Raises RequestError when there would be nothing to see."""
+    if not 1 <= every <= program.steps:
+        raise RequestError(f"--preview-every {every} is not between 1 and the program's {program.steps} steps")
+    if bundle.manifest.preview is None:
+        bundle.require("decoder")  # raises, with the remedy

@@ -1,0 +1,82 @@
+"""What a picture remembers of how it was made, and the run that makes it again (`run --like`)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from ..bundle.open import Bundle
+from ..errors import ProgramError, RequestError
+from ..files import sha256_of_file
+from ..samplers.program import Program, read_program
+from ..samplers.settings import settings_from_made
+from .images import read_metadata
+
+MOST_IMAGES = 1_000_000  # of one run
+Label = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+
+
+class Metadata(BaseModel):
+    """The part of a picture's metadata that `--like` uses; a picture comes from anywhere, so all of it is checked."""
+
+    bundle_sha256: str
+    labels: Annotated[list[Label], Field(min_length=1, max_length=MOST_IMAGES)]
+    seeds: Annotated[list[Seed], Field(max_length=MOST_IMAGES)] | None
+    away_from: Annotated[list[Label], Field(max_length=MOST_IMAGES)] | None
+    guidance: Annotated[float, Field(allow_inf_nan=False)]
+    made: dict[str, Any]
+    program_file: str | None = None  # name of the file that the program came from, when it was no bundle's
+    program_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """labels and seeds of the images, in order; away_from as in `generate`."""
+
+    labels: list[int]
+    seeds: list[int]
+    away_from: list[int] | None
+    guidance: float
+    program: Program
+
+
+def program_file_metadata(path: Path) -> dict[str, str]:
+    """What pictures remember of a program file."""
+    return {"program_file": path.name, "program_sha256": sha256_of_file(path)}
+
+
+def recipe_of_picture(picture: Path, bundle: Bundle, program_file: Path | None) -> Recipe:
+    """The run that made `picture`. program_file: the same file that made it, where one did. Raises RequestError."""
+    try:
+        data = Metadata.model_validate(read_metadata(picture))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise RequestError(f"{picture}: its metadata cannot be used ({place}: {first['msg']})") from None
+    if data.bundle_sha256 != bundle.sha256:
+        raise RequestError(f"{picture} was made with another bundle (sha256 {data.bundle_sha256[:12]}...)")
+    if data.seeds is None:
+        raise RequestError(f"{picture} was made from a noise file, so it has no seeds to make it again from")
+    program = _program(picture, data, bundle, program_file)
+    return Recipe(data.labels, data.seeds, data.away_from or None, data.guidance, program)
+
+
+def _program(picture: Path, data: Metadata, bundle: Bundle, file: Path | None) -> Program:
+    if data.program_sha256 is None:
+        if file is not None:
+            raise RequestError(f"{picture} was made without a program file: leave --program out")
+        try:
+            return bundle.program(**asdict(settings_from_made(data.made)))
+        except ProgramError as error:
+            raise RequestError(f"{picture}: its metadata has settings that make no sense ({error})") from None
+    made_by = f"{picture} was made with the program file {data.program_file} (sha256 {data.program_sha256[:12]}...)"
+    if file is None:
+        raise RequestError(f"{made_by}: give that file by --program")
+    found = sha256_of_file(file)
+    if found != data.program_sha256:
+        raise RequestError(f"{made_by}, and {file} is another (sha256 {found[:12]}...)")
+    return read_program(file)

@@ -1,0 +1,1 @@
+"""TensorRT: building plans, their record, what the library says."""

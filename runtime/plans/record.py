@@ -1,0 +1,99 @@
+"""`build.json` beside the plans of one target: what was built, from which graphs, by which library, for which GPUs.
+
+A bundle's `engines/<target>/` holds `conditioner.plan`, `dit.plan` (the step graph), `decoder.plan` and this record. A
+plan is executable code: the record's hashes are checked before one is deserialised, and `bundle_sha256` ties them to
+the bundle they were built from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ..bundle.graph_contract import MAX_RANK
+from ..bundle.manifest import FileInfo
+from ..bundle.signatures import check_signed
+from ..errors import BundleError
+from ..fields import Finite, Sha256, Strict
+from ..json_files import parse_json, read_bounded, validated
+
+RECORD_NAME = "build.json"
+PLAN_NAMES = {"conditioner": "conditioner.plan", "step": "dit.plan", "decoder": "decoder.plan"}
+MAX_RECORD_BYTES, MAX_NAMES = 1 << 20, 1000
+INT32_MAX = 2**31 - 1  # TensorRT's dimensions are of 32 or 64 bits
+
+Sizes = Annotated[list[Annotated[int, Field(ge=0, le=INT32_MAX)]], Field(max_length=MAX_RANK)]
+Limit = Annotated[int, Field(ge=1, le=INT32_MAX)]
+
+
+class ShapeRange(Strict):
+    """One input's optimisation profile: dimensions at least, typically and at most."""
+
+    min: Sizes
+    opt: Sizes
+    max: Sizes
+
+    @model_validator(mode="after")
+    def _check(self) -> ShapeRange:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise ValueError("min, opt and max are not of one rank")
+        return self
+
+
+class PlanInfo(Strict):
+    """One plan, and the graph it was built from."""
+
+    file: Literal["conditioner.plan", "dit.plan", "decoder.plan"]
+    plan: FileInfo
+    source_sha256: Sha256  # of the ONNX file
+    profile: Annotated[
+        dict[str, ShapeRange], Field(max_length=MAX_NAMES)
+    ]  # by input name; inputs of fixed shape are left out
+    seconds: Finite
+
+
+class BuildRecord(Strict):
+    format: Literal["ditedge-engines"]
+    version: Literal[1]
+    made_by: str
+    library: Literal["tensorrt", "tensorrt-rtx"]
+    library_version: str  # "10.3.0.26"
+    gpu: str | None  # name of the GPU it was built on; None: built ahead of time
+    compute_capabilities: Annotated[
+        list[str], Field(max_length=MAX_NAMES)
+    ]  # "sm86", ...; empty: any GPU of the library (TensorRT-RTX's portable plans)
+    flags: Annotated[list[str], Field(max_length=MAX_NAMES)]  # builder flags by name, sorted
+    max_batch: Limit
+    max_rows: Limit  # conditioning rows (distinct labels) of one step
+    weight_streaming_mb: Annotated[int, Field(ge=0, le=1 << 30)] | None = (
+        None  # of weights kept on the device; None: all
+    )
+    bundle_sha256: Sha256  # of the manifest.json
+    plans: dict[Literal["conditioner", "step", "decoder"], PlanInfo]
+
+    @model_validator(mode="after")
+    def _check(self) -> BuildRecord:
+        for graph, plan in self.plans.items():
+            if plan.file != PLAN_NAMES[graph]:
+                raise ValueError(f"the plan of {graph} is {PLAN_NAMES[graph]}, not {plan.file}")
+        return self
+
+
+def read_build_record(path: Path, trusted: Collection[bytes] = ()) -> BuildRecord:
+    """Reads and validates a build.json, signed by one of the `trusted` keys if any. Raises BundleError."""
+    raw = read_bounded(path, MAX_RECORD_BYTES, BundleError)
+    check_signed(path, raw, trusted)
+    return record_from_json(raw, path)
+
+
+def record_from_json(raw: bytes, path: Path) -> BuildRecord:
+    """Parses and validates. Raises BundleError with one sentence; `path` is only for the message."""
+    data = parse_json(raw, path, BundleError)
+    if not isinstance(data, dict) or data.get("format") != "ditedge-engines":
+        raise BundleError(f"{path}: not the record of a ditedge build")
+    if type(data.get("version")) is not int:  # true and 1.0 equal 1
+        raise BundleError(f"{path}: version {data.get('version')!r}: build it again")
+    return validated(BuildRecord, data, path, BundleError, "build it again")

@@ -1,0 +1,52 @@
+"""The command that builds the same plan with NVIDIA's own tool, to compare or to report a fault: `--print-trtexec`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..bundle.open import Bundle
+from .build import engine_folder
+from .graph import BuildOptions
+from .profile import graph_profile, sizes_of
+from .record import PLAN_NAMES, ShapeRange
+
+TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+def trtexec_commands(bundle: Bundle, options: BuildOptions) -> list[str]:
+    """One shell command per graph. `--stronglyTyped` is needed by 10.x and is no option of 11.x and RTX's tool."""
+    sizes = sizes_of(bundle, options.max_batch, options.max_rows)
+    out = engine_folder(bundle, options.target)
+    return [
+        trtexec_command(
+            bundle.graph_file(name), out / PLAN_NAMES[name], graph_profile(bundle.manifest, name, sizes), options
+        )
+        for name in PLAN_NAMES
+        if name in bundle.manifest.graphs
+    ]
+
+
+def trtexec_command(graph: Path, plan: Path, profile: Mapping[str, ShapeRange], options: BuildOptions) -> str:
+    """The shell command for one graph."""
+    words = [TOOLS[options.target], f"--onnx={graph}", f"--saveEngine={plan}", "--skipInference"]
+    for flag, which in (("--minShapes", "min"), ("--optShapes", "opt"), ("--maxShapes", "max")):
+        shapes = ",".join(f"{name}:{'x'.join(map(str, getattr(size, which)))}" for name, size in profile.items())
+        words += [f"{flag}={shapes}"] if profile else []
+    if options.target == "tensorrt":
+        words.append("--stronglyTyped")
+    if options.archs:
+        words.append("--computeCapabilities=" + ",".join(arch.removeprefix("sm") for arch in options.archs))
+    words += ["--profilingVerbosity=detailed"]
+    words += [f"--memPoolSize=workspace:{options.workspace}M"] if options.workspace is not None else []
+    words += [f"--timingCacheFile={options.timing_cache}"] if options.timing_cache else []
+    words += ["--versionCompatible"] if options.version_compatible else []
+    words += ["--hardwareCompatibilityLevel=ampere+"] if options.hardware_compatible else []
+    words += ["--stripWeights"] if options.strip_weights else []
+    words += ["--refit"] if options.refit and not options.strip_weights else []
+    words += ["--allowWeightStreaming"] if options.weight_streaming is not None else []
+    words += [f"--useDLACore={options.dla}", "--allowGPUFallback"] if options.dla is not None else []
+    if options.optimization_level is not None:
+        words.append(f"--builderOptimizationLevel={options.optimization_level}")
+    return shlex.join(words)
