@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-GOLDEN = Path(__file__).parent / "golden"
-BUNDLES = Path(__file__).parent / "bundles"
-MODELS = Path(__file__).parents[1] / "models"
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+BUNDLES = ROOT / "tests" / "bundles"
+MODELS = ROOT / "models"
 FASHION = tuple((MODELS / "fashion-dit.classes.txt").read_text().splitlines())
 CASES = ("gray1_cfg", "latent4_learned_sigma", "pixel3_no_null_class")
 

@@ -19,9 +19,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from ditedge.cli import main
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 GRAY = GOLDEN / "gray1_cfg" / "model.safetensors"
 
 

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from ditedge.cli import main
 from ditedge.runtime.bundle.manifest import MANIFEST_NAME
 from ditedge.runtime.files import sha256_of_file
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 QUICKLY = ("--count", "2", "--steps", "2")
 NOISY = """if True:
     import os, subprocess, sys

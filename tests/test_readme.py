@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from ditedge.cli import main
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 

@@ -22,7 +22,8 @@ from ditedge.failures import Commands, importing_extra, sentence_for
 from ditedge.runtime import replacing
 from ditedge.runtime.files import write_text, written_atomically
 from ditedge.terminal import duration, printable, progress_lines
-from tests.test_cli import ROOT, ditedge, edit_manifest
+from tests.conftest import ROOT
+from tests.test_cli import ditedge, edit_manifest
 
 CLI = [sys.executable, str(ROOT / "cli.py")]
 

@@ -39,6 +39,6 @@ print(f"int8 of {len(exact)} images: drift {drift(native):.2%} on this processor
 sys.exit(not (len(exact) and max(drift(native), drift(haswell)) < 0.03 and difference <= levels))
 PY
 
-tests=(tests/runtime/test_engine_ort.py tests/calibration/test_qdq.py::test_static_int8_is_the_formula
-       tests/calibration/test_sensitivity.py tests/calibration/test_int8.py)
+tests=(tests/runtime/loop/test_engine_ort.py tests/calibration/formats/test_qdq.py::test_static_int8_is_the_formula
+       tests/calibration/statistics/test_sensitivity.py tests/calibration/formats/test_int8.py)
 quietly "${haswell[@]}" "$python" -m pytest -q -p no:cacheprovider "${tests[@]}"

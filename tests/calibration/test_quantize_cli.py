@@ -15,8 +15,7 @@ from click.testing import CliRunner
 from ditedge.calibration import read_quality
 from ditedge.cli import main
 from ditedge.runtime import open_bundle
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
 
 
 def ditedge(*arguments: object):

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from capi_ctypes import Ditedge
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
+
 Build = Callable[..., Path]
 
 

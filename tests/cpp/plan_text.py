@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.runtime.gpu_double import SCRATCH_BYTES, write_plans
+from tests.doubles.gpu_double import SCRATCH_BYTES, write_plans
 
 
 def plan_text(source: Path, graph: str, tensors: dict, profile: dict) -> bytes:

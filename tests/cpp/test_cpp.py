@@ -31,11 +31,10 @@ from ditedge.runtime.loop.noise import GivenNoise, standard_normal
 from ditedge.runtime.loop.verify import relative_error
 from ditedge.runtime.processors import thread_count, usable_processors
 from ditedge.runtime.samplers.program import Program, write_program
-from tests.conftest import GOLDEN, golden_case
+from tests.conftest import GOLDEN, ROOT, golden_case
 from tests.cpp.conftest import need
 from tests.cpp.plan_text import with_cpp_plans
 
-ROOT = Path(__file__).resolve().parents[2]
 ARGUMENT, BUNDLE, PROGRAM, REQUEST, ENGINE, NO_DEVICE, CANCELLED = range(1, 8)
 # The same graphs in the same library on the same numbers: only the number of threads could change the sums' order.
 TOLERANCE = 1e-5
@@ -74,7 +73,7 @@ def test_recorded_trajectories(opened, golden_bundle, tmp_path: Path, case: str,
         noise=GivenNoise(*noise), batch=len(labels),
     )  # fmt: skip
     assert relative_error(mine, theirs) < TOLERANCE
-    assert relative_error(mine, recorded["x"][-1]) < TOLERANCE  # PyTorch's: as tests/export/test_golden.py
+    assert relative_error(mine, recorded["x"][-1]) < TOLERANCE  # PyTorch's: as tests/export/truth/test_golden.py
 
 
 @pytest.mark.parametrize(("program", "guidance"), [("ddpm-50", 4.0), ("ddim-25", 1.0), ("ddim-50", 2.5)])

@@ -21,8 +21,9 @@ from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.loop.engine_ort import PROBE_GRAPH
 from ditedge.runtime.loop.verify import relative_error
 from ditedge.runtime.samplers.program import Program, write_program
-from tests.cpp.conftest import ROOT, need
-from tests.runtime.test_process import FOREIGN, given, linear_betas, program
+from tests.conftest import ROOT
+from tests.cpp.conftest import need
+from tests.runtime.samplers.test_process import FOREIGN, given, linear_betas, program
 
 REQUEST, NOT_FINITE = 4, 10
 LABELS = [3, 9, 1]

@@ -22,9 +22,9 @@ from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.loop.verify import relative_error
 from ditedge.runtime.samplers.program import write_program
 from ditedge.runtime.signing import new_key_pair, sign_bundle
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, ROOT
 from tests.cpp.plan_text import with_cpp_plans
-from tests.cpp.test_cpp import BUNDLE, CANCELLED, ENGINE, LOOPS, NO_DEVICE, REQUEST, ROOT, TOLERANCE, program_of
+from tests.cpp.test_cpp import BUNDLE, CANCELLED, ENGINE, LOOPS, NO_DEVICE, REQUEST, TOLERANCE, program_of
 from tests.cpp.test_guards import check_one_bad_image
 
 LABELS, SEEDS = [3, 1, 3, 9, 0], [11, 12, 13, 14, 15]

@@ -22,7 +22,6 @@ from capi_ctypes import Ditedge, DitedgeError, Info, Options, load
 from ditedge.runtime import open_bundle
 from ditedge.runtime.errors import BundleError
 
-ROOT = Path(__file__).resolve().parents[2]
 BUNDLE, PROGRAM, REQUEST = 2, 3, 4
 
 
@@ -464,6 +463,7 @@ def test_a_process_without_descriptors(built: Path, gray_bundle: Path) -> None:
 
 MEMORY = """
 import ctypes, resource, sys
+from tests.conftest import 
 library = ctypes.CDLL(sys.argv[1])
 bundle = ctypes.c_void_p()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -22,9 +22,8 @@ from ditedge.runtime.errors import RequestError
 from ditedge.runtime.loop.engine import EngineOptions
 from ditedge.runtime.loop.engines import open_engine
 from ditedge.runtime.loop.verify import replay
-from tests.conftest import CASES, GOLDEN
+from tests.conftest import CASES, GOLDEN, MODELS
 
-MODELS = Path(__file__).resolve().parents[2] / "models"
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 

@@ -36,12 +36,13 @@ from ditedge.runtime.plans.record import read_build_record
 from ditedge.runtime.samplers.process import check_process
 from ditedge.runtime.samplers.program import with_x0_slot
 from ditedge.runtime.signing import new_key_pair, read_private_key, signature_of
+from tests.conftest import ROOT
 from tests.fuzz.checkpoints import checkpoint_targets
 from tests.fuzz.mutations import mutated_bytes, mutated_json, mutated_safetensors, mutated_zip
 from tests.fuzz.target import Files, Target
 from tests.fuzz.verdicts import manifests, programs, records
 
-TESTS = Path(__file__).parents[1]
+TESTS = ROOT / "tests"
 
 
 def targets(folder: Path) -> dict[str, Target]:

@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 
 from ditedge.runtime.errors import BundleError
+from tests.conftest import ROOT
 from tests.fuzz import fuzz_python
 from tests.fuzz.fuzz_python import run_case
 from tests.fuzz.mutations import mutated_json
-
-ROOT = Path(__file__).parents[2]
 
 
 def swallow(_: Path) -> None:

@@ -28,9 +28,10 @@ from ditedge.runtime.json_files import MAX_VALUES, parse_json, read_bounded
 from ditedge.runtime.plans.record import BuildRecord, read_build_record
 from ditedge.runtime.samplers.process import ProcessInfo
 from ditedge.runtime.samplers.program import MAX_PROGRAM_BYTES, read_program
+from tests.conftest import ROOT
 from tests.fuzz.mutations import mutated_json
 
-RECORD = Path(__file__).parents[1] / "cpp" / "build.json"
+RECORD = ROOT / "tests" / "cpp" / "build.json"
 READERS: dict[str, Any] = {
     "manifest": lambda path: manifest_from_json(read_bounded(path, MAX_MANIFEST_BYTES, DitedgeError), path),
     "program": read_program,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import fashion_mnist
 import numpy as np
@@ -12,8 +11,9 @@ import onnxruntime
 import pytest
 
 from ditedge.calibration import accuracy, image_features
+from tests.conftest import ROOT
 
-CLASSIFIER = Path(__file__).resolve().parents[2] / "models" / "fashion_classifier.onnx"
+CLASSIFIER = ROOT / "models" / "fashion_classifier.onnx"
 LEAST_ACCURACY = 0.88
 
 

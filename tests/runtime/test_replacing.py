@@ -22,8 +22,7 @@ from ditedge.runtime.bundle.writing import new_bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.files import check_writable, write_text, written_atomically
 from ditedge.runtime.replacing import folder_written_atomically, placed, scratch_beside, scratch_folder
-
-ROOT = Path(__file__).parents[2]
+from tests.conftest import ROOT
 
 
 def agree(_: Path) -> None:

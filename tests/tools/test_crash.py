@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tools import crash_processes
 from tools.crash import KINDS, Outcome, trial
 from tools.crash_commands import Command
 from tools.crash_processes import prepare
 
-ROOT = Path(__file__).parents[2]
 KEEPS = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})

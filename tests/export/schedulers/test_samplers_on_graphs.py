@@ -11,7 +11,7 @@ from ditedge.runtime import Sampler, open_bundle
 from ditedge.runtime.loop.noise import GivenNoise
 from ditedge.runtime.loop.verify import relative_error
 from tests.conftest import GOLDEN
-from tests.runtime import test_samplers as reference
+from tests.runtime.samplers import test_samplers as reference
 
 pytestmark = reference.pytestmark
 LABEL, SHAPE = 3, (1, 1, 8, 8)

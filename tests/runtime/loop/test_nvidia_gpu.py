@@ -19,7 +19,7 @@ from ditedge.runtime import EngineOptions, Sampler, generate, open_bundle
 from ditedge.runtime.errors import DitedgeError
 from ditedge.runtime.loop import engine_trt
 from ditedge.runtime.plans.record import PLAN_NAMES, read_build_record
-from tests.runtime.gpu_double import DoubleGpu, DoublePlan, write_plans
+from tests.doubles.gpu_double import DoubleGpu, DoublePlan, write_plans
 
 
 class Status(enum.IntEnum):

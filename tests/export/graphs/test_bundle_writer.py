@@ -17,7 +17,7 @@ from ditedge.export.truth import golden
 from ditedge.runtime import Sampler, generate, open_bundle
 from ditedge.runtime.errors import BundleError, RequestError
 from ditedge.runtime.loop.verify import replay
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, ROOT
 
 GRAY = GOLDEN / "gray1_cfg" / "model.safetensors"
 HEADS = ExportOptions(heads=2)
@@ -43,7 +43,7 @@ def test_no_trace_of_the_exporting_machine(golden_bundle) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
             raw = file.read_bytes()
-            for needle in (str(Path(__file__).parents[2]), str(Path.home()), "site-packages", "Traceback", ".py"):
+            for needle in (str(ROOT), str(Path.home()), "site-packages", "Traceback", ".py"):
                 assert needle.encode() not in raw, (file.name, needle)
 
 

@@ -19,7 +19,7 @@ from ditedge.runtime.errors import ProgramError
 from ditedge.runtime.samplers.process import process_of_flow, process_of_schedule
 from ditedge.runtime.samplers.schedule import linear_schedule
 from ditedge.runtime.samplers.settings import SamplerSettings, make_program
-from tests.export.test_probe import pytestmark  # noqa: F401  # diffusers' own warnings
+from tests.export.schedulers.test_probe import pytestmark  # noqa: F401  # diffusers' own warnings
 
 FREE = {"clip_sample": False}
 

@@ -21,8 +21,8 @@ from ditedge.calibration.statistics.collect import CalibrationSet, Statistics, c
 from ditedge.runtime import Sampler, open_bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.loop.noise import SeededNoise
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 ONE_BATCH = CalibrationSet(samples=2, timesteps=2, groups=2, batch=2)
 
 

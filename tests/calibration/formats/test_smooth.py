@@ -16,8 +16,7 @@ from ditedge.runtime import Sampler, open_bundle
 from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.loop.noise import SeededNoise
 from ditedge.runtime.loop.verify import relative_error
-
-from .conftest import SMALL_SET
+from tests.calibration.conftest import SMALL_SET
 
 
 def smoothed(folder: Path, statistics: Statistics, out: Path, online: bool) -> tuple[Bundle, Statistics]:

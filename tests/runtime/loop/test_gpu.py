@@ -16,9 +16,9 @@ from ditedge.runtime import EngineOptions, Sampler, generate, open_bundle
 from ditedge.runtime.loop.engine_trt import NvidiaGpu
 from ditedge.runtime.loop.noise import standard_normal
 from ditedge.runtime.loop.verify import relative_error, replay
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.gpu
-ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "build" / "demo" / "fashion"
 TENSOR_CORES = 1e-2  # TF32 matrix products keep ten bits of the mantissa; float16 plans, as many
 LABELS, SEEDS = [9, 0, 3, 3, 5], [1, 2, 3, 4, 5]

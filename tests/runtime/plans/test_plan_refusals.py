@@ -18,7 +18,7 @@ from ditedge.runtime.bundle.held_files import HeldFile
 from ditedge.runtime.errors import DitedgeError
 from ditedge.runtime.loop import engine_trt
 from ditedge.runtime.plans.record import read_build_record
-from tests.runtime.gpu_double import DoubleGpu, write_plans
+from tests.doubles.gpu_double import DoubleGpu, write_plans
 
 
 @dataclass

@@ -6,7 +6,6 @@ import doctest
 import importlib
 import math
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +51,7 @@ from ditedge.runtime.samplers.schedule import (
 )
 from ditedge.runtime.samplers.settings import SamplerSettings, make_program
 from ditedge.runtime.samplers.spacing import exponential_sigmas, karras_sigmas, spaced_timesteps
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings(  # diffusers gives tensors to numpy
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
@@ -467,7 +467,7 @@ def test_every_sampler_takes_zero_terminal_snr(sampler: str) -> None:
 
 
 def test_the_page_on_adding_a_sampler_runs() -> None:
-    page = Path(__file__).parents[2] / "docs" / "adding-a-sampler.md"
+    page = ROOT / "docs" / "adding-a-sampler.md"
     result = doctest.testfile(str(page), module_relative=False)
     assert result.attempted > 5 and result.failed == 0
 

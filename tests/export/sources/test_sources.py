@@ -24,9 +24,8 @@ from ditedge.runtime.loop.noise import GivenNoise
 from ditedge.runtime.loop.verify import relative_error
 from ditedge.runtime.samplers.schedule import ScheduleInfo, linear_schedule
 from ditedge.runtime.samplers.settings import SamplerSettings, make_program
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 GRAY = GOLDEN / "gray1_cfg" / "model.safetensors"
 LATENT = GOLDEN / "latent4_learned_sigma" / "model.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

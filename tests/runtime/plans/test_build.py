@@ -32,8 +32,8 @@ from ditedge.runtime.plans.lint import lint_plan
 from ditedge.runtime.plans.profile import Sizes, forecast, graph_profile, sizes_of
 from ditedge.runtime.plans.record import RECORD_NAME, read_build_record
 from ditedge.runtime.signing import new_key_pair, sign_bundle
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 needs_rtx = pytest.mark.skipif(
     not tensorrt_library.importlib.util.find_spec("tensorrt_rtx"), reason="tensorrt-rtx-cu13 is not installed"
 )

@@ -11,6 +11,7 @@ import pytest
 from ditedge.runtime import open_bundle
 from ditedge.runtime.bundle.manifest import Manifest
 from ditedge.runtime.errors import BundleError, ProgramError, RequestError
+from tests.conftest import ROOT
 
 
 def edit(bundle: Path, **changes: object) -> None:
@@ -131,7 +132,7 @@ def test_programs_by_name_and_by_settings(gray_bundle: Path) -> None:
 
 
 def test_published_schema_is_current() -> None:
-    published = Path(__file__).parents[2] / "docs" / "manifest.schema.json"
+    published = ROOT / "docs" / "manifest.schema.json"
     assert json.loads(published.read_text()) == Manifest.model_json_schema(), (
         "the manifest changed: run `make schema` and raise MANIFEST_VERSION if old bundles no longer load"
     )

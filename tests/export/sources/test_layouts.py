@@ -26,7 +26,7 @@ from ditedge.export.sources.checkpoint import load_tensors
 from ditedge.runtime import open_bundle
 from ditedge.runtime.errors import CheckpointError
 from ditedge.runtime.loop.verify import relative_error
-from tests.export.literal_dit import literal_dit
+from tests.export.networks.literal_dit import literal_dit
 
 State = dict[str, Tensor]
 # Nothing standard: MLP ratio 2.5, a sinusoid of 64, 5 classes.

@@ -24,7 +24,7 @@ from ditedge.runtime.errors import BundleError, DitedgeError, RequestError
 from ditedge.runtime.loop import engine_trt
 from ditedge.runtime.plans.lint import lint_plan
 from ditedge.runtime.signing import new_key_pair, read_private_key, sign_bundle
-from tests.runtime.gpu_double import DoubleGpu, write_plans
+from tests.doubles.gpu_double import DoubleGpu, write_plans
 
 PEM = serialization.Encoding.PEM
 KINDS = {

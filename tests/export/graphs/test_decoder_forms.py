@@ -19,7 +19,7 @@ from ditedge.export.half_decoder import halve_decoder
 from ditedge.runtime import Sampler, open_bundle
 from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.errors import BundleError
-from tests.export.test_vae import LATENT, make_tiny, make_vae
+from tests.export.networks.test_vae import LATENT, make_tiny, make_vae
 
 KINDS = ("kl", "tiny")
 
