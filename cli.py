@@ -501,15 +501,15 @@ def verify(
       ditedge verify --engine fashion
       ditedge verify --engine dit-xl-2-256 --provider cuda --trusted-key release.pub.pem
     """
-    from ditedge.runtime import Sampler, open_bundle
+    from ditedge.runtime import Session, open_bundle
     from ditedge.runtime.loop.engine import options_for
     from ditedge.runtime.loop.verify import golden_here, replay
 
     told = Summary(as_json)
     bundle = open_bundle(engine, trusted_keys=trusted_keys or None)
-    with progress() as report, Sampler(bundle, options_for(engine, provider, threads, spin)) as sampler:
+    with progress() as report, Session(bundle, options_for(engine, provider, threads, spin)) as session:
         here = golden_here(bundle)
-        results = [replay(sampler, golden, _steps_of(report, golden.file)) for golden in here]
+        results = [replay(session, golden, _steps_of(report, golden.file)) for golden in here]
     for result in results:
         told.line(f"{result.golden.program}, guidance {result.golden.guidance:g}")
         for i, (timestep, error) in enumerate(zip(result.timestep, result.error, strict=True)):

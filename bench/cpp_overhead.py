@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 from capi_ctypes import Ditedge
 
-from ditedge.runtime import Sampler, generate, open_bundle
+from ditedge.runtime import Session, generate, open_bundle
 from ditedge.runtime.loop.engine import EngineOptions
 from ditedge.runtime.loop.noise import SeededNoise
 from ditedge.runtime.loop.tables import step_tables
@@ -30,19 +30,19 @@ from ditedge.runtime.samplers.program import Program
 PAUSE_SECONDS = 0.1  # longer than idle threads spin
 
 
-def bare_runs(sampler: Sampler, program: Program, guidance: float) -> Callable[[], None]:
+def bare_runs(session: Session, program: Program, guidance: float) -> Callable[[], None]:
     """The session runs of a sampling run and nothing else: inputs made beforehand, the same state at every step."""
-    model, sessions = sampler.bundle.manifest.model, {}
+    model, sessions = session.bundle.manifest.model, {}
     for graph in ("conditioner", "step"):
-        sessions[graph] = sampler.engine(graph)._session  # type: ignore[attr-defined]
+        sessions[graph] = session.engine(graph)._session  # type: ignore[attr-defined]
     tables = step_tables(program, model, [0], guidance)
     shape = (model.in_channels, model.input_size, model.input_size)
     noise = SeededNoise([0], shape).initial()
     state = np.zeros((1, program.slots, *shape), np.float32)
     rows = len(tables.labels)
     pairs = {"timestep": np.repeat(tables.timestep, rows), "label": np.tile(tables.labels, program.steps)}
-    known = sampler.engine("step").inputs
-    width = int(sampler.bundle.manifest.graphs["conditioner"].outputs[0].shape[1])
+    known = session.engine("step").inputs
+    width = int(session.bundle.manifest.graphs["conditioner"].outputs[0].shape[1])
     modulation = np.zeros((rows, width), np.float32)
     feeds = [
         {
@@ -73,11 +73,11 @@ def main() -> None:
     bundle = open_bundle(given.bundle)
     program, guidance = bundle.program(given.program), bundle.manifest.defaults.guidance
     cpp = Ditedge(given.library, given.bundle, found, threads=given.threads)
-    with Sampler(bundle, EngineOptions(threads=given.threads)) as sampler:
+    with Session(bundle, EngineOptions(threads=given.threads)) as session:
         runs: dict[str, Callable[[], object]] = {
-            "bare session runs": bare_runs(sampler, program, guidance),
+            "bare session runs": bare_runs(session, program, guidance),
             "C++ runtime": lambda: cpp.generate([0], [0], images=False, program=given.program.encode()),
-            "Python runtime": lambda: generate(bundle, [0], [0], program=program, output="latents", sampler=sampler),
+            "Python runtime": lambda: generate(bundle, [0], [0], program=program, output="latents", session=session),
         }
         times: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(given.repeats):

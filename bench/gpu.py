@@ -25,7 +25,7 @@ from rich.progress import track
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ditedge.runtime import EngineOptions, Sampler, open_bundle  # noqa: E402
+from ditedge.runtime import EngineOptions, Session, open_bundle  # noqa: E402
 from ditedge.runtime.errors import DitedgeError  # noqa: E402
 from ditedge.runtime.loop.engine import options_for  # noqa: E402
 from ditedge.runtime.loop.engine_trt import NvidiaGpu  # noqa: E402
@@ -69,7 +69,7 @@ def measure(
     shape, rows = (model.in_channels, model.input_size, model.input_size), []
     name = f"{engine.parent.name}/{engine.name}" if options.plans is not None else f"onnxruntime, {options.provider}"
     name += "" if options.cuda_graphs else ", no graph"
-    with Sampler(bundle, options) as sampler:
+    with Session(bundle, options) as session:
         for batch in batches:
             labels = [i % model.num_classes for i in range(batch)]
             seeded = SeededNoise(list(range(batch)), shape)
@@ -81,12 +81,12 @@ def measure(
                 if run == 1:
                     cpu = time.process_time()
                 start = time.perf_counter()
-                latents = sampler.latents(program, labels, guidance, noise)
+                latents = session.latents(program, labels, guidance, noise)
                 walls.append(time.perf_counter() - start)
             idle = max(0.0, 1.0 - (time.process_time() - cpu) / sum(walls[1:]))
             error = float("nan")
             if check:
-                with Sampler(bundle) as reference:
+                with Session(bundle) as reference:
                     error = relative_error(latents, reference.latents(program, labels, guidance, noise))
             rows.append(Row(name, batch, program.steps, walls[0], statistics.median(walls[1:]), idle, error))
     return rows

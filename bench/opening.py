@@ -71,15 +71,15 @@ def large_bundle(source: Path, out: Path, gigabytes: float) -> None:
 
 MEASURE = """
 import sys, time
-from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime import Session, open_bundle
 def status(file, key):
     return int(next(line.split()[1] for line in open(f"/proc/self/{file}") if line.startswith(key)))
 read, start = status("io", "rchar"), time.perf_counter()
 bundle = open_bundle(sys.argv[1])
 opened = time.perf_counter()
-sampler = Sampler(bundle)
-sampler.load("conditioner")
-sampler.load("step")
+session = Session(bundle)
+session.load("conditioner")
+session.load("step")
 loaded = time.perf_counter()
 print(opened - start, loaded - opened, (status("io", "rchar") - read) / 1e9, status("status", "VmHWM") / 1e6)
 """

@@ -26,7 +26,7 @@ from quality import image_features, measure, real_images  # noqa: E402
 from ditedge.calibration import psnr  # noqa: E402
 from ditedge.export import convert_bundle  # noqa: E402
 from ditedge.export.convert import emulated_engines  # noqa: E402
-from ditedge.runtime import EngineOptions, Sampler, generate, open_bundle  # noqa: E402
+from ditedge.runtime import EngineOptions, Session, generate, open_bundle  # noqa: E402
 from ditedge.runtime.loop.verify import replay  # noqa: E402
 
 
@@ -58,14 +58,14 @@ def main() -> None:
             (scratch / name).mkdir()
             engines = emulated_engines(bundle, scratch / name, options) if rounded else None
             bar = progress.add_task(name)
-            with Sampler(bundle, options, engines) as sampler:
-                golden = max(replay(sampler, recorded).error[-1] for recorded in bundle.manifest.golden)
+            with Session(bundle, options, engines) as session:
+                golden = max(replay(session, recorded).error[-1] for recorded in bundle.manifest.golden)
                 images = generate(
                     bundle,
                     labels.tolist(),
                     seeds=range(arguments.count),
                     batch=arguments.batch,
-                    sampler=sampler,
+                    session=session,
                     on_progress=lambda p, bar=bar: progress.update(bar, completed=p.done, total=p.total),
                 )
             exact = images if exact is None else exact

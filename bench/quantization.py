@@ -34,7 +34,7 @@ from ditedge.calibration.quantize import (  # noqa: E402
     step_graphs_of_groups,
 )
 from ditedge.calibration.statistics.sensitivity import drift  # noqa: E402
-from ditedge.runtime import Sampler, generate, open_bundle  # noqa: E402
+from ditedge.runtime import Session, generate, open_bundle  # noqa: E402
 from ditedge.runtime.bundle.open import Bundle  # noqa: E402
 from ditedge.runtime.files import write_text  # noqa: E402
 from ditedge.runtime.loop.engine import Engine, EngineOptions  # noqa: E402
@@ -111,10 +111,10 @@ def sample(
 ) -> tuple[Any, Any]:
     """-> latents [n, C, H, W] float32, images [n, h, w, c] uint8. step: instead of the bundle's step graph."""
     labels = [i % bundle.manifest.model.num_classes for i in range(len(seeds))]
-    with Sampler(bundle, options, {"step": step} if step is not None else None) as sampler:
+    with Session(bundle, options, {"step": step} if step is not None else None) as session:
         latents = generate(bundle, labels, seeds, program=program, guidance=guidance, batch=batch, output="latents",
-                           on_progress=lambda p: show(p.done, p.total), sampler=sampler)  # fmt: skip
-        return latents, sampler.images(latents)
+                           on_progress=lambda p: show(p.done, p.total), session=session)  # fmt: skip
+        return latents, session.images(latents)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "examples")]
 
 from quality import image_features, measure, real_images, real_like  # noqa: E402
 
-from ditedge.runtime import Program, Sampler, generate, open_bundle  # noqa: E402
+from ditedge.runtime import Program, Session, generate, open_bundle  # noqa: E402
 from ditedge.runtime.bundle.open import Bundle  # noqa: E402
 from ditedge.runtime.files import write_text  # noqa: E402
 
@@ -139,7 +139,7 @@ def main() -> None:
     results["real_training_images"] = measure(real_like(labels), labels, real, classifier)
     done = [{key: row[key] for key in ("sampler", "evaluations", "interval")} for row in results["rows"]]
     todo = [row for row in rows_to_measure(tuple(arguments.interval)) if row not in done]
-    with Progress() as progress, Sampler(bundle) as sampler:
+    with Progress() as progress, Session(bundle) as session:
         overall, current = progress.add_task("rows", total=len(todo)), progress.add_task("samples")
         for row in todo:
             interval = tuple(row["interval"]) if row["interval"] else None
@@ -154,7 +154,7 @@ def main() -> None:
                 guidance=arguments.guidance,
                 batch=arguments.batch,
                 on_progress=lambda p: progress.update(current, completed=p.done, total=p.total),
-                sampler=sampler,
+                session=session,
             )
             row |= {"steps": program.steps, "guided_steps": int(program.guided.sum())}
             row |= {"seconds": round(time.perf_counter() - start, 1)} | measure(images, labels, real, classifier)

@@ -23,7 +23,7 @@ from ..runtime.bundle.open import Bundle, open_bundle
 from ..runtime.bundle.writing import check_target, copy_files, hashed_files, new_bundle
 from ..runtime.errors import BundleError, RequestError
 from ..runtime.files import write_text
-from ..runtime.loop.session import Sampler
+from ..runtime.loop.session import Session
 from ..runtime.loop.verify import replay
 from ..runtime.replacing import scratch_beside
 from ..runtime.report import Report, silent
@@ -222,10 +222,10 @@ def write_manifest(bundle: Bundle, folder: Path, name: str, info: QuantizationIn
     fields |= {"name": name, "made_by": f"ditedge {__version__}", "quantization": info.model_dump()}
     fields["files"] = {key: value.model_dump() for key, value in hashed_files(folder).items()}
     manifest, most = Manifest.model_validate(fields), ceiling(info.precision, info.weights)
-    with Sampler(Bundle(folder, manifest, "")) as sampler:
+    with Session(Bundle(folder, manifest, "")) as session:
         for golden in fields["golden"]:
             known = next(entry for entry in manifest.golden if entry.file == golden["file"])
-            worst = float(np.max(replay(sampler, known).error))
+            worst = float(np.max(replay(session, known).error))
             tolerance = float(f"{GOLDEN_MARGIN * worst:.2g}")
             if not tolerance <= most:  # NaN, too
                 raise BundleError(

@@ -83,22 +83,22 @@ class DitedgeError(Exception):
 
 
 class Ditedge:
-    """One bundle and its sampler. `engine_library`: path of libonnxruntime.so or libnvinfer.so; None: the system's.
+    """One bundle and its session. `engine_library`: path of libonnxruntime.so or libnvinfer.so; None: the system's.
 
-    options are the other fields of ditedge_sampler_options: engine=b"tensorrt", threads=2 ...
+    options are the other fields of ditedge_session_options: engine=b"tensorrt", threads=2 ...
     """
 
     def __init__(self, library: Path, bundle: Path, engine_library: Path | None = None, **options: Any) -> None:
         self.c = load(library)
-        self.bundle, self.sampler, self.info = c.c_void_p(), c.c_void_p(), Info(size=c.sizeof(Info))
+        self.bundle, self.session, self.info = c.c_void_p(), c.c_void_p(), Info(size=c.sizeof(Info))
         self._check(self.c.ditedge_bundle_open(str(bundle).encode(), 1, c.byref(self.bundle)))
         self._check(self.c.ditedge_bundle_info(self.bundle, c.byref(self.info)))
         chosen = Options()
-        self._check(self.c.ditedge_sampler_options_init(c.byref(chosen), c.sizeof(chosen)))
+        self._check(self.c.ditedge_session_options_init(c.byref(chosen), c.sizeof(chosen)))
         chosen.library = str(engine_library).encode() if engine_library else None
         for name, value in options.items():
             setattr(chosen, name, value)
-        self._check(self.c.ditedge_sampler_open(self.bundle, c.byref(chosen), c.byref(self.sampler)))
+        self._check(self.c.ditedge_session_open(self.bundle, c.byref(chosen), c.byref(self.session)))
 
     def generate(
         self,
@@ -141,17 +141,17 @@ class Ditedge:
         else:
             out = np.empty((len(labels), info.latent_channels, info.latent_height, info.latent_width), np.float32)
         run = self.c.ditedge_generate_images if images else self.c.ditedge_generate_latents
-        self._check(run(self.sampler, c.byref(params), out.ctypes.data_as(c.c_void_p), c.c_size_t(out.nbytes)))
+        self._check(run(self.session, c.byref(params), out.ctypes.data_as(c.c_void_p), c.c_size_t(out.nbytes)))
         return out
 
     def cancel(self) -> None:
         """From any thread: a `generate` that runs raises DitedgeError with status 7 (DITEDGE_CANCELLED)."""
-        self.c.ditedge_cancel(self.sampler)
+        self.c.ditedge_cancel(self.session)
 
     def close(self) -> None:
-        self.c.ditedge_sampler_close(self.sampler)
+        self.c.ditedge_session_close(self.session)
         self.c.ditedge_bundle_close(self.bundle)
-        self.sampler, self.bundle = c.c_void_p(), c.c_void_p()
+        self.session, self.bundle = c.c_void_p(), c.c_void_p()
 
     def _check(self, status: int) -> None:
         if status != 0:

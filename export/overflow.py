@@ -16,7 +16,7 @@ from ..runtime.loop.engine import Engine, EngineOptions
 from ..runtime.loop.engines import open_engine
 from ..runtime.loop.loop import StepEvent, first_state
 from ..runtime.loop.noise import SeededNoise
-from ..runtime.loop.session import Sampler
+from ..runtime.loop.session import Session
 from ..runtime.loop.tables import step_tables
 from ..runtime.report import Report, silent
 from ..runtime.samplers.program import Program
@@ -76,18 +76,18 @@ def overflow_scan(bundle: Bundle, folder: Path, report: Report = silent) -> dict
     maxima: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         recorders = {name: _recorder(bundle.graph_file(name), Path(scratch)) for name in ("conditioner", "step")}
-        with Sampler(bundle, engines=recorders) as sampler:
+        with Session(bundle, engines=recorders) as session:
             rows = extreme_rows(program)
             states = _initial_states(program, rows, shape)
 
             def scan_trajectory(label: int) -> None:  # one at a time: the graph's every tensor is alive until the end
                 noise = SeededNoise([label], shape)
-                sampler.latents(program, [label], manifest.defaults.guidance, noise, _keep(states))
+                session.latents(program, [label], manifest.defaults.guidance, noise, _keep(states))
 
             for count, label in enumerate(labels):
                 scan_trajectory(label)
                 report("looking for float16 overflows, class by class", count + 1, len(labels))
-            hot, others = _scan_single_steps(sampler, program, states, set(labels), recorders["step"], report)
+            hot, others = _scan_single_steps(session, program, states, set(labels), recorders["step"], report)
             for count, label in enumerate(hot):  # what is large in a step makes the next ones larger
                 scan_trajectory(label)
                 report("looking for float16 overflows, classes that exceed it", count + 1, len(hot))
@@ -123,7 +123,7 @@ def _keep(states: dict[int, np.ndarray]) -> Callable[[StepEvent], None]:
 
 
 def _scan_single_steps(
-    sampler: Sampler,
+    session: Session,
     program: Program,
     states: dict[int, np.ndarray],
     done: set[int],
@@ -136,14 +136,14 @@ def _scan_single_steps(
     """
     hot: dict[int, None] = {}
     known = _exceeds(recorder.largest)
-    info, rows = sampler.bundle.manifest.model, sorted(states)
+    info, rows = session.bundle.manifest.model, sorted(states)
     affordable = max(1, int(SCAN_SECONDS / (recorder.seconds * len(rows))))
-    largest = _conditioning(sampler, program.timestep[rows])
+    largest = _conditioning(session, program.timestep[rows])
     order = [label for label in np.argsort(-largest, kind="stable").tolist() if label not in done]
-    chosen, step = order[:affordable], sampler.engine("step")
+    chosen, step = order[:affordable], session.engine("step")
     for count, label in enumerate(chosen):
         tables = step_tables(program, info, [label], 1.0)
-        for row, modulation in zip(rows, _modulation(sampler, program.timestep[rows], [label])[0], strict=True):
+        for row, modulation in zip(rows, _modulation(session, program.timestep[rows], [label])[0], strict=True):
             state = states[row]
             inputs: dict[str, np.ndarray] = {"state": state, "modulation": modulation[None]}
             inputs |= {"noise": np.zeros_like(state[:, 0]), **tables.inputs(row)}
@@ -161,21 +161,21 @@ def _scan_single_steps(
     return [*hot][:CLASSES], said
 
 
-def _conditioning(sampler: Sampler, timesteps: np.ndarray) -> np.ndarray:
+def _conditioning(session: Session, timesteps: np.ndarray) -> np.ndarray:
     """Each class's largest |modulation| at these timesteps, [num_classes]; infinite for what is no number."""
-    classes = list(range(sampler.bundle.manifest.model.num_classes))
+    classes = list(range(session.bundle.manifest.model.num_classes))
     blocks = (classes[i : i + LABELS_AT_A_TIME] for i in range(0, len(classes), LABELS_AT_A_TIME))
-    largest = [np.abs(_modulation(sampler, timesteps, block)).max(axis=(1, 2)) for block in blocks]
+    largest = [np.abs(_modulation(session, timesteps, block)).max(axis=(1, 2)) for block in blocks]
     return np.nan_to_num(np.concatenate(largest), nan=np.inf)
 
 
-def _modulation(sampler: Sampler, timesteps: np.ndarray, labels: list[int]) -> np.ndarray:
+def _modulation(session: Session, timesteps: np.ndarray, labels: list[int]) -> np.ndarray:
     """[L, T, M] float32 of L classes at T timesteps."""
-    width = int(sampler.bundle.manifest.graphs["conditioner"].outputs[0].shape[1])
+    width = int(session.bundle.manifest.graphs["conditioner"].outputs[0].shape[1])
     out = np.empty((len(labels), len(timesteps), width), np.float32)
     pairs: dict[str, np.ndarray] = {"timestep": np.tile(timesteps.astype(np.float32), len(labels))}
     pairs["label"] = np.repeat(np.array(labels, np.int64), len(timesteps))
-    sampler.engine("conditioner").run(pairs, {"modulation": out.reshape(-1, width)})
+    session.engine("conditioner").run(pairs, {"modulation": out.reshape(-1, width)})
     return out
 
 

@@ -4,7 +4,7 @@ from .bundle.open import Bundle, open_bundle
 from .errors import Cancelled, DitedgeError, NotFiniteError
 from .loop.engine import EngineOptions
 from .loop.generate import Progress, generate
-from .loop.session import Sampler
+from .loop.session import Session
 from .samplers.program import Program
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "NotFiniteError",
     "Program",
     "Progress",
-    "Sampler",
+    "Session",
     "generate",
     "open_bundle",
 ]

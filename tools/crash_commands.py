@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.errors import DitedgeError, EngineError
 from ditedge.runtime.loop.verify import replay
 from ditedge.runtime.pictures.images import open_picture, read_metadata
@@ -50,11 +50,11 @@ class Command:
 
 def bundle_identity(folder: Path) -> object:
     """As `verify`: every hash, every golden trajectory."""
-    with Sampler(open_bundle(folder)) as sampler:
-        manifest = sampler.bundle.manifest
+    with Session(open_bundle(folder)) as session:
+        manifest = session.bundle.manifest
         assert manifest.golden, "no golden trajectories"
         try:
-            passed = [replay(sampler, golden).passed for golden in manifest.golden]
+            passed = [replay(session, golden).passed for golden in manifest.golden]
         except EngineError as error:
             passed = ["bfloat16" in str(error)]  # which no CPU runs: the hashes alone
         assert all(passed), "a golden trajectory is off"

@@ -22,7 +22,7 @@ from ...runtime.loop.decoded import psnr_of_error
 from ...runtime.loop.engine import EngineOptions
 from ...runtime.loop.loop import StepEvent
 from ...runtime.loop.noise import SeededNoise
-from ...runtime.loop.session import Sampler
+from ...runtime.loop.session import Session
 from ...runtime.samplers.process import check_process
 from ...runtime.samplers.program import Program
 from .features import FeatureExtractor
@@ -285,34 +285,34 @@ def _sample(
         done += 1
         on_progress("sampling", done, total)
 
-    with Sampler(a, request.options_a) as sampler_a, Sampler(b, request.options_b) as sampler_b:
+    with Session(a, request.options_a) as session_a, Session(b, request.options_b) as session_b:
         for index in range(batches):
             first = index * request.batch
             size = min(request.batch, request.count - first)
             labels = _labels(a, first, size)
 
-            def run(sampler: Sampler, seed: int, labels: list[int] = labels) -> np.ndarray:
-                return _trajectory(sampler, program, labels, guidance, seed, advance)
+            def run(session: Session, seed: int, labels: list[int] = labels) -> np.ndarray:
+                return _trajectory(session, program, labels, guidance, seed, advance)
 
-            path_a = run(sampler_a, request.seed + first)
-            path_b = run(sampler_b, request.seed + first)
+            path_a = run(session_a, request.seed + first)
+            path_b = run(session_b, request.seed + first)
             drift.add(path_a, path_b)
             if pictures:
-                images_a, images_b = sampler_a.images(path_a[-1]), sampler_b.images(path_b[-1])
+                images_a, images_b = session_a.images(path_a[-1]), session_b.images(path_b[-1])
                 drift.add_pictures(images_a, images_b)
                 seen_a.add(images_a)
                 seen_b.add(images_b)
             del path_b
             if index < others:
-                other = run(sampler_a, request.seed + request.count + first)
+                other = run(session_a, request.seed + request.count + first)
                 between.add(path_a[-1:], other[-1:])
                 if extractor is not None:
-                    seen_other.add(sampler_a.images(other[-1]))
+                    seen_other.add(session_a.images(other[-1]))
     return drift, seen_a, seen_b, seen_other, between
 
 
 def _trajectory(
-    sampler: Sampler,
+    session: Session,
     program: Program,
     labels: list[int],
     guidance: float,
@@ -320,7 +320,7 @@ def _trajectory(
     advance: Callable[[StepEvent], None],
 ) -> np.ndarray:
     """Latents after each step, [N, B, C, H, W] float32."""
-    model = sampler.bundle.manifest.model
+    model = session.bundle.manifest.model
     shape = (model.in_channels, model.input_size, model.input_size)
     path = np.empty((program.steps, len(labels), *shape), dtype=np.float32)
 
@@ -329,7 +329,7 @@ def _trajectory(
         advance(event)
 
     noise = SeededNoise([seed + i for i in range(len(labels))], shape)
-    sampler.latents(program, labels, guidance, noise, on_step=on_step)
+    session.latents(program, labels, guidance, noise, on_step=on_step)
     return path
 
 

@@ -26,7 +26,7 @@ from ...runtime.errors import BundleError, DitedgeError, EngineError
 from ...runtime.loop.engine import EngineOptions
 from ...runtime.loop.loop import first_state
 from ...runtime.loop.noise import SeededNoise
-from ...runtime.loop.session import Sampler
+from ...runtime.loop.session import Session
 from ...runtime.loop.tables import step_tables
 
 PAUSE = 0.05  # seconds before each measurement: idle threads of the previous contender stop spinning
@@ -191,15 +191,15 @@ def bundle_step(
         raise BundleError(f"{folder} was replaced while its speed was measured: compare again")
     program, model = bundle.program(), bundle.manifest.model
     tables = step_tables(program, model, [i % model.num_classes for i in range(batch)], guidance)
-    sampler, middle, rows = Sampler(bundle, options), program.steps // 2, len(tables.labels)
+    session, middle, rows = Session(bundle, options), program.steps // 2, len(tables.labels)
     shape = (model.in_channels, model.input_size, model.input_size)
     noise = SeededNoise(list(range(batch)), shape)
     modulation = np.empty((rows, int(bundle.manifest.graphs["conditioner"].outputs[0].shape[1])), np.float32)
     pairs = {"timestep": np.repeat(tables.timestep[middle : middle + 1], rows), "label": tables.labels}
-    sampler.engine("conditioner").run(pairs, {"modulation": modulation})
+    session.engine("conditioner").run(pairs, {"modulation": modulation})
     state = first_state(program, noise)
     inputs = {"state": state, "modulation": modulation, "noise": noise.step(middle), **tables.inputs(middle)}
-    outputs, engine = {"next_state": np.empty_like(state)}, sampler.engine("step")
+    outputs, engine = {"next_state": np.empty_like(state)}, session.engine("step")
     return lambda: engine.run(inputs, outputs)
 
 

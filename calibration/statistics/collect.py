@@ -25,7 +25,7 @@ from ...runtime.files import written_atomically
 from ...runtime.loop.engine import Engine, EngineOptions
 from ...runtime.loop.engines import open_engine
 from ...runtime.loop.noise import SeededNoise
-from ...runtime.loop.session import Sampler
+from ...runtime.loop.session import Session
 from ...runtime.replacing import scratch_folder
 from ...runtime.samplers.program import Program
 from ..graph.linears import Linear, constant, find_linears, insert, load_graph, save_graph
@@ -118,7 +118,7 @@ def collect_statistics(
         save_graph(model, folder / "step.onnx")
         del model
         recorder = _Recorder(open_engine(folder / "step.onnx", EngineOptions()), shapes)
-    with Sampler(bundle, engines={"step": recorder}) as sampler:
+    with Session(bundle, engines={"step": recorder}) as session:
         for index, batch in enumerate(batches[done:], start=done):
 
             def on_step(event: Any, index: int = index) -> None:
@@ -128,7 +128,7 @@ def collect_statistics(
                 on_progress(index * program.steps + event.step, len(batches) * program.steps)
 
             shape = (info.in_channels, info.input_size, info.input_size)
-            sampler.latents(program, batch.labels, batch.guidance, SeededNoise(batch.seeds, shape), on_step=on_step)
+            session.latents(program, batch.labels, batch.guidance, SeededNoise(batch.seeds, shape), on_step=on_step)
             _write_cache(cache, fingerprint, index + 1, layers)
     return Statistics(fingerprint, layers)
 

@@ -21,7 +21,7 @@ from ...runtime.bundle.open import Bundle
 from ...runtime.loop.engine import Engine, EngineOptions
 from ...runtime.loop.engines import open_engine
 from ...runtime.loop.noise import SeededNoise
-from ...runtime.loop.session import Sampler
+from ...runtime.loop.session import Session
 from ...runtime.replacing import scratch_folder
 from ...runtime.report import Report, silent
 from ...runtime.samplers.program import Program
@@ -71,20 +71,20 @@ def layer_sensitivities(
         del model
         engine = _Switched(open_engine(folder / "step.onnx", EngineOptions()), len(names))
     found = []
-    with Sampler(bundle, engines={"step": engine}) as sampler:
+    with Session(bundle, engines={"step": engine}) as session:
         engine.flags[:] = False
-        exact = _run(sampler, program)
+        exact = _run(session, program)
         for i, name in enumerate(names):
             report("measuring layers one by one", i + 1, len(names))
             engine.flags[:] = np.arange(len(names)) == i
-            found.append(Sensitivity(name, drift(_run(sampler, program), exact), sizes[name]))
+            found.append(Sensitivity(name, drift(_run(session, program), exact), sizes[name]))
     return sorted(found, key=lambda entry: -entry.gain)
 
 
 def latents_of(bundle: Bundle, program: Program) -> np.ndarray:
     """Final latents [S, C, H, W] of the sensitivity set: evenly spread classes, the bundle's own guidance."""
-    with Sampler(bundle) as sampler:
-        return _run(sampler, program)
+    with Session(bundle) as session:
+        return _run(session, program)
 
 
 def drift(latents: np.ndarray, reference: np.ndarray) -> float:
@@ -116,12 +116,12 @@ def fewest_kept(ranked: list[str], drift_with: Callable[[list[str]], float], bud
     return best
 
 
-def _run(sampler: Sampler, program: Program) -> np.ndarray:
-    info = sampler.bundle.manifest.model
+def _run(session: Session, program: Program) -> np.ndarray:
+    info = session.bundle.manifest.model
     samples = 4 if info.parameters < LARGE_MODEL else 1
     labels = spread_classes(samples, info.num_classes)
     noise = SeededNoise([SEED + i for i in range(samples)], (info.in_channels, info.input_size, info.input_size))
-    return sampler.latents(program, labels, sampler.bundle.manifest.defaults.guidance, noise)
+    return session.latents(program, labels, session.bundle.manifest.defaults.guidance, noise)
 
 
 class _Switched:

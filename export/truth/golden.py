@@ -17,7 +17,7 @@ from ...runtime.files import write_tensors
 from ...runtime.loop.engine import Engine
 from ...runtime.loop.loop import StepEvent
 from ...runtime.loop.noise import SeededNoise
-from ...runtime.loop.session import Sampler
+from ...runtime.loop.session import Session
 from ...runtime.loop.verify import replay
 from ...runtime.report import Report, silent
 from ...runtime.samplers.program import write_program
@@ -122,10 +122,10 @@ def replay_golden(folder: Path, engines: Mapping[str, Engine] | None = None, rep
     try:
         # Written a moment ago, and hashed from the same files; not signed yet.
         bundle = open_bundle(folder, check_hashes=False, trusted_keys=())
-        with Sampler(bundle, engines=engines) as sampler:
+        with Session(bundle, engines=engines) as session:
             for golden in bundle.manifest.golden:
                 report(f"replaying golden trajectory {golden.program}")
-                result = replay(sampler, golden, on_step)
+                result = replay(session, golden, on_step)
                 if not result.passed:
                     worst = float(np.max(result.error))
                     raise BundleError(

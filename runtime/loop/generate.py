@@ -20,7 +20,7 @@ from .engine import EngineOptions
 from .finite import FirstBroken, broken_images, not_finite, not_finite_error
 from .loop import StepEvent
 from .noise import GivenNoise, NoiseSource, SeededNoise
-from .session import Sampler
+from .session import Session
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def generate(
     on_progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
     options: EngineOptions | None = None,
-    sampler: Sampler | None = None,
+    session: Session | None = None,
     force_program: bool = False,
     check_finite: bool = False,
 ) -> np.ndarray:
@@ -64,7 +64,7 @@ def generate(
         output: "images" (uint8 [n, h, w, 1 or 3]) or "latents" (float32 [n, C, H, W]).
         noise: recorded noise for all n images instead of seeds.
         cancel: set it from another thread to stop within the step that runs (plans: within a few steps).
-        sampler: loaded engines to use again; None loads them for this call.
+        session: loaded engines to use again; None loads them for this call.
         force_program: run a program that was made for another prediction, other betas or other timesteps all the same.
         check_finite: look for numbers that are not finite after every step, not only after the last one.
 
@@ -79,7 +79,7 @@ def generate(
     if not force_program:
         remedy = "make one for this model, or insist with force_program=True"
         check_process(program.name, program.process, bundle.process, remedy)
-    opened = nullcontext(sampler) if sampler is not None else Sampler(bundle, options)
+    opened = nullcontext(session) if session is not None else Session(bundle, options)
     total, results = program.steps * -(-len(labels) // batch), []
     broken: list[BrokenImage] = []
     with opened as engines:
@@ -106,7 +106,7 @@ def generate(
     return np.concatenate(results)
 
 
-def _images(engines: Sampler, latents: np.ndarray, bad: np.ndarray) -> np.ndarray:
+def _images(engines: Session, latents: np.ndarray, bad: np.ndarray) -> np.ndarray:
     """Pictures of a batch; those that are `bad` [B] are black: no decoder is asked what NaN looks like."""
     images = engines.images(np.where(bad[:, None, None, None], np.float32(0), latents))
     images[bad] = 0

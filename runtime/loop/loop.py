@@ -1,6 +1,6 @@
 """What a sampling loop is. It has no mathematics: bind row i of the tables, run the engine, swap two buffers.
 
-host_loop.py runs a bundle's graphs step by step, device_loop.py enqueues plans; `Sampler` (sampler.py) has one of them.
+host_loop.py runs a bundle's graphs step by step, device_loop.py enqueues plans; `Session` (session.py) has one of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`Sampler`: the loaded engines of one bundle, on the host or on a device."""
+"""`Session`: the loaded engines of one bundle, on the host or on a device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .projection import linear_picture
 from .tables import step_tables
 
 
-class Sampler:
+class Session:
     """The loaded engines of one bundle. One caller at a time; `close` frees them (or use it in a `with`)."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Sampler:
             self._device.close()
             self._device = None
 
-    def __enter__(self) -> Sampler:
+    def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *_: object) -> None:

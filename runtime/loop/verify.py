@@ -13,7 +13,7 @@ from ..bundle.open import Bundle
 from ..errors import BundleError
 from .loop import StepEvent
 from .noise import GivenNoise
-from .session import Sampler
+from .session import Session
 
 # Relative error that no bundle may have, whatever its manifest allows. Other seeds of the demo model end 0.45 apart, so
 # more than this is nearer to another picture; int4, the coarsest form, is allowed 0.27 there.
@@ -90,9 +90,9 @@ def check_labels(y: np.ndarray, model: ModelInfo, path: Path) -> None:
             raise BundleError(f"{path}: label {label} is none of the classes 0 to {model.num_classes - 1}")
 
 
-def replay(sampler: Sampler, golden: GoldenInfo, on_step: Callable[[StepEvent], None] | None = None) -> Replay:
+def replay(session: Session, golden: GoldenInfo, on_step: Callable[[StepEvent], None] | None = None) -> Replay:
     """Runs a golden trajectory through the graphs and the loop, and compares every step."""
-    bundle: Bundle = sampler.bundle
+    bundle: Bundle = session.bundle
     program = bundle.program(golden.program)
     tensors = read_golden(bundle, golden, program.steps)
     errors: list[float] = []
@@ -103,7 +103,7 @@ def replay(sampler: Sampler, golden: GoldenInfo, on_step: Callable[[StepEvent], 
             on_step(event)
 
     noise = GivenNoise(tensors["z"], tensors["noise"])
-    sampler.latents(program, tensors["y"].tolist(), golden.guidance, noise, on_step=compare)
+    session.latents(program, tensors["y"].tolist(), golden.guidance, noise, on_step=compare)
     return Replay(golden, program.timestep, np.array(errors))
 
 

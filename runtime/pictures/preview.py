@@ -14,7 +14,7 @@ import numpy as np
 from ..bundle.open import Bundle
 from ..errors import RequestError
 from ..loop.generate import Progress
-from ..loop.session import Sampler
+from ..loop.session import Session
 from ..samplers.program import Program
 
 
@@ -26,7 +26,7 @@ class Previews:
     batch that got to this step, the newest from index `first` on -> the files written.
     """
 
-    sampler: Sampler
+    session: Session
     every: int
     steps: int
     write: Callable[[int, np.ndarray, int], list[Path]]
@@ -38,7 +38,7 @@ class Previews:
         if step % self.every:
             return
         images = self._images.setdefault(step, [])
-        images.append(self.sampler.preview(progress.state[:, -1]))
+        images.append(self.session.preview(progress.state[:, -1]))
         self.written |= dict.fromkeys(self.write(step, np.concatenate(images), progress.first))
 
 

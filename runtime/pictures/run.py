@@ -20,7 +20,7 @@ from ..files import check_writable, sha256_of_file, write_tensors
 from ..loop.engine import options_for
 from ..loop.generate import Progress, generate, read_noise
 from ..loop.noise import GivenNoise
-from ..loop.session import Sampler
+from ..loop.session import Session
 from ..samplers.process import check_process
 from ..samplers.program import Program, read_program, with_x0_slot, write_program
 from ..samplers.settings import SamplerSettings, guidance_interval_from_text
@@ -110,10 +110,10 @@ def run_bundle(
         on_progress(progress.done, progress.total)
 
     options = options_for(request.engine, request.provider, request.threads, request.spin)
-    with Sampler(plan.bundle, options) as sampler:
+    with Session(plan.bundle, options) as session:
         for graph in ("step", "conditioner"):
-            sampler.load(graph)  # loading is not sampling: keep it out of the timing
-        previews = _previews(request, plan, sampler)
+            session.load(graph)  # loading is not sampling: keep it out of the timing
+        previews = _previews(request, plan, session)
         start = time.perf_counter()
         latents, broken = _latents(
             plan.bundle,
@@ -126,7 +126,7 @@ def run_bundle(
             output="latents",
             noise=plan.noise,
             on_progress=on_step,
-            sampler=sampler,
+            session=session,
             force_program=True,  # looked at when the request was
             check_finite=request.check_finite,
         )
@@ -136,7 +136,7 @@ def run_bundle(
             shown = latents.copy()
             shown[bad] = 0
             parts = [shown[i : i + request.batch] for i in range(0, len(latents), request.batch)]
-            pictures = sampler.preview if plan.rough else sampler.images
+            pictures = session.preview if plan.rough else session.images
             images = np.concatenate([pictures(part) for part in parts])
             images[bad] = 0
         seconds = time.perf_counter() - start
@@ -352,14 +352,14 @@ def _write_each(
     return written
 
 
-def _previews(request: RunRequest, plan: _Plan, sampler: Sampler) -> Previews | None:
+def _previews(request: RunRequest, plan: _Plan, session: Session) -> Previews | None:
     if request.preview_every is None:
         return None
 
     def write(step: int, images: np.ndarray, first: int) -> list[Path]:
         return _write_images(request, plan, images, step, first)
 
-    return Previews(sampler, request.preview_every, plan.program.steps, write)
+    return Previews(session, request.preview_every, plan.program.steps, write)
 
 
 def _metadata(request: RunRequest, plan: _Plan, images: slice, step: int | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
-from ditedge.runtime import Bundle, Sampler, generate, open_bundle
+from ditedge.runtime import Bundle, Session, generate, open_bundle
 
 SAMPLERS = ("ddim", "ddpm", "dpm++", "unipc", "heun", "euler")
 
@@ -16,7 +16,7 @@ SAMPLERS = ("ddim", "ddpm", "dpm++", "unipc", "heun", "euler")
 def check_random_runs(bundle: Bundle, runs: int, most: int) -> None:
     """`runs` requests in odd batches; one image of each, asked for alone, must be the same numbers."""
     rng, classes = np.random.default_rng(11), bundle.manifest.model.num_classes
-    with Sampler(bundle) as sampler:
+    with Session(bundle) as session:
         for _ in range(runs):
             count = int(rng.integers(2, most))
             labels = [int(label) for label in rng.integers(0, classes, count)]
@@ -26,7 +26,7 @@ def check_random_runs(bundle: Bundle, runs: int, most: int) -> None:
                 "program": bundle.program(sampler=str(rng.choice(SAMPLERS)), steps=int(rng.integers(2, 6))),
                 "guidance": float(rng.choice([1.0, 1.5, 4.0])),
                 "output": "latents",
-                "sampler": sampler,
+                "session": session,
             }
             batch = int(rng.integers(1, count + 1))
             together = generate(bundle, labels, seeds, away_from=away_from, batch=batch, **settings)

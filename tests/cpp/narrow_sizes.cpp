@@ -33,8 +33,8 @@ std::unique_ptr<Loop> open_device_loop(std::shared_ptr<const Bundle>, const Engi
 int main(int argc, char** argv) {
     static_assert(sizeof(std::size_t) == 4, "compile this for a 32-bit processor");
     ditedge_bundle* bundle = nullptr;
-    ditedge_sampler* sampler = nullptr;
-    if (argc != 4 || ditedge_bundle_open(argv[1], 0, &bundle) || ditedge_sampler_open(bundle, nullptr, &sampler))
+    ditedge_session* session = nullptr;
+    if (argc != 4 || ditedge_bundle_open(argv[1], 0, &bundle) || ditedge_session_open(bundle, nullptr, &session))
         return std::puts(ditedge_last_error()), 1;
     const std::int64_t count = 65536;  // times 196,608 bytes are 3 * 2^32
     const std::vector<std::int64_t> labels(static_cast<std::size_t>(count), 1);
@@ -44,22 +44,22 @@ int main(int argc, char** argv) {
     params.count = count, params.labels = labels.data(), params.seeds = seeds.data(), params.batch = 1;
     std::uint8_t image = 0;
     float latent = 0;
-    int wrong = told("images", ditedge_generate_images(sampler, &params, &image, 0), DITEDGE_ERROR_ARGUMENT);
-    wrong += told("decode", ditedge_decode(sampler, &latent, count, &image, 0), DITEDGE_ERROR_ARGUMENT);
+    int wrong = told("images", ditedge_generate_images(session, &params, &image, 0), DITEDGE_ERROR_ARGUMENT);
+    wrong += told("decode", ditedge_decode(session, &latent, count, &image, 0), DITEDGE_ERROR_ARGUMENT);
     // 2^20 latents of 2^12 bytes are 2^32.
     params.count = 1 << 20;
     const std::vector<std::int64_t> more(std::size_t{1} << 20, 1);
     params.labels = more.data(), params.seeds = nullptr, params.initial_noise = &latent, params.step_noise = &latent;
-    wrong += told("latents", ditedge_generate_latents(sampler, &params, &latent, 0), DITEDGE_ERROR_ARGUMENT);
+    wrong += told("latents", ditedge_generate_latents(session, &params, &latent, 0), DITEDGE_ERROR_ARGUMENT);
     // 1,024 steps of 1,024 latents, too.
     std::vector<float> some(std::size_t{1} << 20);
     params.count = 1024, params.program_file = argv[2], params.step_noise_bytes = 0;
-    wrong += told("noise", ditedge_generate_latents(sampler, &params, some.data(), some.size() * sizeof(float)), DITEDGE_ERROR_ARGUMENT);
+    wrong += told("noise", ditedge_generate_latents(session, &params, some.data(), some.size() * sizeof(float)), DITEDGE_ERROR_ARGUMENT);
     // A batch whose states are more than the address space.
     params.initial_noise = params.step_noise = nullptr, params.seeds = seeds.data();
     params.count = 4096, params.batch = 4096;
     params.program_file = argv[3];  // 64 slots, 100 steps: tables of 7 GB
     std::vector<float> batch(std::size_t{1} << 22);
-    wrong += told("batch", ditedge_generate_latents(sampler, &params, batch.data(), batch.size() * sizeof(float)), DITEDGE_ERROR_MEMORY);
+    wrong += told("batch", ditedge_generate_latents(session, &params, batch.data(), batch.size() * sizeof(float)), DITEDGE_ERROR_MEMORY);
     return wrong != 0;
 }

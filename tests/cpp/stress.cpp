@@ -1,4 +1,4 @@
-// ditedge-stress BUNDLE ENGINE LIBRARY [HOSTILE...]: what sanitizers watch. Two samplers of one bundle in two threads, one
+// ditedge-stress BUNDLE ENGINE LIBRARY [HOSTILE...]: what sanitizers watch. Two sessions of one bundle in two threads, one
 // cancelled by a third, previews and progress; then every hostile bundle is opened and, where that works, sampled from.
 #include <atomic>
 #include <cstdio>
@@ -9,7 +9,7 @@
 namespace {
 
 using ditedge::api::Bundle;
-using ditedge::api::Sampler;
+using ditedge::api::Session;
 
 ditedge_params request(const std::vector<std::int64_t>& labels, const std::vector<std::uint64_t>& seeds) {
     ditedge_params params = ditedge::api::default_params();
@@ -24,8 +24,8 @@ ditedge_params request(const std::vector<std::int64_t>& labels, const std::vecto
     return params;
 }
 
-ditedge_sampler_options one_thread(char** argv) {
-    ditedge_sampler_options options = ditedge::api::default_options();
+ditedge_session_options one_thread(char** argv) {
+    ditedge_session_options options = ditedge::api::default_options();
     options.threads = 1;
     options.engine = argv[2], options.library = argv[3];
     return options;
@@ -38,7 +38,7 @@ int main(int argc, char** argv) {
     const std::vector<std::int64_t> labels = {1, 2, 3};
     const std::vector<std::uint64_t> seeds = {4, 5, 6};
     const Bundle bundle(argv[1]);
-    Sampler first(bundle, one_thread(argv)), second(bundle, one_thread(argv));
+    Session first(bundle, one_thread(argv)), second(bundle, one_thread(argv));
     std::vector<std::uint8_t> pictures[2];
     std::thread one([&] { pictures[0] = first.images(request(labels, seeds)); });
     std::thread two([&] { pictures[1] = second.images(request(labels, seeds)); });
@@ -67,7 +67,7 @@ int main(int argc, char** argv) {
         try {
             const Bundle hostile(argv[i]);
             std::puts("opened");
-            Sampler(hostile, one_thread(argv)).images(request(labels, seeds));
+            Session(hostile, one_thread(argv)).images(request(labels, seeds));
         } catch (const ditedge::api::Failure& failure) {
             if (ditedge_last_error()[0] == '\0') return std::puts("no message"), 1;
             if (failure.status() == DITEDGE_ERROR_BUNDLE) std::puts("refused");

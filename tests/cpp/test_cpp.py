@@ -424,7 +424,7 @@ def test_what_is_given_out_is_nothing_on_failure(built: Path, gray_bundle: Path)
     handle = ctypes.c_void_p(7)
     assert library.ditedge_bundle_open(b"/nowhere", 1, ctypes.byref(handle)) == BUNDLE and handle.value is None
     handle = ctypes.c_void_p(7)
-    assert library.ditedge_sampler_open(None, None, ctypes.byref(handle)) == ARGUMENT and handle.value is None
+    assert library.ditedge_session_open(None, None, ctypes.byref(handle)) == ARGUMENT and handle.value is None
     bundle = ctypes.c_void_p()
     assert library.ditedge_bundle_open(os.fsencode(gray_bundle), 1, ctypes.byref(bundle)) == 0
     for call, nothing in (
@@ -517,28 +517,28 @@ def test_decode_from_cpp(built: Path, golden_bundle, onnxruntime_library: Path, 
         "#include <cstdio>\n"
         "int main(int, char** argv) {\n"
         "    const ditedge::api::Bundle bundle(argv[1]);\n"
-        "    ditedge::api::Sampler sampler(bundle);\n"
+        "    ditedge::api::Session session(bundle);\n"
         "    const std::int64_t labels[] = {1, 2};\n"
         "    const std::uint64_t seeds[] = {3, 4};\n"
         "    ditedge_params params = ditedge::api::default_params();\n"
         "    params.count = 2, params.labels = labels, params.seeds = seeds;\n"
         "    std::vector<std::uint8_t> same(128);\n"
-        "    const std::vector<float> latents = sampler.latents(params);\n"
-        "    ditedge::api::check(ditedge_decode(sampler.get(), latents.data(), 2, same.data(), same.size()));\n"
-        "    if (sampler.decode(latents) != sampler.images(params) || same != sampler.images(params)) return 1;\n"
+        "    const std::vector<float> latents = session.latents(params);\n"
+        "    ditedge::api::check(ditedge_decode(session.get(), latents.data(), 2, same.data(), same.size()));\n"
+        "    if (session.decode(latents) != session.images(params) || same != session.images(params)) return 1;\n"
         "    std::vector<float> spoiled = latents;\n"
         "    spoiled[70] = INFINITY;\n"
         "    try {\n"
-        "        sampler.decode(spoiled, same);\n"
+        "        session.decode(spoiled, same);\n"
         "        return 2;\n"
         "    } catch (const ditedge::api::Failure& failure) {\n"
         "        std::puts(failure.what());\n"
         "        if (failure.status() != DITEDGE_ERROR_NOT_FINITE) return 3;\n"
         "    }\n"
-        "    const std::vector<std::uint8_t> all = sampler.images(params);\n"
+        "    const std::vector<std::uint8_t> all = session.images(params);\n"
         "    for (std::size_t i = 0; i < 128; ++i) if (same[i] != (i < 64 ? all[i] : 0)) return 4;\n"
         "    try {\n"
-        "        sampler.decode({});\n"
+        "        session.decode({});\n"
         "    } catch (const ditedge::api::Failure& failure) {\n"
         "        return failure.status() == DITEDGE_ERROR_ARGUMENT ? 0 : 5;\n"
         "    }\n"

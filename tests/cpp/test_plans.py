@@ -331,10 +331,10 @@ def test_plans_are_those_of_the_opened_folder(
     folder = Path(shutil.copytree(plan_bundle("gray1_cfg"), tmp_path / "b"))
     expected = opened(folder).generate(LABELS, SEEDS, images=False, program=b"ddim-25")
     monkeypatch.chdir(tmp_path)
-    open_sampler = Ditedge._check
+    open_session = Ditedge._check
 
     def moved(handle: Ditedge, status: int) -> None:
-        open_sampler(handle, status)
+        open_session(handle, status)
         if not (tmp_path / "moved").exists() and handle.bundle.value:  # the bundle is open, its sampler is not
             folder.rename(tmp_path / "moved")
             folder.mkdir()
@@ -342,7 +342,7 @@ def test_plans_are_those_of_the_opened_folder(
 
     monkeypatch.setattr(Ditedge, "_check", moved)
     handle = opened(Path("b"))
-    monkeypatch.setattr(Ditedge, "_check", open_sampler)
+    monkeypatch.setattr(Ditedge, "_check", open_session)
     assert not list(folder.iterdir())
     assert np.array_equal(handle.generate(LABELS, SEEDS, images=False, program=b"ddim-25"), expected)
 

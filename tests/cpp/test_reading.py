@@ -26,7 +26,7 @@ BUNDLE, PROGRAM, REQUEST = 2, 3, 4
 
 
 class Later(Ditedge):
-    """A bundle that is open; its sampler is opened later."""
+    """A bundle that is open; its session is opened later."""
 
     def __init__(self, library: Path, bundle: Path | str, check_hashes: int = 1) -> None:
         self.c = load(library)
@@ -34,12 +34,12 @@ class Later(Ditedge):
         self._check(self.c.ditedge_bundle_open(str(bundle).encode(), check_hashes, ctypes.byref(self.bundle)))
         self._check(self.c.ditedge_bundle_info(self.bundle, ctypes.byref(self.info)))
 
-    def open_sampler(self, engine_library: Path) -> None:
-        self.c.ditedge_sampler_close(self.sampler)
+    def open_session(self, engine_library: Path) -> None:
+        self.c.ditedge_session_close(self.sampler)
         options = Options()
-        self._check(self.c.ditedge_sampler_options_init(ctypes.byref(options), ctypes.c_size_t(ctypes.sizeof(options))))
+        self._check(self.c.ditedge_session_options_init(ctypes.byref(options), ctypes.c_size_t(ctypes.sizeof(options))))
         options.library, options.threads = str(engine_library).encode(), 1
-        self._check(self.c.ditedge_sampler_open(self.bundle, ctypes.byref(options), ctypes.byref(self.sampler)))
+        self._check(self.c.ditedge_session_open(self.bundle, ctypes.byref(options), ctypes.byref(self.sampler)))
 
     def latents(self) -> np.ndarray:
         return self.generate([3], [7], images=False, program=b"ddim-25")
@@ -75,7 +75,7 @@ def test_after_open_nothing_is_read_by_name(
 ) -> None:
     monkeypatch.chdir(gray_bundle.parent)
     handle = later(gray_bundle.name)
-    handle.open_sampler(onnxruntime_library)
+    handle.open_session(onnxruntime_library)
     expected = handle.latents()
     programs = gray_bundle / "programs"
     shutil.copy(programs / "ddpm-50.json", programs / "ddim-25.json")
@@ -84,7 +84,7 @@ def test_after_open_nothing_is_read_by_name(
     assert np.array_equal(handle.latents(), expected), "a daemon's working folder"
     shutil.rmtree(gray_bundle)
     assert np.array_equal(handle.latents(), expected), "the bundle was deleted"
-    handle.open_sampler(onnxruntime_library)
+    handle.open_session(onnxruntime_library)
     assert np.array_equal(handle.latents(), expected), "another sampler of a deleted bundle"
 
 
@@ -114,7 +114,7 @@ def test_a_graph_that_is_written_to_after_open_is_refused(
     handle = later(gray_bundle)
     CHANGES[name](gray_bundle / "step.onnx")
     with pytest.raises(DitedgeError, match=r"step.onnx: does not match its hash") as caught:
-        handle.open_sampler(onnxruntime_library)
+        handle.open_session(onnxruntime_library)
     assert caught.value.status == BUNDLE
 
 
@@ -122,12 +122,12 @@ def test_a_graph_that_is_replaced_after_open_is_the_old_one(
     later, gray_bundle: Path, golden_bundle, onnxruntime_library: Path
 ) -> None:
     handle = later(gray_bundle)
-    handle.open_sampler(onnxruntime_library)
+    handle.open_session(onnxruntime_library)
     expected = handle.latents()
     other = gray_bundle / "other.onnx"
     shutil.copy(golden_bundle("gray1_cfg", "x0") / "step.onnx", other)
     os.replace(other, gray_bundle / "step.onnx")
-    handle.open_sampler(onnxruntime_library)
+    handle.open_session(onnxruntime_library)
     assert np.array_equal(handle.latents(), expected)
 
 
@@ -137,7 +137,7 @@ def test_without_hashes_only_sizes_are_checked(later, gray_bundle: Path, onnxrun
     with pytest.raises(DitedgeError, match="ddim-25.json: does not match its hash"):
         later(gray_bundle)
     handle = later(gray_bundle, check_hashes=0)
-    handle.open_sampler(onnxruntime_library)
+    handle.open_session(onnxruntime_library)
     handle.latents()
     path.write_text(path.read_text() + " ")
     with pytest.raises(DitedgeError, match="ddim-25.json: does not match"):
@@ -203,7 +203,7 @@ def test_weights_in_a_listed_file(
 ) -> None:
     """They are the hashed ones: another file of that name in the working folder, or in place of the first, is not read."""
     handle = later(gray_bundle)
-    handle.open_sampler(onnxruntime_library)
+    handle.open_session(onnxruntime_library)
     expected = handle.latents()
     data = with_external_weights(gray_bundle)
     with pytest.raises(DitedgeError, match=r"step.onnx: keeps weights in 'weights.bin', which is not listed") as caught:
@@ -217,7 +217,7 @@ def test_weights_in_a_listed_file(
     handle = later(gray_bundle)
     shutil.copy("weights.bin", gray_bundle / "new.bin")
     os.replace(gray_bundle / "new.bin", data)
-    handle.open_sampler(onnxruntime_library)
+    handle.open_session(onnxruntime_library)
     assert np.array_equal(handle.latents(), expected)
     with pytest.raises(DitedgeError, match=r"weights.bin: does not match its hash"):
         later(gray_bundle)

@@ -17,7 +17,7 @@ from ditedge.cli import main
 from ditedge.export import DiT, DiTConfig, ExportOptions, add_decoder, bundle_from_checkpoint, read_source
 from ditedge.export.exporter import _model_info
 from ditedge.export.pictures import note_on_pictures, read_fitting_vae, works_on_pixels
-from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.errors import CheckpointError, RequestError
 from tests.export.networks.test_vae import assert_same_picture, make_tiny, make_vae, reference_images
 
@@ -119,8 +119,8 @@ def test_a_decoder_is_added_to_a_bundle(latent3: Path, tmp_path: Path) -> None:
     assert all(after.files[name] == info for name, info in before.files.items())
     assert after.preview is not None and after.preview.scale == 4 != before.preview.scale
     z = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(5))
-    with Sampler(open_bundle(tmp_path / "b")) as sampler:
-        assert_same_picture(sampler.images(z.numpy()), reference_images(vae, z))
+    with Session(open_bundle(tmp_path / "b")) as session:
+        assert_same_picture(session.images(z.numpy()), reference_images(vae, z))
 
 
 def test_a_decoder_is_exchanged(latent3: Path, tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_a_decoder_is_exchanged(latent3: Path, tmp_path: Path) -> None:
     bundle = open_bundle(tmp_path / "second")
     assert bundle.manifest.vae is not None and bundle.manifest.vae.kind == "tiny" and bundle.manifest.preview is None
     z = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
-    with Sampler(bundle) as sampler:
-        assert_same_picture(sampler.images(z.numpy()), reference_images(tiny, z))
+    with Session(bundle) as session:
+        assert_same_picture(session.images(z.numpy()), reference_images(tiny, z))
 
 
 def test_a_decoder_that_cannot_be_added_leaves_nothing(latent3: Path, golden_bundle, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.cli import main
 from ditedge.export import ExportOptions, bundle_from_checkpoint, convert_bundle, precision
 from ditedge.export.overflow import overflow_scan, too_large
-from ditedge.runtime import Sampler, generate, open_bundle
+from ditedge.runtime import Session, generate, open_bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.loop.engine import EngineOptions
 from ditedge.runtime.loop.engines import open_engine
@@ -28,8 +28,8 @@ FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
 def worst_end(folder: Path) -> float:
-    with Sampler(open_bundle(folder, check_hashes=False)) as sampler:
-        return max(replay(sampler, golden).error[-1] for golden in sampler.bundle.manifest.golden)
+    with Session(open_bundle(folder, check_hashes=False)) as session:
+        return max(replay(session, golden).error[-1] for golden in session.bundle.manifest.golden)
 
 
 @pytest.mark.parametrize(("name", "bits"), [("fp16", 11), ("bf16", 8)])
@@ -181,8 +181,8 @@ def test_planted_overflow(tmp_path: Path) -> None:
     assert worst_end(tmp_path / "fixed") <= 2e-2
     shutil.copyfile(naive / "step.onnx", tmp_path / "fixed" / "step.onnx")
     step = open_engine(naive / "step.onnx", EngineOptions())
-    with Sampler(open_bundle(source), engines={"step": step}) as sampler:
-        assert not np.isfinite(replay(sampler, sampler.bundle.manifest.golden[0]).error[-1])
+    with Session(open_bundle(source), engines={"step": step}) as session:
+        assert not np.isfinite(replay(session, session.bundle.manifest.golden[0]).error[-1])
 
 
 @pytest.mark.parametrize(("label", "seconds"), [(5, 60.0), (7, 60.0), (5, 0.0)])

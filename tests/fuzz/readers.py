@@ -23,7 +23,7 @@ from ditedge.calibration.quality.real_pictures import reference_features
 from ditedge.calibration.quality.record import read_quality
 from ditedge.class_names import read_class_names
 from ditedge.export.sources.betas import read_betas
-from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.signatures import describe_signature, read_public_key
 from ditedge.runtime.describe import describe_bundle
 from ditedge.runtime.errors import RequestError
@@ -77,12 +77,12 @@ def _bundles(folder: Path, bundle: Path) -> list[Target]:
             program = opened.program(**settings)
             check_process(program.name, program.process, opened.process, "")
             with_x0_slot(program).draws_noise(program.steps - 1)
-        with Sampler(opened) as sampler:
-            sampler.load("decoder")
+        with Session(opened) as session:
+            session.load("decoder")
 
     def replay_all(path: Path) -> None:
-        with Sampler(open_bundle(path)) as sampler:
-            replay(sampler, sampler.bundle.manifest.golden[0])
+        with Session(open_bundle(path)) as session:
+            replay(session, session.bundle.manifest.golden[0])
 
     return [
         Target("manifest", lambda random: {"manifest.json": mutated_json(random, random.choice(manifests(bundle)))}, open_all),

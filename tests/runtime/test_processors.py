@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ditedge.runtime import EngineOptions, Sampler, open_bundle, processors
+from ditedge.runtime import EngineOptions, Session, open_bundle, processors
 from ditedge.runtime.loop.engine_ort import session_settings
 from ditedge.runtime.processors import thread_count, usable_processors
 
@@ -74,9 +74,9 @@ def test_affinity() -> None:
 
 @pytest.mark.parametrize(("threads", "spin"), [(0, False), (1, True), (999, False)])
 def test_every_session_is_opened_so(golden_bundle, threads: int, spin: bool) -> None:
-    with Sampler(open_bundle(golden_bundle("gray1_cfg")), EngineOptions(threads=threads, spin=spin)) as sampler:
+    with Session(open_bundle(golden_bundle("gray1_cfg")), EngineOptions(threads=threads, spin=spin)) as session:
         for graph in ("conditioner", "step", "decoder"):
-            settings = sampler.engine(graph)._session.get_session_options()
+            settings = session.engine(graph)._session.get_session_options()
             assert settings.intra_op_num_threads == thread_count(threads) <= usable_processors()
             assert settings.get_session_config_entry(SPINNING) == ("1" if spin else "0")
 

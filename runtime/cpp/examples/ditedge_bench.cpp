@@ -19,12 +19,12 @@ const char kUsage[] =
 void run(const Arguments& arguments) {
     if (arguments.text("--bundle").empty()) throw std::invalid_argument("--bundle is needed");
     const ditedge::api::Bundle bundle(arguments.text("--bundle"));
-    ditedge_sampler_options options = ditedge::api::default_options();
+    ditedge_session_options options = ditedge::api::default_options();
     options.engine = arguments.text_or_null("--engine");
     options.provider = arguments.text_or_null("--provider");
     options.library = arguments.text_or_null("--library");
     options.threads = static_cast<std::int32_t>(arguments.whole("--threads", INT32_MAX));
-    ditedge::api::Sampler sampler(bundle, options);
+    ditedge::api::Session session(bundle, options);
     const std::vector<std::int64_t> labels(static_cast<std::size_t>(arguments.whole("--batch", 4096)), 0);
     const std::vector<std::uint64_t> seeds(labels.size(), 0);
     ditedge_params params = ditedge::api::default_params();
@@ -34,7 +34,7 @@ void run(const Arguments& arguments) {
     std::vector<double> milliseconds;
     for (unsigned long long repeat = 0; repeat <= arguments.whole("--repeats", 1'000'000); ++repeat) {
         const auto start = std::chrono::steady_clock::now();
-        sampler.latents(params);
+        session.latents(params);
         const std::chrono::duration<double, std::milli> taken = std::chrono::steady_clock::now() - start;
         if (repeat > 0) milliseconds.push_back(taken.count() / static_cast<double>(bundle.steps(params.program)));
     }

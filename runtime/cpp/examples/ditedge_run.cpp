@@ -153,14 +153,14 @@ int run(const Arguments& arguments) {
         if (seed > UINT64_MAX - seeds.size()) throw std::invalid_argument("--seed is too large: image i has seed + i");
         seeds.push_back(seed + seeds.size());
     }
-    ditedge_sampler_options options = ditedge::api::default_options();
+    ditedge_session_options options = ditedge::api::default_options();
     options.engine = arguments.text_or_null("--engine");
     options.provider = arguments.text_or_null("--provider");
     options.library = arguments.text_or_null("--library");
     options.threads = static_cast<std::int32_t>(arguments.whole("--threads", INT32_MAX));
     options.spin = arguments.on("--spin");
     options.device = static_cast<std::int32_t>(arguments.whole("--device", INT32_MAX));
-    ditedge::api::Sampler sampler(bundle, options);
+    ditedge::api::Session session(bundle, options);
     ditedge_params params = ditedge::api::default_params();
     params.count = static_cast<std::int64_t>(labels.size());
     params.labels = labels.data(), params.seeds = seeds.data();
@@ -173,12 +173,12 @@ int run(const Arguments& arguments) {
     std::string bad;
     if (!arguments.text("--latents").empty()) {
         std::vector<float> latents;
-        bad = complaint([&] { sampler.latents(params, latents); });
+        bad = complaint([&] { session.latents(params, latents); });
         write_file(target, latents.data(), latents.size() * sizeof(float));
     } else {
         const ditedge_info info = bundle.info();
         std::vector<std::uint8_t> images;
-        bad = complaint([&] { sampler.images(params, images); });
+        bad = complaint([&] { session.images(params, images); });
         const std::string png = png_of(images, static_cast<std::uint32_t>(info.image_height * params.count),
                                        static_cast<std::uint32_t>(info.image_width), static_cast<std::uint32_t>(info.image_channels));
         write_file(target, png.data(), png.size());

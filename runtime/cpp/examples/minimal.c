@@ -11,7 +11,7 @@ static int failed(const char* what) {
 
 int main(int argc, char** argv) {
     ditedge_bundle* bundle = NULL;
-    ditedge_sampler* sampler = NULL;
+    ditedge_session* session = NULL;
     ditedge_info info;
     ditedge_params params;
     int64_t label;
@@ -28,14 +28,14 @@ int main(int argc, char** argv) {
     seed = strtoull(argv[3], NULL, 10);
     ditedge_params_init(&params, sizeof params);
     params.count = 1, params.labels = &label, params.seeds = &seed;
-    if (ditedge_find_class(bundle, argv[2], &label) || ditedge_sampler_open(bundle, NULL, &sampler) ||
-        ditedge_generate_images(sampler, &params, image, bytes)) {
+    if (ditedge_find_class(bundle, argv[2], &label) || ditedge_session_open(bundle, NULL, &session) ||
+        ditedge_generate_images(session, &params, image, bytes)) {
         failed("sampling");
     } else if ((file = fopen(argv[4], "wb")) != NULL) {
         fprintf(file, "P%d\n%d %d\n255\n", info.image_channels == 1 ? 5 : 6, (int)info.image_width, (int)info.image_height);
         bad = fwrite(image, 1, bytes, file) != bytes;
         bad |= fclose(file) != 0;
     }
-    free(image), ditedge_sampler_close(sampler), ditedge_bundle_close(bundle);
+    free(image), ditedge_session_close(session), ditedge_bundle_close(bundle);
     return bad;
 }

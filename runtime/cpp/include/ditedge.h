@@ -5,10 +5,10 @@
  * function, which is told the caller's size, so that a newer library never writes past an older caller's struct. What a
  * function gives through a pointer is NULL, 0 or -1 (a class) when it fails.
  *
- * Threads: a ditedge_bundle may be used by any number of threads at once. A ditedge_sampler belongs to one thread at a
+ * Threads: a ditedge_bundle may be used by any number of threads at once. A ditedge_session belongs to one thread at a
  * time, except ditedge_cancel and ditedge_cancel_request, which any thread may call (a signal handler only the first). Close
- * handles when nobody uses them; closing NULL does nothing. A sampler keeps what it needs of its bundle: the two may be
- * closed in any order. A sampler belongs to the process that opened it: after fork() the child opens its own.
+ * handles when nobody uses them; closing NULL does nothing. A session keeps what it needs of its bundle: the two may be
+ * closed in any order. A session belongs to the process that opened it: after fork() the child opens its own.
  */
 #ifndef DITEDGE_H
 #define DITEDGE_H
@@ -49,7 +49,7 @@ typedef enum ditedge_status {
 } ditedge_status;
 
 typedef struct ditedge_bundle ditedge_bundle;
-typedef struct ditedge_sampler ditedge_sampler;
+typedef struct ditedge_session ditedge_session;
 
 /* What a bundle is. Pixels are 0 x 0 x 0 when it has no decoder. */
 typedef struct ditedge_info {
@@ -61,7 +61,7 @@ typedef struct ditedge_info {
     double default_guidance;
 } ditedge_info;
 
-typedef struct ditedge_sampler_options {
+typedef struct ditedge_session_options {
     size_t size;
     const char* engine;   /* "onnxruntime" (NULL is the same); where compiled in "tensorrt", "tensorrt-rtx": the bundle's
                            * plans in engines/tensorrt or engines/tensorrt-rtx, on a GPU */
@@ -73,7 +73,7 @@ typedef struct ditedge_sampler_options {
     int32_t device;       /* CUDA device number */
     int32_t spin;     /* not 0: ONNX Runtime's idle threads spin, which is quicker by a little and keeps them busy */
     int32_t tf32;         /* not 0: CUDA may round float32 products to 10 bits of fraction (TF32), for speed */
-} ditedge_sampler_options;
+} ditedge_session_options;
 
 /* Pointers are valid during the callback only. */
 typedef struct ditedge_progress {
@@ -151,29 +151,29 @@ DITEDGE_API ditedge_status ditedge_program_file_steps(const char* file, int64_t*
 DITEDGE_API ditedge_status ditedge_find_class(const ditedge_bundle* bundle, const char* text, int64_t* label);
 
 /* Any thread. `size` is the caller's sizeof. Sets every field to its default. */
-DITEDGE_API ditedge_status ditedge_sampler_options_init(ditedge_sampler_options* options, size_t size);
+DITEDGE_API ditedge_status ditedge_session_options_init(ditedge_session_options* options, size_t size);
 DITEDGE_API ditedge_status ditedge_params_init(ditedge_params* params, size_t size);
 
 /* Any thread. Loads the graphs. options may be NULL. */
-DITEDGE_API ditedge_status ditedge_sampler_open(const ditedge_bundle* bundle, const ditedge_sampler_options* options,
-                                                ditedge_sampler** sampler);
-DITEDGE_API void ditedge_sampler_close(ditedge_sampler* sampler);
+DITEDGE_API ditedge_status ditedge_session_open(const ditedge_bundle* bundle, const ditedge_session_options* options,
+                                                ditedge_session** session);
+DITEDGE_API void ditedge_session_close(ditedge_session* session);
 /* One thread at a time. Writes uint8 [count, image_height, image_width, image_channels]; bytes is the buffer's size. */
-DITEDGE_API ditedge_status ditedge_generate_images(ditedge_sampler* sampler, const ditedge_params* params,
+DITEDGE_API ditedge_status ditedge_generate_images(ditedge_session* session, const ditedge_params* params,
                                                    uint8_t* images, size_t bytes);
 /* One thread at a time. Writes float32 [count, C, H, W]; bytes is the buffer's size. */
-DITEDGE_API ditedge_status ditedge_generate_latents(ditedge_sampler* sampler, const ditedge_params* params,
+DITEDGE_API ditedge_status ditedge_generate_latents(ditedge_session* session, const ditedge_params* params,
                                                     float* latents, size_t bytes);
 /* One thread at a time. latents [count, C, H, W] -> images as above; DITEDGE_ERROR_NOT_FINITE where some latents are not. */
-DITEDGE_API ditedge_status ditedge_decode(ditedge_sampler* sampler, const float* latents, int64_t count,
+DITEDGE_API ditedge_status ditedge_decode(ditedge_session* session, const float* latents, int64_t count,
                                           uint8_t* images, size_t bytes);
-/* Any thread, and a signal handler, also during a call on the sampler, which then returns DITEDGE_CANCELLED: on ONNX Runtime within its step or
+/* Any thread, and a signal handler, also during a call on the session, which then returns DITEDGE_CANCELLED: on ONNX Runtime within its step or
  * decoder, on a GPU after the steps that are enqueued, eight at most. Only the call that is running: a cancel that comes
  * when it has ended does not touch the next one. */
-DITEDGE_API void ditedge_cancel(ditedge_sampler* sampler);
+DITEDGE_API void ditedge_cancel(ditedge_session* session);
 /* The same for all generate calls with a params.request of 1 to `request`, whether they run or are still to come: so a
  * cancel may come early, too. Callers that need this number their calls upwards. Not in a signal handler: it takes a lock. */
-DITEDGE_API void ditedge_cancel_request(ditedge_sampler* sampler, uint64_t request);
+DITEDGE_API void ditedge_cancel_request(ditedge_session* session, uint64_t request);
 
 /* Any thread. [count] standard normal numbers: draw 0 is a seed's initial noise, draw n + 1 its noise of step n. */
 DITEDGE_API ditedge_status ditedge_noise(uint64_t seed, uint64_t draw, float* numbers, size_t count);

@@ -27,7 +27,7 @@ inline void check(ditedge_status status) {
 
 struct Close {
     void operator()(ditedge_bundle* bundle) const noexcept { ditedge_bundle_close(bundle); }
-    void operator()(ditedge_sampler* sampler) const noexcept { ditedge_sampler_close(sampler); }
+    void operator()(ditedge_session* session) const noexcept { ditedge_session_close(session); }
 };
 
 class Bundle {
@@ -78,9 +78,9 @@ private:
     std::unique_ptr<ditedge_bundle, Close> handle_{};
 };
 
-inline ditedge_sampler_options default_options() {
-    ditedge_sampler_options options{};
-    check(ditedge_sampler_options_init(&options, sizeof options));
+inline ditedge_session_options default_options() {
+    ditedge_session_options options{};
+    check(ditedge_session_options_init(&options, sizeof options));
     return options;
 }
 
@@ -90,14 +90,14 @@ inline ditedge_params default_params() {
     return params;
 }
 
-class Sampler {
+class Session {
 public:
-    explicit Sampler(const Bundle& bundle, const ditedge_sampler_options& options = default_options()) : info_(bundle.info()) {
-        ditedge_sampler* opened = nullptr;
-        check(ditedge_sampler_open(bundle.get(), &options, &opened));
+    explicit Session(const Bundle& bundle, const ditedge_session_options& options = default_options()) : info_(bundle.info()) {
+        ditedge_session* opened = nullptr;
+        check(ditedge_session_open(bundle.get(), &options, &opened));
         handle_.reset(opened);
     }
-    ditedge_sampler* get() const { return handle_.get(); }
+    ditedge_session* get() const { return handle_.get(); }
     // [count, height, width, channels]
     std::vector<std::uint8_t> images(const ditedge_params& params) {
         std::vector<std::uint8_t> images;
@@ -146,7 +146,7 @@ private:
     std::int64_t image() const { return info_.image_height * info_.image_width * info_.image_channels; }
     std::int64_t latent() const { return info_.latent_channels * info_.latent_height * info_.latent_width; }
     ditedge_info info_;
-    std::unique_ptr<ditedge_sampler, Close> handle_{};
+    std::unique_ptr<ditedge_session, Close> handle_{};
 };
 
 }  // namespace ditedge::api

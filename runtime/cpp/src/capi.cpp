@@ -24,7 +24,7 @@ struct ditedge_bundle {
     std::shared_ptr<const Bundle> bundle;
 };
 
-struct ditedge_sampler {
+struct ditedge_session {
     std::shared_ptr<const Bundle> bundle;
     std::unique_ptr<ditedge::Loop> loop;
     pid_t process = getpid();
@@ -75,7 +75,7 @@ bool ends_at_a_field(std::size_t size) {
     if constexpr (std::is_same_v<T, ditedge_info>)
         ends.insert(ends.end(), {AT(num_classes), AT(null_class), AT(latent_channels), AT(latent_height), AT(latent_width),
                                  AT(image_height), AT(image_width), AT(image_channels), AT(default_guidance)});
-    else if constexpr (std::is_same_v<T, ditedge_sampler_options>)
+    else if constexpr (std::is_same_v<T, ditedge_session_options>)
         ends.insert(ends.end(), {AT(engine), AT(provider), AT(library), AT(threads), AT(device), AT(spin), AT(tf32)});
     else
         ends.insert(ends.end(), {AT(count), AT(labels), AT(seeds), AT(away_from), AT(guidance), AT(program), AT(program_file),
@@ -110,8 +110,8 @@ void clear(T* given, T nothing) {
     if (given != nullptr) *given = nothing;
 }
 
-ditedge_sampler_options default_options() {
-    ditedge_sampler_options options{};
+ditedge_session_options default_options() {
+    ditedge_session_options options{};
     options.size = sizeof options;
     return options;
 }
@@ -185,25 +185,25 @@ void check_memory(const Bundle& bundle, const ditedge::Program& program, const d
 // A call that is going on. No earlier cancel counts, unless it was meant for this one.
 class Call {
 public:
-    Call(ditedge_sampler& sampler, std::uint64_t request) : sampler_(sampler) {
-        if (sampler.process != getpid())
-            ditedge::fail_engine("the sampler was opened before fork(), in process " + std::to_string(sampler.process) +
+    Call(ditedge_session& session, std::uint64_t request) : session_(session) {
+        if (session.process != getpid())
+            ditedge::fail_engine("the session was opened before fork(), in process " + std::to_string(session.process) +
                                  ", and its threads stayed there: open one in this process");
-        const std::lock_guard<std::mutex> lock(sampler.mutex);
-        sampler.loop->begin();
-        if (request != 0 && request <= sampler.cancelled_requests)
+        const std::lock_guard<std::mutex> lock(session.mutex);
+        session.loop->begin();
+        if (request != 0 && request <= session.cancelled_requests)
             ditedge::fail_cancelled("before its first step: request " + std::to_string(request) + " was cancelled");
-        sampler.request = request;
+        session.request = request;
     }
     Call(const Call&) = delete;
     Call& operator=(const Call&) = delete;
     ~Call() {
-        const std::lock_guard<std::mutex> lock(sampler_.mutex);
-        sampler_.request = 0;
+        const std::lock_guard<std::mutex> lock(session_.mutex);
+        session_.request = 0;
     }
 
 private:
-    ditedge_sampler& sampler_;
+    ditedge_session& session_;
 };
 
 bool finite(const float* numbers, std::size_t count) {
@@ -257,9 +257,9 @@ void blacken_not_finite(const Bundle& bundle, const float* latents, std::int64_t
 }
 
 // latents, `stride` numbers apart, by the bundle's projection (else its decoder) -> pictures
-void preview(ditedge_sampler& sampler, const ditedge_params& params, const float* latents, std::size_t stride,
+void preview(ditedge_session& session, const ditedge_params& params, const float* latents, std::size_t stride,
              std::int64_t step, std::int64_t first, std::int64_t batch) {
-    const ditedge::Manifest& manifest = sampler.bundle->manifest;
+    const ditedge::Manifest& manifest = session.bundle->manifest;
     const auto side = static_cast<std::size_t>(manifest.model.input_size), channels = static_cast<std::size_t>(manifest.model.in_channels);
     const std::size_t plane = side * side, latent = plane * channels;
     std::vector<std::uint8_t> pictures;
@@ -269,7 +269,7 @@ void preview(ditedge_sampler& sampler, const ditedge_params& params, const float
         for (std::size_t b = 0; b < static_cast<std::size_t>(batch); ++b)
             std::copy_n(latents + b * stride, latent, packed.begin() + static_cast<std::ptrdiff_t>(b * latent));
         pictures.resize(static_cast<std::size_t>(batch) * size.bytes());
-        sampler.loop->decode(packed.data(), batch, pictures.data());
+        session.loop->decode(packed.data(), batch, pictures.data());
     } else {
         const ditedge::PreviewInfo& projection = *manifest.preview;
         const auto scale = static_cast<std::size_t>(projection.scale), colours = projection.bias.size();
@@ -297,8 +297,8 @@ void preview(ditedge_sampler& sampler, const ditedge_params& params, const float
 // One batch after another: `write` gets each one's latents, zeros for an image that is not `good`. Throws Error (not finite)
 // when all are written.
 template <class Write>
-void generate(ditedge_sampler& sampler, const ditedge_params& params, bool images, const Write& write) {
-    const Bundle& bundle = *sampler.bundle;
+void generate(ditedge_session& session, const ditedge_params& params, bool images, const Write& write) {
+    const Bundle& bundle = *session.bundle;
     check_request(bundle, params, images);
     ditedge::Program program = params.program_file != nullptr ? ditedge::read_program(params.program_file)
                                                               : bundle.program(params.program);
@@ -306,7 +306,7 @@ void generate(ditedge_sampler& sampler, const ditedge_params& params, bool image
     if (program.process && params.other_process == 0) check_process(program.name, *program.process, bundle.manifest.process);
     check_noise(bundle, program, params);
     check_memory(bundle, program, params);
-    const Call call(sampler, params.request);
+    const Call call(session, params.request);
     if (params.on_preview != nullptr) program = ditedge::with_x0_slot(program);
     const double guidance = std::isnan(params.guidance) ? bundle.manifest.default_guidance : params.guidance;
     const std::size_t latent = bundle.latent_count();
@@ -349,14 +349,14 @@ void generate(ditedge_sampler& sampler, const ditedge_params& params, bool image
                 params.on_progress(&event, params.user);
             }
             if (previews(step) && state != nullptr)
-                preview(sampler, params, state + static_cast<std::size_t>(slots) * latent, stride, step, first, batch);
+                preview(session, params, state + static_cast<std::size_t>(slots) * latent, stride, step, first, batch);
         };
         latents.resize(size * latent);
         const bool watched = params.on_progress != nullptr || params.on_preview != nullptr || params.check_finite != 0;
         const auto wants_state = [&](std::int64_t step) { return params.check_finite != 0 || previews(step); };
-        const ditedge::Run run{program, tables, noise, sampler.loop->cancelled,
+        const ditedge::Run run{program, tables, noise, session.loop->cancelled,
                                watched ? std::function<void(std::int64_t, const float*)>(on_step) : nullptr, wants_state};
-        sampler.loop->sample(run, latents.data());
+        session.loop->sample(run, latents.data());
         std::vector<bool> good(size);
         for (std::size_t b = 0; b < size; ++b) {
             good[b] = finite(latents.data() + b * latent, latent);
@@ -478,7 +478,7 @@ ditedge_status ditedge_find_class(const ditedge_bundle* bundle, const char* text
     });
 }
 
-ditedge_status ditedge_sampler_options_init(ditedge_sampler_options* options, size_t size) {
+ditedge_status ditedge_session_options_init(ditedge_session_options* options, size_t size) {
     return guarded([&] { narrowed(default_options(), options, size, "options"); });
 }
 
@@ -486,81 +486,81 @@ ditedge_status ditedge_params_init(ditedge_params* params, size_t size) {
     return guarded([&] { narrowed(default_params(), params, size, "params"); });
 }
 
-ditedge_status ditedge_sampler_open(const ditedge_bundle* bundle, const ditedge_sampler_options* options,
-                                    ditedge_sampler** sampler) {
+ditedge_status ditedge_session_open(const ditedge_bundle* bundle, const ditedge_session_options* options,
+                                    ditedge_session** session) {
     return guarded([&] {
-        clear<ditedge_sampler*>(sampler, nullptr);
-        require(bundle != nullptr && sampler != nullptr, "bundle and sampler must not be null");
-        const ditedge_sampler_options given = widened(options, default_options(), "options");
+        clear<ditedge_session*>(session, nullptr);
+        require(bundle != nullptr && session != nullptr, "bundle and session must not be null");
+        const ditedge_session_options given = widened(options, default_options(), "options");
         require(given.threads >= 0 && given.device >= 0, "threads and device must not be negative");
         const ditedge::EngineOptions chosen{given.engine != nullptr ? given.engine : "onnxruntime",
                                             given.provider != nullptr ? given.provider : "cpu",
                                             given.library != nullptr ? given.library : "", given.threads, given.device,
                                             given.spin != 0, given.tf32 != 0};
-        auto opened = std::make_unique<ditedge_sampler>();
+        auto opened = std::make_unique<ditedge_session>();
         opened->bundle = bundle->bundle;
         opened->loop = ditedge::open_loop(bundle->bundle, chosen);
-        *sampler = opened.release();
+        *session = opened.release();
     });
 }
 
-void ditedge_sampler_close(ditedge_sampler* sampler) {
+void ditedge_session_close(ditedge_session* session) {
     // After fork() the engine's threads are the parent's: joining them here would wait for ever.
-    if (sampler != nullptr && sampler->process != getpid()) static_cast<void>(sampler->loop.release());
-    delete sampler;
+    if (session != nullptr && session->process != getpid()) static_cast<void>(session->loop.release());
+    delete session;
 }
 
-ditedge_status ditedge_generate_images(ditedge_sampler* sampler, const ditedge_params* params, uint8_t* images,
+ditedge_status ditedge_generate_images(ditedge_session* session, const ditedge_params* params, uint8_t* images,
                                        size_t bytes) {
     return guarded([&] {
-        require(sampler != nullptr && params != nullptr && images != nullptr, "sampler, params and images must not be null");
+        require(session != nullptr && params != nullptr && images != nullptr, "session, params and images must not be null");
         const ditedge_params given = widened(params, default_params(), "params");
-        const std::size_t size = sampler->bundle->manifest.image.bytes();
-        check_request(*sampler->bundle, given, true);
+        const std::size_t size = session->bundle->manifest.image.bytes();
+        check_request(*session->bundle, given, true);
         check_bytes(bytes, size, given.count, "bytes is not the size of count images");
-        generate(*sampler, given, true, [&](std::size_t first, const std::vector<bool>& good, const float* latents) {
-            sampler->loop->decode(latents, static_cast<std::int64_t>(good.size()), images + first * size);
+        generate(*session, given, true, [&](std::size_t first, const std::vector<bool>& good, const float* latents) {
+            session->loop->decode(latents, static_cast<std::int64_t>(good.size()), images + first * size);
             for (std::size_t b = 0; b < good.size(); ++b)
                 if (!good[b]) std::fill_n(images + (first + b) * size, size, std::uint8_t{0});
         });
     });
 }
 
-ditedge_status ditedge_generate_latents(ditedge_sampler* sampler, const ditedge_params* params, float* latents,
+ditedge_status ditedge_generate_latents(ditedge_session* session, const ditedge_params* params, float* latents,
                                         size_t bytes) {
     return guarded([&] {
-        require(sampler != nullptr && params != nullptr && latents != nullptr, "sampler, params and latents must not be null");
+        require(session != nullptr && params != nullptr && latents != nullptr, "session, params and latents must not be null");
         const ditedge_params given = widened(params, default_params(), "params");
-        const std::size_t count = sampler->bundle->latent_count();
-        check_request(*sampler->bundle, given, false);
+        const std::size_t count = session->bundle->latent_count();
+        check_request(*session->bundle, given, false);
         check_bytes(bytes, sizeof(float) * count, given.count, "bytes is not the size of count latents");
-        generate(*sampler, given, false, [&](std::size_t first, const std::vector<bool>& good, const float* from) {
+        generate(*session, given, false, [&](std::size_t first, const std::vector<bool>& good, const float* from) {
             std::copy_n(from, good.size() * count, latents + first * count);
         });
     });
 }
 
-ditedge_status ditedge_decode(ditedge_sampler* sampler, const float* latents, int64_t count, uint8_t* images, size_t bytes) {
+ditedge_status ditedge_decode(ditedge_session* session, const float* latents, int64_t count, uint8_t* images, size_t bytes) {
     return guarded([&] {
-        require(sampler != nullptr && latents != nullptr && images != nullptr, "sampler, latents and images must not be null");
+        require(session != nullptr && latents != nullptr && images != nullptr, "session, latents and images must not be null");
         require(count >= 1 && count <= kMaxImages, "count is not between 1 and 1048576");
-        sampler->bundle->require_graph("decoder");
-        check_bytes(bytes, sampler->bundle->manifest.image.bytes(), count, "bytes is not the size of count images");
-        const Call call(*sampler, 0);
-        sampler->loop->decode(latents, count, images);
-        blacken_not_finite(*sampler->bundle, latents, count, images);
+        session->bundle->require_graph("decoder");
+        check_bytes(bytes, session->bundle->manifest.image.bytes(), count, "bytes is not the size of count images");
+        const Call call(*session, 0);
+        session->loop->decode(latents, count, images);
+        blacken_not_finite(*session->bundle, latents, count, images);
     });
 }
 
-void ditedge_cancel(ditedge_sampler* sampler) {
-    if (sampler != nullptr) sampler->loop->cancel();
+void ditedge_cancel(ditedge_session* session) {
+    if (session != nullptr) session->loop->cancel();
 }
 
-void ditedge_cancel_request(ditedge_sampler* sampler, uint64_t request) {
-    if (sampler == nullptr) return;
-    const std::lock_guard<std::mutex> lock(sampler->mutex);
-    sampler->cancelled_requests = std::max(sampler->cancelled_requests, request);
-    if (sampler->request != 0 && sampler->request <= request) sampler->loop->cancel();
+void ditedge_cancel_request(ditedge_session* session, uint64_t request) {
+    if (session == nullptr) return;
+    const std::lock_guard<std::mutex> lock(session->mutex);
+    session->cancelled_requests = std::max(session->cancelled_requests, request);
+    if (session->request != 0 && session->request <= request) session->loop->cancel();
 }
 
 ditedge_status ditedge_noise(uint64_t seed, uint64_t draw, float* numbers, size_t count) {

@@ -15,7 +15,7 @@ import pytest
 from ditedge.calibration.formats.dynamic_int8 import quantised_weight
 from ditedge.calibration.graph.linears import find_linears, load_graph, save_graph
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
-from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.manifest import MANIFEST_NAME
 from ditedge.runtime.bundle.writing import hashed_files
 from ditedge.runtime.errors import RequestError
@@ -73,8 +73,8 @@ def test_integer_kernels_run(quantised, tmp_path: Path) -> None:
 def test_int8_stays_near_float_and_verifies(quantised) -> None:
     """Weights and activations of 8 bits: a relative error of about 1 % per linear, a few per cent on a trajectory."""
     float_bundle, int8_bundle = (open_bundle(path) for path in quantised)
-    with Sampler(int8_bundle) as sampler:
-        results = [replay(sampler, golden) for golden in int8_bundle.manifest.golden]
+    with Session(int8_bundle) as session:
+        results = [replay(session, golden) for golden in int8_bundle.manifest.golden]
     assert results and all(result.passed for result in results)
     worst = max(float(np.max(result.error)) for result in results)
     assert 1e-4 < worst < 0.2, "either nothing was rounded, or the network is broken"
@@ -134,12 +134,12 @@ def test_a_row_of_the_conditioner_does_not_depend_on_how_many_there_are(quantise
     timestep = np.linspace(999, 0, 12).astype(np.float32)
     label = (np.arange(12) % bundle.manifest.model.num_classes).astype(np.int64)
     width = int(bundle.manifest.graphs["conditioner"].outputs[0].shape[1])
-    with Sampler(bundle) as sampler:
+    with Session(bundle) as session:
 
         def rows(part: slice) -> np.ndarray:
             modulation = np.empty((len(timestep[part]), width), np.float32)
             pairs = {"timestep": timestep[part].copy(), "label": label[part].copy()}
-            sampler.engine("conditioner").run(pairs, {"modulation": modulation})
+            session.engine("conditioner").run(pairs, {"modulation": modulation})
             return modulation
 
         together = rows(slice(None))

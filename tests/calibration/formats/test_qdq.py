@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ditedge.calibration.formats.static import blockwise_int4, static_fp8, static_int8
 from ditedge.calibration.graph.linears import find_linears, save_graph
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
-from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.loop.engine import EngineOptions
@@ -113,8 +113,8 @@ FORMS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", FORMS, ids=lambda options: "-".join(options.values()))
 def test_bundles_run_and_verify_on_the_cpu(quantised, options: dict[str, Any]) -> None:
     bundle = quantised(**options)
-    with Sampler(bundle) as sampler:
-        results = [replay(sampler, golden) for golden in bundle.manifest.golden]
+    with Session(bundle) as session:
+        results = [replay(session, golden) for golden in bundle.manifest.golden]
     assert all(result.passed for result in results)
     assert 1e-4 < max(float(np.max(result.error)) for result in results) < 0.5
 
@@ -132,8 +132,8 @@ def test_the_naive_baseline_is_worse(quantised) -> None:
     worst = {}
     for naive in (False, True):
         bundle = quantised(runtime="tensorrt", naive=naive)
-        with Sampler(bundle) as sampler:
-            worst[naive] = max(float(np.max(replay(sampler, golden).error)) for golden in bundle.manifest.golden)
+        with Session(bundle) as session:
+            worst[naive] = max(float(np.max(replay(session, golden).error)) for golden in bundle.manifest.golden)
     assert bundle.manifest.quantization.kept == [] and worst[True] > worst[False]
 
 

@@ -12,7 +12,7 @@ import pytest
 from ditedge.calibration.formats.smooth import smooth, smoothing_scales
 from ditedge.calibration.graph.linears import find_linears, load_graph, save_graph
 from ditedge.calibration.statistics.collect import LayerStatistics, Statistics, collect_statistics
-from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.loop.noise import SeededNoise
 from ditedge.runtime.loop.verify import relative_error
@@ -56,9 +56,9 @@ def test_the_float_network_stays_the_same(collected, case: str, online: bool, tm
     noise = SeededNoise([1, 2, 3], (info.in_channels, info.input_size, info.input_size))
     results = []
     for source in (exact, bundle):
-        with Sampler(source) as sampler:
+        with Session(source) as session:
             guidance = source.manifest.defaults.guidance
-            results.append(sampler.latents(source.program(sampler="ddim", steps=2), [0, 1, 0], guidance, noise))
+            results.append(session.latents(source.program(sampler="ddim", steps=2), [0, 1, 0], guidance, noise))
     # exact algebra, rounded to float32 in the weights and in 1 + scale: about 1e-6 a step; two steps, because the
     # trajectories of random networks multiply every error by ten and more
     assert relative_error(results[1], results[0]) < 1e-5

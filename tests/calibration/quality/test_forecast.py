@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from ditedge.calibration import CompareRequest, compare_bundles
 from ditedge.calibration.quality.forecast import cost_of_report, golden_evaluations, report_evaluations
 from ditedge.cli import main
-from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.loop.engine_ort import OrtEngine
 from ditedge.runtime.loop.verify import replay
 
@@ -38,9 +38,9 @@ def test_evaluations_are_those_that_are_made(golden_bundle, made: list[int], cas
     compare_bundles(bundle, bundle, request)
     assert sum(made) == report_evaluations(bundle, request) > 0
     made.clear()
-    with Sampler(bundle) as sampler:
+    with Session(bundle) as session:
         for golden in bundle.manifest.golden:
-            replay(sampler, golden)
+            replay(session, golden)
     assert sum(made) == golden_evaluations(bundle) > 0
 
 

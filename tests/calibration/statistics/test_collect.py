@@ -18,7 +18,7 @@ import pytest
 
 from ditedge.calibration.graph.linears import find_linears, load_graph, save_graph
 from ditedge.calibration.statistics.collect import CalibrationSet, Statistics, collect_statistics, spread_classes
-from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.loop.noise import SeededNoise
 from tests.conftest import ROOT
@@ -68,9 +68,9 @@ def test_statistics_are_those_of_the_activations(golden_bundle, tmp_path: Path) 
     save_graph(model, tmp_path / "spy.onnx")
     spy = Spy(tmp_path / "spy.onnx")
     shape = (info.in_channels, info.input_size, info.input_size)
-    with Sampler(bundle, engines={"step": spy}) as sampler:
+    with Session(bundle, engines={"step": spy}) as session:
         for half, guidance in enumerate((bundle.manifest.defaults.guidance, 1.0)):
-            sampler.latents(
+            session.latents(
                 program, spread_classes(1, info.num_classes), guidance, SeededNoise([(1 << 32) + half], shape)
             )
     guided, plain = spy.runs[:3], spy.runs[3:]

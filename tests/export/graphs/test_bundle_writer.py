@@ -14,7 +14,7 @@ from ditedge.export import DiT, DiTConfig, ExportOptions, bundle_from_checkpoint
 from ditedge.export import exporter as bundle_writer
 from ditedge.export.graphs import write as graph_files
 from ditedge.export.truth import golden
-from ditedge.runtime import Sampler, generate, open_bundle
+from ditedge.runtime import Session, generate, open_bundle
 from ditedge.runtime.errors import BundleError, RequestError
 from ditedge.runtime.loop.verify import replay
 from tests.conftest import GOLDEN, ROOT
@@ -48,8 +48,8 @@ def test_no_trace_of_the_exporting_machine(golden_bundle) -> None:
 
 
 def test_golden_trajectories_replay(golden_bundle) -> None:
-    with Sampler(open_bundle(golden_bundle("latent4_learned_sigma"))) as sampler:
-        results = [replay(sampler, golden) for golden in sampler.bundle.manifest.golden]
+    with Session(open_bundle(golden_bundle("latent4_learned_sigma"))) as session:
+        results = [replay(session, golden) for golden in session.bundle.manifest.golden]
     assert [result.golden.guidance for result in results] == [4.0, 1.0]
     for result in results:
         assert len(result.error) == 10 and result.error.max() < 1e-5  # measured 2e-6
@@ -87,7 +87,7 @@ def test_nothing_is_left_behind_on_failure(tmp_path: Path, monkeypatch: pytest.M
                     parameter += 0.01
 
         monkeypatch.setattr(graph_files, "onnx_from_module", other_weights)
-    elif broken == "golden":  # a table that is not the reference's sampler
+    elif broken == "golden":  # a table that is not the reference's session
         real_program = golden.make_program
 
         def wrong(*args, **options):

@@ -16,7 +16,7 @@ from ditedge.calibration.formats.decoder import quantise_decoder
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.export import ExportOptions, bundle_from_checkpoint, convert_bundle
 from ditedge.export.half_decoder import halve_decoder
-from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.errors import BundleError
 from tests.export.networks.test_vae import LATENT, make_tiny, make_vae
@@ -43,8 +43,8 @@ def latent_bundle(tmp_path_factory: pytest.TempPathFactory):
 def pictures(folder: Path) -> np.ndarray:
     """Of three normal latents, [3, h, w, 3] uint8."""
     z = np.random.default_rng(3).standard_normal((3, 4, 8, 8)).astype(np.float32)
-    with Sampler(open_bundle(folder)) as sampler:
-        return sampler.images(z)
+    with Session(open_bundle(folder)) as session:
+        return session.images(z)
 
 
 @pytest.mark.parametrize(("kind", "precision"), [("kl", "float32"), ("tiny", "float32"), ("kl", "float16")])

@@ -27,7 +27,7 @@ from ditedge.export.graphs.modules import LatentDecoder
 from ditedge.export.graphs.to_onnx import onnx_from_module
 from ditedge.export.networks.vae import KlConfig, TinyConfig, VaeDecoder, half_precision
 from ditedge.export.sources.vae_checkpoint import read_vae
-from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle import manifest
 from ditedge.runtime.errors import BundleError, CheckpointError, RequestError
 from ditedge.runtime.loop.engine import EngineOptions
@@ -156,8 +156,8 @@ def test_decoder_graph_makes_diffusers_pictures(vaes: Path, tmp_path: Path, kind
 @pytest.mark.parametrize("kind", ["kl", "tiny"])
 def test_bundle_with_decoder(latent_bundle, vaes: Path, kind: str) -> None:
     bundle, z = open_bundle(latent_bundle(kind)), latents(3)
-    with Sampler(bundle) as sampler:
-        assert_same_picture(sampler.images(z.numpy()), reference_images(from_diffusers(vaes / kind), z))
+    with Session(bundle) as session:
+        assert_same_picture(session.images(z.numpy()), reference_images(from_diffusers(vaes / kind), z))
     info, scaling = bundle.manifest.vae, 0.18215 if kind == "kl" else 1.0
     assert info is not None and (info.kind, info.precision) == (kind, "float32")
     assert (info.scaling_factor, info.shift_factor) == (scaling, 0.0)
@@ -166,15 +166,15 @@ def test_bundle_with_decoder(latent_bundle, vaes: Path, kind: str) -> None:
 
 def test_pictures_are_decoded_a_few_at_a_time(latent_bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     z = latents(5).numpy()
-    with Sampler(open_bundle(latent_bundle("kl"))) as sampler:
-        whole = sampler.images(z)
-        batches, engine = [], sampler.engine("decoder")
+    with Session(open_bundle(latent_bundle("kl"))) as session:
+        whole = session.images(z)
+        batches, engine = [], session.engine("decoder")
         run = engine.run
         monkeypatch.setattr(engine, "run", lambda i, o: (batches.append(len(i["latent"])), run(i, o)))
         monkeypatch.setattr(manifest, "DECODE_PIXELS", 2 * 32 * 32)
-        assert np.array_equal(sampler.images(z), whole) and batches == [2, 2, 1]
+        assert np.array_equal(session.images(z), whole) and batches == [2, 2, 1]
         monkeypatch.setattr(manifest, "DECODE_PIXELS", 1)
-        assert np.array_equal(sampler.images(z), whole) and batches[3:] == [1] * 5
+        assert np.array_equal(session.images(z), whole) and batches[3:] == [1] * 5
 
 
 def test_a_wrong_decoder_is_not_handed_over(vaes: Path, tmp_path: Path) -> None:
@@ -480,7 +480,7 @@ def test_preview_of_a_latent_model_without_vae(golden_bundle) -> None:
     bundle = open_bundle(golden_bundle("latent4_learned_sigma"))
     z = np.zeros((2, 4, 8, 8), np.float32)
     z[1, 0], z[1, 2] = 3.5, -3.5
-    with Sampler(bundle) as sampler:
-        picture = sampler.preview(z)
+    with Session(bundle) as session:
+        picture = session.preview(z)
     assert picture.shape == (2, 64, 64, 3)
     assert (picture[0] == 128).all() and (picture[1] == [255, 128, 0]).all()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ditedge.export import read_checkpoint
-from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.loop.noise import GivenNoise
 from ditedge.runtime.loop.verify import relative_error
 from tests.conftest import GOLDEN
@@ -38,8 +38,8 @@ def test_trajectory_equals_diffusers(
     z, *noise = reference.noises(program.steps + 1).astype(np.float32)
     given = GivenNoise(z.reshape(SHAPE), np.array(noise).reshape(program.steps, *SHAPE))
     errors = []
-    with Sampler(open_bundle(golden_bundle("gray1_cfg"), check_hashes=False)) as sampler:
-        sampler.latents(
+    with Session(open_bundle(golden_bundle("gray1_cfg"), check_hashes=False)) as session:
+        session.latents(
             program,
             [LABEL],
             1.0,

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from ditedge.cli import main
 from ditedge.export import DiT, DiTConfig, ExportOptions, bundle_from_checkpoint, read_source, vae_folder
 from ditedge.export.sources.scheduler_config import read_scheduler
-from ditedge.runtime import Sampler, generate, open_bundle
+from ditedge.runtime import Session, generate, open_bundle
 from ditedge.runtime.errors import CheckpointError, ProgramError, RequestError
 from ditedge.runtime.loop.noise import GivenNoise
 from ditedge.runtime.loop.verify import relative_error
@@ -110,8 +110,8 @@ def test_default_run_equals_the_ddim_pipeline(pipeline_folder: Path, pipeline_bu
     assert bundle.manifest.defaults.guidance == 4.0 and bundle.manifest.model.guided_channels == 4
     program = bundle.program()
     assert program.name == "ddim-50" and program.timestep.tolist() == list(range(980, -1, -20))
-    with Sampler(bundle) as sampler:
-        ours = sampler.latents(program, [207, 360], guidance, GivenNoise(z, np.zeros((50, *z.shape), np.float32)))
+    with Session(bundle) as session:
+        ours = session.latents(program, [207, 360], guidance, GivenNoise(z, np.zeros((50, *z.shape), np.float32)))
     assert relative_error(ours, latents) < 1e-4  # measured 1e-6
 
 
@@ -132,9 +132,9 @@ def test_other_betas_equal_the_ddim_pipeline(pipeline_folder: Path, tmp_path: Pa
     scheduler.save_pretrained(folder / "scheduler")
     bundle_from_checkpoint(folder, tmp_path / "bundle", ExportOptions())
     latents, z = latents_of_pipeline(pipeline_folder, 4.0, scheduler)
-    with Sampler(open_bundle(tmp_path / "bundle")) as sampler:
-        program = sampler.bundle.program()
-        ours = sampler.latents(program, [207, 360], 4.0, GivenNoise(z, np.zeros((50, *z.shape), np.float32)))
+    with Session(open_bundle(tmp_path / "bundle")) as session:
+        program = session.bundle.program()
+        ours = session.latents(program, [207, 360], 4.0, GivenNoise(z, np.zeros((50, *z.shape), np.float32)))
     assert program.name == "ddim-50"
     assert relative_error(ours, latents) < 1e-4  # diffusers' float32 betas; the pipeline's betas swapped give over 0.1
 
@@ -220,8 +220,8 @@ def test_ddpm_scheduler_is_followed(pipeline_folder: Path, pipeline_bundle: Path
     noise = np.stack([torch.randn(z.shape).numpy() for _ in range(49)] + [np.zeros_like(z)])
     facts = read_scheduler(Path("x"), dict(scheduler.config) | {"_class_name": "DDPMScheduler"})
     program = make_program(linear_schedule(), SamplerSettings(**facts.sampling), learned_variance=True)
-    with Sampler(open_bundle(pipeline_bundle)) as sampler:
-        ours = sampler.latents(program, [207, 360], 1.0, GivenNoise(z, noise))
+    with Session(open_bundle(pipeline_bundle)) as session:
+        ours = session.latents(program, [207, 360], 1.0, GivenNoise(z, noise))
     assert relative_error(ours, latents) < 1e-4
 
 

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from ditedge.export import read_checkpoint
 from ditedge.export.truth.reference import guided_output
-from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.loop.noise import GivenNoise
 from ditedge.runtime.loop.verify import relative_error
 from tests.conftest import CASES, GOLDEN, golden_case, has_null_class
@@ -50,9 +50,9 @@ def test_forward_through_the_graphs(golden_bundle, case: str) -> None:
         if guidance != 1.0:
             combine[range(batch), range(batch), :3] = guidance
             combine[range(batch), range(batch, rows), :3] = 1 - guidance
-        with Sampler(bundle) as sampler:
+        with Session(bundle) as session:
             timestep = np.tile(recorded["t"], rows // batch).astype(np.float32)
-            sampler.engine("conditioner").run({"timestep": timestep, "label": labels}, {"modulation": modulation})
+            session.engine("conditioner").run({"timestep": timestep, "label": labels}, {"modulation": modulation})
             output = np.empty((batch, 1, *recorded["x"].shape[1:]), dtype=np.float32)
             inputs = {
                 "state": np.ascontiguousarray(recorded["x"][:, None]),
@@ -66,11 +66,11 @@ def test_forward_through_the_graphs(golden_bundle, case: str) -> None:
                 "mix": np.tile(np.float32([0, 1, 0]), (batch, 1, 1)),
                 "noise": np.ones_like(recorded["x"]),
             }
-            sampler.engine("step").run(inputs, {"next_state": output})
+            session.engine("step").run(inputs, {"next_state": output})
             assert relative_error(output[:, 0], recorded[name][:, :channels]) < TOLERANCE
             if model.learned_variance:  # exp(v) comes out of the noise column
                 inputs["mix"] = np.tile(np.float32([0, 0, 1]), (batch, 1, 1))
-                sampler.engine("step").run(inputs, {"next_state": output})
+                session.engine("step").run(inputs, {"next_state": output})
                 assert relative_error(np.log(output[:, 0]), recorded[name][:, channels:]) < TOLERANCE
 
 
@@ -88,8 +88,8 @@ def test_trajectory_through_graphs_and_loop(golden_bundle, case: str, name: str)
     recorded = load_file(GOLDEN / case / f"{name}.safetensors")
     assert program.timestep.tolist() == recorded["timesteps"].tolist()
     errors: list[float] = []
-    with Sampler(bundle) as sampler:
-        sampler.latents(
+    with Session(bundle) as session:
+        session.latents(
             program,
             recorded["y"].tolist(),
             loop["cfg"] or 1.0,

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa, x25519
 
 from ditedge.cli import main
-from ditedge.runtime import EngineOptions, Sampler, open_bundle
+from ditedge.runtime import EngineOptions, Session, open_bundle
 from ditedge.runtime.bundle.signatures import MAX_SIGNATURE_BYTES, Signature, fingerprint, is_valid, read_public_key
 from ditedge.runtime.bundle.writing import copy_files, new_bundle
 from ditedge.runtime.errors import BundleError, DitedgeError, RequestError
@@ -315,8 +315,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> DoubleGpu:
 
 
 def load_plans(bundle: Path, folder: Path, trusted: list[Path]) -> None:
-    with Sampler(open_bundle(bundle, trusted_keys=trusted), EngineOptions(plans=folder)) as sampler:
-        sampler.load("step")
+    with Session(open_bundle(bundle, trusted_keys=trusted), EngineOptions(plans=folder)) as session:
+        session.load("step")
 
 
 def test_plans_are_signed_with_their_bundle(gray_bundle: Path, keys: tuple[Path, Path], gpu: DoubleGpu) -> None:

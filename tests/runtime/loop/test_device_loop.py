@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from ditedge.runtime import Cancelled, EngineOptions, Program, Sampler, generate, open_bundle
+from ditedge.runtime import Cancelled, EngineOptions, Program, Session, generate, open_bundle
 from ditedge.runtime.bundle import manifest
 from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.errors import NotFiniteError
@@ -47,20 +47,20 @@ def plan_bundle(golden_bundle, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> DoubleGpu:
-    """What `Sampler` finds instead of a GPU."""
+    """What `Session` finds instead of a GPU."""
     double = DoubleGpu()
     monkeypatch.setattr(engine_trt, "NvidiaGpu", lambda: double)
     return double
 
 
-def plans(bundle: Bundle, cuda_graphs: bool = True) -> Sampler:
+def plans(bundle: Bundle, cuda_graphs: bool = True) -> Session:
     folder = bundle.folder / "engines" / "double"
-    return Sampler(bundle, EngineOptions(plans=folder, cuda_graphs=cuda_graphs))
+    return Session(bundle, EngineOptions(plans=folder, cuda_graphs=cuda_graphs))
 
 
-def latents(bundle: Bundle, sampler: Sampler, program: Program, guidance: float = 3.0, **options) -> np.ndarray:
+def latents(bundle: Bundle, session: Session, program: Program, guidance: float = 3.0, **options) -> np.ndarray:
     options = {"labels": LABELS, "seeds": SEEDS, "batch": 8} | options
-    return generate(bundle, program=program, guidance=guidance, output="latents", sampler=sampler, **options)
+    return generate(bundle, program=program, guidance=guidance, output="latents", session=session, **options)
 
 
 def same(actual: np.ndarray, expected: np.ndarray) -> None:
@@ -86,20 +86,20 @@ def test_recorded_trajectories(plan_bundle, gpu: DoubleGpu, case: str, name: str
     bundle, program, recorded, guidance = recorded_program(case, name, plan_bundle)
     errors: list[float] = []
     noise = GivenNoise(recorded["z"], recorded["noise"])
-    with plans(bundle) as sampler:
-        sampler.latents(
+    with plans(bundle) as session:
+        session.latents(
             program, recorded["y"].tolist(), guidance, noise,
             on_step=lambda event: errors.append(relative_error(event.latents, recorded["x"][event.step - 1])),
         )  # fmt: skip
-        final = sampler.latents(program, recorded["y"].tolist(), guidance, noise)  # one graph of all steps
+        final = session.latents(program, recorded["y"].tolist(), guidance, noise)  # one graph of all steps
     assert len(errors) == len(recorded["x"]) and max(errors) < TOLERANCE
     assert relative_error(final, recorded["x"][-1]) < TOLERANCE
     assert not gpu.live and not gpu.graphs and not gpu.events and not gpu.streams
 
 
 def test_verify_replays_on_plans(plan_bundle, gpu: DoubleGpu) -> None:
-    with plans(plan_bundle("gray1_cfg")) as sampler:
-        results = [replay(sampler, golden) for golden in sampler.bundle.manifest.golden]
+    with plans(plan_bundle("gray1_cfg")) as session:
+        results = [replay(session, golden) for golden in session.bundle.manifest.golden]
     assert results and all(result.passed for result in results)
     assert {path.name for path in gpu.deserialized} == {"conditioner.plan", "dit.plan", "decoder.plan"}
 
@@ -110,7 +110,7 @@ def test_equals_the_loop_on_onnx_runtime(plan_bundle, gpu: DoubleGpu, sampler: s
     """Also with two batches of one shape (a replay), a smaller last one, and other labels, seeds and guidance."""
     bundle = plan_bundle("gray1_cfg")
     program = bundle.program(sampler=sampler, steps=6)
-    with Sampler(bundle) as ort, plans(bundle, cuda_graphs) as device:
+    with Session(bundle) as ort, plans(bundle, cuda_graphs) as device:
         for options in (
             {"batch": 2},
             {"batch": 5},
@@ -135,7 +135,7 @@ def test_a_shape_is_captured_once_and_replayed(plan_bundle, gpu: DoubleGpu) -> N
 def test_unguided_steps_run_half_the_evaluations(plan_bundle, gpu: DoubleGpu) -> None:
     bundle = plan_bundle("gray1_cfg")
     program = replace(bundle.program(steps=5), guided=np.array([False, True, True, False, True]))
-    with Sampler(bundle) as ort, plans(bundle) as device:
+    with Session(bundle) as ort, plans(bundle) as device:
         same(latents(bundle, device, program), latents(bundle, ort, program))
         run = next(iter(device.loop._runs.values()))
         evaluations = {
@@ -153,7 +153,7 @@ def test_modulation_that_does_not_fit_is_computed_in_blocks(
     row = 4 * (6 * 2 + 2) * 32 * 5  # four labels and the null class
     monkeypatch.setattr(device_run, "MODULATION_BYTES", steps_held * row)
     program = bundle.program(sampler="ddpm", steps=7)
-    with Sampler(bundle) as ort, plans(bundle) as device:
+    with Session(bundle) as ort, plans(bundle) as device:
         same(
             latents(bundle, device, program, on_progress=(lambda p: None) if watched else None),
             latents(bundle, ort, program),
@@ -167,7 +167,7 @@ def test_modulation_rows_that_are_not_aligned_are_computed_step_by_step(plan_bun
     monkeypatch.setattr(device_memory, "ALIGNMENT", 4096)
     bundle = plan_bundle("gray1_cfg")
     program = bundle.program(sampler="ddpm", steps=3)
-    with Sampler(bundle) as ort, plans(bundle) as device:
+    with Session(bundle) as ort, plans(bundle) as device:
         same(latents(bundle, device, program), latents(bundle, ort, program))
     assert gpu.log.count("conditioner") == 3 + 1
     assert all(addresses["modulation"] % 256 == 0 for addresses in gpu.bound)
@@ -181,7 +181,7 @@ def test_noise_that_does_not_fit_goes_through_a_ring(
     bundle = plan_bundle("gray1_cfg")
     monkeypatch.setattr(device_run, "NOISE_BYTES", draws_held * 5 * 8 * 8 * 4)
     program = bundle.program(sampler="ddpm", steps=11)
-    with Sampler(bundle) as ort, plans(bundle) as device:
+    with Session(bundle) as ort, plans(bundle) as device:
         expected = latents(bundle, ort, program)
         for _ in range(2):
             same(latents(bundle, device, program, on_progress=(lambda p: None) if watched else None), expected)
@@ -210,7 +210,7 @@ def test_samplers_without_noise_upload_none(plan_bundle, gpu: DoubleGpu) -> None
 def test_progress_reports_every_step_in_order(plan_bundle, gpu: DoubleGpu) -> None:
     bundle = plan_bundle("gray1_cfg")
     program, seen, expected = with_x0_slot(bundle.program(steps=7)), [], []
-    with Sampler(bundle) as ort, plans(bundle) as device:
+    with Session(bundle) as ort, plans(bundle) as device:
         latents(bundle, ort, program, on_progress=lambda p: expected.append((p.done, p.state.copy())))
         latents(bundle, device, program, on_progress=lambda p: seen.append((p.done, p.state.copy())))
     assert [done for done, _ in seen] == [done for done, _ in expected]
@@ -230,7 +230,7 @@ def test_work_is_enqueued_ahead_of_the_callback(plan_bundle, gpu: DoubleGpu) -> 
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_cancel_stops_between_segments_and_leaves_the_sampler_usable(plan_bundle, gpu, watched: bool) -> None:
+def test_cancel_stops_between_segments_and_leaves_the_session_usable(plan_bundle, gpu, watched: bool) -> None:
     bundle = plan_bundle("gray1_cfg")
     program, stop, done = bundle.program(sampler="ddpm", steps=40), threading.Event(), []
 
@@ -240,7 +240,7 @@ def test_cancel_stops_between_segments_and_leaves_the_sampler_usable(plan_bundle
             return super().step(step)
 
     noise = Noise(SEEDS, (1, 8, 8))
-    with Sampler(bundle) as ort, plans(bundle) as device:
+    with Session(bundle) as ort, plans(bundle) as device:
         with pytest.raises(Cancelled, match="of 40"):
             device.latents(
                 program, LABELS, 3.0, noise, on_step=(lambda e: done.append(e.step)) if watched else None, cancel=stop
@@ -250,14 +250,14 @@ def test_cancel_stops_between_segments_and_leaves_the_sampler_usable(plan_bundle
         same(latents(bundle, device, program, cancel=threading.Event()), latents(bundle, ort, program))
 
 
-def test_a_failing_callback_leaves_the_sampler_usable(plan_bundle, gpu: DoubleGpu) -> None:
+def test_a_failing_callback_leaves_the_session_usable(plan_bundle, gpu: DoubleGpu) -> None:
     bundle = plan_bundle("gray1_cfg")
     program = bundle.program(sampler="ddpm", steps=6)
 
     def fail(progress) -> None:
         raise KeyboardInterrupt
 
-    with Sampler(bundle) as ort, plans(bundle) as device:
+    with Session(bundle) as ort, plans(bundle) as device:
         with pytest.raises(KeyboardInterrupt):
             latents(bundle, device, program, on_progress=fail)
         same(latents(bundle, device, program), latents(bundle, ort, program))
@@ -278,7 +278,7 @@ def test_images_equal_onnx_runtimes(plan_bundle, gpu: DoubleGpu, monkeypatch, ca
     bundle = plan_bundle(case)
     shape = (5, *latent_shape(bundle))
     some = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    with Sampler(bundle) as ort, plans(bundle) as device:
+    with Session(bundle) as ort, plans(bundle) as device:
         expected = ort.images(some)
         assert np.array_equal(device.images(some), expected)
         monkeypatch.setattr(manifest, "DECODE_PIXELS", 2 * shape[2] * shape[3])  # pictures in twos, then one
@@ -290,7 +290,7 @@ def test_decoding_inside_a_callback_disturbs_nothing(plan_bundle, gpu: DoubleGpu
     """Previews by the decoder: it shares scratch memory with the steps that are enqueued already."""
     bundle = plan_bundle("gray1_cfg")
     program = bundle.program(sampler="ddpm", steps=6)
-    with Sampler(bundle) as ort, plans(bundle) as device:
+    with Session(bundle) as ort, plans(bundle) as device:
         pictures = []
         watched = latents(
             bundle, device, program, on_progress=lambda p: pictures.append((p.latents.copy(), device.images(p.latents)))
@@ -362,7 +362,7 @@ def test_any_combination_equals_onnx_runtime(
         patch.setattr(engine_trt, "NvidiaGpu", lambda: gpu)
         patch.setattr(device_run, "MODULATION_BYTES", rows_held * 4 * (6 * 2 + 2) * 32)
         patch.setattr(device_run, "NOISE_BYTES", draws_held * count * 8 * 8 * 4)
-        with Sampler(bundle) as ort, plans(bundle) as device:
+        with Session(bundle) as ort, plans(bundle) as device:
             expected = latents(bundle, ort, program, **options)
             options["on_progress"] = (lambda p: seen.append(p.done)) if watched else None
             for _ in range(2):
@@ -378,9 +378,9 @@ def test_any_combination_equals_onnx_runtime(
 def ten_recorded_steps(plan_bundle) -> None:
     bundle, program, recorded, guidance = recorded_program("latent4_learned_sigma", "ddpm10", plan_bundle)
     noise = GivenNoise(recorded["z"], recorded["noise"])
-    with plans(bundle) as sampler:
+    with plans(bundle) as session:
         for _ in range(2):
-            final = sampler.latents(program, recorded["y"].tolist(), guidance, noise)
+            final = session.latents(program, recorded["y"].tolist(), guidance, noise)
             assert relative_error(final, recorded["x"][-1]) < TOLERANCE
 
 
@@ -477,7 +477,7 @@ def test_noise_uploaded_too_early_is_noticed(plan_bundle, gpu: DoubleGpu, monkey
     monkeypatch.setattr(device_run, "NOISE_BYTES", 2 * 5 * 8 * 8 * 4)
     bundle = plan_bundle("gray1_cfg")
     program = bundle.program(sampler="ddpm", steps=11)
-    with Sampler(bundle) as ort, plans(bundle) as device:
+    with Session(bundle) as ort, plans(bundle) as device:
         same(latents(bundle, device, program), latents(bundle, ort, program))
         monkeypatch.setattr(device_run.Run, "__init__", impatient)
         other = LABELS[:4]  # another shape, so that its run is made anew
@@ -501,10 +501,10 @@ def test_an_image_that_overflows_is_named_and_the_others_come_with_it(
     hot = overheat(gray_bundle, 3)
     write_plans(hot)
     healthy = plan_bundle("gray1_cfg")
-    with plans(healthy) as sampler:
-        expected = latents(healthy, sampler, healthy.program())
+    with plans(healthy) as session:
+        expected = latents(healthy, session, healthy.program())
     bundle = open_bundle(hot)
-    with plans(bundle) as sampler, pytest.raises(NotFiniteError) as caught:
-        latents(bundle, sampler, bundle.program(), check_finite=watched)
+    with plans(bundle) as session, pytest.raises(NotFiniteError) as caught:
+        latents(bundle, session, bundle.program(), check_finite=watched)
     assert [(image.index, image.label, image.step) for image in caught.value.images] == [(0, 3, step), (2, 3, step)]
     same(caught.value.results[[1, 3, 4]], expected[[1, 3, 4]])

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from ditedge.cli import main
-from ditedge.runtime import NotFiniteError, Sampler, generate, open_bundle
+from ditedge.runtime import NotFiniteError, Session, generate, open_bundle
 from ditedge.runtime.errors import BrokenImage, RequestError
 from ditedge.runtime.loop.noise import GivenNoise
 from tests.conftest import overheat
@@ -61,11 +61,11 @@ def test_the_good_images_come_with_the_error(golden_bundle, hot: Path, batch: in
 def test_the_step_where_it_begins_is_named_when_asked(golden_bundle) -> None:
     bundle = open_bundle(golden_bundle("gray1_cfg"))
     for asked, step in ((False, None), (True, 3)):
-        with Sampler(bundle) as sampler:
-            sampler.loop.engines["step"] = FromStep(sampler.engine("step"), 3)
+        with Session(bundle) as session:
+            session.loop.engines["step"] = FromStep(session.engine("step"), 3)
             with pytest.raises(NotFiniteError) as caught:
                 generate(
-                    bundle, [1, 2, 3], [0, 1, 2], program=bundle.program(steps=5), sampler=sampler, check_finite=asked
+                    bundle, [1, 2, 3], [0, 1, 2], program=bundle.program(steps=5), session=session, check_finite=asked
                 )
         assert caught.value.images == (BrokenImage(1, 2, 1, step),)
         assert ("from step 3 on" in str(caught.value)) == asked

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ditedge.runtime import EngineOptions, Sampler, generate, open_bundle
+from ditedge.runtime import EngineOptions, Session, generate, open_bundle
 from ditedge.runtime.loop.engine_trt import NvidiaGpu
 from ditedge.runtime.loop.noise import standard_normal
 from ditedge.runtime.loop.verify import relative_error, replay
@@ -40,8 +40,8 @@ def plans(request: pytest.FixtureRequest) -> Path:
 def sample(folder: Path, *, cuda_graphs: bool = True, times: int = 1, **options: object) -> list[np.ndarray]:
     bundle = open_bundle(DEMO)
     options = {"guidance": 4.0, "program": bundle.program(steps=10), "output": "latents"} | options
-    with Sampler(bundle, EngineOptions(plans=folder, cuda_graphs=cuda_graphs)) as sampler:
-        return [generate(bundle, LABELS, SEEDS, sampler=sampler, **options) for _ in range(times)]  # type: ignore[arg-type]
+    with Session(bundle, EngineOptions(plans=folder, cuda_graphs=cuda_graphs)) as session:
+        return [generate(bundle, LABELS, SEEDS, session=session, **options) for _ in range(times)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**40 + 1])
@@ -68,15 +68,15 @@ def test_golden_trajectories_on_onnx_runtimes_providers(golden_bundle, case: str
         pytest.skip("CUDA finds no device (or cuda-python is not installed)")
     if PROVIDERS[provider] not in onnxruntime.get_available_providers():
         pytest.skip(f"this ONNX Runtime has no {provider} provider: pip install 'ditedge[gpu]'")
-    with Sampler(open_bundle(golden_bundle(case)), EngineOptions(provider=provider)) as sampler:
-        for golden in sampler.bundle.manifest.golden:
-            assert replay(sampler, golden).error.max() < TENSOR_CORES
+    with Session(open_bundle(golden_bundle(case)), EngineOptions(provider=provider)) as session:
+        for golden in session.bundle.manifest.golden:
+            assert replay(session, golden).error.max() < TENSOR_CORES
 
 
 def test_golden_trajectories_on_plans(plans: Path) -> None:
-    with Sampler(open_bundle(DEMO), EngineOptions(plans=plans)) as sampler:
-        for golden in sampler.bundle.manifest.golden:
-            assert replay(sampler, golden).error.max() < TENSOR_CORES
+    with Session(open_bundle(DEMO), EngineOptions(plans=plans)) as session:
+        for golden in session.bundle.manifest.golden:
+            assert replay(session, golden).error.max() < TENSOR_CORES
 
 
 def test_latents_equal_onnx_runtimes(plans: Path) -> None:

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from ditedge.runtime import Cancelled, Sampler, generate, open_bundle
+from ditedge.runtime import Cancelled, Session, generate, open_bundle
 from ditedge.runtime.loop.interruptible import Worker
 
 PATIENCE = 20  # seconds that a busy machine may need for what takes 50 ms
@@ -72,10 +72,10 @@ def ctrl_c() -> None:
 def test_a_cancel_is_heard_within_a_step(gray_bundle: Path) -> None:
     endless(gray_bundle)
     cancel, bundle = threading.Event(), open_bundle(gray_bundle)
-    with Sampler(bundle) as sampler:
+    with Session(bundle) as session:
         with soon(cancel.set), pytest.raises(Cancelled, match="within a step"):
-            generate(bundle, [1], [1], guidance=1.0, cancel=cancel, sampler=sampler)
-        images = sampler.images(np.zeros((1, 1, 8, 8), np.float32))  # the sampler goes on
+            generate(bundle, [1], [1], guidance=1.0, cancel=cancel, session=session)
+        images = session.images(np.zeros((1, 1, 8, 8), np.float32))  # the sampler goes on
     assert images.shape == (1, 8, 8, 1)
 
 

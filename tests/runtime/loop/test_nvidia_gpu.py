@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ditedge.runtime import EngineOptions, Sampler, generate, open_bundle
+from ditedge.runtime import EngineOptions, Session, generate, open_bundle
 from ditedge.runtime.errors import DitedgeError
 from ditedge.runtime.loop import engine_trt
 from ditedge.runtime.plans.record import PLAN_NAMES, read_build_record
@@ -261,10 +261,10 @@ def test_pictures_through_the_real_adapter(machine: SimpleNamespace, watched: bo
     program = machine.bundle.program(sampler="ddpm", steps=12)
     options = {"labels": [3, 1, 3], "seeds": [1, 2, 3], "guidance": 3.0, "program": program}
     expected = generate(machine.bundle, **options)
-    with Sampler(machine.bundle, EngineOptions(plans=machine.folder)) as sampler:
+    with Session(machine.bundle, EngineOptions(plans=machine.folder)) as session:
         for _ in range(2):
             progress = (lambda p: None) if watched else None
-            actual = generate(machine.bundle, sampler=sampler, on_progress=progress, **options)
+            actual = generate(machine.bundle, session=session, on_progress=progress, **options)
             assert np.abs(actual.astype(int) - expected).max() <= 1
     double = machine.double
     assert double.log.count("capture") == (12 if watched else 2)
@@ -278,22 +278,22 @@ def test_a_plan_that_tensorrt_refuses(machine: SimpleNamespace) -> None:
     with pytest.raises(
         DitedgeError, match="conditioner.plan: TensorRT.* cannot load this plan .*not compatible.*build again"
     ):
-        Sampler(machine.bundle, EngineOptions(plans=machine.folder)).load("step")
+        Session(machine.bundle, EngineOptions(plans=machine.folder)).load("step")
 
 
 def test_a_full_device(machine: SimpleNamespace) -> None:
     """Running out of memory is a sentence, leaks nothing, and a smaller batch runs afterwards."""
     program = machine.bundle.program(sampler="ddpm", steps=3)
-    with Sampler(machine.bundle, EngineOptions(plans=machine.folder)) as sampler:
-        sampler.load("step")
+    with Session(machine.bundle, EngineOptions(plans=machine.folder)) as session:
+        session.load("step")
         live = len(machine.double.live)
         machine.cuda.memory = 18_000
         with pytest.raises(
             DitedgeError, match="cudaMalloc failed with cudaErrorMemoryAllocation: use a smaller --batch"
         ):
-            generate(machine.bundle, [1] * 8, list(range(8)), program=program, guidance=1.0, sampler=sampler)
+            generate(machine.bundle, [1] * 8, list(range(8)), program=program, guidance=1.0, session=session)
         assert len(machine.double.live) == live
         machine.cuda.memory = 18_000
         assert generate(
-            machine.bundle, [1], [0], program=program, guidance=1.0, sampler=sampler, output="latents"
+            machine.bundle, [1], [0], program=program, guidance=1.0, session=session, output="latents"
         ).shape == (1, 1, 8, 8)

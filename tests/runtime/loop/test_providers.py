@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from ditedge.cli import main
-from ditedge.runtime import EngineOptions, Sampler, open_bundle
+from ditedge.runtime import EngineOptions, Session, open_bundle
 from ditedge.runtime.errors import EngineError
 from ditedge.runtime.loop.engine_ort import PROVIDERS, _providers, check_provider
 
@@ -28,10 +28,10 @@ def test_a_provider_that_does_not_start_is_refused(golden_bundle, listed: None, 
     if PROVIDERS[provider] in onnxruntime.capi._pybind_state.get_available_providers():
         pytest.skip(f"this ONNX Runtime has {provider}")
     with (
-        Sampler(open_bundle(golden_bundle("gray1_cfg")), EngineOptions(provider)) as sampler,
+        Session(open_bundle(golden_bundle("gray1_cfg")), EngineOptions(provider)) as session,
         pytest.raises(EngineError, match=f"provider '{provider}' could not be started"),
     ):
-        sampler.load("step")
+        session.load("step")
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
@@ -50,10 +50,10 @@ def test_a_provider_that_runs_nothing_is_refused(golden_bundle) -> None:
     if azure not in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has no provider that takes nothing")
     with (
-        Sampler(open_bundle(golden_bundle("gray1_cfg")), EngineOptions(azure)) as sampler,
+        Session(open_bundle(golden_bundle("gray1_cfg")), EngineOptions(azure)) as session,
         pytest.raises(EngineError, match="takes no node"),
     ):
-        sampler.load("step")
+        session.load("step")
 
 
 def session(*used: str, known: bool = True) -> SimpleNamespace:
@@ -80,9 +80,9 @@ def test_float32_on_cuda_is_float32() -> None:
 
 def test_what_the_package_prints_is_no_output(golden_bundle, listed: None, monkeypatch, capsys) -> None:
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn.so.9"))
-    with Sampler(open_bundle(golden_bundle("gray1_cfg")), EngineOptions("cuda")) as sampler:
+    with Session(open_bundle(golden_bundle("gray1_cfg")), EngineOptions("cuda")) as session:
         with pytest.warns(UserWarning, match="not in available"), pytest.raises(EngineError):
-            sampler.load("step")
+            session.load("step")
         captured = capsys.readouterr()
     assert captured.out == "" and "libcudnn" in captured.err
 

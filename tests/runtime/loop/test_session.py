@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ditedge.runtime import Cancelled, Sampler, generate, open_bundle
+from ditedge.runtime import Cancelled, Session, generate, open_bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.loop import host_loop
 from ditedge.runtime.loop.noise import GivenNoise, SeededNoise
@@ -32,11 +32,11 @@ class Spy:
         self.engine.close()
 
 
-def spied(bundle) -> tuple[Sampler, Spy, Spy]:
-    sampler = Sampler(bundle)
-    spies = {graph: Spy(sampler.engine(graph)) for graph in ("step", "conditioner")}
-    sampler.loop.engines.update(spies)
-    return sampler, spies["step"], spies["conditioner"]
+def spied(bundle) -> tuple[Session, Spy, Spy]:
+    session = Session(bundle)
+    spies = {graph: Spy(session.engine(graph)) for graph in ("step", "conditioner")}
+    session.loop.engines.update(spies)
+    return session, spies["step"], spies["conditioner"]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
@@ -52,16 +52,16 @@ def test_same_seed_same_image_alone_and_in_any_batch(golden_bundle, guidance: fl
 def test_guidance_one_runs_one_evaluation_per_step(golden_bundle) -> None:
     bundle = open_bundle(golden_bundle("gray1_cfg"))
     for guidance, per_image in ((1.0, 1), (2.0, 2)):
-        sampler, step, _ = spied(bundle)
-        generate(bundle, LABELS, SEEDS, guidance=guidance, program=bundle.program(steps=4), sampler=sampler)
+        session, step, _ = spied(bundle)
+        generate(bundle, LABELS, SEEDS, guidance=guidance, program=bundle.program(steps=4), session=session)
         assert step.evaluations == [per_image * len(LABELS)] * 4
 
 
 def test_unguided_steps_run_one_evaluation(golden_bundle) -> None:
     bundle = open_bundle(golden_bundle("gray1_cfg"))
     program = replace(bundle.program(steps=4), guided=np.array([False, True, True, False]))
-    sampler, step, _ = spied(bundle)
-    generate(bundle, [1], [0], guidance=3.0, program=program, sampler=sampler)
+    session, step, _ = spied(bundle)
+    generate(bundle, [1], [0], guidance=3.0, program=program, session=session)
     assert step.evaluations == [1, 2, 2, 1]
 
 
@@ -77,8 +77,8 @@ def test_modulation_rows_come_in_bounded_blocks(golden_bundle, monkeypatch: pyte
     expected = generate(bundle, LABELS, SEEDS, guidance=2.0, output="latents")
     row_bytes = 4 * (6 * 2 + 2) * 32
     monkeypatch.setattr(host_loop, "MODULATION_BYTES", 3 * 5 * row_bytes)  # 3 steps of 4 labels and the null class
-    sampler, _, conditioner = spied(bundle)
-    actual = generate(bundle, LABELS, SEEDS, guidance=2.0, output="latents", sampler=sampler)
+    session, _, conditioner = spied(bundle)
+    actual = generate(bundle, LABELS, SEEDS, guidance=2.0, output="latents", session=session)
     assert max(conditioner.rows) == 15 and sum(conditioner.rows) == bundle.program().steps * 5
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)  # other GEMM shapes, other rounding
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from ditedge.cli import main
-from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.errors import BundleError
 from ditedge.runtime.loop.verify import golden_here, replay
 
@@ -59,8 +59,8 @@ def test_golden_of_other_shapes(gray_bundle: Path, tmp_path: Path, name: str) ->
     tensors = load_file(first_golden(gray_bundle))
     save_file(tensors | change(tensors), tmp_path / "g.safetensors")
     path = rewritten(gray_bundle, (tmp_path / "g.safetensors").read_bytes())
-    with Sampler(open_bundle(gray_bundle)) as sampler, pytest.raises(BundleError, match=complaint) as caught:
-        replay(sampler, sampler.bundle.manifest.golden[0])
+    with Session(open_bundle(gray_bundle)) as session, pytest.raises(BundleError, match=complaint) as caught:
+        replay(session, session.bundle.manifest.golden[0])
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -68,16 +68,16 @@ def test_golden_of_other_shapes(gray_bundle: Path, tmp_path: Path, name: str) ->
 def test_golden_of_other_types(gray_bundle: Path, dtype: str) -> None:
     header = json.dumps({"z": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2]}}).encode()
     rewritten(gray_bundle, len(header).to_bytes(8, "little") + header + b"\0\0")
-    with Sampler(open_bundle(gray_bundle)) as sampler:
+    with Session(open_bundle(gray_bundle)) as session:
         with pytest.raises(BundleError, match="not a readable golden file|is missing|expected"):
-            replay(sampler, sampler.bundle.manifest.golden[0])
+            replay(session, session.bundle.manifest.golden[0])
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff" * 100, (10**18).to_bytes(8, "little") + b"{}"])
 def test_golden_that_is_no_safetensors(gray_bundle: Path, raw: bytes) -> None:
     rewritten(gray_bundle, raw)
-    with Sampler(open_bundle(gray_bundle)) as sampler, pytest.raises(BundleError, match="not a readable golden file"):
-        replay(sampler, sampler.bundle.manifest.golden[0])
+    with Session(open_bundle(gray_bundle)) as session, pytest.raises(BundleError, match="not a readable golden file"):
+        replay(session, session.bundle.manifest.golden[0])
 
 
 def test_verify_says_what_is_left_out(gray_bundle: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditedge.runtime import Sampler, generate, open_bundle
+from ditedge.runtime import Session, generate, open_bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.pictures.run import RunRequest, run_bundle
 from ditedge.runtime.samplers.program import with_x0_slot
@@ -102,8 +102,8 @@ def test_previews_of_latents_without_decoder(golden_bundle, tmp_path: Path) -> N
     assert summary["written"][0] == str(tmp_path / "l.preview-0006.png")
     from safetensors.numpy import load_file
 
-    with Sampler(open_bundle(bundle)) as sampler:
-        expected = sampler.preview(load_file(tmp_path / "l.safetensors")["latents"])[0]
+    with Session(open_bundle(bundle)) as session:
+        expected = session.preview(load_file(tmp_path / "l.safetensors")["latents"])[0]
     actual = pixels(tmp_path / "l.preview-0006.png")
     assert actual.shape == (64, 64, 3) and np.abs(actual.astype(int) - expected).max() <= 1
 

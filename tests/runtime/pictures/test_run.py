@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from ditedge.runtime import Sampler, generate, open_bundle
+from ditedge.runtime import Session, generate, open_bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.loop.noise import standard_normal
 from ditedge.runtime.pictures.images import open_picture, read_metadata, write_picture
@@ -33,10 +33,10 @@ def pixels(path: Path) -> np.ndarray:
 def test_arrays_and_tensors_are_labels_and_seeds(golden_bundle) -> None:
     bundle = open_bundle(golden_bundle("gray1_cfg"))
     program = bundle.program(sampler="ddim", steps=1)
-    with Sampler(bundle) as sampler:
+    with Session(bundle) as session:
 
         def images(labels, seeds, away_from=None) -> np.ndarray:
-            return generate(bundle, labels, seeds, away_from=away_from, program=program, sampler=sampler)
+            return generate(bundle, labels, seeds, away_from=away_from, program=program, session=session)
 
         wanted = images([1, 2], [3, 4], [5, 6])
         for labels, seeds, away in (
@@ -184,8 +184,8 @@ def test_without_a_decoder_a_run_ends_in_latents_and_a_rough_picture(
     result = ditedge("run", "--engine", bundle, "--class", 1, "--steps", 2)
     assert result.exit_code == 0 and "add-decoder" in result.output, result.output
     latents = load_file(f"{bundle.name}.safetensors")["latents"]
-    with Sampler(open_bundle(bundle)) as sampler:
-        assert np.array_equal(pixels(tmp_path / f"{bundle.name}.png"), sampler.preview(latents)[0])
+    with Session(open_bundle(bundle)) as session:
+        assert np.array_equal(pixels(tmp_path / f"{bundle.name}.png"), session.preview(latents)[0])
     assert read_metadata(tmp_path / f"{bundle.name}.png")["rough"] is True
     summary = run_bundle(RunRequest(bundle, classes=("1",), steps=2, out=tmp_path / "asked.jpg"))
     assert summary["rough"] and summary["written"] == [str(tmp_path / "asked.jpg")]

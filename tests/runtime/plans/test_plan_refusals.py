@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ditedge.runtime import EngineOptions, Sampler, generate, open_bundle
+from ditedge.runtime import EngineOptions, Session, generate, open_bundle
 from ditedge.runtime.bundle.held_files import HeldFile
 from ditedge.runtime.errors import DitedgeError
 from ditedge.runtime.loop import engine_trt
@@ -72,9 +72,9 @@ def test_refused_before_deserialising(gray_bundle: Path, monkeypatch: pytest.Mon
         (folder / "build.json").write_text(json.dumps(record))
     if case.spoil is not None:
         case.spoil(folder)
-    with Sampler(open_bundle(gray_bundle), EngineOptions(plans=folder)) as sampler:
+    with Session(open_bundle(gray_bundle), EngineOptions(plans=folder)) as session:
         with pytest.raises(DitedgeError, match=case.complaint) as caught:
-            sampler.load("step")
+            session.load("step")
     assert "\n" not in str(caught.value)
     assert not gpu.deserialized and not gpu.blocks and not gpu.streams
 
@@ -84,8 +84,8 @@ def test_plans_for_every_gpu_need_no_capability(gray_bundle: Path, monkeypatch: 
     record = json.loads((folder / "build.json").read_text()) | {"compute_capabilities": []}
     (folder / "build.json").write_text(json.dumps(record))
     monkeypatch.setattr(engine_trt, "NvidiaGpu", lambda: DoubleGpu(sm="sm120"))
-    with Sampler(open_bundle(gray_bundle), EngineOptions(plans=folder)) as sampler:
-        sampler.load("step")
+    with Session(open_bundle(gray_bundle), EngineOptions(plans=folder)) as session:
+        session.load("step")
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,11 @@ def test_profile_too_small(gray_bundle: Path, monkeypatch, labels, settings, com
     monkeypatch.setattr(engine_trt, "NvidiaGpu", lambda: gpu)
     bundle = open_bundle(gray_bundle)
     options = {"guidance": 3.0, "output": "latents", "program": bundle.program(**settings)}
-    with Sampler(bundle, EngineOptions(plans=folder)) as sampler:
+    with Session(bundle, EngineOptions(plans=folder)) as session:
         with pytest.raises(DitedgeError, match=complaint):
-            generate(bundle, labels, list(range(len(labels))), sampler=sampler, **options)
+            generate(bundle, labels, list(range(len(labels))), session=session, **options)
         assert generate(
-            bundle, [0, 1], [0, 1], sampler=sampler, output="latents", program=bundle.program(steps=2)
+            bundle, [0, 1], [0, 1], session=session, output="latents", program=bundle.program(steps=2)
         ).shape == (2, 1, 8, 8)
     assert not gpu.live
 
@@ -120,7 +120,7 @@ def test_this_machine_without_a_driver(gray_bundle: Path) -> None:
         pytest.skip("this machine has a GPU")
     folder = write_plans(gray_bundle).parent
     with pytest.raises(DitedgeError, match="no CUDA device|not installed"):
-        Sampler(open_bundle(gray_bundle), EngineOptions(plans=folder)).load("step")
+        Session(open_bundle(gray_bundle), EngineOptions(plans=folder)).load("step")
     if gpu.libraries():
         with pytest.raises(DitedgeError, match="gone"):
             record = read_build_record(folder / "build.json")
