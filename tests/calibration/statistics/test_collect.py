@@ -94,7 +94,7 @@ KILLED = """
 import sys, time
 sys.path.insert(0, ".")
 from pathlib import Path
-from ditedge.calibration.collect import CalibrationSet, collect_statistics
+from ditedge.calibration.statistics.collect import CalibrationSet, collect_statistics
 from ditedge.runtime import open_bundle
 bundle = open_bundle(sys.argv[1])
 def stop(done, total):
