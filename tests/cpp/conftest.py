@@ -15,6 +15,7 @@ import pytest
 from capi_ctypes import Ditedge
 
 from tests.conftest import ROOT
+from tests.cpp.support import Later
 
 Build = Callable[..., Path]
 
@@ -107,6 +108,19 @@ def opened(built: Path, onnxruntime_library: Path):
 
     def make(bundle: Path) -> Ditedge:
         handles.append(Ditedge(built / "libditedge.so", bundle, onnxruntime_library, threads=2))
+        return handles[-1]
+
+    yield make
+    for handle in handles:
+        handle.close()
+
+
+@pytest.fixture
+def later(built: Path):
+    handles: list[Later] = []
+
+    def make(bundle: Path | str, check_hashes: int = 1) -> Later:
+        handles.append(Later(built / "libditedge.so", bundle, check_hashes))
         return handles[-1]
 
     yield make

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ditedge.runtime.bundle.signatures import fingerprint, read_public_key
 from ditedge.runtime.signing import new_key_pair, sign_bundle
-from tests.cpp.test_cpp import ARGUMENT, BUNDLE, ENGINE, REQUEST
+from tests.cpp.support import ARGUMENT, BUNDLE, ENGINE, REQUEST
 from tests.runtime.bundle.test_signatures import (
     KINDS,
     SPOILED,

@@ -16,7 +16,7 @@ from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.loop.engine_trt import NvidiaGpu
 from ditedge.runtime.loop.verify import relative_error
 from tests.conftest import ROOT
-from tests.cpp.test_cpp import NO_DEVICE
+from tests.cpp.support import NO_DEVICE
 from tests.runtime.loop.test_gpu import DEMO, LABELS, SEEDS, TENSOR_CORES
 
 pytestmark = pytest.mark.gpu

@@ -1,0 +1,146 @@
+"""libditedge's engine for plans, as it is shipped, over a double of libcudart and libnvinfer (gpu_double.cpp)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from capi_ctypes import Ditedge, DitedgeError
+
+from ditedge.runtime import generate, open_bundle
+from ditedge.runtime.bundle.open import Bundle
+from ditedge.runtime.loop.verify import relative_error
+from ditedge.runtime.samplers.program import write_program
+from tests.cpp.plans.support import LABELS, SEEDS, Double, replay
+from tests.cpp.support import CANCELLED, LOOPS, TOLERANCE, program_of
+from tests.cpp.test_guards import check_one_bad_image
+
+
+def by_python(bundle: Bundle) -> np.ndarray:
+    """What a C++ run of "ddim-25" with LABELS and SEEDS should give."""
+    return generate(bundle, LABELS, SEEDS, program=bundle.program("ddim-25"), output="latents")
+
+
+@pytest.mark.parametrize(("case", "loop"), LOOPS, ids=[f"{case}-{loop['name']}" for case, loop in LOOPS])
+def test_recorded_trajectories(opened, double: Double, plan_bundle, tmp_path: Path, case: str, loop: dict) -> None:
+    """Four steps a graph, one step a graph with a callback, and replayed graphs: PyTorch's latents each time."""
+    folder = plan_bundle(case, "x0" if loop.get("predict_xstart") else "epsilon")
+    program, done = program_of(folder, loop), []
+    write_program(program, tmp_path / "p.json")
+    handle = opened(folder)
+    assert replay(handle, case, loop, tmp_path / "p.json") < TOLERANCE
+    captured = double.report["counts"]["capture"]
+    assert captured == -(-program.steps // 4)
+    assert replay(handle, case, loop, tmp_path / "p.json") < TOLERANCE
+    assert double.report["counts"]["capture"] == captured, "a shape is captured once"
+    assert replay(handle, case, loop, tmp_path / "p.json", on_progress=lambda p: done.append(p.done)) < TOLERANCE
+    assert done == list(range(1, program.steps + 1))
+    assert double.report["longest_queue"] > 8, "work was enqueued ahead of the host"
+
+
+def test_seeded_pictures_equal_pythons(opened, double: Double, plan_bundle) -> None:
+    """Batches, a smaller last one, other labels, guidance and seeds on the same graphs, classes to guide away from."""
+    folder = plan_bundle("gray1_cfg")
+    bundle, handle = open_bundle(folder), opened(folder)
+    for program, fields in (
+        ("ddpm-50", {}),
+        ("ddpm-50", {"batch": 2}),
+        ("ddim-25", {"guidance": 1.0}),
+        ("ddim-25", {"guidance": 2.5, "away_from": [4, -1, 0, 2, -1]}),
+    ):
+        settings = fields | {"program": bundle.program(program)}
+        if "away_from" in fields:
+            settings["away_from"] = [None if label < 0 else label for label in fields["away_from"]]
+        mine = handle.generate(LABELS, SEEDS, images=False, program=program.encode(), **fields)
+        assert relative_error(mine, generate(bundle, LABELS, SEEDS, output="latents", **settings)) < TOLERANCE
+        images = handle.generate(LABELS, SEEDS, program=program.encode(), **fields)
+        assert np.mean(images == generate(bundle, LABELS, SEEDS, **settings)) >= 0.999
+        again = handle.generate(LABELS, SEEDS, program=program.encode(), **fields)
+        assert np.array_equal(images, again), "same seed, same image"
+
+
+def test_previews_decode_while_steps_are_enqueued(
+    opened, plan_bundle, golden_bundle, built, onnxruntime_library
+) -> None:
+    folder = plan_bundle("gray1_cfg")
+    shown: dict[str, list[np.ndarray]] = {"plans": [], "onnxruntime": []}
+    host = Ditedge(built / "libditedge.so", folder, onnxruntime_library, threads=1)
+    for name, handle in (("plans", opened(folder)), ("onnxruntime", host)):
+        handle.generate(
+            LABELS, SEEDS, program=b"ddim-25", preview_every=3, batch=3,
+            on_preview=lambda step, pictures, name=name: shown[name].append(pictures),
+        )  # fmt: skip
+    host.close()
+    assert len(shown["plans"]) == len(shown["onnxruntime"]) == 16
+    for mine, theirs in zip(shown["plans"], shown["onnxruntime"], strict=True):
+        assert np.mean(mine == theirs) >= 0.999
+
+
+@pytest.mark.parametrize("rows", [9, 20, 64])
+def test_the_conditioner_runs_few_times(opened, double: Double, plan_bundle, rows: int) -> None:
+    """Once for as many steps as its profile has rows for, not once a step."""
+    folder = plan_bundle("gray1_cfg", conditioner_rows=rows)
+    bundle, handle = open_bundle(folder), opened(folder)
+    mine = handle.generate(LABELS, SEEDS, images=False, program=b"ddim-25")
+    assert relative_error(mine, by_python(bundle)) < TOLERANCE
+    counts, distinct = double.report["counts"], len({*LABELS}) + 1
+    assert counts["step"] == 25 + 1  # one more to warm up
+    assert counts["conditioner"] == -(-25 // (rows // distinct)) + 1
+
+
+def test_samplers_without_noise_upload_none(opened, double: Double, plan_bundle) -> None:
+    opened(plan_bundle("gray1_cfg")).generate(LABELS, SEEDS, images=False, program=b"ddim-25")
+    assert double.report["counts"]["copy"] == 3  # tables, initial state, result
+
+
+def test_weight_streaming_is_not_captured(opened, double: Double, plan_bundle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(plan_bundle("gray1_cfg"), tmp_path / "b"))
+    record = folder / "engines" / "tensorrt" / "build.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"weight_streaming_mb": 100}))
+    bundle = open_bundle(folder)
+    mine = opened(folder).generate(LABELS, SEEDS, images=False, program=b"ddim-25")
+    assert relative_error(mine, by_python(bundle)) < TOLERANCE
+    counts = double.report["counts"]
+    assert counts["weight budget MB"] == 100 and "launch" not in counts and "capture" not in counts
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_cancel_leaves_the_sampler_usable(opened, double: Double, plan_bundle, watched: bool) -> None:
+    folder = plan_bundle("gray1_cfg")
+    bundle, handle, started = open_bundle(folder), opened(folder), threading.Event()
+    if watched:
+        thread = threading.Thread(target=lambda: (started.wait(), handle.cancel()))
+    else:
+        thread = threading.Timer(0.3, handle.cancel)
+    thread.start()
+    told = {"on_progress": lambda _: started.set()} if watched else {}
+    with pytest.raises(DitedgeError, match="stopped before step") as caught:
+        handle.generate([1] * 4000, range(4000), images=False, batch=2, **told)
+    thread.join()
+    assert caught.value.status == CANCELLED
+    again = handle.generate(LABELS, SEEDS, images=False, program=b"ddim-25")
+    assert relative_error(again, by_python(bundle)) < TOLERANCE
+
+
+def test_an_image_that_is_not_finite(opened, plan_bundle) -> None:
+    check_one_bad_image(opened(plan_bundle("gray1_cfg")))
+
+
+def test_memory_stays_bounded(opened, double: Double, plan_bundle) -> None:
+    """Buffers and graphs of two shapes are kept, those of older ones freed."""
+    handle, live = opened(plan_bundle("gray1_cfg")), []
+    for count in (1, 2, 3, 4, 3, 2, 1):
+        handle.generate(LABELS[:count], SEEDS[:count], images=False, program=b"ddim-25")
+        live.append((double.report["live"], double.report["graphs"]))
+    assert len(set(live[1:])) == 1
+
+
+def test_bundles_without_a_decoder(opened, plan_bundle) -> None:
+    handle = opened(plan_bundle("latent4_learned_sigma"))
+    assert handle.generate([1], [1], images=False, program=b"ddim-25").shape == (1, 4, 8, 8)
+    with pytest.raises(DitedgeError, match="no decoder"):
+        handle.generate([1], [1])
