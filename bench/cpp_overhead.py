@@ -36,7 +36,7 @@ def bare_runs(session: Session, program: Program, guidance: float) -> Callable[[
     for graph in ("conditioner", "step"):
         sessions[graph] = session.engine(graph)._session  # type: ignore[attr-defined]
     tables = step_tables(program, model, [0], guidance)
-    shape = (model.in_channels, model.input_size, model.input_size)
+    shape = model.latent_shape
     noise = SeededNoise([0], shape).initial()
     state = np.zeros((1, program.slots, *shape), np.float32)
     rows = len(tables.labels)

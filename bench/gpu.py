@@ -66,7 +66,7 @@ def measure(
     """One row per batch size. The noise is drawn beforehand: its cost is the host's, not the engine's."""
     bundle = open_bundle(engine)
     model, program = bundle.manifest.model, bundle.program(steps=steps)
-    shape, rows = (model.in_channels, model.input_size, model.input_size), []
+    shape, rows = model.latent_shape, []
     name = f"{engine.parent.name}/{engine.name}" if options.plans is not None else f"onnxruntime, {options.provider}"
     name += "" if options.cuda_graphs else ", no graph"
     with Session(bundle, options) as session:

@@ -40,7 +40,6 @@ from .quality.record import Gate, GateFailed, check_gate_can_be_measured
 from .quality.report import write_report
 from .statistics.collect import CalibrationSet, Statistics, collect_statistics, statistics_fingerprint
 from .statistics.sensitivity import (
-    LARGE_MODEL,
     Rounding,
     Sensitivity,
     drift,
@@ -111,7 +110,7 @@ def drift_budget(text: str) -> float:
 
 def report_images(bundle: Bundle) -> int:
     """How many images the quality report samples when nobody says."""
-    return 32 if bundle.manifest.model.parameters < LARGE_MODEL else 2
+    return 2 if bundle.manifest.model.is_large else 32
 
 
 def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: Report = silent) -> Manifest:
@@ -298,7 +297,7 @@ def _check_gpu(options: QuantizeOptions) -> None:
 
 def _statistics(bundle: Bundle, plan: _Plan, report: Report) -> Statistics:
     options = plan.options
-    samples = options.samples or (32 if bundle.manifest.model.parameters < LARGE_MODEL else 4)
+    samples = options.samples or (4 if bundle.manifest.model.is_large else 32)
     points = CalibrationSet(samples=samples)
     cache = options.statistics
     if cache is None:

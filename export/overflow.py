@@ -25,7 +25,6 @@ from .precision import float_inputs, float_outputs, low_nodes, save_graph
 FLOAT16_MAX = 65504.0
 MARGIN = 2.0  # a scan sees some trajectories, not all: what comes within a factor of 2 is kept in float32 too
 CLASSES = 4
-LARGE_MODEL = 200_000_000  # parameters above which the short golden program is scanned, not the default one
 SCAN_SECONDS = 60.0  # for single steps of the other classes: all of a small model's, as many as fit of a large one's
 LABELS_AT_A_TIME = 16  # of the conditioner: DiT-XL's rows of 64 pairs are 50 MB
 
@@ -69,10 +68,9 @@ def overflow_scan(bundle: Bundle, folder: Path, report: Report = silent) -> dict
     conditioning first. It reports which.
     """
     info, manifest = bundle.manifest.model, bundle.manifest
-    large = info.parameters > LARGE_MODEL and manifest.golden
-    program = bundle.program(manifest.golden[0].program if large else None)
+    program = bundle.program(manifest.golden[0].program if info.is_large and manifest.golden else None)
     labels = np.linspace(0, info.num_classes - 1, min(CLASSES, info.num_classes)).astype(int).tolist()
-    shape = (info.in_channels, info.input_size, info.input_size)
+    shape = info.latent_shape
     maxima: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         recorders = {name: _recorder(bundle.graph_file(name), Path(scratch)) for name in ("conditioner", "step")}

@@ -37,7 +37,7 @@ def works_on_pixels(info: ModelInfo, pixels: bool | None, image_size: int | None
 
 def note_on_pictures(info: ModelInfo, pixels: bool, asked: bool) -> str | None:
     """What a user should know of a bundle without a VAE before it is made. asked: the user said what it works on."""
-    shape = f"{info.in_channels} x {info.input_size} x {info.input_size}"
+    shape = " x ".join(map(str, info.latent_shape))
     if not pixels:
         return (
             f"without --vae: the model makes latents ({shape}) and the bundle gets no decoder, so `run` gives latents "

@@ -18,11 +18,9 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
     graphs: dict[str, Any] = {}
     for graph_name, graph in manifest.graphs.items():
-        weight_files = [graph.file, f"{graph.file}.data"]
-        stored = sum(manifest.files[file].bytes for file in weight_files if file in manifest.files)
         graphs[graph_name] = {
             "file": graph.file,
-            "bytes": stored,
+            "bytes": manifest.graph_bytes(graph_name),
             "inputs": {tensor.name: f"{tensor.dtype} {_shape(tensor.shape)}" for tensor in graph.inputs},
             "outputs": {tensor.name: f"{tensor.dtype} {_shape(tensor.shape)}" for tensor in graph.outputs},
         }

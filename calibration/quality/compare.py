@@ -320,8 +320,7 @@ def _trajectory(
     advance: Callable[[StepEvent], None],
 ) -> np.ndarray:
     """Latents after each step, [N, B, C, H, W] float32."""
-    model = session.bundle.manifest.model
-    shape = (model.in_channels, model.input_size, model.input_size)
+    shape = session.bundle.manifest.model.latent_shape
     path = np.empty((program.steps, len(labels), *shape), dtype=np.float32)
 
     def on_step(event: StepEvent) -> None:

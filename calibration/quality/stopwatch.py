@@ -192,8 +192,7 @@ def bundle_step(
     program, model = bundle.program(), bundle.manifest.model
     tables = step_tables(program, model, [i % model.num_classes for i in range(batch)], guidance)
     session, middle, rows = Session(bundle, options), program.steps // 2, len(tables.labels)
-    shape = (model.in_channels, model.input_size, model.input_size)
-    noise = SeededNoise(list(range(batch)), shape)
+    noise = SeededNoise(list(range(batch)), model.latent_shape)
     modulation = np.empty((rows, int(bundle.manifest.graphs["conditioner"].outputs[0].shape[1])), np.float32)
     pairs = {"timestep": np.repeat(tables.timestep[middle : middle + 1], rows), "label": tables.labels}
     session.engine("conditioner").run(pairs, {"modulation": modulation})

@@ -113,7 +113,6 @@ def collect_statistics(
     recorded = np.unique(np.linspace(0, program.steps - 1, points.timesteps).round().astype(int)).tolist()
     groups = min(points.groups, len(recorded))
     layers = layers or {name: _empty(groups, channels, tokens) for name, (channels, tokens) in shapes.items()}
-    info = bundle.manifest.model
     with scratch_folder() as folder:
         save_graph(model, folder / "step.onnx")
         del model
@@ -127,8 +126,8 @@ def collect_statistics(
                     recorder.fold(layers, group)
                 on_progress(index * program.steps + event.step, len(batches) * program.steps)
 
-            shape = (info.in_channels, info.input_size, info.input_size)
-            session.latents(program, batch.labels, batch.guidance, SeededNoise(batch.seeds, shape), on_step=on_step)
+            noise = SeededNoise(batch.seeds, bundle.manifest.model.latent_shape)
+            session.latents(program, batch.labels, batch.guidance, noise, on_step=on_step)
             _write_cache(cache, fingerprint, index + 1, layers)
     return Statistics(fingerprint, layers)
 

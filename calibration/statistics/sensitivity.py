@@ -28,7 +28,6 @@ from ...runtime.samplers.program import Program
 from ..graph.linears import Linear, constant, find_linears, insert, load_graph, save_graph
 from .collect import FIRST_SEED, spread_classes
 
-LARGE_MODEL = 200_000_000  # parameters
 SEED = FIRST_SEED + (1 << 20)  # neither calibration's images nor an evaluation's
 FLAGS = "rounded"  # the extra input: [layers] bool
 
@@ -118,9 +117,9 @@ def fewest_kept(ranked: list[str], drift_with: Callable[[list[str]], float], bud
 
 def _run(session: Session, program: Program) -> np.ndarray:
     info = session.bundle.manifest.model
-    samples = 4 if info.parameters < LARGE_MODEL else 1
+    samples = 1 if info.is_large else 4
     labels = spread_classes(samples, info.num_classes)
-    noise = SeededNoise([SEED + i for i in range(samples)], (info.in_channels, info.input_size, info.input_size))
+    noise = SeededNoise([SEED + i for i in range(samples)], info.latent_shape)
     return session.latents(program, labels, session.bundle.manifest.defaults.guidance, noise)
 
 

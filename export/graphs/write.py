@@ -155,7 +155,7 @@ def write_decoder(
     report("exporting decoder.onnx")
     config, path = vae.decoder.config, folder / "decoder.onnx"
     decoder = half_precision(vae.decoder) if precision == "float16" else vae.decoder
-    latent = (config.latent_channels, info.input_size, info.input_size)
+    latent = info.latent_shape  # as many channels as the VAE's: `read_fitting_vae`
     picture = (info.input_size * config.factor,) * 2
     spec = _GraphSpec(
         "decoder",

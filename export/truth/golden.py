@@ -29,11 +29,10 @@ from .reference import flow_trajectory, guided_output, reference_trajectory, tra
 GOLDEN_TOLERANCE = 1e-4  # relative error at any step of a float32 trajectory; measured below 1e-5
 GOLDEN_GUIDANCE = 4.0
 DEFAULT_STEPS = 20  # of DPM-Solver++: what the table of docs/samplers.md says
-LARGE_MODEL = 200_000_000  # parameters above which golden trajectories are shortened
 
 
 def _golden_steps(info: ModelInfo) -> int:
-    return 4 if info.parameters > LARGE_MODEL else 10
+    return 4 if info.is_large else 10
 
 
 def write_programs(
@@ -72,8 +71,8 @@ def write_golden(
     """Trajectories of the plain PyTorch sampler: DDPM guided (where the model can) and DDIM not; or flow, both ways."""
     (folder / "golden").mkdir()
     steps = _golden_steps(info)
-    labels = [0, info.num_classes - 1] if info.parameters <= LARGE_MODEL else [0]
-    source = SeededNoise(list(range(len(labels))), (info.in_channels, info.input_size, info.input_size))
+    labels = [0] if info.is_large else [0, info.num_classes - 1]
+    source = SeededNoise(list(range(len(labels))), info.latent_shape)
     z = torch.from_numpy(source.initial())
     noise = torch.from_numpy(np.stack([source.step(i) for i in range(steps)]))
     y = torch.tensor(labels)

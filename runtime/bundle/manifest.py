@@ -22,6 +22,7 @@ MAX_LATENT = 1 << 26  # numbers of one latent: above is no image
 MAX_CLASSES = 1_000_000
 MAX_FILES, MAX_PROGRAMS, MAX_GOLDEN = 1000, 1000, 100
 MAX_KEPT = 100_000
+LARGE_MODEL = 200_000_000  # parameters from which on whatever samples on a workstation does less of it
 DECODE_PIXELS = 512 * 512  # of pictures decoded at a time: Stable Diffusion's decoder takes 5 kB a pixel
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
@@ -58,6 +59,16 @@ class ModelInfo(Strict):
     frequency_divisor: Count = 128  # of the timestep sinusoid's exponents; 127 in diffusers' DiT
     mlp_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6  # of the norm before each MLP; 1e-5 in diffusers' DiT
     mlp_ratio: Annotated[float, Field(gt=0, lt=1024)] = 4.0  # width of a block's MLP over hidden_size
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network denoises."""
+        return self.in_channels, self.input_size, self.input_size
+
+    @property
+    def is_large(self) -> bool:
+        """Whether a trajectory takes so long on a processor that fewer of them, or shorter ones, have to do."""
+        return self.parameters > LARGE_MODEL
 
     @model_validator(mode="after")
     def _check(self) -> ModelInfo:
@@ -166,10 +177,23 @@ class Manifest(Strict):
         for golden in self.golden:
             if golden.program not in self.programs:
                 raise ValueError(f"golden program '{golden.program}' is not in programs")
-        model = self.model
-        latent = (model.in_channels, model.input_size, model.input_size)
-        check_graphs(latent, model.out_channels, {str(name): graph for name, graph in self.graphs.items()})
+        graphs = {str(name): graph for name, graph in self.graphs.items()}
+        check_graphs(self.model.latent_shape, self.model.out_channels, graphs)
         return self
+
+    def graph_files(self, graph: str) -> list[str]:
+        """The file of a graph, and that of its weights where they are beside it."""
+        file = self.graphs[graph].file  # type: ignore[index]
+        return [name for name in (file, weights_file(file)) if name in self.files]
+
+    def graph_bytes(self, graph: str) -> int:
+        """Of a graph on disk, with its weights."""
+        return sum(self.files[name].bytes for name in self.graph_files(graph))
+
+
+def weights_file(graph: str) -> str:
+    """Where the weights of the graph file `graph` are when they are too large for one protobuf."""
+    return f"{graph}.data"
 
 
 def manifest_from_json(raw: bytes, path: Path) -> Manifest:

@@ -20,12 +20,10 @@ from .verify import read_golden
 
 def latents_to_decode(bundle: Bundle) -> np.ndarray:
     """[S, C, H, W] float32: where the golden trajectories ended (what the network makes), and one of normal numbers."""
-    model = bundle.manifest.model
-    shape = (model.in_channels, model.input_size, model.input_size)
     ends = [
         read_golden(bundle, golden, bundle.program(golden.program).steps)["x"][-1] for golden in bundle.manifest.golden
     ]
-    return np.concatenate([*ends, SeededNoise([0], shape).initial()]).astype(np.float32)
+    return np.concatenate([*ends, SeededNoise([0], bundle.manifest.model.latent_shape).initial()]).astype(np.float32)
 
 
 def decoded(path: Path, bundle: Bundle, latents: np.ndarray) -> np.ndarray:

@@ -61,7 +61,7 @@ class Run:
         self._device, self._gpu, self._shape = device, device.gpu, shape
         manifest = device.bundle.manifest
         model, steps, batch = manifest.model, len(shape.guided), shape.batch
-        self._latent = (model.in_channels, model.input_size, model.input_size)
+        self._latent = model.latent_shape
         width = int(manifest.graphs["conditioner"].outputs[0].shape[1])
         self._row_bytes = 4 * width * shape.rows  # of one step
         limits = device.record.plans["conditioner"].profile.get("label")

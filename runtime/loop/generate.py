@@ -131,8 +131,7 @@ def _step_callback(
 def _noise_of(bundle: Bundle, seeds: Sequence[int], noise: GivenNoise | None, part: slice) -> NoiseSource:
     if noise is not None:
         return GivenNoise(noise.z[part], np.ascontiguousarray(noise.noise[:, part]))
-    model = bundle.manifest.model
-    return SeededNoise(list(seeds[part]), (model.in_channels, model.input_size, model.input_size))
+    return SeededNoise(list(seeds[part]), bundle.manifest.model.latent_shape)
 
 
 def whole_numbers(what: str, values: Any) -> list[Any]:
@@ -179,7 +178,7 @@ def _check_request(
     if output not in ("images", "latents"):
         raise RequestError(f"output '{output}' is not 'images' or 'latents'")
     if noise is not None:
-        latent = (len(labels), model.in_channels, model.input_size, model.input_size)
+        latent = (len(labels), *model.latent_shape)
         if noise.z.shape != latent or noise.noise.shape != (program.steps, *latent):
             raise RequestError(
                 f"noise has z {list(noise.z.shape)} and noise {list(noise.noise.shape)}, this run needs "

@@ -61,8 +61,7 @@ def kernel_report(kernels: list[dict[str, Any]], bundle: Bundle, library: str) -
         if kernel["op_name"] not in COPIES | VIEWS and PRODUCTS.get(kernel["op_name"], "float32") == "float32"
         if any("float" in output for output in kernel.get("output_type_shape", ()))
     )
-    path, name = bundle.graph_file("step"), bundle.manifest.graphs["step"].file
-    stored = sum(bundle.manifest.files[f].bytes for f in (name, f"{name}.data") if f in bundle.manifest.files)
+    path, stored = bundle.graph_file("step"), bundle.manifest.graph_bytes("step")
     gemms = Counter(PRODUCTS[name] for name in names if name in PRODUCTS)
     casts, copies = names.count("Cast"), sum(name in COPIES for name in names)
     return Lint("kernels", str(path), stored, library, attention, dict(gemms), casts, copies, dict(float32))
@@ -73,7 +72,7 @@ def _one_step(bundle: Bundle) -> dict[str, np.ndarray]:
     manifest, program = bundle.manifest, bundle.program()
     model, middle = manifest.model, program.steps // 2
     tables = step_tables(program, model, [0], manifest.defaults.guidance)
-    shape = (1, model.in_channels, model.input_size, model.input_size)
+    shape = (1, *model.latent_shape)
     width = int(manifest.graphs["conditioner"].outputs[0].shape[1])
     state = np.zeros((1, program.slots, *shape[1:]), np.float32)
     modulation = np.zeros((len(tables.labels), width), np.float32)

@@ -63,7 +63,7 @@ def read_golden(bundle: Bundle, golden: GoldenInfo, steps: int) -> dict[str, np.
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:  # the latter: of its own types
         raise BundleError(f"{path}: not a readable golden file ({error})") from None
     batch = len(tensors["y"]) if "y" in tensors and tensors["y"].ndim == 1 else 0
-    latents = (batch, model.in_channels, model.input_size, model.input_size)
+    latents = (batch, *model.latent_shape)
     if "y" in tensors and not batch:
         raise BundleError(f"{path}: tensor 'y' is {list(tensors['y'].shape)}, expected [B] of at least one sample")
     wanted = {"y": (batch,), "z": latents, "noise": (steps, *latents), "x": (steps, *latents)}

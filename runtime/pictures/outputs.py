@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -57,8 +58,7 @@ def check_memory(bundle: Bundle, images: int, copies: int) -> None:
 
     copies: of the latents, for a trajectory.
     """
-    model = bundle.manifest.model
-    each = 4 * model.in_channels * model.input_size**2 * copies
+    each = 4 * math.prod(bundle.manifest.model.latent_shape) * copies
     if (decoder := bundle.manifest.graphs.get("decoder")) is not None:
         height, width, channels = (int(size) for size in decoder.outputs[0].shape[1:])
         each += 2 * height * width * channels

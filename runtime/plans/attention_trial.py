@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..bundle.manifest import weights_file
 from ..errors import EngineError, RequestError
 from .graph import BuildLog, parse_graph
 from .layers import layers_from_log
@@ -58,7 +59,7 @@ def lint_graph(path: Path, arch: str = "sm86", library: Library | None = None) -
     attention = tuple(
         Attention(site.softmax.name, *verdicts[site.signature], site.element, *site.shape) for site in sites
     )
-    weights = path.with_name(f"{path.name}.data")
+    weights = path.with_name(weights_file(path.name))
     size = path.stat().st_size + (weights.stat().st_size if weights.is_file() else 0)
     del parser
     return Lint(

@@ -49,7 +49,7 @@ def build_bundle(
     graphs: dict[str, Path] = {
         str(name): bundle.graph_file(name) for name in PLAN_NAMES if name in bundle.manifest.graphs
     }
-    weights = {name: _stored_bytes(bundle, name) for name in graphs}
+    weights = {name: bundle.manifest.graph_bytes(name) for name in graphs}
     total, done = sum(weights.values()), 0
     cancel = cancel or threading.Event()
     flags: set[str] = set()
@@ -237,8 +237,3 @@ def _in_thread(work: Callable[[], Any], cancel: threading.Event) -> Any:
     if failure:
         raise failure[0]
     return result[0]
-
-
-def _stored_bytes(bundle: Bundle, graph: str) -> int:
-    file = bundle.manifest.graphs[graph].file  # type: ignore[index]
-    return sum(bundle.manifest.files[name].bytes for name in (file, f"{file}.data") if name in bundle.manifest.files)

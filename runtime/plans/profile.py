@@ -101,7 +101,7 @@ def forecast(manifest: Manifest, sizes: Sizes) -> Forecast:
     hidden units) and the attention scores of one layer, where they are not fused.
     """
     model = manifest.model
-    weights = [_graph_bytes(manifest, name) for name in manifest.graphs]
+    weights = [manifest.graph_bytes(name) for name in manifest.graphs]
     tokens = (model.input_size // model.patch_size) ** 2
     evaluations = 2 * sizes.batch
     block = evaluations * tokens * model.hidden_size * 4 * (2 + model.mlp_ratio + 3)
@@ -112,8 +112,3 @@ def forecast(manifest: Manifest, sizes: Sizes) -> Forecast:
 
 HOST_BASE = 600 << 20
 HOST_COPIES = 4
-
-
-def _graph_bytes(manifest: Manifest, graph: str) -> int:
-    file = manifest.graphs[graph].file  # type: ignore[index]
-    return sum(manifest.files[name].bytes for name in (file, f"{file}.data") if name in manifest.files)

@@ -23,7 +23,7 @@ from tests.export.networks.test_vae import assert_same_picture, make_tiny, make_
 
 
 def model_of(channels: int) -> SimpleNamespace:
-    return SimpleNamespace(in_channels=channels, input_size=8)
+    return SimpleNamespace(in_channels=channels, input_size=8, latent_shape=(channels, 8, 8))
 
 
 def small_dit(path: Path, channels: int) -> Path:

@@ -53,7 +53,7 @@ def test_the_float_network_stays_the_same(collected, case: str, online: bool, tm
     each = 4 if online else 3  # qkv, proj, fc1 of every block, fc2 by nodes of its own; and the final linear
     assert len(changed) == each * exact.manifest.model.depth + 1
     info = exact.manifest.model
-    noise = SeededNoise([1, 2, 3], (info.in_channels, info.input_size, info.input_size))
+    noise = SeededNoise([1, 2, 3], info.latent_shape)
     results = []
     for source in (exact, bundle):
         with Session(source) as session:

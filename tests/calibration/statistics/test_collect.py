@@ -67,7 +67,7 @@ def test_statistics_are_those_of_the_activations(golden_bundle, tmp_path: Path) 
     model.graph.outputs.extend(inputs.values())
     save_graph(model, tmp_path / "spy.onnx")
     spy = Spy(tmp_path / "spy.onnx")
-    shape = (info.in_channels, info.input_size, info.input_size)
+    shape = info.latent_shape
     with Session(bundle, engines={"step": spy}) as session:
         for half, guidance in enumerate((bundle.manifest.defaults.guidance, 1.0)):
             session.latents(

@@ -26,7 +26,7 @@ def next_state(bundle: Bundle, bound: float, poison: float | None) -> np.ndarray
     modulation = 0.1 * random.standard_normal((len(tables.labels), width)).astype(np.float32)
     if poison is not None:
         modulation[tables.labels.tolist().index(HOT)] = poison
-    latent = (model.in_channels, model.input_size, model.input_size)
+    latent = model.latent_shape
     state, noise = random.standard_normal((2, len(LABELS), 1, *latent)).astype(np.float32)
     inputs = {"state": state, "modulation": modulation, "noise": np.ascontiguousarray(noise[:, 0])}
     out = np.empty_like(state)

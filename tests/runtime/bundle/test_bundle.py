@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -38,6 +39,19 @@ def test_tampered_graph_is_refused(gray_bundle: Path) -> None:
     (gray_bundle / "step.onnx").write_bytes(raw)
     with pytest.raises(BundleError, match=r"step\.onnx: does not match its hash"):
         open_bundle(gray_bundle)
+
+
+def test_a_graph_is_as_large_as_its_file_and_its_weights_beside_it(gray_bundle: Path) -> None:
+    (gray_bundle / "step.onnx.data").write_bytes(b"weights")
+    entry = {"sha256": hashlib.sha256(b"weights").hexdigest(), "bytes": 7}
+    edit(
+        gray_bundle,
+        **{"files": json.loads((gray_bundle / "manifest.json").read_text())["files"] | {"step.onnx.data": entry}},
+    )
+    manifest = open_bundle(gray_bundle).manifest
+    assert manifest.graph_files("step") == ["step.onnx", "step.onnx.data"]
+    assert manifest.graph_bytes("step") == (gray_bundle / "step.onnx").stat().st_size + 7
+    assert manifest.graph_files("conditioner") == ["conditioner.onnx"]
 
 
 def test_missing_file_is_named(gray_bundle: Path) -> None:

@@ -276,7 +276,7 @@ def test_few_runs_are_kept_and_memory_stays_bounded(plan_bundle, gpu: DoubleGpu)
 @pytest.mark.parametrize("case", ["gray1_cfg", "pixel3_no_null_class"])
 def test_images_equal_onnx_runtimes(plan_bundle, gpu: DoubleGpu, monkeypatch, case: str) -> None:
     bundle = plan_bundle(case)
-    shape = (5, *latent_shape(bundle))
+    shape = (5, *bundle.manifest.model.latent_shape)
     some = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     with Session(bundle) as ort, plans(bundle) as device:
         expected = ort.images(some)
@@ -308,11 +308,6 @@ def test_bundles_without_decoder(plan_bundle, gpu: DoubleGpu) -> None:
         latents(bundle, device, bundle.program(steps=2), labels=[1], seeds=[1])
         with pytest.raises(RequestError, match="no decoder"):
             device.images(np.zeros((1, 4, 8, 8), dtype=np.float32))
-
-
-def latent_shape(bundle: Bundle) -> tuple[int, int, int]:
-    model = bundle.manifest.model
-    return model.in_channels, model.input_size, model.input_size
 
 
 def test_run_and_verify_take_a_plan(plan_bundle, gpu: DoubleGpu, tmp_path: Path) -> None:

@@ -328,7 +328,7 @@ def test_print_trtexec_prints_the_same_build(gray_bundle: Path) -> None:
     step = commands[1]
     assert step[0] == "trtexec" and step[2].endswith("engines/tensorrt/dit.plan")
     model = open_bundle(gray_bundle).manifest.model
-    state = f"x{model.in_channels}x{model.input_size}x{model.input_size}"
+    state = "".join(f"x{size}" for size in model.latent_shape)
     (most,) = [word for word in step if word.startswith("--maxShapes=")]
     assert f"state:2x4{state}" in most and "sample:4," in most and f"combine:2x4x{model.out_channels}" in most
     for flag in ("--stronglyTyped", "--memPoolSize=workspace:512M", "--timingCacheFile=t.cache", "--versionCompatible",
