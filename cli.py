@@ -11,16 +11,21 @@ if __name__ == "__main__":  # `python cli.py`, whose folder is on the path: this
     entry("python cli.py")
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ditedge import __version__, numbers
 from ditedge.class_names import read_class_names
 from ditedge.failures import Commands, UserError, importing_extra
+from ditedge.options import command
 from ditedge.summary import Summary, megabytes
 from ditedge.terminal import print_json, printable, progress, readable, say
 
+if TYPE_CHECKING:
+    from ditedge.runtime.pictures.request import RunRequest
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 FILE = click.Path(path_type=Path)
 
 
@@ -161,46 +166,9 @@ def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: b
     told.end()
 
 
-@main.command()
-@click.option("--engine", type=FILE, required=True, help="Bundle folder, or a graph or engine file inside one.")
-@click.option("--class", "classes", multiple=True, help="Class name or number; repeat it, one per image.")
-@click.option("--not", "away_from", multiple=True, help="Guide away from this class instead of from no class.")
-@click.option("--count", type=numbers.IMAGES, help="Images; classes are cycled. [default: one per --class]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image; the next has seed + 1.")
-@click.option("--steps", type=int, help="Sampler steps, spaced evenly. [default: the bundle's]")
-@click.option("--sampler", help="ddpm, ddim, dpm++, sde-dpm++, unipc, deis, lms, euler, euler-ancestral, heun, flow-*.")
-@click.option("--shift", type=numbers.FINITE, help="Flow models: more steps at high noise; 1 is none.")
-@click.option("--respacing", help="Steps as N, a,b,c or ddimN (the sampler, too, unless one is given).")
-@click.option("--spacing", type=click.Choice(["linspace", "leading", "trailing"]), help="Where the timesteps lie.")
-@click.option("--sigmas", type=click.Choice(["karras", "exponential"]), help="Space sigma instead of timesteps.")
-@click.option("--order", type=click.IntRange(1, 4), help="Order of dpm++, sde-dpm++, unipc, deis, lms.")
-@click.option("--program", help="A ready program of the bundle, or a program file (see `schedule`).")
-@click.option("--force-program", is_flag=True, help="Run a program file that was made for another kind of model.")
-@click.option("--eta", type=float, help="DDIM's noise: 0 none (the default), 1 as DDPM.")
-@click.option("--variance", type=click.Choice(["learned", "fixed-small", "fixed-large"]),
-              help="DDPM's variance. [default: learned, where the model did]")  # fmt: skip
-@click.option("--clip-x0", is_flag=True, help="Clamp the x0 estimate to [-1, 1].")
-@click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is none. [default: the bundle's]")
-@click.option("--guidance-interval", help="Guide only while LO < sigma <= HI: LO,HI (or timesteps: tLO,tHI).")
-@click.option("--batch", type=numbers.BATCH, default=8, show_default=True, help="Images at a time.")
-@_thread_options
-@_trust_option
-@click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, cuda, openvino ...")
-@click.option("--check-finite", is_flag=True, help="Look for overflows after every step, and say where they begin.")
-@click.option("--noise", type=FILE, help=".safetensors with z [B,C,H,W] and noise [N,B,C,H,W], instead of seeds.")
-@click.option("--save-latents", type=FILE, help="Also write the final latents (.safetensors or .npz).")
-@click.option("--save-trajectory", type=FILE, help="Also write the latents after each step, x [N,B,C,H,W].")
-@click.option("--save-program", type=FILE, help="Also write the sampler as a program file, for --program and C++.")
-@click.option("--like", type=FILE, help="Make a picture again from its own file: its classes, seeds and settings.")
-@click.option("--preview-every", type=click.IntRange(min=1), help="Also write the x0 estimate of every K-th step.")
-@click.option(
-    "-o",
-    "--out",
-    type=FILE,
-    help=".png, .jpg or .webp (a grid for several images), a folder of PNGs, .npz, or - (a PNG to a pipe).",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def run(as_json: bool, **options: Any) -> None:
+@command(main, "ditedge.runtime.pictures.request:RunRequest")
+@JSON
+def run(request: RunRequest, as_json: bool) -> None:
     """Sample images from a bundle.
 
     \b
@@ -209,16 +177,15 @@ def run(as_json: bool, **options: Any) -> None:
       ditedge run --engine dit-xl-2-256 --class 207 --class 360 --steps 25 --sampler ddim --guidance 4 -o out/
     """
     from ditedge.runtime.errors import NotFiniteError
-    from ditedge.runtime.pictures.run import RunRequest, run_bundle
+    from ditedge.runtime.pictures.run import run_bundle
 
-    request = RunRequest(**options)
     piped = request.out == Path("-")
     if piped and (as_json or sys.stdout.isatty()):
         raise UserError("-o - writes a PNG to the standard output: redirect it to a file or a program, without --json")
     failure = None
     with progress() as report:
         try:
-            summary = run_bundle(request, lambda done, total: report("sampling", done, total))
+            summary = run_bundle(request, report)
         except NotFiniteError as error:
             summary, failure = error.summary, error
     _print_run(summary, request, as_json, piped)
@@ -501,13 +468,13 @@ def verify(
       ditedge verify --engine fashion
       ditedge verify --engine dit-xl-2-256 --provider cuda --trusted-key release.pub.pem
     """
-    from ditedge.runtime import Session, open_bundle
+    from ditedge.runtime import EngineOptions, Session, open_bundle
     from ditedge.runtime.loop.engine import options_for
     from ditedge.runtime.loop.verify import golden_here, replay
 
     told = Summary(as_json)
     bundle = open_bundle(engine, trusted_keys=trusted_keys or None)
-    with progress() as report, Session(bundle, options_for(engine, provider, threads, spin)) as session:
+    with progress() as report, Session(bundle, options_for(engine, EngineOptions(provider, threads, spin))) as session:
         here = golden_here(bundle)
         results = [replay(session, golden, _steps_of(report, golden.file)) for golden in here]
     for result in results:

@@ -105,7 +105,7 @@ def main() -> None:
     rows = []
     try:
         for engine in track(given.engine, "measuring", transient=True):
-            options = options_for(engine, given.provider if engine.suffix != ".plan" else "cpu")
+            options = options_for(engine, EngineOptions(given.provider if engine.suffix != ".plan" else "cpu"))
             if given.no_graph:
                 options = EngineOptions(plans=options.plans, cuda_graphs=False)
             rows += measure(engine, options, given.batch or [1, 8], given.steps, given.repeat, not given.no_check)

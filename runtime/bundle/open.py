@@ -107,7 +107,7 @@ class Bundle:
         if not settings:
             return program
         default = settings_from_made(program.made)
-        settings.setdefault("sampler", implied_sampler(settings, default.sampler))
+        settings.setdefault("sampler", implied_sampler(settings, str(default.sampler)))
         if "steps" not in settings and "respacing" not in settings:
             settings["steps"] = program.steps
         return make_program(

@@ -4,34 +4,46 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from ..errors import RequestError
+from ..options import THREADS, option
 
 
 @dataclass(frozen=True)
 class EngineOptions:
     """How to load engines. provider: "cpu", "cuda", ... of ONNX Runtime."""
 
-    provider: str = "cpu"
-    threads: int = 0  # at most the processors that the process may use; 0: its cores (processors.py)
-    spin: bool = False  # idle threads wait busily: quicker on a machine of one's own, slow where others work, too
+    provider: str = field(
+        default="cpu", metadata=option("--provider", help="ONNX Runtime provider: cpu, cuda, openvino ...")
+    )
+    threads: int = field(  # 0: processors.py
+        default=0,
+        metadata=option(
+            "--threads",
+            help="CPU threads, at most the processors that may be used. [default: the cores that may be used]",
+            range=THREADS,
+        ),
+    )
+    spin: bool = field(
+        default=False, metadata=option("--spin", help="Idle threads wait busily: for a machine that nobody else uses.")
+    )
     keep_buffers: bool = True  # between runs: quicker for many runs of one shape; False halves the memory of a decoder
     plans: Path | None = None  # a folder of TensorRT plans to run instead of the graphs (engine_trt.py)
     cuda_graphs: bool = True  # of plans: capture each run and replay it; False enqueues every step anew
 
 
-def options_for(path: Path, provider: str = "cpu", threads: int = 0, spin: bool = False) -> EngineOptions:
+def options_for(path: Path, options: EngineOptions) -> EngineOptions:
     """What `--engine PATH` means: a .plan selects all plans of its folder, anything else the bundle's graphs."""
     if path.suffix != ".plan":
-        return EngineOptions(provider, threads, spin)
-    if provider != EngineOptions.provider:
-        raise RequestError(f"{path}: a plan does not run on ONNX Runtime's provider '{provider}': leave it out")
-    return EngineOptions(plans=path.parent)
+        return options
+    if options.provider != EngineOptions.provider:
+        raise RequestError(f"{path}: a plan does not run on ONNX Runtime's provider '{options.provider}': leave it out")
+    return replace(options, plans=path.parent)
 
 
 class Engine(Protocol):

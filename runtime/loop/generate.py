@@ -14,6 +14,7 @@ import numpy as np
 
 from ..bundle.open import Bundle
 from ..errors import BrokenImage, RequestError
+from ..options import DEFAULT_BATCH
 from ..samplers.process import check_process
 from ..samplers.program import Program
 from .engine import EngineOptions
@@ -42,7 +43,7 @@ def generate(
     program: Program | None = None,
     guidance: float | None = None,
     away_from: Sequence[int | None] | None = None,
-    batch: int = 8,
+    batch: int = DEFAULT_BATCH,
     output: str = "images",
     noise: GivenNoise | None = None,
     on_progress: Callable[[Progress], None] | None = None,

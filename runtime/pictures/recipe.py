@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,13 +35,17 @@ class Metadata(BaseModel):
 
 @dataclass(frozen=True)
 class Recipe:
-    """labels and seeds of the images, in order; away_from as in `generate`."""
+    """labels and seeds of the images, in order; away_from as in `generate`.
+
+    program_file: name and hash of the file that the program came from, as pictures remember them; empty without.
+    """
 
     labels: list[int]
     seeds: list[int]
     away_from: list[int] | None
     guidance: float
     program: Program
+    program_file: dict[str, str] = field(default_factory=dict)
 
 
 def program_file_metadata(path: Path) -> dict[str, str]:
@@ -62,7 +66,8 @@ def recipe_of_picture(picture: Path, bundle: Bundle, program_file: Path | None) 
     if data.seeds is None:
         raise RequestError(f"{picture} was made from a noise file, so it has no seeds to make it again from")
     program = _program(picture, data, bundle, program_file)
-    return Recipe(data.labels, data.seeds, data.away_from or None, data.guidance, program)
+    source = program_file_metadata(program_file) if program_file is not None else {}
+    return Recipe(data.labels, data.seeds, data.away_from or None, data.guidance, program, source)
 
 
 def _program(picture: Path, data: Metadata, bundle: Bundle, file: Path | None) -> Program:

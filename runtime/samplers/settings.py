@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import ProgramError
+from ..options import option
 from . import SAMPLERS
+from .ancestral import VARIANCES
 from .flow import flow_grid
 from .grid import Grid, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at
 from .guidance import step_sigmas, with_guidance_interval
 from .process import process_of_flow, process_of_schedule
 from .program import Program
 from .schedule import Schedule, positive_snr, respaced_timesteps
-from .spacing import exponential_sigmas, karras_sigmas, spaced_timesteps
+from .spacing import SPACINGS, exponential_sigmas, karras_sigmas, spaced_timesteps
 
 SIGMAS = {"karras": karras_sigmas, "exponential": exponential_sigmas}
 MOST_FLOW_STEPS = 1000
@@ -33,18 +35,39 @@ DIFFUSION_SPACING = ("respacing", "spacing", "sigmas", "guidance_interval")  # s
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """What a user may decide about a program; None means the sampler's own default."""
+    """What a user may decide about a program; None means the sampler's own default, and of `sampler` the bundle's."""
 
-    sampler: str
-    steps: int | None = None  # points at which the network is evaluated (Heun evaluates it twice at all but one)
-    respacing: str | None = None  # "N", "a,b,c" or "ddimN" instead of steps
-    spacing: str | None = None  # "linspace", "leading" or "trailing" timesteps
-    sigmas: str | None = None  # "karras" or "exponential" spacing of sigma instead of timesteps
-    order: int | None = None
-    eta: float | None = None
-    variance: str | None = None
-    shift: float | None = None  # flow models: more points at high noise; 1 is none
-    clip_x0: bool = False  # clamp the x0 estimate to [-1, 1]
+    sampler: str | None = field(default=None, metadata=option("--sampler", help=f"{', '.join(SAMPLERS)}."))
+    # Points at which the network is evaluated (Heun evaluates it twice at all but one).
+    steps: int | None = field(
+        default=None, metadata=option("--steps", help="Sampler steps, spaced evenly. [default: the bundle's]")
+    )
+    respacing: str | None = field(
+        default=None,
+        metadata=option("--respacing", help="Steps as N, a,b,c or ddimN (the sampler, too, unless one is given)."),
+    )
+    spacing: str | None = field(
+        default=None, metadata=option("--spacing", help="Where the timesteps lie.", choices=SPACINGS)
+    )
+    sigmas: str | None = field(
+        default=None, metadata=option("--sigmas", help="Space sigma instead of timesteps.", choices=(*SIGMAS,))
+    )
+    order: int | None = field(
+        default=None, metadata=option("--order", help=f"Order of {', '.join(OPTIONS['order'])}.", range=(1, 4))
+    )
+    eta: float | None = field(
+        default=None, metadata=option("--eta", help="DDIM's noise: 0 none (the default), 1 as DDPM.")
+    )
+    variance: str | None = field(
+        default=None,
+        metadata=option(
+            "--variance", help="DDPM's variance. [default: learned, where the model did]", choices=VARIANCES
+        ),
+    )
+    shift: float | None = field(
+        default=None, metadata=option("--shift", help="Flow models: more steps at high noise; 1 is none.")
+    )
+    clip_x0: bool = field(default=False, metadata=option("--clip-x0", help="Clamp the x0 estimate to [-1, 1]."))
     guidance_interval: tuple[float, float] | None = None  # guide only while low < sigma <= high
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)  # where they come from a file
@@ -65,7 +88,7 @@ def make_program(
 
     schedule: None for a flow model. timestep_range: what a flow's network is told of pure noise, and of data.
     """
-    name = settings.sampler
+    name = str(settings.sampler)
     choices = [known for known in SAMPLERS if known.startswith("flow") == (schedule is None)]
     if name not in choices:
         raise ProgramError(f"sampler '{name}' is not one of {', '.join(choices)}, which fit this model")
@@ -108,14 +131,18 @@ def implied_sampler(given: Mapping[str, Any], default: str) -> str:
 
 def settings_from_made(made: dict[str, Any]) -> SamplerSettings:
     """The settings that a program was made from. Raises ProgramError when they are not such settings."""
+    problem = "this program was not made from sampler settings, so it cannot be made again"
     try:
-        return _SETTINGS.validate_json(json.dumps({key: value for key, value in made.items() if key != "prediction"}))
+        settings = _SETTINGS.validate_json(
+            json.dumps({key: value for key, value in made.items() if key != "prediction"})
+        )
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part)[:60] for part in first["loc"])
-        raise ProgramError(
-            f"this program was not made from sampler settings, so it cannot be made again ({where}: {first['msg']})"
-        ) from None
+        raise ProgramError(f"{problem} ({where}: {first['msg']})") from None
+    if settings.sampler is None:
+        raise ProgramError(f"{problem} (it names no sampler)")
+    return settings
 
 
 def guidance_interval_from_text(text: str, schedule: Schedule) -> tuple[float, float]:
@@ -178,5 +205,5 @@ def _grid(schedule: Schedule, settings: SamplerSettings) -> Grid:
 def _name(settings: SamplerSettings) -> str:
     """For people: sampler, order, steps and how they are spaced."""
     count = settings.steps if settings.steps is not None else str(settings.respacing).removeprefix("ddim")
-    parts = [settings.sampler + (str(settings.order) if settings.order else ""), str(count)]
+    parts = [str(settings.sampler) + (str(settings.order) if settings.order else ""), str(count)]
     return "-".join(parts + [part for part in (settings.spacing, settings.sigmas) if part])

@@ -11,8 +11,10 @@ from PIL import Image
 
 from ditedge.runtime import Session, generate, open_bundle
 from ditedge.runtime.errors import RequestError
-from ditedge.runtime.pictures.run import RunRequest, run_bundle
+from ditedge.runtime.pictures.request import RunRequest
+from ditedge.runtime.pictures.run import run_bundle
 from ditedge.runtime.samplers.program import with_x0_slot
+from ditedge.runtime.samplers.settings import SamplerSettings
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -21,7 +23,8 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def request(bundle: Path, out: Path | None, **options: object) -> RunRequest:
-    return RunRequest(engine=bundle, out=out, **{"steps": 6, "preview_every": 2, **options})  # type: ignore[arg-type]
+    settings = SamplerSettings(steps=6)
+    return RunRequest(engine=bundle, out=out, settings=settings, **{"preview_every": 2, **options})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
@@ -73,10 +76,10 @@ def test_previews_do_not_change_the_picture(golden_bundle, tmp_path: Path) -> No
 
 def test_previews_of_batches_fill_one_grid(golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    from ditedge.runtime.pictures import run
+    from ditedge.runtime.pictures import results
 
-    real = run.write_picture
-    monkeypatch.setattr(run, "write_picture", lambda path, image, data: (seen.append((path.name, image.shape)), real(path, image, data)))  # fmt: skip
+    real = results.write_picture
+    monkeypatch.setattr(results, "write_picture", lambda path, image, data: (seen.append((path.name, image.shape)), real(path, image, data)))  # fmt: skip
     run_bundle(request(golden_bundle("gray1_cfg"), tmp_path / "g.png", count=5, batch=2, preview_every=6))
     preview, final = pixels(tmp_path / "g.preview-0006.png"), pixels(tmp_path / "g.png")
     assert np.abs(preview.astype(int) - final).max() <= 1

@@ -19,7 +19,9 @@ from ditedge.runtime import Session, generate, open_bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.loop.noise import standard_normal
 from ditedge.runtime.pictures.images import open_picture, read_metadata, write_picture
-from ditedge.runtime.pictures.run import RunRequest, run_bundle
+from ditedge.runtime.pictures.request import RunRequest
+from ditedge.runtime.pictures.run import run_bundle
+from ditedge.runtime.samplers.settings import SamplerSettings
 from tests.test_cli import ditedge
 
 STEPS = ["--sampler", "ddim", "--steps", 2]
@@ -187,9 +189,13 @@ def test_without_a_decoder_a_run_ends_in_latents_and_a_rough_picture(
     with Session(open_bundle(bundle)) as session:
         assert np.array_equal(pixels(tmp_path / f"{bundle.name}.png"), session.preview(latents)[0])
     assert read_metadata(tmp_path / f"{bundle.name}.png")["rough"] is True
-    summary = run_bundle(RunRequest(bundle, classes=("1",), steps=2, out=tmp_path / "asked.jpg"))
+    summary = run_bundle(
+        RunRequest(bundle, classes=("1",), settings=SamplerSettings(steps=2), out=tmp_path / "asked.jpg")
+    )
     assert summary["rough"] and summary["written"] == [str(tmp_path / "asked.jpg")]
-    summary = run_bundle(RunRequest(bundle, classes=("1",), steps=2, save_latents=tmp_path / "l.npz"))
+    summary = run_bundle(
+        RunRequest(bundle, classes=("1",), settings=SamplerSettings(steps=2), save_latents=tmp_path / "l.npz")
+    )
     assert not summary["rough"] and summary["written"] == [str(tmp_path / "l.npz")]
 
 

@@ -1,0 +1,194 @@
+"""A run with everything decided: what `run` needs after its request was read against the bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ditedge import __version__
+
+from ..bundle.open import Bundle, open_bundle
+from ..errors import RequestError
+from ..files import check_writable, sha256_of_file
+from ..loop.engine import EngineOptions, options_for
+from ..loop.generate import read_noise
+from ..loop.noise import GivenNoise
+from ..samplers.process import check_process
+from ..samplers.program import Program, read_program
+from ..samplers.settings import SamplerSettings, guidance_interval_from_text
+from .images import check_metadata_fits, picture_format
+from .outputs import Output, check_memory, check_tensor_file, picture_output
+from .preview import check_previews
+from .recipe import Recipe, program_file_metadata, recipe_of_picture
+from .request import RunRequest
+
+DEFAULT_IMAGES = 8  # without --class and --count: one image of each of the first classes
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the results go; None is not written."""
+
+    pictures: Output | None  # None: only latents are wanted
+    latents: Path | None
+    trajectory: Path | None
+    program: Path | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What will be sampled, how, and where it goes; nothing is left to decide, and all of it was checked."""
+
+    bundle: Bundle
+    engines: EngineOptions
+    recipe: Recipe
+    noise: GivenNoise | None  # instead of the recipe's seeds
+    noise_sha256: str | None  # of the file that it came from
+    batch: int
+    check_finite: bool
+    preview_every: int | None
+    files: Files
+
+    @property
+    def rough(self) -> bool:
+        """Without a decoder, pictures are linear projections of the latents."""
+        return "decoder" not in self.bundle.manifest.graphs
+
+
+def job_of(request: RunRequest) -> Job:
+    """Reads the bundle and the files that the request names. Raises DitedgeError for all that cannot be done."""
+    bundle = open_bundle(request.engine, trusted_keys=request.trusted_keys or None)
+    engines = options_for(request.engine, request.options)  # raises when they do not go together
+    if request.like is not None:
+        _check_like(request)
+    noise = read_noise(request.noise) if request.noise else None
+    job = Job(
+        bundle=bundle,
+        engines=engines,
+        recipe=_recipe(request, bundle, noise),
+        noise=noise,
+        noise_sha256=sha256_of_file(request.noise) if request.noise else None,
+        batch=request.batch,
+        check_finite=request.check_finite,
+        preview_every=request.preview_every,
+        files=_files(request, bundle),
+    )
+    _check(job)
+    return job
+
+
+def metadata(job: Job, images: slice, step: int | None = None) -> dict[str, Any]:
+    """What it takes to make these images again. step: of a preview."""
+    recipe = job.recipe
+    labels = recipe.labels[images]
+    return {
+        "software": f"ditedge {__version__}",
+        "bundle": job.bundle.manifest.name,
+        "bundle_sha256": job.bundle.sha256,
+        "labels": labels,
+        "classes": [job.bundle.label_name(label) for label in labels],
+        "away_from": recipe.away_from[images] if recipe.away_from else None,
+        "seeds": recipe.seeds[images] if job.noise is None else None,
+        "noise_sha256": job.noise_sha256,
+        "program": recipe.program.name,
+        "made": recipe.program.made,
+        "guidance": recipe.guidance,
+        **recipe.program_file,
+        **({"rough": True} if job.rough and job.files.pictures is not None else {}),
+        **({} if step is None else {"preview_step": step}),
+    }
+
+
+def _recipe(request: RunRequest, bundle: Bundle, noise: GivenNoise | None) -> Recipe:
+    if request.like is not None:
+        return recipe_of_picture(request.like, bundle, Path(request.program) if request.program else None)
+    as_recorded = noise is not None and not request.classes and request.count is None
+    count = len(noise.z) if noise is not None and as_recorded else request.count
+    labels = _labels(request.classes, count, bundle)
+    others = [bundle.label(text) for text in request.away_from]
+    program, file = _program(request, bundle)
+    return Recipe(
+        labels=labels,
+        seeds=[0 if as_recorded else request.seed + i for i in range(len(labels))],
+        away_from=[others[i % len(others)] for i in range(len(labels))] if others else None,
+        guidance=bundle.manifest.defaults.guidance if request.guidance is None else request.guidance,
+        program=program,
+        program_file=program_file_metadata(file) if file is not None else {},
+    )
+
+
+def _labels(classes: tuple[str, ...], count: int | None, bundle: Bundle) -> list[int]:
+    chosen = [bundle.label(text) for text in classes]
+    if not chosen:
+        chosen = list(range(bundle.manifest.model.num_classes))
+        count = count or min(DEFAULT_IMAGES, len(chosen))
+    return [chosen[i % len(chosen)] for i in range(count or len(chosen))]
+
+
+def _program(request: RunRequest, bundle: Bundle) -> tuple[Program, Path | None]:
+    """From sampler settings, a ready program's name, or a program file, which is returned, too."""
+    name = request.program
+    if name is None or name in bundle.manifest.programs:
+        settings = replace(request.settings, guidance_interval=_interval(request.guidance_interval, bundle))
+        return bundle.program(name, **{field.name: getattr(settings, field.name) for field in fields(settings)}), None
+    if request.settings != SamplerSettings() or request.guidance_interval:
+        raise RequestError(f"program '{name}' is ready-made: leave sampler, steps and their like out")
+    if not Path(name).is_file():
+        raise RequestError(
+            f"program '{name}' is neither a file nor in the bundle, which has {', '.join(bundle.manifest.programs)}"
+        )
+    program = read_program(Path(name))
+    if not request.force_program:
+        remedy = "make one for this model, or insist with --force-program"
+        check_process(name, program.process, bundle.process, remedy)
+    return program, Path(name)
+
+
+def _interval(text: str | None, bundle: Bundle) -> tuple[float, float] | None:
+    if text is not None and bundle.schedule is None:
+        raise RequestError("a guidance interval is for diffusion models: a flow has no sigma schedule to speak of")
+    return None if text is None or bundle.schedule is None else guidance_interval_from_text(text, bundle.schedule)
+
+
+def _check_like(request: RunRequest) -> None:
+    """--like and everything that the picture says itself."""
+    asked = [request.classes, request.away_from, request.count, request.seed, request.guidance, request.noise]
+    if any(asked) or request.settings != SamplerSettings() or request.guidance_interval:
+        raise RequestError("--like takes classes, seeds and settings from the picture: leave the other options out")
+
+
+def _files(request: RunRequest, bundle: Bundle) -> Files:
+    """Where everything goes; checked now rather than after the sampling.
+
+    Latents that nothing decodes are kept: a run that names no file leaves them beside a rough picture.
+    """
+    out, latents, name = request.out, request.save_latents, bundle.folder.absolute().name
+    unnamed = out is None and not (latents or request.save_trajectory)
+    if "decoder" not in bundle.manifest.graphs:
+        if bundle.manifest.preview is None and out is not None:
+            bundle.require("decoder")  # raises, with the remedy
+        if unnamed:
+            latents = Path(f"{name}.safetensors")
+            out = Path(f"{name}.png") if bundle.manifest.preview is not None else None
+    elif unnamed:
+        out = Path(f"{name}.png")
+    pictures = None if out is None else picture_output(out)
+    for path in (latents, request.save_trajectory):
+        if path is not None:
+            check_tensor_file(path)
+    if request.save_program is not None:
+        check_writable(request.save_program)
+    return Files(pictures, latents, request.save_trajectory, request.save_program)
+
+
+def _check(job: Job) -> None:
+    """Raises RequestError for what would fail, or be of no use, after minutes of sampling."""
+    program, pictures = job.recipe.program, job.files.pictures
+    if job.preview_every is not None:
+        check_previews(job.bundle, program, job.preview_every)
+        if pictures is not None and pictures.kind == "stdout":
+            raise RequestError("--preview-every writes files beside the picture: give -o a name")
+    check_memory(job.bundle, len(job.recipe.labels), program.steps if job.files.trajectory else 1)
+    if pictures is not None and pictures.kind == "picture":
+        check_metadata_fits(picture_format(pictures.path), metadata(job, slice(None)))

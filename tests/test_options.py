@@ -1,0 +1,94 @@
+"""Options of a command come from the fields of a dataclass, and the dataclass from what was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ditedge.cli import main
+from ditedge.options import RequestCommand, command, request_from
+from ditedge.runtime.options import BATCH, option
+
+
+@dataclass(frozen=True)
+class Inner:
+    spin: bool = field(default=False, metadata=option("--spin", help="Wait busily."))
+    hidden: int = 3
+
+
+@dataclass(frozen=True)
+class Request:
+    engine: Path = field(metadata=option("--engine", help="Bundle."))
+    batch: int = field(default=8, metadata=option("--batch", help="At a time.", range=BATCH))
+    inner: Inner = Inner()
+    decoder: bool = field(default=True, metadata=option("--decoder/--no-decoder", help="Its too. [default: yes]"))
+    keys: tuple[Path, ...] = field(default=(), metadata=option("--key", help="Repeat it."))
+    scale: float | None = field(default=None, metadata=option("--scale", help="Of it."))
+    kind: str | None = field(default=None, metadata=option("--kind", choices=("a", "b")))
+    computed: int = 5
+
+
+@click.group()
+def group() -> None:
+    """A group of commands."""
+
+
+seen: list[Request] = []
+
+
+@command(group, f"{__name__}:Request")
+@click.option("--json", "as_json", is_flag=True)
+def work(request: Request, as_json: bool) -> None:
+    """Does it."""
+    seen.append(request)
+
+
+def test_a_command_gets_the_dataclass() -> None:
+    for arguments, wanted in (
+        ([], Request(Path("b"))),
+        (["--spin", "--batch", "2", "--no-decoder"], Request(Path("b"), 2, Inner(spin=True), decoder=False)),
+        (["--key", "x", "--key", "y", "--scale", "1.5", "--kind", "b"],
+         Request(Path("b"), keys=(Path("x"), Path("y")), scale=1.5, kind="b")),
+    ):  # fmt: skip
+        result = CliRunner().invoke(group, ["work", "--engine", "b", *arguments], catch_exceptions=False)
+        assert result.exit_code == 0 and seen.pop() == wanted, result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "Missing option '--engine'"),
+        (["--engine", "b", "--batch", "0"], "0 is not in the range 1<=x<=1024"),
+        (["--engine", "b", "--scale", "nan"], "nan is not a finite number"),
+        (["--engine", "b", "--kind", "c"], "'c' is not one of"),
+        (["--engine", "b", "--hidden", "1"], "No such option"),
+    ],
+)
+def test_what_a_field_does_not_take_is_refused(arguments: list[str], words: str) -> None:
+    result = CliRunner().invoke(group, ["work", *arguments])
+    assert result.exit_code == 2 and words in result.output and not seen
+
+
+def test_help_says_ranges_and_defaults_once() -> None:
+    text = " ".join(CliRunner().invoke(group, ["work", "--help"]).output.split())
+    assert "--batch INTEGER RANGE At a time. [default: 8; 1<=x<=1024]" in text
+    assert "--decoder / --no-decoder Its too. [default: yes]" in text and "Bundle. [required]" in text
+    assert text.index("--batch") < text.index("--spin") < text.index("--decoder") < text.index("--json")
+
+
+@pytest.mark.parametrize("name", sorted(key for key, value in main.commands.items() if type(value) is RequestCommand))
+def test_of_what_is_not_given_a_command_takes_the_defaults_of_its_request(name: str) -> None:
+    """Whatever click reads, it ends in the dataclass that a program gets when it fills the required fields."""
+    found = main.commands[name]
+    needed = {param.name: param for param in found.get_params(click.Context(found)) if param.required}
+    values = {key: param.type.choices[0] if isinstance(param.type, click.Choice) else "x" for key, param in needed.items()}  # fmt: skip
+    given = [word for key, param in needed.items() for word in (param.opts[0], values[key])[isinstance(param, click.Argument) :]]  # fmt: skip
+    context = found.make_context(name, given)
+    options = [option for param in found.params for option in param.opts]
+    assert len(options) == len(set(options))
+    wanted = {key: needed[key].type_cast_value(context, value) for key, value in values.items()}
+    assert request_from(found.kind, context.params) == found.kind(**wanted)
