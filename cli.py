@@ -23,7 +23,13 @@ from ditedge.summary import Summary, megabytes
 from ditedge.terminal import print_json, printable, progress, readable, say
 
 if TYPE_CHECKING:
+    from ditedge.export.schedulers.request import ScheduleRequest
+    from ditedge.runtime.bundle.open import Bundle
+    from ditedge.runtime.inspection import InspectRequest
+    from ditedge.runtime.loop.verification import VerifyRequest
     from ditedge.runtime.pictures.request import RunRequest
+    from ditedge.runtime.plans.options import BuildOptions, BuildRequest
+    from ditedge.runtime.signing import SignRequest
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 FILE = click.Path(path_type=Path)
@@ -49,12 +55,6 @@ def _thread_options(command: Any) -> Any:
     spin = click.option("--spin", is_flag=True, help="Idle threads wait busily: for a machine that nobody else uses.")
     text = "CPU threads, at most the processors that may be used. [default: the cores that may be used]"
     return click.option("--threads", type=numbers.THREADS, default=0, help=text)(spin(command))
-
-
-def _trust_option(command: Any) -> Any:
-    """trusted_keys of `open_bundle`."""
-    text = "Only what this key signed (public, Ed25519, PEM); repeat it. [default: those of $DITEDGE_TRUSTED_KEYS]"
-    return click.option("--trusted-key", "trusted_keys", type=FILE, multiple=True, help=text)(command)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -135,7 +135,7 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, as_json: bool, **
     told.bundle(target, manifest, f"{size}, checked", f"run --engine {target}")
     if plans_for:
         from ditedge.runtime import open_bundle
-        from ditedge.runtime.plans.graph import BuildOptions
+        from ditedge.runtime.plans.options import BuildOptions
 
         _build_plans(open_bundle(target, trusted_keys=()), BuildOptions(plans_for), told)
     told.end()
@@ -213,13 +213,9 @@ def _print_run(summary: dict[str, Any], request: Any, as_json: bool, piped: bool
         say(f"next: ditedge add-decoder --engine {request.engine} --vae VAE --out BUNDLE", err=piped)
 
 
-@main.command()
-@click.option("--from", "source", type=FILE, required=True, help="A diffusers scheduler_config.json.")
-@click.option("--steps", type=click.IntRange(1, 1000), required=True, help="Inference steps.")
-@click.option("--eta", type=numbers.FINITE, help="Given to every step, for the schedulers that take it (DDIM).")
-@click.option("-o", "--out", type=FILE, required=True, help="Program file to write.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def schedule(source: Path, steps: int, eta: float | None, out: Path, as_json: bool) -> None:
+@command(main, "ditedge.export.schedulers.request:ScheduleRequest")
+@JSON
+def schedule(request: ScheduleRequest, as_json: bool) -> None:
     """Compile a diffusers scheduler into a program, proved on random histories.
 
     Warns where the scheduler itself is at fault: where even an exact denoiser would not meet the noise level that the
@@ -235,16 +231,17 @@ def schedule(source: Path, steps: int, eta: float | None, out: Path, as_json: bo
     from ditedge.export.schedulers.probe import read_scheduler_program
     from ditedge.runtime.samplers.program import write_program
 
-    options = {} if eta is None else {"eta": eta}
-    program = read_scheduler_program(source, steps, options)
-    write_program(program, out)
+    program = read_scheduler_program(request.source, request.steps, {} if request.eta is None else {"eta": request.eta})
+    write_program(program, request.out)
     told = Summary(as_json)
-    told.add(program=program.name, steps=program.steps, slots=program.slots, made=program.made, written=[out])
-    told.line(f"wrote {out}: {program.name}, {program.steps} evaluations, {program.slots} state slot(s), proved")
+    told.add(program=program.name, steps=program.steps, slots=program.slots, made=program.made, written=[request.out])
+    told.line(
+        f"wrote {request.out}: {program.name}, {program.steps} evaluations, {program.slots} state slot(s), proved"
+    )
     if warning := warning_of(program):
         told.add(warning=warning)
         say(f"warning: {warning}", err=True)
-    told.line(f"next: ditedge run --engine BUNDLE --program {out}")
+    told.line(f"next: ditedge run --engine BUNDLE --program {request.out}")
     told.end()
 
 
@@ -368,36 +365,9 @@ def quantize(
     told.end()
 
 
-@main.command()
-@click.option("--engine", type=FILE, required=True, help="Bundle folder, or a graph inside one.")
-@click.option("--target", type=click.Choice(["tensorrt", "tensorrt-rtx", "onnxruntime"]), required=True,
-              help="tensorrt: on the device. tensorrt-rtx: anywhere, no GPU needed.")  # fmt: skip
-@click.option("--arch", "archs", metavar="sm86,...", help="GPUs to build for ahead of time. [default: any; RTX only]")
-@click.option("--max-batch", type=numbers.BATCH, default=8, show_default=True, help="Images at a time.")
-@click.option(
-    "--max-rows", type=click.IntRange(1, 2048), help="Distinct classes of one batch. [default: 2 x max-batch]"
-)
-@click.option("--workspace", type=click.IntRange(1, 1 << 30), help="MB of GPU memory a kernel may use. [default: all]")
-@click.option("--timing-cache", type=FILE, help="Kernel timings: read if there, written after. Repeated builds: quick.")
-@click.option("--version-compatible", is_flag=True, help="Later TensorRT versions of the same major run the plans.")
-@click.option("--hardware-compatible", is_flag=True, help="Any GPU from Ampere on runs the plans; slower.")
-@click.option("--refit", is_flag=True, help="Weights can be replaced in the plans.")
-@click.option("--strip-weights", is_flag=True, help="Leave the weights out: they are refitted before the first run.")
-@click.option("--weight-streaming", type=numbers.MEGABYTES, metavar="MB", help="Weights kept on the GPU.")
-@click.option("--dla", type=click.IntRange(0, 15), help="Use this DLA core of a Jetson, the GPU for the rest.")
-@click.option("--optimization-level", type=click.IntRange(0, 5), help="0 builds quickly, 5 searches longest.")
-@_trust_option
-@click.option("--print-trtexec", is_flag=True, help="Print the same build as trtexec commands, and build nothing.")
-@click.option("--force", is_flag=True, help="Replace existing plans.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def build(
-    engine: Path,
-    print_trtexec: bool,
-    archs: str | None,
-    trusted_keys: tuple[Path, ...],
-    as_json: bool,
-    **options: Any,
-) -> None:
+@command(main, "ditedge.runtime.plans.options:BuildRequest")
+@JSON
+def build(request: BuildRequest, as_json: bool) -> None:
     """Build a bundle's graphs into plans, in engines/TARGET of the bundle.
 
     \b
@@ -406,61 +376,40 @@ def build(
       ditedge build --engine fashion --target tensorrt-rtx --arch sm86,sm89,sm120
     """
     from ditedge.runtime import open_bundle
-    from ditedge.runtime.plans.build import check_form, check_target
-    from ditedge.runtime.plans.graph import BuildOptions
+    from ditedge.runtime.plans.checks import check_form, check_target
     from ditedge.runtime.plans.trtexec import trtexec_commands
 
-    check_target(options["target"])
-    if as_json and print_trtexec:
+    check_target(request.options.target)
+    if as_json and request.print_trtexec:
         raise UserError("--print-trtexec prints commands: leave --json out")
-    names = tuple(name.strip().lower() for name in (archs or "").split(",") if name.strip())
-    settings = BuildOptions(archs=names, **options)
-    bundle = open_bundle(engine, trusted_keys=trusted_keys or None)
+    bundle = open_bundle(request.engine, trusted_keys=request.trusted_keys or None)
     check_form(bundle)
-    if print_trtexec:
-        for command in trtexec_commands(bundle, settings):
-            say(command)
+    if request.print_trtexec:
+        say("\n".join(trtexec_commands(bundle, request.options)))
         return
     told = Summary(as_json)
-    _build_plans(bundle, settings, told)
+    _build_plans(bundle, request.options, told)
     told.end()
 
 
-def _build_plans(bundle: Any, settings: Any, told: Summary) -> None:
+def _build_plans(bundle: Bundle, options: BuildOptions, told: Summary) -> None:
     """Forecast, build with a bar, and what was written. For `build`, and for `export --target`."""
-    from ditedge.runtime.plans.build import build_bundle, engine_folder, prepare_build
+    from ditedge.runtime.plans.build import build_bundle, built_lines, engine_folder, prepare_build
     from ditedge.runtime.plans.profile import forecast
 
-    expected = forecast(bundle.manifest, prepare_build(bundle, settings).sizes)
-    say(
-        f"building for {settings.target}, up to {settings.max_batch} image(s): about {expected.host / 1e9:.1f} GB of "
-        f"memory here; on the GPU {expected.weights / 1e9:.2f} GB of weights, {expected.activations / 1e9:.2f} GB more",
-        err=True,
-    )
+    expected = forecast(bundle.manifest, prepare_build(bundle, options).sizes)
+    say(f"building for {options.target}, up to {options.max_batch} image(s): {expected.sentence}", err=True)
     with progress() as report:
-        record = build_bundle(bundle, settings, lambda part, phase: report(f"building {phase}", round(100 * part), 100))
-    folder = engine_folder(bundle, settings.target)
-    files = {name: folder / plan.file for name, plan in record.plans.items()}
-    told.add(
-        bundle=str(bundle.folder), bundle_sha256=bundle.sha256, build=record.model_dump(), written=[*files.values()]
-    )
-    for name, plan in record.plans.items():
-        told.line(f"wrote {files[name]}: {plan.plan.bytes / 1e6:.1f} MB in {plan.seconds:.1f} s")
-    where = record.gpu or ", ".join(record.compute_capabilities) or "any GPU"
-    told.line(f"by {record.library} {record.library_version} for {where}")
-    following = "run" if not bundle.trusted else "sign --key PRIVATE.pem"  # unsigned plans of it would be refused
-    told.line(f"next: ditedge {following} --engine {files['step']}")
+        record = build_bundle(bundle, options, report)
+    folder = engine_folder(bundle, options.target)
+    written = [folder / plan.file for plan in record.plans.values()]
+    told.add(bundle=str(bundle.folder), bundle_sha256=bundle.sha256, build=record.model_dump(), written=written)
+    told.lines(built_lines(bundle, record))
 
 
-@main.command()
-@click.option("--engine", type=FILE, required=True, help="Bundle folder, or a graph or engine file inside one.")
-@click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider: cpu, cuda, openvino ...")
-@_thread_options
-@_trust_option
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def verify(
-    engine: Path, provider: str, threads: int, spin: bool, trusted_keys: tuple[Path, ...], as_json: bool
-) -> None:
+@command(main, "ditedge.runtime.loop.verification:VerifyRequest")
+@JSON
+def verify(request: VerifyRequest, as_json: bool) -> None:
     """Replay the bundle's golden trajectories, recorded from PyTorch. Exit code 1 when over tolerance.
 
     \b
@@ -468,48 +417,16 @@ def verify(
       ditedge verify --engine fashion
       ditedge verify --engine dit-xl-2-256 --provider cuda --trusted-key release.pub.pem
     """
-    from ditedge.runtime import EngineOptions, Session, open_bundle
-    from ditedge.runtime.loop.engine import options_for
-    from ditedge.runtime.loop.verify import golden_here, replay
+    from ditedge.runtime.loop.verification import verify_bundle
 
     told = Summary(as_json)
-    bundle = open_bundle(engine, trusted_keys=trusted_keys or None)
-    with progress() as report, Session(bundle, options_for(engine, EngineOptions(provider, threads, spin))) as session:
-        here = golden_here(bundle)
-        results = [replay(session, golden, _steps_of(report, golden.file)) for golden in here]
-    for result in results:
-        told.line(f"{result.golden.program}, guidance {result.golden.guidance:g}")
-        for i, (timestep, error) in enumerate(zip(result.timestep, result.error, strict=True)):
-            told.line(f"  step {i + 1:3d}  timestep {timestep:5.0f}  relative error {error:.2e}")
-        verdict = "passed" if result.passed else "FAILED"
-        told.line(f"  {verdict}: worst {max(result.error):.2e}, allowed {result.allowed:.1e}")
-    if left_out := [golden.file for golden in bundle.manifest.golden if golden not in here]:
-        told.line(f"left out here: {', '.join(left_out)}")
-    told.add(
-        bundle=str(bundle.folder),
-        bundle_sha256=bundle.sha256,
-        provider=provider,
-        passed=all(result.passed for result in results),
-        golden=[
-            result.golden.model_dump()
-            | {
-                "timestep": result.timestep.tolist(),
-                "error": result.error.tolist(),
-                "allowed": result.allowed,
-                "passed": result.passed,
-            }
-            for result in results
-        ],
-        left_out=left_out,
-    )
+    with progress() as report:
+        found = verify_bundle(request, report)
+    told.lines(found.lines())
+    told.add(**found.summary())
     told.end()
-    if not all(result.passed for result in results):
+    if not found.passed:
         sys.exit(1)
-
-
-def _steps_of(report: Any, what: str) -> Any:
-    """A callback of the sampling loop that reports its steps."""
-    return lambda event: report(f"replaying {what}", event.step, event.steps)
 
 
 @main.command()
@@ -593,27 +510,9 @@ def compare(
         sys.exit(1)
 
 
-@main.command()
-@click.argument("path", type=FILE)
-@click.option("--heads", type=numbers.HEADS, help="Attention heads, for a checkpoint of a non-standard size.")
-@click.option("--weights", metavar="NAME", help="State dict to take from a checkpoint that has several.")
-@click.option(
-    "--lint", is_flag=True, help="What TensorRT, or ONNX Runtime of what is quantised for it, makes of the step graph."
-)
-@click.option("--arch", default="sm86", show_default=True, help="The GPU that --lint builds for.")
-@_trust_option
-@click.option("--strict", is_flag=True, help="With --lint or a plan: exit code 1 unless attention is one kernel.")
+@command(main, "ditedge.runtime.inspection:InspectRequest")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def inspect(
-    path: Path,
-    heads: int | None,
-    weights: str | None,
-    lint: bool,
-    arch: str,
-    trusted_keys: tuple[Path, ...],
-    strict: bool,
-    as_json: bool,
-) -> None:
+def inspect(request: InspectRequest, as_json: bool) -> None:
     """Say what a bundle, a checkpoint or a plan is.
 
     \b
@@ -621,64 +520,42 @@ def inspect(
       ditedge inspect DiT-XL-2-256x256.pt --json
       ditedge inspect fashion-fp16 --lint --strict
     """
-    if lint or path.suffix == ".plan":
-        _inspect_kernels(path, arch, trusted_keys, strict, as_json)
+    from ditedge.runtime.inspection import check_nothing_is_to_be_signed, is_checkpoint
+
+    if request.lint or request.path.suffix == ".plan":
+        _inspect_kernels(request, as_json)
         return
-    if strict:
+    if request.strict:
         raise UserError("--strict is for --lint and for plans")
-    names = ("model_index.json", "config.json")  # of a pipeline, a network, a training run's state
-    diffusers = path.name in names or any((path / name).is_file() for name in names) or any(path.glob("*/config.json"))
-    if diffusers or (path.is_file() and path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")):
-        _check_nothing_is_to_be_signed(path, trusted_keys)
+    if is_checkpoint(request.path):
+        check_nothing_is_to_be_signed(request)
         _exporter()
         from ditedge.export.sources.describe import describe_checkpoint
 
-        description = describe_checkpoint(path, heads, weights)
+        description = describe_checkpoint(request.path, request.heads, request.weights)
     else:
         from ditedge.runtime import open_bundle
         from ditedge.runtime.describe import describe_bundle
 
-        description = describe_bundle(open_bundle(path, trusted_keys=trusted_keys or None))
+        description = describe_bundle(open_bundle(request.path, trusted_keys=request.trusted_keys or None))
     print_json(description) if as_json else say(readable(description))
 
 
-def _check_nothing_is_to_be_signed(path: Path, trusted_keys: tuple[Path, ...]) -> None:
-    if trusted_keys:
-        raise UserError(f"{path}: only bundles and plans are signed: leave --trusted-key out")
-
-
-def _inspect_kernels(path: Path, arch: str, trusted_keys: tuple[Path, ...], strict: bool, as_json: bool) -> None:
-    """The lint of a plan, or of a graph: that at `path`, or a bundle's step graph, by the engine that it is for."""
+def _inspect_kernels(request: InspectRequest, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from ditedge.runtime.plans.attention_trial import lint_graph
-    from ditedge.runtime.plans.lint import lint_lines, lint_plan
+    from ditedge.runtime.inspection import kernels_of
+    from ditedge.runtime.plans.lint import lint_lines
 
-    if path.suffix == ".plan":
-        found = lint_plan(path, trusted_keys or None)
-    elif path.suffix == ".onnx":
-        _check_nothing_is_to_be_signed(path, trusted_keys)
-        found = lint_graph(path, arch)
-    else:
-        from ditedge.runtime import open_bundle
-        from ditedge.runtime.loop.lint_ort import lint_on_onnxruntime
-
-        bundle = open_bundle(path, trusted_keys=trusted_keys or None)
-        if bundle.manifest.quantization is not None and bundle.manifest.quantization.form == "onnxruntime":
-            found = lint_on_onnxruntime(bundle)
-        else:
-            found = lint_graph(bundle.graph_file("step"), arch)
+    found = kernels_of(request)
     print_json(asdict(found)) if as_json else say("\n".join(lint_lines(found)))
-    if strict and not found.fused:
+    if request.strict and not found.fused:
         sys.exit(1)
 
 
-@main.command()
-@click.option("--engine", type=FILE, required=True, help="Bundle folder; or a plan inside one: only its folder.")
-@click.option("--key", type=FILE, help="Private key in PEM: openssl genpkey -algorithm ed25519 -out FILE.")
-@click.option("--new-key", type=FILE, help="Make a key pair first: FILE, and its public half beside it, NAME.pub.pem.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def sign(engine: Path, key: Path | None, new_key: Path | None, as_json: bool) -> None:
+@command(main, "ditedge.runtime.signing:SignRequest")
+@JSON
+def sign(request: SignRequest, as_json: bool) -> None:
     """Sign a bundle and its plans, for `--trusted-key` (docs/security.md).
 
     The passphrase of an encrypted key is asked for, or taken from $DITEDGE_KEY_PASSPHRASE.
@@ -689,28 +566,20 @@ def sign(engine: Path, key: Path | None, new_key: Path | None, as_json: bool) ->
       ditedge sign --engine fashion --key release.pem
       ditedge run --engine fashion --trusted-key release.pub.pem
     """
+    from ditedge.runtime import signing
     from ditedge.runtime.bundle.signatures import fingerprint
-    from ditedge.runtime.signing import check_can_be_signed, new_key_pair, sign_bundle
 
-    if (key is None) == (new_key is None):
-        raise UserError("give either --key, or --new-key to make a key pair first")
     told = Summary(as_json)
-    if new_key is not None:
-        check_can_be_signed(engine, new_key)  # no key is made for nothing
-        public = new_key_pair(new_key)
-        told.add(written=[new_key, public])
-        told.line(f"wrote {new_key}: private, not encrypted; keep it off the devices, and keep it")
+    signed = signing.sign(request, _passphrase)
+    signer, public = fingerprint(next(iter(signed.signatures.values())).key), signed.private.with_suffix(".pub.pem")
+    told.add(key=signer, written=[*signed.new_keys, *signed.signatures])
+    if signed.new_keys:
+        told.line(f"wrote {signed.private}: private, not encrypted; keep it off the devices, and keep it")
         told.line(f"wrote {public}: for --trusted-key, on the devices")
-    private = key or new_key
-    assert private is not None
-    written = sign_bundle(engine, private, lambda: _passphrase(private))
-    signer = fingerprint(next(iter(written.values())).key)
-    told.add(key=signer, written=[*written])
-    for file in written:
-        told.line(f"wrote {file}")
+    told.lines(f"wrote {file}" for file in signed.signatures)
     told.line(f"signed by {signer}")
-    public = private.with_suffix(".pub.pem")
-    told.line(f"next: ditedge run --engine {engine} --trusted-key {public if public.is_file() else 'PUBLIC.pem'}")
+    known = public if public.is_file() else "PUBLIC.pem"
+    told.line(f"next: ditedge run --engine {request.engine} --trusted-key {known}")
     told.end()
 
 
@@ -736,15 +605,13 @@ def doctor(as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from ditedge.runtime.doctor import examine
+    from ditedge.runtime.doctor import examine, line
 
     findings = examine()
     if as_json:
         print_json([asdict(finding) for finding in findings])
-        return
-    for finding in findings:
-        found = finding.found or f"missing: {finding.remedy}"
-        say(f"{finding.name:22} {finding.purpose:50} {found}")
+    else:
+        say("\n".join(map(line, findings)))
 
 
 def _exporter() -> Any:
@@ -752,7 +619,8 @@ def _exporter() -> Any:
     with importing_extra("export,cpu"):
         import torch
 
-        import ditedge.export
+        import ditedge.export.exporter
+        import ditedge.export.with_decoder
     from ditedge.runtime.processors import usable_processors
 
     torch.set_num_threads(min(torch.get_num_threads(), usable_processors()))

@@ -33,6 +33,19 @@ class Finite(click.ParamType):  # type: ignore[type-arg]  # generic only in new 
         return number
 
 
+class Commas(click.ParamType):  # type: ignore[type-arg]
+    """Names with commas between them: a tuple."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        return (
+            value
+            if isinstance(value, tuple)
+            else tuple(part.strip().lower() for part in value.split(",") if part.strip())
+        )
+
+
 class RequestCommand(click.Command):
     """A command whose function gets a request, filled from the options: an instance of the dataclass `request`.
 
@@ -97,8 +110,10 @@ def _param(field: Field[Any], hint: Any, option: Option) -> click.Parameter:
     if kind is bool:
         settings |= {"is_flag": True, "default": field.default}
     else:
-        settings |= {"type": _type(kind, option), "multiple": several}
-        if not required and not several and field.default is not None:
+        settings |= {"type": _type(kind, option), "multiple": several and not option.commas}
+        if option.commas:
+            settings |= {"default": field.default}
+        elif not required and not several and field.default is not None:
             settings |= {"default": field.default, "show_default": "[default: " not in option.help}
     return click.Option([field.name, *option.names], **settings)
 
@@ -111,6 +126,8 @@ def _plain(hint: Any) -> tuple[Any, bool]:
 
 
 def _type(kind: Any, option: Option) -> click.ParamType[Any] | type[Any]:
+    if option.commas:
+        return Commas()
     if option.choices:
         return click.Choice(option.choices)
     if option.range is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ class Summary:
         """For people: not printed with --json."""
         if not self._as_json:
             say(text)
+
+    def lines(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.line(text)
 
     def note(self, text: str) -> None:
         """Something to know before long work: said at once, also with --json, which lists it as well."""

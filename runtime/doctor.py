@@ -72,3 +72,8 @@ def _providers() -> list[Finding]:
         refusal = library_refusal(full) if listed else "needs an ONNX Runtime build that has it"
         findings.append(Finding(f"provider {short}", "" if refusal else "yes", f"ONNX Runtime's {full}", refusal))
     return findings
+
+
+def line(finding: Finding) -> str:
+    """For people."""
+    return f"{finding.name:22} {finding.purpose:50} {finding.found or f'missing: {finding.remedy}'}"

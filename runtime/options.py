@@ -35,13 +35,22 @@ class Option:
     range: Range | None
     choices: tuple[str, ...]
     metavar: str | None
+    commas: bool
 
 
 def option(
-    *names: str, help: str = "", range: Range | None = None, choices: tuple[str, ...] = (), metavar: str | None = None
+    *names: str,
+    help: str = "",
+    range: Range | None = None,
+    choices: tuple[str, ...] = (),
+    metavar: str | None = None,
+    commas: bool = False,
 ) -> Mapping[str, Option]:
-    """The metadata of a dataclass field that is an option. choices: the only values; of whole numbers: range."""
-    return {OPTION: Option(names, help, range, choices, metavar)}
+    """The metadata of a dataclass field that is an option.
+
+    choices: the only values; of whole numbers: range. commas: a tuple is given as a,b,c, and not by repeating it.
+    """
+    return {OPTION: Option(names, help, range, choices, metavar, commas)}
 
 
 # Options that several commands have.

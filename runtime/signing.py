@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,46 @@ from .bundle.signatures import MAX_KEY_BYTES, Signature, check_is_ed25519, crypt
 from .errors import BundleError, RequestError
 from .files import sha256_of_file, write_text
 from .json_files import read_bounded
+from .options import option
 from .plans.record import MAX_RECORD_BYTES, RECORD_NAME, record_from_json
 
 PASSPHRASE = "DITEDGE_KEY_PASSPHRASE"  # environment: of an encrypted private key
+
+
+@dataclass(frozen=True)
+class SignRequest:
+    """What `ditedge sign` can be told."""
+
+    engine: Path = field(metadata=option("--engine", help="Bundle folder; or a plan inside one: only its folder."))
+    key: Path | None = field(
+        default=None,
+        metadata=option("--key", help="Private key in PEM: openssl genpkey -algorithm ed25519 -out FILE."),
+    )
+    new_key: Path | None = field(
+        default=None,
+        metadata=option("--new-key", help="Make a key pair first: FILE, and its public half beside it, NAME.pub.pem."),
+    )
+
+
+@dataclass(frozen=True)
+class Signed:
+    """By which private key, the files written, and the two of a new key pair."""
+
+    private: Path
+    signatures: dict[Path, Signature]
+    new_keys: tuple[Path, ...]
+
+
+def sign(request: SignRequest, passphrase: Callable[[Path], str | None] = lambda path: None) -> Signed:
+    """`sign_bundle`, with a new pair of keys where the request asks for one. passphrase: of an encrypted key's file."""
+    private = request.key or request.new_key
+    if private is None or (request.key is not None and request.new_key is not None):
+        raise RequestError("give either --key, or --new-key to make a key pair first")
+    new: tuple[Path, ...] = ()
+    if request.new_key is not None:
+        check_can_be_signed(request.engine, private)  # no key is made for nothing
+        new = (private, new_key_pair(private))
+    return Signed(private, sign_bundle(request.engine, private, lambda: passphrase(private)), new)
 
 
 def sign_bundle(

@@ -77,11 +77,11 @@ def test_imports_follow_the_rules(path: Path) -> None:
 # A room imports only rooms before it; files beside the rooms come first, or, where they are listed, in their place.
 ROOMS = (
     *("runtime.samplers", "runtime.bundle", "runtime.plans", "runtime.loop", "runtime.pictures"),
-    *("runtime.describe", "runtime.doctor", "runtime.signing", "runtime"),
+    *("runtime.describe", "runtime.inspection", "runtime.doctor", "runtime.signing", "runtime"),
     *("calibration.graph", "calibration.statistics", "calibration.formats", "calibration.quality"),
     *("calibration.quantize", "calibration"),
     *("export.networks", "export.sources", "export.graphs", "export.truth", "export.schedulers"),
-    *("export.pictures", "export.exporter", "export.add_decoder", "export.precision", "export.overflow"),
+    *("export.pictures", "export.exporter", "export.with_decoder", "export.precision", "export.overflow"),
     *("export.half_decoder", "export.convert", "export"),
 )
 MODULES = {

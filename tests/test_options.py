@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import click
 import pytest
@@ -85,10 +86,16 @@ def test_of_what_is_not_given_a_command_takes_the_defaults_of_its_request(name: 
     """Whatever click reads, it ends in the dataclass that a program gets when it fills the required fields."""
     found = main.commands[name]
     needed = {param.name: param for param in found.get_params(click.Context(found)) if param.required}
-    values = {key: param.type.choices[0] if isinstance(param.type, click.Choice) else "x" for key, param in needed.items()}  # fmt: skip
-    given = [word for key, param in needed.items() for word in (param.opts[0], values[key])[isinstance(param, click.Argument) :]]  # fmt: skip
+    values = {name: param.type.choices[0] if isinstance(param.type, click.Choice) else "1" for name, param in needed.items()}  # fmt: skip
+    given = [word for name, param in needed.items() for word in (param.opts[0], values[name])[isinstance(param, click.Argument) :]]  # fmt: skip
     context = found.make_context(name, given)
     options = [option for param in found.params for option in param.opts]
     assert len(options) == len(set(options))
-    wanted = {key: needed[key].type_cast_value(context, value) for key, value in values.items()}
-    assert request_from(found.kind, context.params) == found.kind(**wanted)
+    wanted = {name: needed[name].type_cast_value(context, value) for name, value in values.items()}
+    assert request_from(found.kind, context.params) == filled(found.kind, wanted)
+
+
+def filled(kind: type, wanted: dict[str, object]) -> object:
+    """The dataclass as a program makes it, that gives what has no default."""
+    hints, required = get_type_hints(kind), [field for field in fields(kind) if field.default is MISSING]
+    return kind(**{f.name: wanted[f.name] if f.name in wanted else filled(hints[f.name], wanted) for f in required})

@@ -18,6 +18,7 @@ from .layers import layers_from_log
 from .library import Library, first_gpu, load_library, make_logger
 from .lint import Attention, Lint, is_float
 from .messages import refusal
+from .options import ARCH
 
 TRIAL_BATCH = (1, 2, 16)  # evaluations: least, typical, most
 FUSED_HEAD = 256  # TensorRT fuses float16 and bfloat16 attention up to this head size
@@ -25,7 +26,7 @@ ARITHMETIC = ("ELEMENTWISE", "UNARY", "REDUCE", "ACTIVATION", "SOFTMAX", "NORMAL
               "CONVOLUTION", "DECONVOLUTION", "SCALE")  # fmt: skip
 
 
-def lint_graph(path: Path, arch: str = "sm86", library: Library | None = None) -> Lint:
+def lint_graph(path: Path, arch: str = ARCH, library: Library | None = None) -> Lint:
     """Reads an ONNX graph with TensorRT and builds each different attention of it alone, for `arch`.
 
     Raises EngineError when there is no library, or when it refuses the graph.

@@ -8,39 +8,20 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import Cancelled, EngineError, RequestError
 from ..files import written_atomically
+from ..report import Report
 from .layers import PlanLayers, layers_from_log
 from .library import Library, make_logger
 from .messages import parse_refusal, refusal
+from .options import BuildOptions
 from .record import ShapeRange
 
-Progress = Callable[[float, str], None]  # told (fraction done 0..1, what is being done)
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What a user may decide about the plans."""
-
-    target: str = "tensorrt"  # or "tensorrt-rtx"
-    archs: tuple[str, ...] = ()  # "sm86", ...: TensorRT-RTX ahead of time; empty: any GPU it knows, or this one
-    max_batch: int = 8
-    max_rows: int | None = None  # conditioning rows of one step; None: 2 x max_batch
-    workspace: int | None = None  # MB of device memory a kernel may use; None: all of it
-    timing_cache: Path | None = None  # read if it exists, written after the build
-    version_compatible: bool = False  # plans that later versions of the same major run
-    hardware_compatible: bool = False  # plans for every GPU from Ampere on
-    refit: bool = False  # weights can be replaced in the built plan
-    strip_weights: bool = False  # the plan has no weights; they are refitted before it runs
-    weight_streaming: int | None = None  # MB of weights that stay on the device, the others are streamed; None: all
-    dla: int | None = None  # DLA core of a Jetson; None: GPU only
-    optimization_level: int | None = None  # 0 (quick build) .. 5 (fast plan); None: the library's
-    force: bool = False  # replace existing plans
+PARTS = 1000  # that the progress of one graph is told in
 
 
 @dataclass
@@ -70,16 +51,17 @@ def build_graph(
     profile: dict[str, ShapeRange],
     options: BuildOptions,
     log: BuildLog,
-    progress: Progress,
+    report: Report,
     cancel: threading.Event,
     plan: Path,
 ) -> set[str]:
     """Builds one ONNX file into `plan`; returns the names of the flags that were set.
 
+    report: told PARTS in all.
     Raises EngineError (library or graph), RequestError (options that this device lacks), Cancelled.
     """
     trt = library.module
-    progress(0.0, "reading")
+    report("reading", 0, PARTS)
     builder = trt.Builder(make_logger(library, log))
     network, parser = parse_graph(library, builder, path, log.errors)
     config = builder.create_builder_config()
@@ -89,7 +71,7 @@ def build_graph(
         shapes.set_shape(name, tuple(size.min), tuple(size.opt), tuple(size.max))
     if profile:
         config.add_optimization_profile(shapes)
-    config.progress_monitor = monitor = _monitor(library, progress, cancel)
+    config.progress_monitor = monitor = _monitor(library, report, cancel)
     log.errors.clear()  # without a driver, creating objects already complains
     serialized = builder.build_serialized_network(network, config)
     if cancel.is_set():
@@ -173,8 +155,8 @@ def _load_timing_cache(library: Library, config: Any, path: Path) -> None:
         raise RequestError(f"{path} is no timing cache of {library.name} on this GPU: delete it, or name another file")
 
 
-def _monitor(library: Library, progress: Progress, cancel: threading.Event) -> Any:
-    """TensorRT's progress: nested phases of known step counts, as one fraction. It stops when `cancel` is set."""
+def _monitor(library: Library, report: Report, cancel: threading.Event) -> Any:
+    """TensorRT's progress: nested phases of known step counts, in PARTS of all. It stops when `cancel` is set."""
 
     class Monitor(library.module.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -187,12 +169,12 @@ def _monitor(library: Library, progress: Progress, cancel: threading.Event) -> A
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             with self._lock:
                 self._steps[name], self._parent[name], self._done[name] = max(steps, 1), parent, 0.0
-                progress(self._fraction(name), name)
+                report(name, round(PARTS * self._fraction(name)), PARTS)
 
         def step_complete(self, name: str, step: int) -> bool:
             with self._lock:
                 self._done[name] = max(self._done.get(name, 0.0), step + 1.0)
-                progress(self._fraction(name), name)
+                report(name, round(PARTS * self._fraction(name)), PARTS)
             return not cancel.is_set()
 
         def phase_finish(self, name: str) -> None:

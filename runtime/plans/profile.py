@@ -91,6 +91,13 @@ class Forecast:
     weights: int
     activations: int
 
+    @property
+    def sentence(self) -> str:
+        return (
+            f"about {self.host / 1e9:.1f} GB of memory here; on the GPU {self.weights / 1e9:.2f} GB of weights, "
+            f"{self.activations / 1e9:.2f} GB more"
+        )
+
 
 def forecast(manifest: Manifest, sizes: Sizes) -> Forecast:
     """Estimates, printed before a build that may not fit.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..bundle.open import Bundle
 from .build import engine_folder
-from .graph import BuildOptions
+from .options import BuildOptions
 from .profile import graph_profile, sizes_of
 from .record import PLAN_NAMES, ShapeRange
 

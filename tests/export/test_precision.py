@@ -77,7 +77,8 @@ def random_input(tensor) -> np.ndarray:
 def test_what_is_built_is_what_was_checked(golden_bundle, tmp_path: Path, name: str) -> None:
     """The 16-bit graphs compile for three architectures, strongly typed, from the very files that were replayed."""
     pytest.importorskip("tensorrt_rtx")
-    from ditedge.runtime.plans.build import BuildOptions, build_bundle
+    from ditedge.runtime.plans.build import build_bundle
+    from ditedge.runtime.plans.options import BuildOptions
 
     convert_bundle(golden_bundle("latent4_learned_sigma"), tmp_path / "low", name)
     bundle = open_bundle(tmp_path / "low")
@@ -89,7 +90,8 @@ def test_what_is_built_is_what_was_checked(golden_bundle, tmp_path: Path, name: 
 def test_a_quantised_bundle_in_fp16(gray_bundle: Path, tmp_path: Path) -> None:
     """int8 linears, 16-bit attention: Q/DQ pairs begin and end in 16 bit next to 16-bit nodes, and it compiles."""
     rtx = pytest.importorskip("tensorrt_rtx")
-    from ditedge.runtime.plans.build import BuildOptions, build_bundle
+    from ditedge.runtime.plans.build import build_bundle
+    from ditedge.runtime.plans.options import BuildOptions
 
     options = QuantizeOptions(runtime="tensorrt", samples=2, statistics=tmp_path / "s.safetensors")
     quantize_bundle(gray_bundle, tmp_path / "int8", options)

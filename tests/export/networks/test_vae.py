@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from ditedge.cli import main
 from ditedge.export import ExportOptions, bundle_from_checkpoint
-from ditedge.export.add_decoder import add_decoder
 from ditedge.export.graphs import decoder as decoder_module
 from ditedge.export.graphs.decoder import check_decoder
 from ditedge.export.graphs.modules import LatentDecoder
 from ditedge.export.graphs.to_onnx import onnx_from_module
 from ditedge.export.networks.vae import KlConfig, TinyConfig, VaeDecoder, half_precision
 from ditedge.export.sources.vae_checkpoint import read_vae
+from ditedge.export.with_decoder import add_decoder
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle import manifest
 from ditedge.runtime.errors import BundleError, CheckpointError, RequestError

@@ -26,9 +26,9 @@ from ditedge.runtime.errors import Cancelled, DitedgeError, EngineError, Request
 from ditedge.runtime.files import sha256_of_file
 from ditedge.runtime.plans import library as tensorrt_library
 from ditedge.runtime.plans.build import build_bundle, engine_folder
-from ditedge.runtime.plans.graph import BuildOptions
 from ditedge.runtime.plans.layers import LAYERS_NAME, read_layers
 from ditedge.runtime.plans.lint import lint_plan
+from ditedge.runtime.plans.options import BuildOptions
 from ditedge.runtime.plans.profile import Sizes, forecast, graph_profile, sizes_of
 from ditedge.runtime.plans.record import RECORD_NAME, read_build_record
 from ditedge.runtime.signing import new_key_pair, sign_bundle
@@ -109,12 +109,12 @@ def test_force_replaces_and_nothing_else_does(built: Path, tmp_path: Path) -> No
 
 @needs_rtx
 def test_progress_rises_to_one_and_names_the_graphs(gray_bundle: Path) -> None:
-    told: list[tuple[float, str]] = []
+    told: list[tuple[str, int, int]] = []
     build_bundle(open_bundle(gray_bundle), BuildOptions("tensorrt-rtx"), lambda *event: told.append(event))
-    fractions = [fraction for fraction, _ in told]
-    assert 0 <= min(fractions) and 0.9 < max(fractions) <= 1.0 + 1e-9
-    assert {phase.split(":")[0] for _, phase in told} == {"conditioner", "step", "decoder"}
-    step = [fraction for fraction, phase in told if phase.startswith("step")]
+    percent = [done for _, done, _ in told]
+    assert 0 <= min(percent) and 90 < max(percent) <= 100 and {total for *_, total in told} == {100}
+    assert {what.split(":")[0] for what, *_ in told} == {f"building {x}" for x in ("conditioner", "step", "decoder")}
+    step = [done for what, done, _ in told if what.startswith("building step")]
     assert step[-1] > step[0]
 
 
@@ -125,7 +125,7 @@ def test_cancel_stops_and_leaves_nothing(gray_bundle: Path) -> None:
         build_bundle(
             open_bundle(gray_bundle),
             BuildOptions("tensorrt-rtx"),
-            lambda fraction, phase: cancel.set() if phase.startswith("step") and fraction > 0.4 else None,
+            lambda what, done, total: cancel.set() if what.startswith("building step") and done > 40 else None,
             cancel,
         )
     assert list((gray_bundle / "engines").iterdir()) == []

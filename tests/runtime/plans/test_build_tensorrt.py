@@ -14,8 +14,8 @@ from ditedge.runtime import open_bundle
 from ditedge.runtime.errors import Cancelled, EngineError, RequestError
 from ditedge.runtime.plans import build
 from ditedge.runtime.plans.build import build_bundle
-from ditedge.runtime.plans.graph import BuildOptions
 from ditedge.runtime.plans.library import Gpu, Library
+from ditedge.runtime.plans.options import BuildOptions
 from ditedge.runtime.plans.record import RECORD_NAME, read_build_record
 
 ORIN = Gpu("Orin (nvgpu)", "sm87", 8 << 30)
@@ -188,11 +188,11 @@ def test_refusals_leave_nothing(gray_bundle: Path, use, double, gpu, options, er
 
 def test_nested_phases_are_one_rising_fraction(gray_bundle: Path, use) -> None:
     use(Double("10.3.0.26"))
-    told: list[tuple[float, str]] = []
+    told: list[tuple[str, int, int]] = []
     build_bundle(open_bundle(gray_bundle), BuildOptions("tensorrt"), lambda *event: told.append(event))
-    step = [fraction for fraction, phase in told if phase.startswith("step")]
+    step = [done for what, done, _ in told if what.startswith("building step")]
     assert step == sorted(step) and len(set(step)) >= 8, "four outer steps of two inner ones"
-    assert told[-1][0] == pytest.approx(1.0)
+    assert told[-1][1:] == (100, 100)
 
 
 def test_cancel_stops_the_graph_that_is_built(gray_bundle: Path, use) -> None:
@@ -202,7 +202,7 @@ def test_cancel_stops_the_graph_that_is_built(gray_bundle: Path, use) -> None:
         build_bundle(
             open_bundle(gray_bundle),
             BuildOptions("tensorrt"),
-            lambda _, phase: cancel.set() if phase == "step: inner" else None,
+            lambda what, *_: cancel.set() if what == "building step: inner" else None,
             cancel,
         )
     assert len(double.configs) == 2 and list((gray_bundle / "engines").iterdir()) == []
