@@ -14,7 +14,7 @@ import onnxruntime  # noqa: F401  # every export is checked with it: missing, it
 
 from ditedge import __version__
 
-from ..runtime.bundle.manifest import MANIFEST_NAME, DefaultsInfo, Manifest, ModelInfo
+from ..runtime.bundle.manifest import MANIFEST_NAME, MANIFEST_VERSION, DefaultsInfo, Manifest, ModelInfo
 from ..runtime.bundle.writing import check_target, hashed_files, new_bundle
 from ..runtime.errors import RequestError
 from ..runtime.files import write_text
@@ -105,7 +105,7 @@ def bundle_from_checkpoint(
         del model
         manifest = Manifest(
             format="ditedge-bundle",
-            version=1,
+            version=MANIFEST_VERSION,
             name=out.name,
             made_by=f"ditedge {__version__}",
             source_sha256=checkpoint.sha256,

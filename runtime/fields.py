@@ -18,6 +18,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Strict(BaseModel):
-    """No other fields, and no conversions: "3", 3.0 and true are no integers."""
+    """No conversions: "3", 3.0 and true are no integers. Fields that are not declared are a later release's, and
+    ignored (docs/format.md, "Reading rules")."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)

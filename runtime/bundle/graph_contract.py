@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ..fields import Count, Strict
 
-MAX_TENSORS, MAX_RANK = 16, 8
+GRAPHS = ("conditioner", "step", "decoder")  # by their names in a manifest and in a build record
+MAX_GRAPHS, MAX_TENSORS, MAX_RANK = 16, 16, 8
 MAX_WIDTH = 1 << 24  # M, numbers of a row of modulation
 MAX_PIXELS = 1 << 28  # of one image
 
@@ -34,7 +35,7 @@ class GraphInfo(Strict):
     file: str
     inputs: Annotated[list[TensorInfo], Field(max_length=MAX_TENSORS)]
     outputs: Annotated[list[TensorInfo], Field(max_length=MAX_TENSORS)]
-    precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of its GEMMs and attention; I/O is float32
+    precision: str = "float32"  # of its GEMMs and attention: "float16", "bfloat16"; I/O is float32
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,18 @@ class Tensor:
     name: str
     dtype: str
     shape: Shape
+
+
+def known_graphs(found: Any) -> Any:
+    """The entries of a manifest's `graphs`, or a record's `plans`, that have a name of ours: others are ignored.
+
+    Raises ValueError for more than MAX_GRAPHS of them.
+    """
+    if not isinstance(found, dict):
+        return found
+    if len(found) > MAX_GRAPHS:
+        raise ValueError(f"{len(found)} graphs, at most {MAX_GRAPHS} are read")
+    return {name: info for name, info in found.items() if name in GRAPHS}
 
 
 def check_graphs(latent: tuple[int, int, int], outputs: int, graphs: Mapping[str, GraphInfo]) -> None:

@@ -1,20 +1,31 @@
-"""`manifest.json`: what a bundle is. The models below are the format; docs/manifest.schema.json is made from them."""
+"""`manifest.json`: what a bundle is. The models below are the format; docs/manifest.schema.json is made from them.
+
+A name that `run` does nothing with (a weight format, a decoder's kind) is a text: a later release's does not stop it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from ditedge import __version__
 
 from ..errors import BundleError
 from ..fields import LARGEST, MAX_NUMBER, Count, Finite, Sha256, Strict
 from ..json_files import parse_json, validated
 from ..samplers.schedule import ScheduleInfo
-from .graph_contract import GraphInfo, check_graphs
+from .graph_contract import GraphInfo, check_graphs, known_graphs
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION: Literal[2] = 2
+# What this reader understands of a manifest's `requires`; cpp/src/manifest.cpp has the same names. Whoever adds to the
+# format what a reader must not ignore (without it the pictures would be wrong) adds a name here and there, and has the
+# writer put it into the manifests that need it. None is needed today: what a reader of version 2 does not know, it
+# refuses (a tensor of a graph) or can do without.
+UNDERSTOOD: frozenset[str] = frozenset()
+MAX_REQUIRED = 100
 MAX_MANIFEST_BYTES = 16 << 20
 # The bounds of docs/format.md, "Limits": the same as cpp/src/bundle.cpp's.
 MAX_SIDE = 1 << 16
@@ -36,7 +47,7 @@ class FileInfo(Strict):
 class ModelInfo(Strict):
     """The network (hyper-parameters as in the DiT paper) and how its numbers are to be read."""
 
-    architecture: Literal["dit", "custom"]  # custom: a module of the user's with DiT's interface
+    architecture: str  # "dit"; "custom": a module of the user's with DiT's interface
     input_size: Side  # H = W of the latent
     patch_size: Count
     in_channels: Side  # C
@@ -84,9 +95,9 @@ class VaeInfo(Strict):
     z * std / scaling_factor + mean.
     """
 
-    kind: Literal["kl", "tiny"]
+    kind: str  # "kl", "tiny"
     source_sha256: Sha256  # the file of weights it was made from
-    precision: Literal["float32", "float16"]
+    precision: str  # "float32", "float16"
     scaling_factor: Annotated[float, Field(gt=0, le=MAX_NUMBER)]
     shift_factor: Finite
     latents_mean: list[Finite] | None = None
@@ -120,28 +131,29 @@ class GoldenInfo(Strict):
 class QuantizationInfo(Strict):
     """How a bundle was quantised. Linears are named as in the checkpoint: blocks.3.mlp.fc2."""
 
-    precision: Literal["int8", "fp8", "int4"]  # of the weights of the step graph's linears
-    form: Literal["onnxruntime", "tensorrt"]  # whose kernels the graph is written for
-    weights: Literal["per-channel", "per-tensor", "blocks"]  # what shares a scale
-    activations: Literal["per-token", "static", "float32"]  # float32: only the weights are rounded
+    precision: str  # of the weights of the step graph's linears: "int8", "fp8", "int4"
+    form: str  # whose kernels the graph is written for: "onnxruntime", "tensorrt"
+    weights: str  # what shares a scale: "per-channel", "per-tensor", "blocks"
+    activations: str  # "per-token", "static"; "float32": only the weights are rounded
     smoothing: Annotated[float, Field(ge=0, le=1)] | None  # SmoothQuant's alpha; None: not smoothed
     kept: Annotated[list[str], Field(max_length=MAX_KEPT)]  # linears of the step graph left in float32
-    conditioner: Literal["float32", "int8"]  # its weights at rest; its arithmetic is float32
-    decoder: Literal["int8"] | None = None  # weights of its convolutions at rest; None: as they were
+    conditioner: str  # its weights at rest, "float32" or "int8"; its arithmetic is float32
+    decoder: str | None = None  # weights of its convolutions at rest, "int8"; None: as they were
     source_bundle: Sha256  # manifest of the bundle it was made from
     calibration: Sha256 | None  # of the statistics: source bundle, program and set; None: nothing was collected
 
 
 class Manifest(Strict):
     format: Literal["ditedge-bundle"]
-    version: Literal[1]
+    version: Literal[2]
+    requires: Annotated[list[str], Field(max_length=MAX_REQUIRED)] = []  # what a reader must understand to be right
     name: str
     made_by: str
     source_sha256: Sha256  # the checkpoint the bundle was made from
     model: ModelInfo
     schedule: ScheduleInfo | None  # None: a flow model, x_t = t data + (1 - t) noise, has no betas
     labels: list[str]  # empty, or one name per class
-    graphs: dict[Literal["conditioner", "step", "decoder"], GraphInfo]
+    graphs: Annotated[dict[Literal["conditioner", "step", "decoder"], GraphInfo], BeforeValidator(known_graphs)]
     programs: Annotated[dict[str, str], Field(max_length=MAX_PROGRAMS)]  # name -> file
     golden: Annotated[list[GoldenInfo], Field(max_length=MAX_GOLDEN)]
     defaults: DefaultsInfo
@@ -201,12 +213,29 @@ def manifest_from_json(raw: bytes, path: Path) -> Manifest:
     data = parse_json(raw, path, BundleError)
     if not isinstance(data, dict) or data.get("format") != "ditedge-bundle":
         raise BundleError(f"{path}: not the manifest of a ditedge bundle")
-    if type(data.get("version")) is not int or data["version"] != MANIFEST_VERSION:  # true and 1.0 equal 1
+    version = data.get("version")
+    if type(version) is not int or version != MANIFEST_VERSION:  # true and 2.0 are no versions
+        newer = type(version) is int and version > MANIFEST_VERSION
         raise BundleError(
-            f"{path}: bundle version {data.get('version')!r}, this ditedge reads version {MANIFEST_VERSION}: "
-            "update ditedge, or export the checkpoint again"
+            f"{path}: bundle version {version!r}, this ditedge reads version {MANIFEST_VERSION}: "
+            + ("update ditedge" if newer else "export the checkpoint again")
         )
+    check_requires(data.get("requires"), path)
     return validated(Manifest, data, path, BundleError)
+
+
+def check_requires(names: Any, path: Path) -> None:
+    """Before anything else is looked at: its sentence says more than one about a field. Raises BundleError.
+
+    names: whatever stands there; what is no list of texts is refused later, with the other fields.
+    """
+    listed = names if isinstance(names, list) else []
+    unknown = [name for name in listed if isinstance(name, str) and name not in UNDERSTOOD]
+    if unknown:
+        wanted = ", ".join(map(repr, unknown[:5]))
+        raise BundleError(
+            f"{path}: the bundle requires {wanted}, which ditedge {__version__} does not know: update ditedge"
+        )
 
 
 def decoded_at_a_time(pixels: int) -> int:

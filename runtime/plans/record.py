@@ -11,9 +11,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from ..bundle.graph_contract import MAX_RANK
+from ..bundle.graph_contract import MAX_RANK, known_graphs
 from ..bundle.manifest import FileInfo
 from ..bundle.signatures import check_signed
 from ..errors import BundleError
@@ -72,7 +72,7 @@ class BuildRecord(Strict):
         None  # of weights kept on the device; None: all
     )
     bundle_sha256: Sha256  # of the manifest.json
-    plans: dict[Literal["conditioner", "step", "decoder"], PlanInfo]
+    plans: Annotated[dict[Literal["conditioner", "step", "decoder"], PlanInfo], BeforeValidator(known_graphs)]
 
     @model_validator(mode="after")
     def _check(self) -> BuildRecord:

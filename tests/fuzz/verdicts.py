@@ -2,8 +2,8 @@
 
     python -m tests.fuzz.verdicts --bundle build/demo/fashion --program build/cpp/ditedge-verdicts --count 10000
 
-Both ask their own readers, with their own limits; what they say of a refused file may differ. C++ passes over fields that it does
-not know (docs/embedding.md), so Python is asked without these.
+Both ask their own readers, with their own limits; what they say of a refused file may differ. C++ does not look at fields that it
+has no use for (UNUSED; docs/format.md, "Reading rules"): where Python refuses a document, it is asked again with true values there.
 """
 
 from __future__ import annotations
@@ -20,17 +20,27 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from ditedge.runtime.bundle.manifest import MAX_MANIFEST_BYTES, Manifest, manifest_from_json
+from ditedge.runtime.bundle.manifest import MAX_MANIFEST_BYTES, manifest_from_json
 from ditedge.runtime.errors import DitedgeError
 from ditedge.runtime.json_files import MAX_VALUES, parse_json, read_bounded
-from ditedge.runtime.plans.record import BuildRecord, read_build_record
-from ditedge.runtime.samplers.process import ProcessInfo
+from ditedge.runtime.plans.record import read_build_record
 from ditedge.runtime.samplers.program import MAX_PROGRAM_BYTES, read_program
 from tests.conftest import ROOT
 from tests.fuzz.mutations import mutated_json
 
+# What C++ does not look at, and a value that Python takes there ("=min": that of the field min beside it).
+UNUSED: dict[str, dict[str, Any]] = {
+    "manifest": {
+        **{"name": "", "made_by": "", "source_sha256": "0" * 64, "golden": [], "vae": None, "quantization": None},
+        **{"model/architecture": "dit", "model/patch_size": 1, "model/hidden_size": 1, "model/depth": 1},
+        **{"model/num_heads": 1, "model/parameters": 1, "model/learned_variance": False, "model/frequency_divisor": 1},
+        **{"model/mlp_norm_eps": 0.5, "model/mlp_ratio": 1.0},
+    },
+    "record": {
+        **{"made_by": "", "gpu": None, "max_rows": 1, "plans/*/source_sha256": "0" * 64, "plans/*/seconds": 0},
+        "plans/*/profile/*/opt": "=min",
+    },
+}
 RECORD = ROOT / "tests" / "cpp" / "build.json"
 READERS: dict[str, Any] = {
     "manifest": lambda path: manifest_from_json(read_bounded(path, MAX_MANIFEST_BYTES, DitedgeError), path),
@@ -99,7 +109,7 @@ def documents(bundle: Path, count: int, seed: int) -> Iterator[tuple[str, str, b
     true = [("manifest", manifest) for manifest in manifests(bundle)]
     true += [("program", program) for program in programs(bundle)] + [("record", record) for record in records()]
     given = [(kind, json.dumps(document).encode()) for kind, document in true]
-    given += [("program", raw) for raw in edges(true[5][1])] if count >= 1000 else []
+    given += [("program", raw) for raw in edges(true[len(manifests(bundle)) + 1][1])] if count >= 1000 else []
     for index in range(count):
         random = Random(f"{seed}/{index}")
         kind, document = random.choice(true)
@@ -148,9 +158,14 @@ def manifests(bundle: Path) -> list[Any]:
     flow = copy.deepcopy(plain) | {"schedule": None, "labels": []}
     flow["model"] |= {"prediction": "flow-to-data", "timestep_range": [0, 1.0], "null_class": None}
     flow["graphs"].pop("decoder", None)
+    later = copy.deepcopy(full) | {"requires": [], "surprise": {"deep": [1]}}
+    later["quantization"] = {"precision": "nf4", "blocks": 64}
+    later["golden"][0] |= {"prompt": "a cat", "tolerance": 3}
+    later["graphs"]["step"] |= {"precision": "float8", "surprise": 1}
+    later["graphs"]["text"] = {"file": "text.onnx", "inputs": [{"name": "ids", "dtype": "int32"}]}
     given = copy.deepcopy(plain)
     given["schedule"] = {"kind": "given", "betas": [0.1, 0.2, 0.3], "steps": 3, "zero_terminal_snr": True}
-    return [plain, full, flow, given]
+    return [plain, full, flow, given, later]
 
 
 def programs(bundle: Path) -> list[Any]:
@@ -183,50 +198,50 @@ def programs(bundle: Path) -> list[Any]:
 
 def records() -> list[Any]:
     plain = json.loads(RECORD.read_text())
-    return [plain, plain | {"weight_streaming_mb": 100, "gpu": "a GPU", "flags": ["tf32"]}]
+    later = copy.deepcopy(plain) | {"surprise": 1, "gpu": {"name": "a GPU"}}
+    later["plans"]["text"] = {"file": "text.plan"}
+    return [plain, plain | {"weight_streaming_mb": 100, "gpu": "a GPU", "flags": ["tf32"]}, later]
 
 
 def python_verdict(kind: str, path: Path) -> str:
-    """ "taken", or "refused: " and why; anything but a refusal is raised."""
+    """ "taken", or "refused: " and why, of the fields that both use; anything but a refusal is raised."""
     try:
         READERS[kind](path)
         return "taken"
     except DitedgeError as error:
         refused = f"refused: {error}"
-    document = _without_unknown_fields(kind, path)
-    if document is not None:
-        path = path.with_suffix(".known")
-        path.write_text(json.dumps(document))
-        refused = python_verdict(kind, path)
-        path.unlink()
+    if kind in UNUSED and path.suffix != ".used":
+        document = _with_true_values(kind, path)
+        if document is not None:
+            path = path.with_suffix(".used")
+            path.write_text(json.dumps(document))
+            refused = python_verdict(kind, path)
+            path.unlink()
     return refused
 
 
-def _without_unknown_fields(kind: str, path: Path) -> Any:
-    """The document as C++ reads it; None where it has no fields that nobody knows, or is no JSON."""
+def _with_true_values(kind: str, path: Path) -> Any:
+    """The document with what C++ does not look at as it may be; None where it is no JSON."""
     try:
         document = parse_json(path.read_bytes(), path, DitedgeError)
     except DitedgeError:
         return None
-    model, data = {"manifest": Manifest, "record": BuildRecord}.get(kind, ProcessInfo), document
-    if kind == "program":
-        data = document.get("process") if isinstance(document, dict) else None
-    return document if _drop_unknown(model, data) else None
+    for place, value in UNUSED[kind].items():
+        *way, last = place.split("/")
+        for at in _objects(document, way):
+            at[last] = at.get(value[1:]) if isinstance(value, str) and value.startswith("=") else value
+    return document
 
 
-def _drop_unknown(model: type[BaseModel], data: Any) -> bool:
-    """Takes the fields that `model` forbids out of `data`, and says whether there were any."""
-    try:
-        model.model_validate(data)
-        return False
-    except ValidationError as error:
-        unknown = [found["loc"] for found in error.errors() if found["type"] == "extra_forbidden"]
-    for *way, last in unknown:
-        at = data
-        for part in way:
-            at = at[part]
-        del at[last]
-    return bool(unknown)
+def _objects(at: Any, way: list[str]) -> Iterator[dict[str, Any]]:
+    """Every object at the end of `way`, where "*" is any key."""
+    if not isinstance(at, dict):
+        return
+    if not way:
+        yield at
+        return
+    for key in list(at) if way[0] == "*" else [way[0]] if way[0] in at else []:
+        yield from _objects(at[key], way[1:])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
 #include "build_record.hpp"
 #include "bundle.hpp"
 #include "error.hpp"
+#include "manifest.hpp"
 #include "onnx_graph.hpp"
 #include "signatures.hpp"
 

@@ -9,10 +9,9 @@ constexpr std::size_t kMaxRank = 8, kMaxNames = 1000;
 
 ShapeRange read_range(const Field& field) {
     ShapeRange range;
-    std::vector<std::int64_t> typical;
-    for (const auto& [key, sizes] : {std::pair{"min", &range.min}, std::pair{"opt", &typical}, std::pair{"max", &range.max}})
+    for (const auto& [key, sizes] : {std::pair{"min", &range.min}, std::pair{"max", &range.max}})
         for (const Field& size : field.at(key).elements(kMaxRank)) sizes->push_back(size.integer(0, INT32_MAX));
-    if (range.min.size() != typical.size() || typical.size() != range.max.size()) field.fail("min, opt and max are not of one rank");
+    if (range.min.size() != range.max.size()) field.fail("min and max are not of one rank");
     return range;
 }
 
@@ -33,24 +32,19 @@ BuildRecord build_record_from_json(const std::string& text, const std::string& p
     root.at("version").integer(1, 1);
     BuildRecord record;
     record.place = place;
-    root.at("made_by").text();
-    if (!root.at("gpu").null()) root.at("gpu").text();
     record.library = root.at("library").one_of({"tensorrt", "tensorrt-rtx"});
     record.library_version = root.at("library_version").text();
     for (const Field& name : root.at("compute_capabilities").elements(kMaxNames)) record.capabilities.push_back(name.text());
     for (const Field& name : root.at("flags").elements(kMaxNames)) record.flags.push_back(name.text());
     record.max_batch = root.at("max_batch").integer(1, INT32_MAX);
-    root.at("max_rows").integer(1, INT32_MAX);
     if (root.has("weight_streaming_mb") && !root.at("weight_streaming_mb").null())
         record.weight_streaming_mb = root.at("weight_streaming_mb").integer(0, 1 << 30);
     record.bundle_sha256 = root.at("bundle_sha256").sha256();
-    for (const auto& [graph, plan] : root.at("plans").items(3)) {
-        if (graph != "conditioner" && graph != "step" && graph != "decoder") plan.fail("unknown graph");
+    for (const auto& [graph, plan] : root.at("plans").items(kMaxGraphs)) {
+        if (!is_known_graph(graph)) continue;
         plan.at("file").one_of({plan_name(graph).c_str()});
         PlanInfo& info = record.plans[graph];
         info.plan = {plan.at("plan").at("sha256").sha256(), plan.at("plan").at("bytes").integer(0, INT64_MAX)};
-        plan.at("source_sha256").sha256();
-        plan.at("seconds").number();
         for (const auto& [input, range] : plan.at("profile").items(kMaxNames)) info.profile[input] = read_range(range);
     }
     return record;

@@ -1,5 +1,4 @@
-// A bundle: validated, every file opened once and hashed in that reading. Loads no engine. The rules are runtime/bundle/manifest.py's and
-// runtime/bundle/open.py's; keys of later releases inside known objects are ignored, the version number is not.
+// A bundle: validated, every file opened once and hashed in that reading. Loads no engine. The rules are runtime/bundle/open.py's.
 #pragma once
 
 #include <cstdint>
@@ -7,56 +6,17 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "files.hpp"
+#include "manifest.hpp"
 #include "program.hpp"
 #include "signatures.hpp"
-#include "tensor_info.hpp"
 
 namespace ditedge {
-
-constexpr std::size_t kMaxManifestBytes = 16 << 20;
-
-struct GraphInfo {
-    std::string file;
-    std::vector<TensorInfo> inputs, outputs;
-    bool float32 = true;  // not 16 bit
-};
-
-struct ModelInfo {
-    std::int64_t input_size, in_channels, out_channels, num_classes, guided_channels;
-    std::optional<std::int64_t> null_class;
-};
-
-struct PreviewInfo {
-    std::vector<float> weight;  // [colours, C]
-    std::vector<float> bias;    // [colours]
-    std::int64_t scale;
-};
-
-struct ImageSize {
-    std::int64_t height = 0, width = 0, channels = 0;
-    std::size_t bytes() const { return static_cast<std::size_t>(height * width * channels); }
-};
-
-struct Manifest {
-    ModelInfo model;
-    Process process;
-    std::vector<std::string> labels;
-    std::map<std::string, GraphInfo> graphs;
-    std::map<std::string, std::string> programs;  // name -> file
-    std::string default_program;
-    double default_guidance;
-    std::optional<PreviewInfo> preview;
-    std::map<std::string, FileInfo> files;
-    std::vector<std::string> program_names, graph_names;  // sorted, for listing
-    std::int64_t modulation_width;                        // M
-    ImageSize image;                                      // zeros without a decoder
-};
 
 // A graph's bytes and those of the files its weights are in: views, valid during `with_graph`.
 struct GraphBytes {
@@ -82,8 +42,6 @@ struct Bundle {
     std::size_t latent_count() const;  // C * H * W
 };
 
-// Throws Error (bundle); `place` is only for the message.
-Manifest manifest_from_json(const std::string& text, const std::string& place);
 // Hashes files in parallel. check_hashes false, and no trusted keys: their sizes are checked, and whoever can write to them
 // decides what runs.
 Bundle open_bundle(const std::filesystem::path& folder, bool check_hashes, TrustedKeys trusted);

@@ -16,7 +16,7 @@ using Json = nlohmann::json;
 // Parses `text`; `place` is only for the message. Refuses what docs/format.md, "Limits", says.
 Json parse_json(const std::string& text, const std::string& place, ditedge_status status);
 
-// A value and where it stands. Keys that are not asked for are ignored: see docs/embedding.md, "Which bundles load".
+// A value and where it stands. Keys that are not asked for are ignored: docs/format.md, "Reading rules".
 class Field {
 public:
     Field(const Json& value, const std::string& place, ditedge_status status)

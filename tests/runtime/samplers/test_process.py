@@ -121,7 +121,6 @@ def test_betas_that_went_through_float32_products_are_the_same() -> None:
         ({"timestep_range": [float("nan"), 0]}, "process.timestep_range: a number that is not finite"),
         ({"schedule": {"kind": "linear", "steps": 10**9}}, "process.schedule"),
         ({"schedule": {"kind": "given", "steps": 100_001, "betas": [0.5] * 100_001}}, "process.schedule"),
-        ({"surprise": 1}, "process.surprise"),
     ],
 )
 def test_a_malformed_process_is_refused(tmp_path: Path, process: object, place: str) -> None:

@@ -1,0 +1,194 @@
+#include "manifest.hpp"
+
+#include <algorithm>
+#include <set>
+
+#include "json.hpp"
+
+namespace ditedge {
+namespace {
+
+// The bounds of docs/format.md, "Limits": the same as runtime/bundle/manifest.py's.
+constexpr std::int64_t kHuge = INT64_MAX, kMaxSide = 1 << 16, kMaxClasses = 1'000'000, kMaxWidth = 1 << 24;
+constexpr std::int64_t kMaxLatent = 1 << 26, kMaxPixels = 1 << 28;  // numbers of one image: above is no image
+constexpr std::int64_t kVersion = 2;
+constexpr std::size_t kMaxPrograms = 1000, kMaxTensors = 16, kMaxRank = 8, kMaxRequired = 100;
+
+// What this library understands of `requires`: the same names as UNDERSTOOD in runtime/bundle/manifest.py, where it stands when
+// one is added.
+const std::set<std::string>& understood() {
+    static const std::set<std::string> names = {};
+    return names;
+}
+
+std::string version_of_library() {
+    return std::to_string(DITEDGE_VERSION_MAJOR) + "." + std::to_string(DITEDGE_VERSION_MINOR) + "." + std::to_string(DITEDGE_VERSION_PATCH);
+}
+
+void check_version(const Field& version) {
+    if (version.json().is_number_integer() && version.json() == kVersion) return;
+    const bool newer = version.json().is_number_integer() && version.json() > kVersion;
+    version.fail("this library reads bundle version " + std::to_string(kVersion) + ": " + (newer ? "update ditedge" : "export the checkpoint again"));
+}
+
+// Before anything else is looked at: its sentence says more than one about a field.
+void check_requires(const Field& names) {
+    std::string unknown;
+    for (const Field& name : names.elements(kMaxRequired))
+        if (understood().count(name.text()) == 0) unknown += (unknown.empty() ? "'" : ", '") + name.text() + "'";
+    if (!unknown.empty())
+        names.fail("the bundle requires " + unknown + ", which libditedge " + version_of_library() + " does not know: update ditedge");
+}
+
+TensorInfo read_tensor(const Field& field) {
+    TensorInfo tensor;
+    tensor.name = field.at("name").text();
+    const std::string dtype = field.at("dtype").one_of({"float32", "int64", "uint8"});
+    tensor.dtype = dtype == "float32" ? Dtype::float32 : dtype == "int64" ? Dtype::int64 : Dtype::uint8;
+    for (const Field& dimension : field.at("shape").elements(kMaxRank))
+        tensor.shape.push_back(dimension.json().is_string() ? -1 : dimension.integer(1, kHuge));
+    return tensor;
+}
+
+GraphInfo read_graph(const Field& field) {
+    GraphInfo graph{field.at("file").text(), {}, {}, true};
+    if (field.has("precision")) graph.float32 = field.at("precision").text() == "float32";
+    for (const Field& tensor : field.at("inputs").elements(kMaxTensors)) graph.inputs.push_back(read_tensor(tensor));
+    for (const Field& tensor : field.at("outputs").elements(kMaxTensors)) graph.outputs.push_back(read_tensor(tensor));
+    return graph;
+}
+
+ModelInfo read_model(const Field& field) {
+    ModelInfo model{};
+    model.input_size = field.at("input_size").integer(1, kMaxSide);
+    model.in_channels = field.at("in_channels").integer(1, kMaxSide);
+    model.out_channels = field.at("out_channels").integer(1, 2 * kMaxSide);
+    model.num_classes = field.at("num_classes").integer(1, kMaxClasses);
+    model.guided_channels = field.at("guided_channels").integer(1, kHuge);
+    const Field null_class = field.at("null_class");
+    if (!null_class.null()) model.null_class = null_class.integer(0, kMaxClasses);
+    if (model.input_size * model.input_size > kMaxLatent / model.in_channels) field.fail("latents are too large");
+    return model;
+}
+
+Process read_process_of_model(const Field& root) {
+    const Field model = root.at("model"), schedule = root.at("schedule");
+    Process process;
+    process.prediction = model.at("prediction").one_of({"epsilon", "x0", "v", "flow-to-data"});
+    if (schedule.null() != (process.prediction == "flow-to-data")) root.fail("a flow model has no schedule, and every other model has one");
+    if (model.has("timestep_range")) process.timestep_range = read_timestep_range(model.at("timestep_range"));
+    process.schedule = read_schedule(schedule);
+    return process;
+}
+
+std::optional<PreviewInfo> read_preview(const Field& field, std::int64_t channels) {
+    if (field.null()) return std::nullopt;
+    PreviewInfo preview{{}, {}, field.at("scale").integer(1, 64)};
+    const std::vector<Field> rows = field.at("weight").elements(3);
+    for (const Field& value : field.at("bias").elements(3)) preview.bias.push_back(static_cast<float>(value.number()));
+    for (const Field& row : rows) {
+        const std::vector<Field> values = row.elements(kMaxSide);
+        if (values.size() != static_cast<std::size_t>(channels)) field.fail("expected a weight for each latent channel");
+        for (const Field& value : values) preview.weight.push_back(static_cast<float>(value.number()));
+    }
+    if ((rows.size() != 1 && rows.size() != 3) || preview.bias.size() != rows.size())
+        field.fail("expected 1 or 3 rows of weights, with one bias each");
+    return preview;
+}
+
+// Tensors are bound by address later: what the manifest says of them has to be what this library will bind.
+void check_tensors(const Field& root, const std::string& graph, const char* side, const std::vector<TensorInfo>& tensors,
+                   const std::vector<TensorInfo>& contract) {  // what docs/format.md says of a graph's tensors
+    for (const TensorInfo& tensor : tensors) {
+        const auto same = [&](const TensorInfo& wanted) { return tensor.name == wanted.name; };
+        const auto found = std::find_if(contract.begin(), contract.end(), same);
+        bool fits = found != contract.end() && tensor.dtype == found->dtype && tensor.shape.size() == found->shape.size();
+        for (std::size_t i = 0; fits && i < tensor.shape.size(); ++i)
+            fits = tensor.shape[i] == -1 || found->shape[i] == tensor.shape[i];
+        if (!fits) root.fail("graph " + graph + ": " + side + " '" + tensor.name + "' is not one that a " + graph + " has");
+    }
+}
+
+void check_graphs(const Field& root, Manifest& manifest) {
+    const auto c = manifest.model.in_channels, h = manifest.model.input_size, o = manifest.model.out_channels;
+    const auto output = [&](const char* graph) -> const TensorInfo& {
+        const std::vector<TensorInfo>& outputs = manifest.graphs.at(graph).outputs;
+        if (outputs.size() != 1) root.fail(std::string("graph ") + graph + ": expected one output");
+        return outputs[0];
+    };
+    const TensorInfo& modulation = output("conditioner");
+    if (modulation.shape.size() != 2 || modulation.shape[1] < 1 || modulation.shape[1] > kMaxWidth)
+        root.fail("graph conditioner: output has no width");
+    const std::int64_t m = manifest.modulation_width = modulation.shape[1];
+    const auto f32 = Dtype::float32, i64 = Dtype::int64;
+    std::map<std::string, std::pair<std::vector<TensorInfo>, TensorInfo>> contracts = {
+        {"conditioner", {{{"timestep", f32, {-1}}, {"label", i64, {-1}}}, {"modulation", f32, {-1, m}}}},
+        {"step",
+         {{{"state", f32, {-1, -1, c, h, h}}, {"sample", i64, {-1}}, {"condition", i64, {-1}},
+           {"modulation", f32, {-1, m}}, {"combine", f32, {-1, -1, o}}, {"x0_from", f32, {-1, 2}},
+           {"x0_bound", f32, {-1}}, {"log_sigma", f32, {-1, 2}}, {"mix", f32, {-1, -1, -1}},
+           {"noise", f32, {-1, c, h, h}}},
+          {"next_state", f32, {-1, -1, c, h, h}}}}};
+    if (manifest.graphs.count("decoder") != 0) {
+        const std::vector<std::int64_t>& shape = output("decoder").shape;
+        if (shape.size() != 4 || *std::min_element(shape.begin() + 1, shape.end()) < 1 || (shape[3] != 1 && shape[3] != 3) ||
+            shape[1] > kMaxPixels || shape[2] > kMaxPixels / shape[1])
+            root.fail("graph decoder: output is not images of a fixed size");
+        manifest.image = {shape[1], shape[2], shape[3]};
+        contracts["decoder"] = {{{"latent", f32, {-1, c, h, h}}}, {"image", Dtype::uint8, {-1, shape[1], shape[2], shape[3]}}};
+    }
+    for (const auto& [graph, contract] : contracts) {
+        check_tensors(root, graph, "input", manifest.graphs.at(graph).inputs, contract.first);
+        output(graph.c_str());
+        check_tensors(root, graph, "output", manifest.graphs.at(graph).outputs, {contract.second});
+    }
+}
+
+void check_listed(const Field& root, const Manifest& manifest, const std::string& file) {
+    if (manifest.files.count(file) == 0) root.fail("'" + file + "' is used but not listed in files, so its hash is unknown");
+}
+
+}  // namespace
+
+bool is_known_graph(const std::string& name) { return name == "conditioner" || name == "step" || name == "decoder"; }
+
+Manifest manifest_from_json(const std::string& text, const std::string& place) {
+    const Json json = parse_json(text, place, DITEDGE_ERROR_BUNDLE);
+    const Field root(json, place, DITEDGE_ERROR_BUNDLE);
+    if (!json.is_object() || !json.contains("format") || json["format"] != "ditedge-bundle")
+        root.fail("not the manifest of a ditedge bundle");
+    check_version(root.at("version"));
+    if (root.has("requires")) check_requires(root.at("requires"));
+
+    Manifest manifest{};
+    manifest.model = read_model(root.at("model"));
+    manifest.process = read_process_of_model(root);
+    if (root.has("preview")) manifest.preview = read_preview(root.at("preview"), manifest.model.in_channels);
+    for (const Field& label : root.at("labels").elements(kMaxClasses)) manifest.labels.push_back(label.text());
+    if (!manifest.labels.empty() && manifest.labels.size() != static_cast<std::uint64_t>(manifest.model.num_classes))
+        root.fail(std::to_string(manifest.labels.size()) + " labels for " + std::to_string(manifest.model.num_classes) +
+                  " classes");
+    for (const auto& [name, info] : root.at("files").items(kMaxFiles))
+        manifest.files[name] = {info.at("sha256").sha256(), info.at("bytes").integer(0, kHuge)};
+    for (const auto& [name, info] : root.at("graphs").items(kMaxGraphs)) {
+        if (!is_known_graph(name)) continue;
+        manifest.graphs[name] = read_graph(info);
+        check_listed(root, manifest, manifest.graphs[name].file);
+        manifest.graph_names.push_back(name);
+    }
+    for (const char* name : {"conditioner", "step"})
+        if (manifest.graphs.count(name) == 0) root.fail(std::string("graph '") + name + "' is missing");
+    for (const auto& [name, file] : root.at("programs").items(kMaxPrograms)) {
+        check_listed(root, manifest, manifest.programs[name] = file.text());
+        manifest.program_names.push_back(name);
+    }
+    const Field defaults = root.at("defaults");
+    manifest.default_program = defaults.at("program").text();
+    manifest.default_guidance = defaults.at("guidance").number();
+    if (manifest.programs.count(manifest.default_program) == 0)
+        root.fail("default program '" + manifest.default_program + "' is not in programs");
+    check_graphs(root, manifest);
+    return manifest;
+}
+
+}  // namespace ditedge

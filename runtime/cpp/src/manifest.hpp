@@ -1,0 +1,62 @@
+// manifest.json as far as this library uses it (docs/format.md, "Reading rules"): what it has no use for is not looked at, so that a
+// later release's names there do not stop it. The rules for what both use are runtime/bundle/manifest.py's.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "files.hpp"
+#include "process.hpp"
+#include "tensor_info.hpp"
+
+namespace ditedge {
+
+constexpr std::size_t kMaxManifestBytes = 16 << 20, kMaxFiles = 1000, kMaxGraphs = 16;
+
+struct GraphInfo {
+    std::string file;
+    std::vector<TensorInfo> inputs, outputs;
+    bool float32 = true;  // not 16 bit
+};
+
+struct ModelInfo {
+    std::int64_t input_size, in_channels, out_channels, num_classes, guided_channels;
+    std::optional<std::int64_t> null_class;
+};
+
+struct PreviewInfo {
+    std::vector<float> weight;  // [colours, C]
+    std::vector<float> bias;    // [colours]
+    std::int64_t scale;
+};
+
+struct ImageSize {
+    std::int64_t height = 0, width = 0, channels = 0;
+    std::size_t bytes() const { return static_cast<std::size_t>(height * width * channels); }
+};
+
+struct Manifest {
+    ModelInfo model;
+    Process process;
+    std::vector<std::string> labels;
+    std::map<std::string, GraphInfo> graphs;
+    std::map<std::string, std::string> programs;  // name -> file
+    std::string default_program;
+    double default_guidance;
+    std::optional<PreviewInfo> preview;
+    std::map<std::string, FileInfo> files;
+    std::vector<std::string> program_names, graph_names;  // sorted, for listing
+    std::int64_t modulation_width;                        // M
+    ImageSize image;                                      // zeros without a decoder
+};
+
+// Whether a manifest's graph, or a record's plan, of this name is one of ours; others are ignored.
+bool is_known_graph(const std::string& name);
+
+// Throws Error (bundle); `place` is only for the message.
+Manifest manifest_from_json(const std::string& text, const std::string& place);
+
+}  // namespace ditedge
