@@ -264,9 +264,11 @@ def convert(
       ditedge convert --engine fashion --precision fp16 --out fashion-fp16
       ditedge convert --engine fashion-trt-int8 --precision bf16 --out fashion-trt
     """
-    exporter = _exporter()
+    with importing_extra("calibrate"):
+        from ditedge.calibration.convert import convert_bundle
+
     with progress() as report:
-        manifest = exporter.convert_bundle(engine, out, precision, force, report, max_error, decoder)
+        manifest = convert_bundle(engine, out, precision, force, report, max_error, decoder)
     told = Summary(as_json)
     told.bundle(
         out, manifest, f"{megabytes(manifest)}, {precision}, checked", f"build --engine {out} --target tensorrt"

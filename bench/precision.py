@@ -4,8 +4,8 @@
     python bench/precision.py --engine build/demo/fashion --count 200
 
 Rows: float32; fp16 as ONNX Runtime's CPU provider runs it (chains of float16 nodes in float32); fp16 and bf16 rounded
-after every 16-bit node, as GPUs do (`export.precision.emulated`). Golden: relative error of the latents after the last
-step of the bundle's recorded PyTorch trajectories. PSNR: pixels against float32's.
+after every 16-bit node, as GPUs do (`emulated` in calibration/graph/lowering.py). Golden: relative error of the latents
+after the last step of the bundle's recorded PyTorch trajectories. PSNR: pixels against float32's.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "examples")]
 from quality import image_features, measure, real_images  # noqa: E402
 
 from ditedge.calibration import psnr  # noqa: E402
-from ditedge.export import convert_bundle  # noqa: E402
-from ditedge.export.convert import emulated_engines  # noqa: E402
+from ditedge.calibration.convert import convert_bundle, emulated_engines  # noqa: E402
 from ditedge.runtime import EngineOptions, Session, generate, open_bundle  # noqa: E402
 from ditedge.runtime.loop.verify import replay  # noqa: E402
 

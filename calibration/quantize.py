@@ -32,7 +32,8 @@ from .formats.decoder import quantise_decoder
 from .formats.dynamic_int8 import dynamic_int8, int8_at_rest
 from .formats.smooth import STRENGTH, smooth
 from .formats.static import blockwise_int4, static_fp8, static_int8
-from .graph.linears import Linear, find_linears, load_graph, save_graph
+from .graph.linears import Linear, find_linears
+from .graph.surgery import load_graph, save_graph
 from .quality.compare import CompareRequest, compare_bundles
 from .quality.forecast import cost_of_report
 from .quality.limits import ceiling, check_rewritten, check_something_is_asked, gate_or_default

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 from ..runtime.lazy import lazily
 
 if TYPE_CHECKING:
-    from .convert import bundle_in_precision as bundle_in_precision
-    from .convert import convert_bundle as convert_bundle
     from .exporter import ExportOptions as ExportOptions
     from .exporter import bundle_from_checkpoint as bundle_from_checkpoint
+    from .exporter import bundle_in_precision as bundle_in_precision
     from .networks.dit import DiT as DiT
     from .networks.dit import DiTConfig as DiTConfig
     from .sources import bundle_name as bundle_name
@@ -27,9 +26,8 @@ HOMES = {
     "ExportOptions": "exporter",
     "add_decoder": "with_decoder",
     "bundle_from_checkpoint": "exporter",
-    "bundle_in_precision": "convert",
+    "bundle_in_precision": "exporter",
     "bundle_name": "sources",
-    "convert_bundle": "convert",
     "diffusers_folder_of": "sources.diffusers_folder",
     "read_checkpoint": "sources.checkpoint",
     "read_diffusers_folder": "sources.diffusers_folder",

@@ -68,8 +68,6 @@ def test_imports_follow_the_rules(path: Path) -> None:
         if folder == "runtime":
             assert name.split(".")[0] not in ("torch", "onnx", "onnx_ir", "onnxscript", "diffusers"), name
             assert not name.startswith(("ditedge.export", "ditedge.calibration")), name
-        if folder == "export":
-            assert not name.startswith("ditedge.calibration"), name
         if folder == "calibration":
             assert not name.startswith("ditedge.export") and name.split(".")[0] != "torch", name
 
@@ -79,10 +77,9 @@ ROOMS = (
     *("runtime.samplers", "runtime.bundle", "runtime.plans", "runtime.loop", "runtime.pictures"),
     *("runtime.describe", "runtime.inspection", "runtime.doctor", "runtime.signing", "runtime"),
     *("calibration.graph", "calibration.statistics", "calibration.formats", "calibration.quality"),
-    *("calibration.quantize", "calibration"),
+    *("calibration.convert", "calibration.quantize", "calibration"),
     *("export.networks", "export.sources", "export.graphs", "export.truth", "export.schedulers"),
-    *("export.pictures", "export.exporter", "export.with_decoder", "export.precision", "export.overflow"),
-    *("export.half_decoder", "export.convert", "export"),
+    *("export.pictures", "export.exporter", "export.with_decoder", "export"),
 )
 MODULES = {
     ".".join(path.with_suffix("").relative_to(ROOT).parts).removesuffix(".__init__"): path

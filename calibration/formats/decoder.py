@@ -15,7 +15,7 @@ import onnx_ir as ir
 from ...runtime.bundle.open import Bundle
 from ...runtime.errors import BundleError
 from ...runtime.loop.decoded import decoder_psnr, latents_to_decode
-from ..graph.linears import constant, insert, load_graph, save_graph
+from ..graph.surgery import constant, insert, load_graph, save_graph
 from .dynamic_int8 import SMALLEST_SCALE, zero_points
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)

@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph.attention import write_out_softmax
-from ..graph.linears import Linear, constant, insert
+from ..graph.linears import Linear
+from ..graph.surgery import constant, insert
 
 SMALLEST_SCALE = 1e-8  # of a row of zeros: any number but 0
 GELU_MINIMUM = 0.170045  # min over x of -gelu(x), tanh approximation: 0.17004

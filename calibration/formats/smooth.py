@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.linears import Linear, constant, find_linears, insert
+from ..graph.linears import Linear, find_linears
+from ..graph.surgery import constant, insert
 from ..statistics.collect import LayerStatistics, Statistics
 
 STRENGTH = 0.5  # alpha of the paper's equation 4: half of the difficulty goes to the weights

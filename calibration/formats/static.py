@@ -21,7 +21,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ...runtime.errors import RequestError
-from ..graph.linears import Linear, constant, insert, require_opset
+from ..graph.linears import Linear
+from ..graph.surgery import constant, insert, require_opset
 from .dynamic_int8 import SMALLEST_SCALE, quantised_weight, zero_points
 
 FP8_LARGEST = 448.0  # of E4M3 (Micikevicius et al. 2022, arXiv:2209.05433)

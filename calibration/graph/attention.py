@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .linears import constant, insert
+from .surgery import constant, insert
 
 
 def write_out_softmax(model: Any) -> int:

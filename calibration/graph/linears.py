@@ -1,4 +1,4 @@
-"""The linear layers of a bundle's graphs: found, named as in the checkpoint, and edited in place.
+"""The linear layers of a bundle's graphs, found, and named as in the checkpoint.
 
 The exporter writes `Linear(x)` as MatMul(x, weight [in, out]) and Add(bias), or as Gemm(x, weight [out, in], bias) for
 inputs of two dimensions. Products of two activations (attention) have no constant operand and are not linears.
@@ -7,15 +7,10 @@ inputs of two dimensions. Products of two activations (attention) have no consta
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-
-from ...runtime.errors import EngineError, first_line
-
-EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf files end at 2 GB
 
 
 @dataclass(frozen=True)
@@ -54,27 +49,6 @@ class Linear:
         return producer is not None and producer.op_type == "Gelu"
 
 
-def load_graph(path: Path) -> Any:
-    """The ONNX file as ir.Model; weights in .data files stay on disk until they are read. Raises EngineError."""
-    try:
-        return ir.load(path)
-    except Exception as error:  # onnx_ir raises protobuf's own types
-        raise EngineError(f"{path}: not a readable ONNX graph ({first_line(error)})") from None
-
-
-def save_graph(model: Any, path: Path) -> None:
-    """Writes `path`, and `path.data` above 1.5 GB of weights; initializers that nothing uses are left out."""
-    for name in [
-        n for n, value in model.graph.initializers.items() if not value.uses() and not value.is_graph_output()
-    ]:
-        del model.graph.initializers[name]
-    if sum(value.const_value.nbytes for value in model.graph.initializers.values()) > EXTERNAL_DATA_BYTES:
-        ir.save(model, path, external_data=f"{path.name}.data")
-        return
-    ir.external_data.load_to_model(model)  # what was read lazily from the source's .data file and never touched
-    ir.save(model, path)
-
-
 def find_linears(model: Any) -> list[Linear]:
     """Every linear of the graph, in the order of computation."""
     found = []
@@ -99,35 +73,3 @@ def _name(node: Any) -> str:
     if len(names) == 1 and names[0].endswith(".bias"):
         return str(names[0]).removeprefix("network.").removesuffix(".bias")
     return str(node.name)
-
-
-def constant(model: Any, name: str, array: np.ndarray, dtype: Any = None) -> Any:
-    """An initializer (ir.Value) of this name, made at first use."""
-    known = model.graph.initializers.get(name)
-    if known is not None:
-        return known
-    tensor = ir.tensor(array, dtype=dtype, name=name) if dtype is not None else ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
-
-
-def insert(
-    model: Any, before: Any, op_type: str, inputs: list[Any], name: str, domain: str = "", **attributes: Any
-) -> Any:
-    """A new node before `before` -> its only output (ir.Value), called `name`."""
-    node = ir.node(op_type, inputs, attributes or None, domain=domain, name=f"node_{name}")
-    node.outputs[0].name = name
-    model.graph.insert_before(before, node)
-    if domain:
-        model.graph.opset_imports.setdefault(domain, 1)
-    return node.outputs[0]
-
-
-def require_opset(model: Any, opset: int) -> None:
-    """Raises the graph's operator set to at least `opset`.
-
-    Between 18 and 21 the operators that the exporter writes gained types, not meanings, so the number is all there is
-    to change.
-    """
-    model.graph.opset_imports[""] = max(model.graph.opset_imports[""], opset)

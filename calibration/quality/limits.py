@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ...runtime.errors import BundleError, RequestError
 from ...runtime.loop.verify import LARGEST_ERROR
-from ..graph.linears import find_linears, load_graph
+from ..graph.linears import find_linears
+from ..graph.surgery import load_graph
 from .record import Gate
 
 # Measured on the demo model, 32 images of 20 steps: int8 3.5 % and 36 dB (naive 6 % and 31 dB), fp8 7 % and 30 dB, int4

@@ -28,7 +28,8 @@ from ...runtime.loop.noise import SeededNoise
 from ...runtime.loop.session import Session
 from ...runtime.replacing import scratch_folder
 from ...runtime.samplers.program import Program
-from ..graph.linears import Linear, constant, find_linears, insert, load_graph, save_graph
+from ..graph.linears import Linear, find_linears
+from ..graph.surgery import constant, insert, load_graph, save_graph
 
 STATISTICS_VERSION = 1
 FIRST_SEED = 1 << 32  # calibration images are not those that anyone evaluates with seeds from 0 on

@@ -25,7 +25,8 @@ from ...runtime.loop.session import Session
 from ...runtime.replacing import scratch_folder
 from ...runtime.report import Report, silent
 from ...runtime.samplers.program import Program
-from ..graph.linears import Linear, constant, find_linears, insert, load_graph, save_graph
+from ..graph.linears import Linear, find_linears
+from ..graph.surgery import constant, insert, load_graph, save_graph
 from .collect import FIRST_SEED, spread_classes
 
 SEED = FIRST_SEED + (1 << 20)  # neither calibration's images nor an evaluation's

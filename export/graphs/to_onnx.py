@@ -14,8 +14,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from ...calibration.graph.surgery import save_graph
+
 DEFAULT_OPSET = 20
-EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf files end at 2 GB; weights move to a .data file well before
 
 
 def onnx_from_module(
@@ -49,8 +50,7 @@ def onnx_from_module(
     assert program is not None
     model = program.model
     _strip_traces(model)
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    ir.save(model, path, external_data=f"{path.name}.data" if weights > EXTERNAL_DATA_BYTES else None)
+    save_graph(model, path)
 
 
 def _names(dynamic: dict[str, dict[int, str]]) -> list[str]:

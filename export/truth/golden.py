@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,8 @@ import torch
 from torch import Tensor
 
 from ...runtime.bundle.manifest import GoldenInfo, ModelInfo
-from ...runtime.bundle.open import open_bundle
-from ...runtime.errors import BundleError, DitedgeError
 from ...runtime.files import write_tensors
-from ...runtime.loop.engine import Engine
-from ...runtime.loop.loop import StepEvent
 from ...runtime.loop.noise import SeededNoise
-from ...runtime.loop.session import Session
-from ...runtime.loop.verify import replay
 from ...runtime.report import Report, silent
 from ...runtime.samplers.program import write_program
 from ...runtime.samplers.schedule import ScheduleInfo, respaced_timesteps, schedule_from_info
@@ -110,26 +103,3 @@ def write_golden(
         program = f"{sampler}-{steps}"
         golden.append(GoldenInfo(file=file, program=program, guidance=guidance, tolerance=GOLDEN_TOLERANCE))
     return golden
-
-
-def replay_golden(folder: Path, engines: Mapping[str, Engine] | None = None, report: Report = silent) -> None:
-    """Raises BundleError when the graphs in `folder`, or `engines`, leave a golden trajectory."""
-
-    def on_step(event: StepEvent) -> None:
-        report(f"replaying golden trajectory {golden.program}", event.step, event.steps)
-
-    try:
-        # Written a moment ago, and hashed from the same files; not signed yet.
-        bundle = open_bundle(folder, check_hashes=False, trusted_keys=())
-        with Session(bundle, engines=engines) as session:
-            for golden in bundle.manifest.golden:
-                report(f"replaying golden trajectory {golden.program}")
-                result = replay(session, golden, on_step)
-                if not result.passed:
-                    worst = float(np.max(result.error))
-                    raise BundleError(
-                        f"the exported graphs leave PyTorch's {golden.program} trajectory: "
-                        f"relative error {worst:.1e}, allowed {golden.tolerance:.0e}"
-                    )
-    except DitedgeError as error:
-        raise BundleError(f"export failed its own check, nothing was written: {error}") from None

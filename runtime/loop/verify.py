@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ import numpy as np
 from ..bundle.manifest import GoldenInfo, ModelInfo
 from ..bundle.open import Bundle
 from ..errors import BundleError
+from ..report import Report, silent
+from .engine import Engine
 from .loop import StepEvent
 from .noise import GivenNoise
 from .session import Session
@@ -105,6 +107,25 @@ def replay(session: Session, golden: GoldenInfo, on_step: Callable[[StepEvent], 
     noise = GivenNoise(tensors["z"], tensors["noise"])
     session.latents(program, tensors["y"].tolist(), golden.guidance, noise, on_step=compare)
     return Replay(golden, program.timestep, np.array(errors))
+
+
+def replay_golden(bundle: Bundle, engines: Mapping[str, Engine] | None = None, report: Report = silent) -> None:
+    """Raises BundleError when the graphs of a bundle that was just made, or `engines`, leave a golden trajectory."""
+    with Session(bundle, engines=engines) as session:
+        for golden in bundle.manifest.golden:
+            result = replay(session, golden, _reporting(report, golden))
+            if not result.passed:
+                worst = float(np.max(result.error))
+                raise BundleError(
+                    f"the graphs leave PyTorch's {golden.program} trajectory: relative error {worst:.1e}, "
+                    f"allowed {result.allowed:.0e}; nothing was written"
+                )
+
+
+def _reporting(report: Report, golden: GoldenInfo) -> Callable[[StepEvent], None]:
+    what = f"replaying golden trajectory {golden.program}"
+    report(what)
+    return lambda event: report(what, event.step, event.steps)
 
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:

@@ -13,7 +13,8 @@ import onnxruntime
 import pytest
 
 from ditedge.calibration.formats.dynamic_int8 import quantised_weight
-from ditedge.calibration.graph.linears import find_linears, load_graph, save_graph
+from ditedge.calibration.graph.linears import find_linears
+from ditedge.calibration.graph.surgery import load_graph, save_graph
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.manifest import MANIFEST_NAME
@@ -96,7 +97,7 @@ def test_weights_in_a_data_file(golden_bundle, tmp_path: Path, monkeypatch: pyte
     """A float step graph over 1.5 GB has its weights in step.onnx.data; the quantised one is small enough without."""
     source = Path(shutil.copytree(golden_bundle("gray1_cfg"), tmp_path / "large"))
     with monkeypatch.context() as patched:
-        patched.setattr("ditedge.calibration.graph.linears.EXTERNAL_DATA_BYTES", 0)
+        patched.setattr("ditedge.calibration.graph.surgery.EXTERNAL_DATA_BYTES", 0)
         save_graph(load_graph(golden_bundle("gray1_cfg") / "step.onnx"), source / "step.onnx")
     assert (source / "step.onnx.data").stat().st_size > 10_000
     manifest = json.loads((source / "manifest.json").read_text())

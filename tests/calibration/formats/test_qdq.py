@@ -15,7 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ditedge.calibration.formats.static import blockwise_int4, static_fp8, static_int8
-from ditedge.calibration.graph.linears import find_linears, save_graph
+from ditedge.calibration.graph.linears import find_linears
+from ditedge.calibration.graph.surgery import save_graph
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.open import Bundle

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ditedge.calibration.formats.smooth import smooth, smoothing_scales
-from ditedge.calibration.graph.linears import find_linears, load_graph, save_graph
+from ditedge.calibration.graph.linears import find_linears
+from ditedge.calibration.graph.surgery import load_graph, save_graph
 from ditedge.calibration.statistics.collect import LayerStatistics, Statistics, collect_statistics
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.open import Bundle

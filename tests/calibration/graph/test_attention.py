@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from ditedge.calibration.graph.attention import write_out_softmax
-from ditedge.calibration.graph.linears import load_graph, save_graph
+from ditedge.calibration.graph.surgery import load_graph, save_graph
 
 RNG = np.random.default_rng(3)
 SCORES = RNG.standard_normal((2, 3, 8, 8)).astype(np.float32) * 20

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from ditedge.calibration import CompareRequest, Gate, GateFailed, quantize
+from ditedge.calibration.convert import convert_bundle
 from ditedge.calibration.formats import dynamic_int8 as int8_module
 from ditedge.calibration.quality.limits import CEILINGS, DEFAULT_GATES, ceiling, gate_or_default
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
-from ditedge.export import convert_bundle
 from ditedge.runtime import open_bundle
 from ditedge.runtime.bundle.manifest import GoldenInfo
 from ditedge.runtime.errors import BundleError, RequestError
@@ -118,7 +118,7 @@ def test_nothing_asked_is_refused(golden_bundle, tmp_path: Path) -> None:
 def test_a_conversion_that_changes_nothing_is_refused(
     golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ditedge.export.convert.too_large", lambda maxima: frozenset(maxima))
+    monkeypatch.setattr("ditedge.calibration.convert.too_large", lambda maxima: frozenset(maxima))
     with pytest.raises(BundleError, match=r"every matrix product would stay in float32 .*--precision bf16"):
         convert_bundle(golden_bundle("gray1_cfg"), tmp_path / "half", "fp16")
     monkeypatch.undo()

@@ -16,7 +16,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from ditedge.calibration.graph.linears import find_linears, load_graph, save_graph
+from ditedge.calibration.graph.linears import find_linears
+from ditedge.calibration.graph.surgery import load_graph, save_graph
 from ditedge.calibration.statistics.collect import CalibrationSet, Statistics, collect_statistics, spread_classes
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.errors import RequestError

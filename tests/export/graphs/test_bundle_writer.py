@@ -64,7 +64,7 @@ def test_opsets(tmp_path: Path, opset: int) -> None:
 
 
 def test_weights_move_to_external_data_when_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ditedge.export.graphs.to_onnx.EXTERNAL_DATA_BYTES", 100_000)
+    monkeypatch.setattr("ditedge.calibration.graph.surgery.EXTERNAL_DATA_BYTES", 100_000)
     manifest = bundle_from_checkpoint(GRAY, tmp_path / "b", HEADS)
     assert "step.onnx.data" in manifest.files and (tmp_path / "b" / "step.onnx").stat().st_size < 100_000
     raw = bytearray((tmp_path / "b" / "step.onnx.data").read_bytes())

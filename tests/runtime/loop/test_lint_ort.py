@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ditedge.calibration.graph.linears import find_linears, load_graph
+from ditedge.calibration.graph.linears import find_linears
+from ditedge.calibration.graph.surgery import load_graph
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
 from ditedge.cli import main
 from ditedge.runtime import open_bundle

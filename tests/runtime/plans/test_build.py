@@ -582,7 +582,7 @@ def test_models_build_for_three_gpus(
     exported: Callable[[str], Path], tmp_path: Path, name: str, precision: str, blocks: int, heads: int, tokens: int
 ) -> None:
     """The very graphs that were verified with ONNX Runtime; attention is one kernel in 16 bit, and never in float32."""
-    from ditedge.export import convert_bundle
+    from ditedge.calibration.convert import convert_bundle
     from ditedge.runtime.plans.attention_trial import lint_graph
 
     folder = exported(name)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 
 from ditedge import __version__
@@ -19,14 +17,12 @@ from ..runtime.errors import BundleError, RequestError
 from ..runtime.files import write_text
 from ..runtime.loop.engine import Engine, EngineOptions
 from ..runtime.loop.engines import open_engine
-from ..runtime.loop.verify import LARGEST_ERROR
-from ..runtime.replacing import scratch_beside
+from ..runtime.loop.verify import LARGEST_ERROR, replay_golden
 from ..runtime.report import Report, silent
-from .exporter import ExportOptions, bundle_from_checkpoint
-from .half_decoder import halve_decoder
-from .overflow import overflow_scan, too_large
-from .precision import PRECISIONS, emulated, lower, save_graph
-from .truth.golden import replay_golden
+from .formats.half_decoder import halve_decoder
+from .graph.lowering import PRECISIONS, emulated, lower
+from .graph.surgery import check_graph, save_graph
+from .statistics.overflow import overflow_scan, too_large
 
 # Relative error at any step. float16 has 11 bits and is held to 2e-2 (demo model: 4e-3, the pictures stay the same);
 # bfloat16 has 8 bits, so each rounding is 8 times coarser (demo model: 2.5e-2).
@@ -74,7 +70,7 @@ def convert_bundle(
                 )
             path = folder / graphs[name].file  # type: ignore[index]
             save_graph(model, path)
-            onnx.checker.check_model(str(path), full_check=True)
+            check_graph(path)
             dtype = PRECISIONS[precision].name.lower()
             graphs[name] = graphs[name].model_copy(update={"precision": dtype})  # type: ignore[index]
         vae = bundle.manifest.vae
@@ -98,7 +94,7 @@ def convert_bundle(
         report("replaying the golden trajectories, rounding as 16-bit hardware does")
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             written = open_bundle(folder, check_hashes=False, trusted_keys=())
-            replay_golden(folder, emulated_engines(written, Path(scratch)), report)
+            replay_golden(written, emulated_engines(written, Path(scratch)), report)
     return manifest
 
 
@@ -121,18 +117,3 @@ def emulated_engines(bundle: Bundle, scratch: Path, options: EngineOptions | Non
         save_graph(model, scratch / f"{name}.onnx")
         engines[name] = open_engine(scratch / f"{name}.onnx", options or EngineOptions())
     return engines
-
-
-def bundle_in_precision(
-    source: Path,
-    out: Path,
-    options: ExportOptions,
-    precision: str,
-    report: Report = silent,
-    note: Callable[[str], object] = silent,
-) -> Manifest:
-    """`bundle_from_checkpoint`, then `convert_bundle`; the float32 bundle lives in a temporary folder beside `out`."""
-    check_target(out, options.force, [source])
-    with scratch_beside(out) as scratch:
-        bundle_from_checkpoint(source, scratch / "float32", options, report, note)
-        return convert_bundle(scratch / "float32", out, precision, options.force, report)

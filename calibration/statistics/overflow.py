@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ..runtime.bundle.open import Bundle
-from ..runtime.loop.engine import Engine, EngineOptions
-from ..runtime.loop.engines import open_engine
-from ..runtime.loop.loop import StepEvent, first_state
-from ..runtime.loop.noise import SeededNoise
-from ..runtime.loop.session import Session
-from ..runtime.loop.tables import step_tables
-from ..runtime.report import Report, silent
-from ..runtime.samplers.program import Program
-from .precision import float_inputs, float_outputs, low_nodes, save_graph
+from ...runtime.bundle.open import Bundle
+from ...runtime.loop.engine import Engine, EngineOptions
+from ...runtime.loop.engines import open_engine
+from ...runtime.loop.loop import StepEvent, first_state
+from ...runtime.loop.noise import SeededNoise
+from ...runtime.loop.session import Session
+from ...runtime.loop.tables import step_tables
+from ...runtime.report import Report, silent
+from ...runtime.samplers.program import Program
+from ..graph.lowering import float_inputs, float_outputs, low_nodes
+from ..graph.surgery import save_graph
 
 FLOAT16_MAX = 65504.0
 MARGIN = 2.0  # a scan sees some trajectories, not all: what comes within a factor of 2 is kept in float32 too

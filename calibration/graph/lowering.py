@@ -8,12 +8,8 @@ quantised graph, DequantizeLinear gives 16 bit to its GEMM; int8, fp8 and int4 s
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
-
-from .graphs.to_onnx import EXTERNAL_DATA_BYTES
 
 PRECISIONS = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 GEMMS = {"MatMul", "Gemm", "Conv"}
@@ -96,9 +92,6 @@ def lower(model: ir.Model, precision: str, keep: frozenset[str] = frozenset()) -
             graph.append(cast)
             cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = name, ir.DataType.FLOAT, value.shape
             graph.outputs[i] = cast.outputs[0]
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]
     return sum(node.op_type in GEMMS and node.inputs[0] is not None and node.inputs[0].dtype == dtype for node in graph)
 
 
@@ -150,11 +143,3 @@ def emulated(model: ir.Model) -> None:
                 output.replace_all_uses_with(new)
                 rounded.replace_input_with(0, output)
                 output.dtype = ir.DataType.FLOAT
-
-
-def save_graph(model: ir.Model, path: Path) -> None:
-    """Writes the graph, its weights beside it when they are large."""
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if size <= EXTERNAL_DATA_BYTES:
-        ir.external_data.load_to_model(model)  # weights left in float32 would still point into the source's .data file
-    ir.save(model, path, external_data=f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
-from ..runtime.bundle.open import Bundle
-from ..runtime.loop.decoded import decoder_psnr, latents_to_decode
-from ..runtime.report import Report, silent
-from .overflow import largest_while_decoding, too_large
-from .precision import emulated, lower, save_graph
+from ...runtime.bundle.open import Bundle
+from ...runtime.loop.decoded import decoder_psnr, latents_to_decode
+from ...runtime.report import Report, silent
+from ..graph.lowering import emulated, lower
+from ..graph.surgery import check_graph, save_graph
+from ..statistics.overflow import largest_while_decoding, too_large
 
 DECODER_PSNR = 40.0  # dB, every node rounded as a GPU rounds; small AutoencoderKL and tiny decoders measure 55 and more
 
@@ -34,7 +34,7 @@ def halve_decoder(bundle: Bundle, path: Path, scratch: Path, report: Report = si
     if keep:
         report(f"decoder: {len(keep)} tensors exceed float16, kept in float32: {', '.join(sorted(keep)[:5])}")
     save_graph(model, path)
-    onnx.checker.check_model(str(path), full_check=True)
+    check_graph(path)
     rounded = ir.load(path)
     emulated(rounded)
     save_graph(rounded, scratch / "decoder.onnx")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +15,18 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from ditedge.calibration import accuracy, image_features
+from ditedge.calibration.convert import convert_bundle
+from ditedge.calibration.graph import lowering, surgery
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
+from ditedge.calibration.statistics.overflow import overflow_scan, too_large
 from ditedge.cli import main
-from ditedge.export import ExportOptions, bundle_from_checkpoint, convert_bundle, precision
-from ditedge.export.overflow import overflow_scan, too_large
+from ditedge.export import ExportOptions, bundle_from_checkpoint
 from ditedge.runtime import Session, generate, open_bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.loop.engine import EngineOptions
 from ditedge.runtime.loop.engines import open_engine
 from ditedge.runtime.loop.verify import replay
-from tests.conftest import CASES, GOLDEN, MODELS
+from tests.conftest import CASES, GOLDEN, MODELS, ROOT
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -40,12 +44,12 @@ def test_emulation_rounds_like_pytorch(gray_bundle: Path, tmp_path: Path, name: 
     model = ir.load(tmp_path / "low" / "step.onnx")
     gemm = next(node for node in model.graph if node.op_type in ("MatMul", "Gemm"))
     weight = gemm.inputs[1].const_value.numpy().astype(np.float32)
-    precision.emulated(model)
+    lowering.emulated(model)
     low = {"fp16": torch.float16, "bf16": torch.bfloat16}[name]
     assert np.array_equal(torch.from_numpy(weight).to(low).float().numpy(), weight)
     product = next(node for node in model.graph if node.op_type == gemm.op_type)
     (rounded,) = [use.node for use in product.outputs[0].uses()]
-    assert rounded.op_type == "Cast" and rounded.attributes["to"].as_int() == int(precision.PRECISIONS[name])
+    assert rounded.op_type == "Cast" and rounded.attributes["to"].as_int() == int(lowering.PRECISIONS[name])
     assert {value.dtype for value in product.inputs if value is not None} == {FLOAT}
     for output in (product.outputs[0], rounded.outputs[0]):
         output.name = f"seen_{output.dtype.name}"
@@ -146,7 +150,7 @@ def test_structure(gray_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_weights_beside_the_graph(gray_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "EXTERNAL_DATA_BYTES", 1000)
+    monkeypatch.setattr(surgery, "EXTERNAL_DATA_BYTES", 1000)
     convert_bundle(gray_bundle, tmp_path / "half", "fp16")
     assert "step.onnx.data" in open_bundle(tmp_path / "half").manifest.files
     assert worst_end(tmp_path / "half") <= 2e-2
@@ -154,7 +158,7 @@ def test_weights_beside_the_graph(gray_bundle: Path, tmp_path: Path, monkeypatch
 
 def test_weights_beside_the_source_alone(gray_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that shrinks below the limit takes the weights that stay float32 out of the source's .data file."""
-    monkeypatch.setattr("ditedge.export.graphs.to_onnx.EXTERNAL_DATA_BYTES", 100_000)
+    monkeypatch.setattr("ditedge.calibration.graph.surgery.EXTERNAL_DATA_BYTES", 100_000)
     bundle_from_checkpoint(GOLDEN / "gray1_cfg" / "model.safetensors", tmp_path / "big", ExportOptions(heads=2))
     assert (tmp_path / "big" / "step.onnx.data").exists()
     convert_bundle(tmp_path / "big", tmp_path / "half", "fp16")
@@ -174,9 +178,9 @@ def test_planted_overflow(tmp_path: Path) -> None:
     assert any("gelu" in name for name in found), found
     naive = Path(shutil.copytree(source, tmp_path / "naive"))
     model = ir.load(source / "step.onnx")
-    precision.lower(model, "fp16")
+    lowering.lower(model, "fp16")
     (naive / "step.onnx").unlink()
-    precision.save_graph(model, naive / "step.onnx")
+    surgery.save_graph(model, naive / "step.onnx")
     with pytest.raises(Exception, match=r"match its hash"):
         open_bundle(naive)
     convert_bundle(source, tmp_path / "fixed", "fp16")
@@ -195,7 +199,7 @@ def test_a_class_that_no_trajectory_visits(
 
     seconds 0: there is time for one class only, and it is the one with the largest conditioning.
     """
-    from ditedge.export import overflow
+    from ditedge.calibration.statistics import overflow
     from tests.conftest import overheat
 
     monkeypatch.setattr(overflow, "SCAN_SECONDS", seconds)
@@ -212,7 +216,7 @@ def test_a_class_that_no_trajectory_visits(
 
 
 def test_extremes_of_programs(golden_bundle) -> None:
-    from ditedge.export.overflow import extreme_rows
+    from ditedge.calibration.statistics.overflow import extreme_rows
 
     bundle = open_bundle(golden_bundle("gray1_cfg"))
     assert extreme_rows(bundle.program(sampler="ddim", steps=6)) == [0, 5]
@@ -243,6 +247,24 @@ def test_command_line(gray_bundle: Path, tmp_path: Path) -> None:
     checkpoint = GOLDEN / "gray1_cfg" / "model.safetensors"
     result = ditedge("export", "--ckpt", checkpoint, "--heads", 2, "--precision", "fp16", "--out", half)
     assert result.exit_code == 0 and ditedge("verify", "--engine", half).exit_code == 0, result.output
+
+
+WITHOUT_TORCH = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "diffusers") or name.startswith("ditedge.export"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Block())
+from ditedge.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_it_needs_no_pytorch(gray_bundle: Path, tmp_path: Path) -> None:
+    command = ["convert", "--engine", str(gray_bundle), "--precision", "bf16", "--out", str(tmp_path / "low")]
+    result = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *command], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and "bf16, checked" in result.stdout, result.stderr
 
 
 @pytest.mark.slow

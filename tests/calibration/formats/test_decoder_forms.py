@@ -11,11 +11,12 @@ import onnx_ir as ir
 import pytest
 
 from ditedge.calibration import psnr
+from ditedge.calibration.convert import convert_bundle
 from ditedge.calibration.formats import decoder as decoder_module
 from ditedge.calibration.formats.decoder import quantise_decoder
+from ditedge.calibration.formats.half_decoder import halve_decoder
 from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
-from ditedge.export import ExportOptions, bundle_from_checkpoint, convert_bundle
-from ditedge.export.half_decoder import halve_decoder
+from ditedge.export import ExportOptions, bundle_from_checkpoint
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.errors import BundleError
