@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import exports_once
+
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 BUNDLES = ROOT / "tests" / "bundles"
@@ -20,6 +22,11 @@ CASES = ("gray1_cfg", "latent4_learned_sigma", "pixel3_no_null_class")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `make test &` in a script: tests of Ctrl-C, and their children
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def graphs_once() -> None:
+    exports_once.install()
 
 
 def golden_case(name: str) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""Graphs of equal modules are traced once a session: half of the tests that export differ in schedules and names only.
+
+`torch.onnx.export` makes the same file of the same module, sizes and operator set (tests/export/graphs/test_to_onnx.py
+holds that), so a test gets what it would have made itself. A key is everything that tracing sees: each module's
+class, `forward` and attributes, and every weight.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def key_of(module: Any, inputs: dict[str, Any], *settings: Any) -> str:
+    """Digest of a module with its weights, of the example inputs' types and sizes, and of the exporter's settings."""
+    import torch
+
+    told = hashlib.sha256(repr(settings).encode())
+    for name, part in module.named_modules():
+        own = {k: v for k, v in vars(part).items() if k not in ("_parameters", "_buffers", "_modules")}
+        told.update(repr((name, type(part), type(part).forward, sorted(own.items()))).encode())
+        tensors = {k: v for k, v in own.items() if isinstance(v, torch.Tensor)}
+        tensors |= dict(part.named_parameters(recurse=False)) | dict(part.named_buffers(recurse=False))
+        for key, tensor in tensors.items():
+            told.update(repr((key, tensor.dtype, tuple(tensor.shape))).encode())
+            told.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, tensor in inputs.items():
+        told.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+    return told.hexdigest()
+
+
+def install() -> None:
+    """In this process, until it ends; nothing where the exporter is not imported: runtime's tests need no PyTorch."""
+    write = sys.modules.get("ditedge.export.graphs.write")
+    if write is None or hasattr(write.onnx_from_module, "once"):
+        return
+    real, kept = write.onnx_from_module, Path(tempfile.mkdtemp(prefix="ditedge-exports-"))
+    atexit.register(shutil.rmtree, kept, ignore_errors=True)
+
+    def once(module: Any, inputs: Any, output: Any, dynamic: Any, path: Path, opset: int) -> None:
+        found = kept / key_of(module, inputs, output, dynamic, opset)
+        if found.exists():
+            shutil.copy(found, path)
+            return
+        real(module, inputs, output, dynamic, path, opset)
+        if not path.with_name(f"{path.name}.data").exists():  # of a test of large weights
+            shutil.copy(path, found)
+
+    once.once = True  # type: ignore[attr-defined]
+    write.onnx_from_module = once
