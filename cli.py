@@ -445,8 +445,8 @@ def verify(request: VerifyRequest, as_json: bool) -> None:
 @click.option("--features", type=FILE, help="Feature extractor: .onnx with outputs logits and features.")
 @click.option("--reference", type=FILE, help="Real pictures: .npz (images or arr_0, uint8 [N,h,w,c]) or a folder.")
 @_thread_options
-@click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider of A, and of B.")
-@click.option("--provider-b", help="ONNX Runtime provider of B. [default: A's]")
+@click.option("--provider", default="cpu", show_default=True, help="What computes A, and B, as for `run`.")
+@click.option("--provider-b", help="The same, of B. [default: A's]")
 @click.option("--speed-rounds", type=numbers.ROUNDS, default=15, show_default=True,
               help="Interleaved timings of one step; 0 measures no speed.")  # fmt: skip
 @_gate_options

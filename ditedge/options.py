@@ -106,7 +106,7 @@ def _param(field: Field[Any], hint: Any, option: Option) -> click.Parameter:
     required = field.default is MISSING and field.default_factory is MISSING
     if not option.names[0].startswith("-"):
         return click.Argument([field.name], type=_type(kind, option), required=required)
-    settings: dict[str, Any] = {"help": option.help, "required": required, "metavar": option.metavar}
+    settings: dict[str, Any] = {"help": _help(option), "required": required, "metavar": option.metavar}
     if kind is bool:
         settings |= {"is_flag": True, "default": field.default}
     else:
@@ -116,6 +116,15 @@ def _param(field: Field[Any], hint: Any, option: Option) -> click.Parameter:
         elif not required and not several and field.default is not None:
             settings |= {"default": field.default, "show_default": "[default: " not in option.help}
     return click.Option([field.name, *option.names], **settings)
+
+
+def _help(option: Option) -> str:
+    if not option.listed:
+        return option.help
+    module, _, function = option.listed.partition(":")
+    with importing():
+        names = getattr(importlib.import_module(module), function)()
+    return option.help.format(", ".join(names))
 
 
 def _plain(hint: Any) -> tuple[Any, bool]:

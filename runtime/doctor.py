@@ -6,13 +6,11 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 
-from .loop.engine_ort import PROVIDERS, library_refusal
+from .loop.engines import ENGINES
 from .loop.int8_kernels import integer_kernels
 
-# distribution -> (what it is for, how to get it)
+# distribution -> (what it is for, how to get it), after those of the engines
 PACKAGES = {
-    "onnxruntime": ("runs bundles on the CPU", "pip install 'ditedge[cpu]'"),
-    "onnxruntime-gpu": ("runs bundles on NVIDIA GPUs through ONNX Runtime", "pip install 'ditedge[gpu]'"),
     "tensorrt": ("TensorRT engines", "from NVIDIA or JetPack, or pip install 'ditedge[tensorrt]'"),
     "tensorrt-rtx-cu13": ("TensorRT-RTX engines", "pip install 'ditedge[tensorrt-rtx]'"),
     "cuda-python": ("runs TensorRT plans", "pip install 'ditedge[tensorrt-rtx]'"),
@@ -35,11 +33,12 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Checks every optional package and every provider of the ONNX Runtime that is installed."""
+    """Checks every optional package, and every provider of every engine."""
     findings = [
         Finding("python", platform.python_version(), f"{platform.system()} {platform.machine()}", ""),
     ]
-    for name, (purpose, remedy) in PACKAGES.items():
+    engines = {name: about for kind in ENGINES.values() for name, about in kind.packages.items()}
+    for name, (purpose, remedy) in (engines | PACKAGES).items():
         version = _version(name)
         findings.append(Finding(name, version, purpose, "" if version else remedy))
     return findings + _int8() + _providers()
@@ -61,16 +60,11 @@ def _int8() -> list[Finding]:
 
 
 def _providers() -> list[Finding]:
-    try:
-        import onnxruntime
-    except ImportError:
-        return []
-    available = onnxruntime.get_available_providers()
     findings = []
-    for short, full in PROVIDERS.items():
-        listed = full in available
-        refusal = library_refusal(full) if listed else "needs an ONNX Runtime build that has it"
-        findings.append(Finding(f"provider {short}", "" if refusal else "yes", f"ONNX Runtime's {full}", refusal))
+    for kind in ENGINES.values():
+        for name, purpose in kind.providers.items():
+            refusal = kind.refusal(name)
+            findings.append(Finding(f"provider {name}", "" if refusal else "yes", purpose, refusal))
     return findings
 
 

@@ -36,6 +36,7 @@ class Option:
     choices: tuple[str, ...]
     metavar: str | None
     commas: bool
+    listed: str
 
 
 def option(
@@ -45,12 +46,14 @@ def option(
     choices: tuple[str, ...] = (),
     metavar: str | None = None,
     commas: bool = False,
+    listed: str = "",
 ) -> Mapping[str, Option]:
     """The metadata of a dataclass field that is an option.
 
     choices: the only values; of whole numbers: range. commas: a tuple is given as a,b,c, and not by repeating it.
+    listed: "module:function", called when the help is made: names that take the place of {} in it.
     """
-    return {OPTION: Option(names, help, range, choices, metavar, commas)}
+    return {OPTION: Option(names, help, range, choices, metavar, commas, listed)}
 
 
 # Options that several commands have.

@@ -329,7 +329,7 @@ BAD = {
     "a tensorrt plan": (plan(), "/gray"),  # for want of a library, a GPU or its record; see test_plan_refusals
     "a tensorrt plan on a provider": (
         plan("--provider", "cuda"),
-        "does not run on ONNX Runtime's provider 'cuda'",
+        "does not run on provider 'cuda'",
     ),
     "tampered graph": (damaged(flip_byte), "does not match its hash"),
     "missing graph": (damaged(lambda b: (b / "step.onnx").unlink()), "step.onnx is missing"),

@@ -137,13 +137,13 @@ class _Reader:
             self._left -= 1
             if self._left < 0:
                 raise _Refused(f"has more than {MAX_FIELDS} fields")
-            tag, start = self._varint(start)
+            tag, start = varint(self._data, start)
             kind, value = tag & 7, 0
             if kind == 0:
-                value, start = self._varint(start)
+                value, start = varint(self._data, start)
                 yield tag >> 3, value, -1
             elif kind == 2:
-                value, start = self._varint(start)
+                value, start = varint(self._data, start)
                 if start + value > end:
                     raise _Refused("not an ONNX graph")
                 yield tag >> 3, start, start + value
@@ -155,15 +155,16 @@ class _Reader:
         if start > end:
             raise _Refused("not an ONNX graph")
 
-    def _varint(self, at: int) -> tuple[int, int]:
-        """The number that begins at `at`, and where it ends."""
-        value = shift = 0
-        while True:
-            byte = self._data[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value & 0xFFFFFFFFFFFFFFFF, at
-            shift += 7
-            if shift > 63:
-                raise _Refused("not an ONNX graph")
+
+def varint(data: Buffer, at: int) -> tuple[int, int]:
+    """The number that begins at `at`, and where it ends. Raises ValueError; IndexError where the data ends."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFFFFFFFFFFFFFF, at
+        shift += 7
+        if shift > 63:
+            raise _Refused("not an ONNX graph")

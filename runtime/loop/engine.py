@@ -1,25 +1,28 @@
-"""An engine is one loaded graph. A new kind is one file with these members and a line in `ENGINES` (engines.py)."""
+"""An engine is one loaded graph. A new kind is a file and a line in `ENGINES` (docs/adding-an-engine.md)."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from ..bundle.held_files import HeldGraph
 from ..errors import RequestError
 from ..options import THREADS, option
+
+PROVIDER_NAMES = "ditedge.runtime.loop.engines:providers"
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to load engines. provider: "cpu", "cuda", ... of ONNX Runtime."""
+    """How to load engines. provider: one of `providers()` (engines.py), which says which engine it is, too."""
 
     provider: str = field(
-        default="cpu", metadata=option("--provider", help="ONNX Runtime provider: cpu, cuda, openvino ...")
+        default="cpu", metadata=option("--provider", help="What computes: {}.", listed=PROVIDER_NAMES)
     )
     threads: int = field(  # 0: processors.py
         default=0,
@@ -30,9 +33,10 @@ class EngineOptions:
         ),
     )
     spin: bool = field(
-        default=False, metadata=option("--spin", help="Idle threads wait busily: for a machine that nobody else uses.")
+        default=False, metadata=option("--spin", help="ONNX Runtime's idle threads wait busily: for one's own machine.")
     )
     keep_buffers: bool = True  # between runs: quicker for many runs of one shape; False halves the memory of a decoder
+    exact: bool = False  # float32, whatever the provider would round to: of every graph but the step (host_loop.py)
     plans: Path | None = None  # a folder of TensorRT plans to run instead of the graphs (engine_trt.py)
     cuda_graphs: bool = True  # of plans: capture each run and replay it; False enqueues every step anew
 
@@ -42,7 +46,7 @@ def options_for(path: Path, options: EngineOptions) -> EngineOptions:
     if path.suffix != ".plan":
         return options
     if options.provider != EngineOptions.provider:
-        raise RequestError(f"{path}: a plan does not run on ONNX Runtime's provider '{options.provider}': leave it out")
+        raise RequestError(f"{path}: a plan does not run on provider '{options.provider}': leave it out")
     return replace(options, plans=path.parent)
 
 
@@ -66,3 +70,24 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees the graph. Calling it twice is fine."""
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """A library that runs graphs: an entry of `ENGINES` (engines.py).
+
+    packages: distributions that bring it -> (what it is for, how to get it).
+    providers: what `--provider` calls its ways to compute -> what each is.
+    open: loads a graph, a bundle's as it was hashed or a file of our own by name. Raises EngineError, BundleError.
+    refusal: why this machine cannot run a provider; "" when it can. Raises nothing.
+    more: the end of further names that it takes, as its own documentation spells them; "" for none.
+    """
+
+    packages: Mapping[str, tuple[str, str]]
+    providers: Mapping[str, str]
+    open: Callable[[HeldGraph | Path, EngineOptions], Engine]
+    refusal: Callable[[str], str]
+    more: str = ""
+
+    def has(self, provider: str) -> bool:
+        return provider in self.providers or bool(self.more and provider.endswith(self.more))

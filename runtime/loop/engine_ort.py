@@ -16,15 +16,15 @@ import numpy as np
 from ..bundle.held_files import HeldGraph
 from ..errors import Cancelled, EngineError, first_line
 from ..processors import thread_count
-from .engine import EngineOptions
+from .engine import EngineKind, EngineOptions
 from .held_model import model_of
 from .interruptible import Worker
 
-PROVIDERS = {
+FULL_NAME = "ExecutionProvider"
+PROVIDERS = {  # OpenVINO's is reached by its full name: `openvino` is OpenVINO itself (engine_openvino.py)
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
     "directml": "DmlExecutionProvider",
 }
@@ -149,7 +149,7 @@ def library_refusal(provider: str) -> str:
     """Why the library of a provider that comes as one cannot be loaded; empty when it can, and for the others."""
     import onnxruntime
 
-    stem = provider.removesuffix("ExecutionProvider").lower()
+    stem = provider.removesuffix(FULL_NAME).lower()
     if stem not in ("cuda", "tensorrt", "openvino"):
         return ""
     name = f"onnxruntime_providers_{stem}.dll" if sys.platform == "win32" else f"libonnxruntime_providers_{stem}.so"
@@ -182,3 +182,27 @@ def _providers(name: str, available: list[str]) -> list[Any]:
     if wanted == PROVIDERS["cuda"]:  # TensorFloat-32 has 10 bits: a float32 graph is to be one
         return [(wanted, {"use_tf32": "0"}), PROVIDERS["cpu"]]
     return list(dict.fromkeys([wanted, PROVIDERS["cpu"]]))
+
+
+def refusal(provider: str) -> str:
+    """Why this ONNX Runtime cannot run the provider; empty when it can."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return f"onnxruntime cannot be loaded: {first_line(error)}"
+    wanted = PROVIDERS.get(provider, provider)
+    if wanted not in onnxruntime.get_available_providers():
+        return "needs an ONNX Runtime build that has it"
+    return library_refusal(wanted)
+
+
+ONNX_RUNTIME = EngineKind(
+    packages={
+        "onnxruntime": ("runs bundles on the CPU", "pip install 'ditedge[cpu]'"),
+        "onnxruntime-gpu": ("runs bundles on NVIDIA GPUs through ONNX Runtime", "pip install 'ditedge[gpu]'"),
+    },
+    providers={short: f"ONNX Runtime's {full}" for short, full in PROVIDERS.items()},
+    open=OrtEngine,
+    refusal=refusal,
+    more=FULL_NAME,
+)

@@ -1,24 +1,37 @@
-"""The engines that can load a graph, by the suffix of its file."""
+"""The engines that can load a graph: a new one is a file and a line here (docs/adding-an-engine.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from ..bundle.held_files import HeldGraph
 from ..errors import EngineError
-from .engine import Engine, EngineOptions
-from .engine_ort import OrtEngine
+from .engine import Engine, EngineKind, EngineOptions
+from .engine_openvino import OPENVINO
+from .engine_ort import ONNX_RUNTIME
 
-ENGINES: dict[str, Callable[[HeldGraph | Path, EngineOptions], Engine]] = {".onnx": OrtEngine}
+ENGINES: dict[str, EngineKind] = {"ONNX Runtime": ONNX_RUNTIME, "OpenVINO": OPENVINO}
+
+
+def providers() -> dict[str, str]:
+    """What `--provider` may be -> what it is, of every engine."""
+    return {name: text for kind in ENGINES.values() for name, text in kind.providers.items()}
+
+
+def kind_of(provider: str) -> EngineKind:
+    """The engine that has a provider. Raises EngineError."""
+    for kind in ENGINES.values():
+        if kind.has(provider):
+            return kind
+    raise EngineError(f"there is no provider '{provider}'; there are: {', '.join(providers())}; see `ditedge doctor`")
 
 
 def open_engine(graph: HeldGraph | Path, options: EngineOptions) -> Engine:
-    """Loads a graph: a bundle's as it was hashed, or a file of our own by name. Raises EngineError."""
+    """Loads a graph on the engine that has the provider of the options. Raises EngineError, BundleError."""
+    kind = kind_of(options.provider)
     path = graph if isinstance(graph, Path) else graph.file.path
-    if path.suffix not in ENGINES:
+    if path.suffix != ".onnx":
         raise EngineError(
-            f"{path}: no engine for '{path.suffix}' files; "
-            f"give the bundle folder, a graph ({', '.join(ENGINES)}) or a .plan"
+            f"{path}: no engine for '{path.suffix}' files; give the bundle folder, a graph (.onnx) or a .plan"
         )
-    return ENGINES[path.suffix](graph, options)
+    return kind.open(graph, options)

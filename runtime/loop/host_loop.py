@@ -50,9 +50,11 @@ class HostLoop:
             if info is not None and info.precision == "bfloat16" and self._options.provider == "cpu":
                 raise EngineError(
                     f"{self.bundle.folder} is in bfloat16, which ONNX Runtime's CPU provider cannot run: "
-                    "use another --provider, or a float32 or fp16 bundle"
+                    "use another --provider, such as openvino, or a float32 or fp16 bundle"
                 )
-            options = replace(self._options, keep_buffers=False) if graph == "decoder" else self._options
+            # timesteps are one number in bfloat16, and so are shades: only the step is worth rounding
+            options = replace(self._options, exact=True) if graph != "step" else self._options
+            options = replace(options, keep_buffers=False) if graph == "decoder" else options
             self.engines[graph] = open_engine(self.bundle.graph(graph), options)
         return self.engines[graph]
 
