@@ -57,7 +57,7 @@ def real_like(labels: np.ndarray) -> np.ndarray:
     return images[chosen]
 
 
-def main() -> None:
+def arguments_given() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", type=Path, required=True)
     parser.add_argument("--count", type=int, default=500)
@@ -67,8 +67,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--features", type=Path, default=ROOT / "models" / "fashion_classifier.onnx")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    arguments = arguments_given()
     bundle = open_bundle(arguments.engine)
     program = bundle.program(sampler=arguments.sampler, steps=arguments.steps)
     labels = [i % bundle.manifest.model.num_classes for i in range(arguments.count)]

@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,13 @@ from ditedge.calibration.quantize import (  # noqa: E402
     step_graphs_of_groups,
 )
 from ditedge.calibration.statistics.sensitivity import drift  # noqa: E402
-from ditedge.runtime import Session, generate, open_bundle  # noqa: E402
+from ditedge.runtime import Program, Session, generate, open_bundle  # noqa: E402
 from ditedge.runtime.bundle.open import Bundle  # noqa: E402
 from ditedge.runtime.files import write_text  # noqa: E402
 from ditedge.runtime.loop.engine import Engine, EngineOptions  # noqa: E402
 from ditedge.runtime.loop.engines import open_engine  # noqa: E402
 
+CLASSIFIER = ROOT / "models" / "fashion_classifier.onnx"
 OTHER_SEEDS = 1_000_000
 GROUPS = "timestep groups"  # not an option of `quantize`: no runtime has them
 TENSORRT: dict[str, Any] = {"runtime": "tensorrt"}
@@ -100,24 +102,63 @@ class GroupedSteps:
 
 
 def sample(
-    bundle: Bundle,
-    program: Any,
-    seeds: range,
-    guidance: float,
-    batch: int,
-    show: Any,
-    options: EngineOptions,
-    step: Engine | None,
+    given: argparse.Namespace, bundle: Bundle, step: Engine | None, program: Any, seeds: range, show: Any
 ) -> tuple[Any, Any]:
     """-> latents [n, C, H, W] float32, images [n, h, w, c] uint8. step: instead of the bundle's step graph."""
     labels = [i % bundle.manifest.model.num_classes for i in range(len(seeds))]
-    with Session(bundle, options, {"step": step} if step is not None else None) as session:
-        latents = generate(bundle, labels, seeds, program=program, guidance=guidance, batch=batch, output="latents",
-                           on_progress=lambda p: show(p.done, p.total), session=session)  # fmt: skip
+    engines = {"step": step} if step is not None else None
+    with Session(bundle, EngineOptions(threads=given.threads), engines) as session:
+        latents = generate(bundle, labels, seeds, program=program, guidance=given.guidance, batch=given.batch,
+                           output="latents", on_progress=lambda p: show(p.done, p.total), session=session)  # fmt: skip
         return latents, session.images(latents)
 
 
-def main() -> None:
+def quantised(given: argparse.Namespace, name: str, source: Bundle, steps: int) -> tuple[Bundle, Engine | None]:
+    """A row's bundle, and the engine that takes the place of its step graph, if any."""
+    options = ROWS[name]
+    if options is None:
+        return source, None
+    wanted = {"sampler": given.sampler, "steps": given.steps, "force": True, **options}
+    grouped = wanted.pop(GROUPS, False)
+    quantize_bundle(given.engine, given.work / "bundle", QuantizeOptions(**wanted))
+    bundle = open_bundle(given.work / "bundle")
+    if not grouped:
+        return bundle, None
+    paths = step_graphs_of_groups(given.engine, QuantizeOptions(**wanted), given.work)
+    return bundle, GroupedSteps(paths, steps, EngineOptions(threads=given.threads))
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What every row is measured with."""
+
+    given: argparse.Namespace
+    source: Bundle
+    program: Program
+    real: Any  # features of real pictures
+
+    def row(self, name: str, show: Any) -> dict[str, Any]:
+        """A row of the table: its bundle made, sampled, compared with float32's latents (which the first row keeps)."""
+        given, start = self.given, time.perf_counter()
+        kept = given.work / f"float-{self.program.name}-{given.count}-{self.source.sha256[:12]}.npz"
+        bundle, step = quantised(given, name, self.source, self.program.steps)
+        made = time.perf_counter()
+        first = OTHER_SEEDS if name == "float32, other seeds" else 0
+        latents, images = sample(given, bundle, step, self.program, range(first, first + given.count), show)
+        row = {"name": name, "bytes": bundle_size(bundle), "drift": None, "psnr": None}
+        row |= {"quantize_seconds": round(made - start, 1), "sample_seconds": round(time.perf_counter() - made, 1)}
+        if name == "float32":
+            np.savez(kept, latents=latents, images=images)
+        elif first == 0:
+            exact = np.load(kept)
+            row |= {"drift": drift(latents, exact["latents"]), "psnr": psnr(images, exact["images"])}
+        if bundle.manifest.quantization is not None:
+            row["kept"] = bundle.manifest.quantization.kept
+        labels = np.arange(given.count) % self.source.manifest.model.num_classes
+        return row | measure(images, labels, self.real, CLASSIFIER)
+
+
+def arguments_given() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", type=Path, default=ROOT / "build" / "demo" / "fashion")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "quantization.json")
@@ -130,66 +171,31 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS), help="only these")
     parser.add_argument("--table", action="store_true", help="print what is measured already, and stop")
-    arguments = parser.parse_args()
-    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
-    if arguments.table:
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = arguments_given()
+    results = json.loads(given.out.read_text()) if given.out.exists() else {"rows": []}
+    if given.table:
         print(table(results))
         return
-    engine_options = EngineOptions(threads=arguments.threads)
-    source = open_bundle(arguments.engine)
-    program = source.program(sampler=arguments.sampler, steps=arguments.steps)
-    setting = {
-        "count": arguments.count,
-        "program": program.name,
-        "guidance": arguments.guidance,
-        "bundle": source.sha256,
-    }
+    source = open_bundle(given.engine)
+    program = source.program(sampler=given.sampler, steps=given.steps)
+    setting = {"count": given.count, "program": program.name, "guidance": given.guidance, "bundle": source.sha256}
     if results["rows"] and {key: results.get(key) for key in setting} != setting:
-        sys.exit(f"{arguments.out} was measured with other settings: give another --out")
+        sys.exit(f"{given.out} was measured with other settings: give another --out")
     results |= setting
-    classifier = ROOT / "models" / "fashion_classifier.onnx"
-    _, real = image_features(classifier, real_images("test")[0])
-    labels = np.arange(arguments.count) % source.manifest.model.num_classes
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    kept_latents = arguments.work / f"float-{program.name}-{arguments.count}-{source.sha256[:12]}.npz"
-    todo = [name for name in arguments.rows if name not in {row["name"] for row in results["rows"]}]
+    given.work.mkdir(parents=True, exist_ok=True)
+    measuring = Measuring(given, source, program, image_features(CLASSIFIER, real_images("test")[0])[1])
+    todo = [name for name in given.rows if name not in {row["name"] for row in results["rows"]}]
     with Progress() as progress:
         overall, current = progress.add_task("rows", total=len(todo)), progress.add_task("samples")
-
-        def show(done: int, total: int) -> None:
-            progress.update(current, completed=done, total=total)
-
         for name in todo:
             progress.update(current, description=name, completed=0)
-            options, bundle, start = ROWS[name], source, time.perf_counter()
-            step = None
-            if options is not None:
-                out = arguments.work / "bundle"
-                given = {"sampler": arguments.sampler, "steps": arguments.steps, "force": True, **options}
-                grouped = given.pop(GROUPS, False)
-                quantize_bundle(arguments.engine, out, QuantizeOptions(**given))
-                bundle = open_bundle(out)
-                if grouped:
-                    paths = step_graphs_of_groups(arguments.engine, QuantizeOptions(**given), arguments.work)
-                    step = GroupedSteps(paths, program.steps, engine_options)
-            quantised = time.perf_counter()
-            first = OTHER_SEEDS if name == "float32, other seeds" else 0
-            seeds = range(first, first + arguments.count)
-            latents, images = sample(
-                bundle, program, seeds, arguments.guidance, arguments.batch, show, engine_options, step
-            )
-            row = {"name": name, "bytes": bundle_size(bundle), "drift": None, "psnr": None}
-            row |= {"quantize_seconds": round(quantised - start, 1)}
-            row |= {"sample_seconds": round(time.perf_counter() - quantised, 1)}
-            if name == "float32":
-                np.savez(kept_latents, latents=latents, images=images)
-            elif first == 0:
-                exact = np.load(kept_latents)
-                row |= {"drift": drift(latents, exact["latents"]), "psnr": psnr(images, exact["images"])}
-            if bundle.manifest.quantization is not None:
-                row["kept"] = bundle.manifest.quantization.kept
-            results["rows"].append(row | measure(images, labels, real, classifier))
-            write_text(arguments.out, json.dumps(results, indent=1) + "\n")
+            show = lambda done, total: progress.update(current, completed=done, total=total)  # noqa: E731
+            results["rows"].append(measuring.row(name, show))
+            write_text(given.out, json.dumps(results, indent=1) + "\n")
             progress.advance(overall)
     print(table(results))
 

@@ -18,12 +18,13 @@ import os
 import sys
 import time
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -129,14 +130,28 @@ def save(path: Path, checkpoint: dict) -> None:
     os.replace(temporary, path)
 
 
-def train(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
-    torch.set_flush_denormal(True)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    images, labels = load("train", Path(args.data) if args.data else None)
-    images, labels = to_model_range(images).to(args.device), labels.to(args.device)
+@dataclass
+class Run:
+    """What a run of training changes, and what a checkpoint keeps of it."""
 
+    args: argparse.Namespace
+    model: DiT
+    ema: DiT
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def state(self) -> dict:
+        states = {"model": self.model, "ema": self.ema, "opt": self.optimizer}
+        kept = {name: part.state_dict() for name, part in states.items()}
+        return kept | {"args": self.args, "step": self.step, "seconds": self.seconds}
+
+
+def new_run(args: argparse.Namespace) -> Run:
     config = DiTConfig(
         IMAGE_SIZE, args.patch_size, 1, args.hidden_size, args.depth, args.num_heads, num_classes=len(CLASSES)
     )
@@ -145,63 +160,74 @@ def train(args: argparse.Namespace) -> None:
     model.to(args.device)
     ema = deepcopy(model).requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=0.0, fused=True)
-    diffusion, start, seconds = Diffusion(args.device), 0, 0.0
+    return Run(args, model, ema, torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=0.0, fused=True))
 
-    checkpoint_path = out / "checkpoint.pt"
-    if checkpoint_path.exists():
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            saved = torch.load(checkpoint_path, map_location=args.device, weights_only=True)
-        model.load_state_dict(saved["model"])
-        ema.load_state_dict(saved["ema"])
-        optimizer.load_state_dict(saved["opt"])
-        start, seconds = saved["step"], saved["seconds"]
-        torch.manual_seed(args.seed + start)
-        print(f"going on from {checkpoint_path} at step {start}")
 
-    print(f"{sum(p.numel() for p in trained) / 1e6:.2f} M parameters, {len(images)} images, {args.device}")
+def go_on(run: Run, checkpoint: Path) -> None:
+    """Takes a run up where its checkpoint left it."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        saved = torch.load(checkpoint, map_location=run.args.device, weights_only=True)
+    run.model.load_state_dict(saved["model"])
+    run.ema.load_state_dict(saved["ema"])
+    run.optimizer.load_state_dict(saved["opt"])
+    run.step, run.seconds = saved["step"], saved["seconds"]
+    torch.manual_seed(run.args.seed + run.step)
+    print(f"going on from {checkpoint} at step {run.step}")
+
+
+def train_step(run: Run, diffusion: Diffusion, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """One step of the optimiser on a random batch -> (epsilon MSE, variational bound in bits per dimension)."""
+    args = run.args
+    run.optimizer.param_groups[0]["lr"] = learning_rate(args, run.step)
+    index = torch.randint(len(images), (args.batch_size,), device=args.device)
+    x0, label = images[index], labels[index]
+    dropped = torch.rand(args.batch_size, device=args.device) < LABEL_DROPOUT
+    label = torch.where(dropped, run.model.config.num_classes, label)
+    t = torch.randint(TIMESTEPS, (args.batch_size,), device=args.device)
+    noise = torch.randn_like(x0)
+    x = diffusion.add_noise(x0, noise, t)
+    with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.precision == "bf16"):
+        output = run.model(x, t, label)
+    mse, bound = diffusion.losses(output.float(), x0, x, noise, t)
+    run.optimizer.zero_grad()
+    (mse + bound).backward()
+    torch.nn.utils.clip_grad_norm_(run.trained, 1.0)
+    run.optimizer.step()
+    update_ema(run.ema, run.model, min(args.ema_decay, (1 + run.step) / (10 + run.step)))
+    run.step += 1
+    return mse.item(), bound.item()
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    torch.set_flush_denormal(True)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    images, labels = load("train", Path(args.data) if args.data else None)
+    images, labels = to_model_range(images).to(args.device), labels.to(args.device)
+    run, diffusion, checkpoint = new_run(args), Diffusion(args.device), out / "checkpoint.pt"
+    if checkpoint.exists():
+        go_on(run, checkpoint)
+    print(f"{sum(p.numel() for p in run.trained) / 1e6:.2f} M parameters, {len(images)} images, {args.device}")
     columns = [TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}")]
-    mse_average = bound_average = math.nan
-    clock = time.monotonic()
+    averages, before, clock = (math.nan, math.nan), run.seconds, time.monotonic()
     with Progress(*columns, TimeRemainingColumn()) as progress:
-        bar = progress.add_task("", total=args.steps, completed=start)
-        for step in range(start, args.steps):
-            optimizer.param_groups[0]["lr"] = learning_rate(args, step)
-            index = torch.randint(len(images), (args.batch_size,), device=args.device)
-            x0, label = images[index], labels[index]
-            dropped = torch.rand(args.batch_size, device=args.device) < LABEL_DROPOUT
-            label = torch.where(dropped, config.num_classes, label)
-            t = torch.randint(TIMESTEPS, (args.batch_size,), device=args.device)
-            noise = torch.randn_like(x0)
-            x = diffusion.add_noise(x0, noise, t)
-            with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.precision == "bf16"):
-                output = model(x, t, label)
-            mse, bound = diffusion.losses(output.float(), x0, x, noise, t)
-            optimizer.zero_grad()
-            (mse + bound).backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            update_ema(ema, model, min(args.ema_decay, (1 + step) / (10 + step)))
-            mse_average = mse.item() if math.isnan(mse_average) else 0.98 * mse_average + 0.02 * mse.item()
-            bound_average = bound.item() if math.isnan(bound_average) else 0.98 * bound_average + 0.02 * bound.item()
-            progress.update(bar, advance=1, description=f"mse {mse_average:.4f}  bound {bound_average:.3f} bit")
-            if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
-                elapsed = seconds + time.monotonic() - clock
-                progress.print(f"step {step + 1}: mse {mse_average:.4f}, bound {bound_average:.3f}, {elapsed:.0f} s")
-                save(
-                    checkpoint_path,
-                    {
-                        "model": model.state_dict(),
-                        "ema": ema.state_dict(),
-                        "opt": optimizer.state_dict(),
-                        "args": args,
-                        "step": step + 1,
-                        "seconds": elapsed,
-                    },
-                )
-    weights = {name: tensor.half().cpu().contiguous() for name, tensor in ema.state_dict().items()}
+        bar = progress.add_task("", total=args.steps, completed=run.step)
+        while run.step < args.steps:
+            losses = train_step(run, diffusion, images, labels)
+            averages = (
+                losses
+                if math.isnan(averages[0])
+                else tuple(0.98 * average + 0.02 * loss for average, loss in zip(averages, losses, strict=True))
+            )
+            progress.update(bar, advance=1, description=f"mse {averages[0]:.4f}  bound {averages[1]:.3f} bit")
+            if run.step % args.save_every == 0 or run.step == args.steps:
+                run.seconds = before + time.monotonic() - clock
+                progress.print(f"step {run.step}: mse {averages[0]:.4f}, bound {averages[1]:.3f}, {run.seconds:.0f} s")
+                save(checkpoint, run.state())
+    weights = {name: tensor.half().cpu().contiguous() for name, tensor in run.ema.state_dict().items()}
     save_file(weights, out / "ema.safetensors")
-    print(f"wrote {checkpoint_path} and {out / 'ema.safetensors'}")
+    print(f"wrote {checkpoint} and {out / 'ema.safetensors'}")
 
 
 if __name__ == "__main__":

@@ -58,9 +58,7 @@ def test_sanitizers(
     build,
     with_plans,
     request: pytest.FixtureRequest,
-    golden_bundle,
     hostile_folders: Path,
-    onnxruntime_library: Path,
     tmp_path: Path,
     sanitizer: str,
     engine: str,
@@ -81,9 +79,10 @@ def test_sanitizers(
         "-DCMAKE_BUILD_TYPE=Debug",
         "-DDITEDGE_WERROR=OFF",
     )
-    environment = os.environ | {"DITEDGE_ONNXRUNTIME": str(onnxruntime_library), "ASAN_OPTIONS": "detect_leaks=1"}
+    library = request.getfixturevalue("onnxruntime_library")
+    environment = os.environ | {"DITEDGE_ONNXRUNTIME": str(library), "ASAN_OPTIONS": "detect_leaks=1"}
     hostile = sorted(hostile_folders.iterdir()) if sanitizer != "thread" else []
-    bundle, library = golden_bundle("gray1_cfg"), onnxruntime_library
+    bundle = request.getfixturevalue("golden_bundle")("gray1_cfg")
     if engine == "tensorrt":
         library = folder / "libditedge-gpu-double.so"
         environment["DITEDGE_CUDART"] = str(library)
@@ -105,14 +104,26 @@ def test_sanitizers(
         assert done.stdout.count("opened") == len(hostile) and (sanitizer == "thread" or "refused" in done.stdout)
 
 
+PROGRAM = ROOT / "runtime" / "cpp" / "examples" / "minimal.c"
+
+
+def by_pkg_config(prefix: Path, out: Path) -> Path:
+    """The example, built with the flags that pkg-config gives."""
+    (found,) = prefix.rglob("ditedge.pc")
+    search = os.environ | {"PKG_CONFIG_PATH": str(found.parent)}
+    ask = ["pkg-config", "--cflags", "--libs", "ditedge"]
+    flags = subprocess.run(ask, env=search, capture_output=True, text=True, check=True).stdout.split()
+    subprocess.run(["cc", PROGRAM, "-o", out, *flags, f"-Wl,-rpath,{found.parents[1]}"], check=True)
+    return out
+
+
 @pytest.mark.slow
 def test_installed_package(build, golden_bundle, onnxruntime_library: Path, tmp_path: Path) -> None:
     """find_package and pkg-config from an installed tree, shared and static; .deb and .tar.gz."""
-    program = ROOT / "runtime" / "cpp" / "examples" / "minimal.c"
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.18)\nproject(app LANGUAGES C CXX)\nfind_package(ditedge 0.1 REQUIRED)\n"
-        f"add_executable(app {program})\ntarget_link_libraries(app PRIVATE ditedge::ditedge)\n"
+        f"add_executable(app {PROGRAM})\ntarget_link_libraries(app PRIVATE ditedge::ditedge)\n"
         "set_target_properties(app PROPERTIES LINKER_LANGUAGE CXX)\n"
     )
     environment = os.environ | {"DITEDGE_ONNXRUNTIME": str(onnxruntime_library)}
@@ -128,16 +139,15 @@ def test_installed_package(build, golden_bundle, onnxruntime_library: Path, tmp_
         with Image.open(picture) as image:
             assert image.size == (8, 8)
         if shutil.which("pkg-config"):  # the same program by the other way in
-            (found,) = prefix.rglob("ditedge.pc")
-            search = os.environ | {"PKG_CONFIG_PATH": str(found.parent)}
-            ask = ["pkg-config", "--cflags", "--libs", "ditedge"]
-            flags = subprocess.run(ask, env=search, capture_output=True, text=True, check=True).stdout.split()
-            run_path = f"-Wl,-rpath,{found.parents[1]}"
-            subprocess.run(["cc", program, "-o", tmp_path / kind / "by-pc", *flags, run_path], check=True)
-            other = tmp_path / f"{kind}-pc.pgm"
-            subprocess.run([prefix / "by-pc", golden_bundle("gray1_cfg"), "3", "7", other], env=environment, check=True)
+            other, by_pc = tmp_path / f"{kind}-pc.pgm", by_pkg_config(prefix, prefix / "by-pc")
+            subprocess.run([by_pc, golden_bundle("gray1_cfg"), "3", "7", other], env=environment, check=True)
             assert other.read_bytes() == picture.read_bytes()
     assert (tmp_path / "shared.pgm").read_bytes() == (tmp_path / "static.pgm").read_bytes()
+    check_packages(tmp_path, golden_bundle("gray1_cfg"), environment)
+
+
+def check_packages(tmp_path: Path, bundle: Path, environment: dict[str, str]) -> None:
+    """.deb and .tar.gz of the shared build: what is in them, and that the command in the .deb runs."""
     packages, unpacked = tmp_path / "packages", tmp_path / "unpacked"
     subprocess.run(["cpack", "-B", packages], cwd=ROOT / "build/cpp-package-shared", check=True, capture_output=True)
     (archive,) = packages.glob("ditedge-0.1.0-*.tar.gz")
@@ -159,7 +169,7 @@ def test_installed_package(build, golden_bundle, onnxruntime_library: Path, tmp_
         assert list(unpacked.rglob("ditedge.h")) and list(unpacked.rglob("ditedge-config.cmake"))
         (command,) = unpacked.rglob("ditedge-run")
         picture = tmp_path / "deb.png"
-        request = ["--bundle", golden_bundle("gray1_cfg"), "--class", "3", "--seed", "7", "-o", picture]
+        request = ["--bundle", bundle, "--class", "3", "--seed", "7", "-o", picture]
         subprocess.run([command, *request], env=environment, check=True, capture_output=True)  # finds its library
         with Image.open(picture) as image, Image.open(tmp_path / "shared.pgm") as same:
             assert np.array_equal(np.array(image), np.array(same))

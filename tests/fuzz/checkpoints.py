@@ -67,12 +67,20 @@ YAML = [  # in place of a value
 ]
 
 
+ARGS = {"model": "DiT", "num_classes": 3, "num_heads": 2, "image_size": 4, "class_dropout_prob": 0.1, "epochs": 5}
+
+
 def checkpoint_targets(folder: Path) -> list[Target]:
+    return [*_files(), *_folders(folder), *_settings()]
+
+
+def _files() -> list[Target]:
+    """Pickles and safetensors of a tiny network."""
     torch.manual_seed(0)
     config = DiTConfig(input_size=4, patch_size=2, in_channels=1, hidden_size=8, depth=1, num_heads=2, num_classes=3)
     state = {key: value.detach().clone() for key, value in DiT(config).state_dict().items()}
-    args = {"model": "DiT", "num_classes": 3, "num_heads": 2, "image_size": 4, "class_dropout_prob": 0.1, "epochs": 5}
-    whole = {"model": state, "ema": state, "opt": {"lr": 0.1}, "args": args, "epoch": 3}
+    whole = {"model": state, "ema": state, "opt": {"lr": 0.1}, "args": ARGS, "epoch": 3}
+    saved = save(state)
 
     def pickle(random: Random) -> Files:
         root: list[Any] = [{key: copy.copy(value) for key, value in random.choice([state, whole]).items()}]
@@ -89,12 +97,20 @@ def checkpoint_targets(folder: Path) -> list[Target]:
         kind = random.randrange(4)
         return {"x.pt": mutated_zip(random, raw) if kind == 0 else mutated_bytes(random, raw) if kind == 1 else raw}
 
-    saved = save(state)
+    return [
+        Target("pickle", pickle, lambda path: _read(path / "x.pt")),
+        Target("safetensors", lambda random: {"x.safetensors": mutated_safetensors(random, saved)},
+               lambda path: _read(path / "x.safetensors", heads=2)),
+    ]  # fmt: skip
 
-    def read(path: Path, heads: int | None = None) -> None:
-        describe_checkpoint(path, heads=heads)
-        read_source(path, heads=heads).model()
 
+def _read(path: Path, heads: int | None = None) -> None:
+    describe_checkpoint(path, heads=heads)
+    read_source(path, heads=heads).model()
+
+
+def _folders(folder: Path) -> list[Target]:
+    """A diffusers pipeline, and a VAE."""
     plain, vae, single = folder / "plain", folder / "plain vae", "diffusion_pytorch_model.safetensors"
     if not vae.exists():
         small = {"num_layers": 1, "sample_size": 4, "num_embeds_ada_norm": 3, "attention_head_dim": 8, "in_channels": 1}
@@ -120,6 +136,11 @@ def checkpoint_targets(folder: Path) -> list[Target]:
             return {"config.json": mutated_json(random, vae_config), single: vae_tensors}
         return {"config.json": json.dumps(vae_config).encode(), single: mutated_safetensors(random, vae_tensors)}
 
+    return [Target("pipeline", pipeline, _read), Target("vae", vaes, read_vae)]
+
+
+def _settings() -> list[Target]:
+    """A scheduler's configuration, and a training run's settings."""
     schedulers = [dict(getattr(diffusers, name)().config) | {"_class_name": name} for name in SCHEDULERS]
 
     def scheduler(random: Random) -> Files:
@@ -127,19 +148,14 @@ def checkpoint_targets(folder: Path) -> list[Target]:
 
     def settings(random: Random) -> Files:
         if random.random() < 0.4:
-            return {random.choice(("args.yaml", "args.json")): mutated_json(random, {"model": args, **args})}
-        text = yaml.safe_dump(args | {random.choice([*args]): "HERE"}).replace("HERE", random.choice(YAML))
+            return {random.choice(("args.yaml", "args.json")): mutated_json(random, {"model": ARGS, **ARGS})}
+        text = yaml.safe_dump(ARGS | {random.choice([*ARGS]): "HERE"}).replace("HERE", random.choice(YAML))
         return {"config.yaml": text.encode() if random.random() < 0.5 else mutated_bytes(random, text.encode())}
 
     return [
-        Target("pickle", pickle, lambda path: read(path / "x.pt")),
-        Target("safetensors", lambda random: {"x.safetensors": mutated_safetensors(random, saved)},
-               lambda path: read(path / "x.safetensors", heads=2)),
-        Target("pipeline", pipeline, read),
-        Target("vae", vaes, read_vae),
         Target("scheduler", scheduler, lambda path: read_scheduler_program(path, 4, {})),
         Target("settings", settings, lambda path: read_settings({}, path / "x.pt")),
-    ]  # fmt: skip
+    ]
 
 
 def _odd_tensor(random: Random, state: Any) -> None:

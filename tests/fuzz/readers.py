@@ -52,7 +52,13 @@ def targets(folder: Path) -> dict[str, Target]:
     bundle = folder / "bundle"
     if not bundle.exists():
         bundle_from_checkpoint(TESTS / "golden" / "gray1_cfg" / "model.pt", bundle, ExportOptions(heads=2))
-    found = [*_bundles(folder, bundle), *_pictures(folder, bundle), *checkpoint_targets(folder), *_texts(folder)]
+    found = [
+        *_bundles(folder, bundle),
+        *_pictures(folder, bundle),
+        *checkpoint_targets(folder),
+        *_texts(),
+        *_signatures(folder),
+    ]
     return {target.name: target for target in found}
 
 
@@ -139,7 +145,7 @@ def _pictures(folder: Path, bundle: Path) -> list[Target]:
     ]
 
 
-def _texts(folder: Path) -> list[Target]:
+def _texts() -> list[Target]:
     record, quality = TESTS / "cpp" / "build.json", TESTS / "fuzz" / "quality.json"
     assert record.is_file()
     layer = {
@@ -163,6 +169,20 @@ def _texts(folder: Path) -> list[Target]:
         read_class_names(path / "x.txt")
         read_class_names(path / "x.json")
 
+    return [
+        Target("record", lambda random: {"build.json": mutated_json(random, random.choice(records()))},
+               lambda path: read_build_record(path / "build.json")),
+        Target("layers", lambda random: {"layers.json": mutated_json(random, layers)},
+               lambda path: read_layers(path / "layers.json", "step")),
+        Target("quality", lambda random: {"quality.json": mutated_json(random, report)},
+               lambda path: read_quality(path / "quality.json")),
+        Target("betas", lambda random: {"betas.json": mutated_json(random, [0.1] * 60)},
+               lambda path: read_betas(str(path / "betas.json"))),
+        Target("classes", classes, read_classes),
+    ]  # fmt: skip
+
+
+def _signatures(folder: Path) -> list[Target]:
     key = folder / "key.pem"
     public = key.with_suffix(".pub.pem") if key.exists() else new_key_pair(key)
     signature = signature_of(read_private_key(key), b"what was signed").model_dump()
@@ -180,15 +200,4 @@ def _texts(folder: Path) -> list[Target]:
         }
         return files | {"private.pem": mutated_bytes(random, key.read_bytes())}
 
-    return [
-        Target("signature", signed, read_signed),
-        Target("record", lambda random: {"build.json": mutated_json(random, random.choice(records()))},
-               lambda path: read_build_record(path / "build.json")),
-        Target("layers", lambda random: {"layers.json": mutated_json(random, layers)},
-               lambda path: read_layers(path / "layers.json", "step")),
-        Target("quality", lambda random: {"quality.json": mutated_json(random, report)},
-               lambda path: read_quality(path / "quality.json")),
-        Target("betas", lambda random: {"betas.json": mutated_json(random, [0.1] * 60)},
-               lambda path: read_betas(str(path / "betas.json"))),
-        Target("classes", classes, read_classes),
-    ]  # fmt: skip
+    return [Target("signature", signed, read_signed)]
