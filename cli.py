@@ -10,6 +10,7 @@ if __name__ == "__main__":  # `python cli.py`, whose folder is on the path: this
 
     entry("python cli.py")
 
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from ditedge.summary import Summary, megabytes
 from ditedge.terminal import print_json, printable, progress, readable, say
 
 if TYPE_CHECKING:
+    from ditedge.export.options import DecoderRequest, ExportRequest
     from ditedge.export.schedulers.request import ScheduleRequest
     from ditedge.runtime.bundle.open import Bundle
     from ditedge.runtime.inspection import InspectRequest
@@ -68,48 +70,9 @@ def main() -> None:
     """
 
 
-@main.command()
-@click.option(
-    "--ckpt",
-    type=FILE,
-    required=True,
-    help="Checkpoint: .pt (flat, or train.py's), .safetensors, or a diffusers DiT folder.",
-)
-@click.option("--out", type=FILE,
-              help="Bundle folder to write. [default: the checkpoint's name, or RUN-STEP]")  # fmt: skip
-@click.option("--target", "plans_for", type=click.Choice(["tensorrt", "tensorrt-rtx"]),
-              help="Also build the bundle's plans, as `build` does by default.")  # fmt: skip
-@click.option(
-    "--image-size", type=numbers.PIXELS, help="Picture size in pixels; checked. [default: what the checkpoint says]"
-)
-@click.option(
-    "--heads", type=numbers.HEADS, help="Attention heads. [default: the run's settings, or the standard size's]"
-)
-@click.option("--classes", type=FILE, help='Class names: a text file, one a line, or JSON: a list, or {"0": name}.')
-@click.option("--opset", type=click.IntRange(18, 25), default=20, show_default=True, help="ONNX operator set.")
-@click.option("--null-class/--no-null-class", default=None,
-              help="Whether the last label means 'no class'. [default: the run's settings, else yes]")  # fmt: skip
-@click.option(
-    "--guided-channels",
-    type=numbers.CHANNELS,
-    help="Guidance acts on the first N channels. [default: 3; diffusers: all]",
-)
-@click.option("--prediction", type=click.Choice(["epsilon", "x0", "v", "flow-to-data"]),
-              help="What the network predicts; SiT: flow-to-data. [default: the source's, or epsilon]")  # fmt: skip
-@click.option("--betas", metavar="KIND[:START,END]|FILE",
-              help="Of training: linear, scaled_linear, cosine, a JSON list. [default: the source's]")  # fmt: skip
-@click.option("--zero-terminal-snr", is_flag=True, help="The betas were rescaled to end in pure noise.")
-@click.option("--weights", metavar="NAME", help="State dict in the file to take. [default: the EMA, if any]")
-@click.option("--model", metavar="MODULE:FACTORY", help="Your own network, see docs/custom-models.md. Runs that code.")
-@click.option("--vae", type=FILE, help="VAE of a latent model: a diffusers folder, or a file of weights; TAESD too.")
-@click.option("--pixels/--latents", default=None,
-              help="What a model without --vae makes. [default: what is known; 1 channel: pixels]")  # fmt: skip
-@click.option("--vae-precision", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
-              help="Of the decoder's weights and arithmetic.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["fp16", "bf16"]), help="Write 16-bit graphs. [default: float32]")
-@click.option("--force", is_flag=True, help="Replace an existing bundle.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def export(ckpt: Path, out: Path | None, classes: Path | None, as_json: bool, **options: Any) -> None:
+@command(main, "ditedge.export.options:ExportRequest")
+@JSON
+def export(request: ExportRequest, as_json: bool) -> None:
     """Export a checkpoint to a bundle, checked against PyTorch.
 
     \b
@@ -117,39 +80,31 @@ def export(ckpt: Path, out: Path | None, classes: Path | None, as_json: bool, **
       ditedge export --ckpt DiT-XL-2-256x256.pt --vae sd-vae-ft-ema
       ditedge export --ckpt models/fashion-dit.safetensors --heads 3 --classes models/fashion-dit.classes.txt
     """
-    plans_for, precision = options.pop("plans_for"), options.pop("precision")
-    if plans_for:
+    if request.target:
         from ditedge.runtime.plans.library import load_library
 
-        load_library(plans_for)  # missing, it is missed now, not after the export
+        load_library(request.target)  # missing, it is missed now, not after the export
     exporter = _exporter()
-    target = out or Path(exporter.bundle_name(ckpt))
-    settings = exporter.ExportOptions(labels=_class_names(classes), **options)
-    told = Summary(as_json)
+    out = request.out or Path(exporter.bundle_name(request.ckpt))
+    options, told = replace(request.options, labels=_class_names(request.classes)), Summary(as_json)
     with progress() as report:
-        if precision:
-            manifest = exporter.bundle_in_precision(ckpt, target, settings, precision, report, told.note)
+        if request.precision:
+            manifest = exporter.bundle_in_precision(request.ckpt, out, options, request.precision, report, told.note)
         else:
-            manifest = exporter.bundle_from_checkpoint(ckpt, target, settings, report, told.note)
+            manifest = exporter.bundle_from_checkpoint(request.ckpt, out, options, report, told.note)
     size = f"{manifest.model.parameters / 1e6:.1f} M parameters, {megabytes(manifest)}"
-    told.bundle(target, manifest, f"{size}, checked", f"run --engine {target}")
-    if plans_for:
+    told.bundle(out, manifest, f"{size}, checked", f"run --engine {out}")
+    if request.target:
         from ditedge.runtime import open_bundle
         from ditedge.runtime.plans.options import BuildOptions
 
-        _build_plans(open_bundle(target, trusted_keys=()), BuildOptions(plans_for), told)
+        _build_plans(open_bundle(out, trusted_keys=()), BuildOptions(request.target), told)
     told.end()
 
 
-@main.command("add-decoder")
-@click.option("--engine", type=FILE, required=True, help="Bundle of a latent model, in any precision.")
-@click.option("--vae", type=FILE, required=True, help="A diffusers folder, or a file of weights; TAESD too.")
-@click.option("--vae-precision", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
-              help="Of the decoder's weights and arithmetic.")  # fmt: skip
-@click.option("--out", type=FILE, required=True, help="Bundle folder to write.")
-@click.option("--force", is_flag=True, help="Replace an existing bundle.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: bool, as_json: bool) -> None:
+@command(main, "ditedge.export.options:DecoderRequest", "add-decoder")
+@JSON
+def add_decoder(request: DecoderRequest, as_json: bool) -> None:
     """Give a latent model's bundle the decoder of a VAE, or another one than it has.
 
     \b
@@ -157,12 +112,19 @@ def add_decoder(engine: Path, vae: Path, vae_precision: str, out: Path, force: b
       ditedge add-decoder --engine dit-xl-2-256 --vae sd-vae-ft-ema --out dit-xl-2-256-pictures
       ditedge add-decoder --engine dit-xl-2-256-int8 --vae taesd --out dit-xl-2-256-int8-tiny
     """
-    exporter, told = _exporter(), Summary(as_json)
+    exporter, told, out = _exporter(), Summary(as_json), request.out
     with progress() as report:
         manifest = exporter.add_decoder(
-            engine, vae, out, precision=vae_precision, force=force, report=report, note=told.note
+            request.engine,
+            request.vae,
+            out,
+            precision=request.vae_precision,
+            force=request.force,
+            report=report,
+            note=told.note,
         )
-    told.bundle(out, manifest, f"{megabytes(manifest)}, with the decoder of {vae}, checked", f"run --engine {out}")
+    what = f"{megabytes(manifest)}, with the decoder of {request.vae}, checked"
+    told.bundle(out, manifest, what, f"run --engine {out}")
     told.end()
 
 
@@ -326,8 +288,6 @@ def quantize(
       ditedge quantize --engine fashion --precision int8 --runtime tensorrt --budget drift=0.02 --max-drift 0.03 \\
           --out fashion-trt-int8
     """
-    from dataclasses import fields
-
     with importing_extra("calibrate"):
         from ditedge.calibration import CompareRequest, Gate, GateFailed
         from ditedge.calibration.quantize import QuantizeOptions, drift_budget, quantize_bundle, report_images
@@ -473,8 +433,6 @@ def compare(
       ditedge compare --engine fashion --against fashion-int8 --count 2000 --features models/fashion_classifier.onnx \\
           --reference real.npz --max-accuracy-loss 1 --max-frechet-increase 10
     """
-    from dataclasses import fields
-
     from ditedge.calibration.quality.compare import CompareRequest, compare_bundles
     from ditedge.calibration.quality.record import Gate, check_gate_can_be_measured
     from ditedge.calibration.quality.report import check_report_folder, summary_lines, write_report
@@ -522,14 +480,15 @@ def inspect(request: InspectRequest, as_json: bool) -> None:
       ditedge inspect DiT-XL-2-256x256.pt --json
       ditedge inspect fashion-fp16 --lint --strict
     """
-    from ditedge.runtime.inspection import check_nothing_is_to_be_signed, is_checkpoint
+    from ditedge.export.sources import is_source
+    from ditedge.runtime.inspection import check_nothing_is_to_be_signed
 
     if request.lint or request.path.suffix == ".plan":
         _inspect_kernels(request, as_json)
         return
     if request.strict:
         raise UserError("--strict is for --lint and for plans")
-    if is_checkpoint(request.path):
+    if is_source(request.path):
         check_nothing_is_to_be_signed(request)
         _exporter()
         from ditedge.export.sources.describe import describe_checkpoint
@@ -544,8 +503,6 @@ def inspect(request: InspectRequest, as_json: bool) -> None:
 
 
 def _inspect_kernels(request: InspectRequest, as_json: bool) -> None:
-    from dataclasses import asdict
-
     from ditedge.runtime.inspection import kernels_of
     from ditedge.runtime.plans.lint import lint_lines
 
@@ -605,8 +562,6 @@ def doctor(as_json: bool) -> None:
       ditedge doctor
       ditedge doctor --json
     """
-    from dataclasses import asdict
-
     from ditedge.runtime.doctor import examine, line
 
     findings = examine()

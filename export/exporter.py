@@ -7,7 +7,7 @@ never appears.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime  # noqa: F401  # every export is checked with it: missing, it should be missed now
@@ -21,38 +21,32 @@ from ..runtime.bundle.writing import check_target, hashed_files, new_bundle
 from ..runtime.errors import RequestError
 from ..runtime.files import write_text
 from ..runtime.loop.verify import replay_golden
+from ..runtime.options import PRECISIONS
 from ..runtime.replacing import scratch_beside
 from ..runtime.report import Report, silent
-from .graphs.to_onnx import DEFAULT_OPSET
+from ..runtime.samplers.schedule import ScheduleInfo
 from .graphs.write import write_decoder, write_graphs
+from .options import ExportOptions
 from .pictures import note_on_pictures, preview_info, read_fitting_vae, vae_info, works_on_pixels
-from .sources import read_source
-from .sources.betas import DDPM_SCHEDULE, read_betas
+from .sources.betas import DDPM_SCHEDULE
 from .sources.checkpoint import Checkpoint
-from .sources.diffusers_folder import diffusers_folder_of, vae_folder
+from .sources.places import diffusers_folder_of, vae_folder
+from .sources.read import read_source
 from .sources.vae_checkpoint import VaeCheckpoint, read_vae
 from .truth.golden import GOLDEN_GUIDANCE, write_golden, write_programs
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """What a user may decide about a bundle."""
+class _Ready:
+    """All that a bundle is written from, read and checked."""
 
-    heads: int | None = None  # None: the standard size's
-    image_size: int | None = None  # pixels; None: what the checkpoint says
-    labels: tuple[str, ...] = ()  # class names; empty: numbers only
-    null_class: bool | None = None  # None: as the checkpoint was trained, else yes
-    guided_channels: int | None = None  # None: 3, the habit of facebookresearch/DiT; all for a diffusers folder
-    prediction: str | None = None  # None: what the source says, else epsilon; "flow-to-data" is SiT
-    betas: str | None = None  # of training, see `read_betas`; None: what the source says, else DDPM's
-    zero_terminal_snr: bool = False  # the betas were rescaled so that the last timestep is pure noise
-    weights: str | None = None  # name of the state dict in the file; None: the average over training (EMA)
-    model: str | None = None  # package.module:factory of a custom network; None: DiT
-    vae: Path | None = None  # folder or file of the VAE whose latents the model makes; None: no pictures
-    pixels: bool | None = None  # True: it makes pictures itself; False: latents; None: what is known of it
-    vae_precision: str = "float32"  # or "float16"
-    opset: int = DEFAULT_OPSET
-    force: bool = False  # replace an existing bundle
+    checkpoint: Checkpoint
+    info: ModelInfo
+    schedule: ScheduleInfo | None  # None: a flow model
+    vae: VaeCheckpoint | None
+    pixels: bool
+    labels: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def bundle_from_checkpoint(
@@ -71,61 +65,12 @@ def bundle_from_checkpoint(
     inputs = [path for path in (source, options.vae) if path is not None]
     check_target(out, options.force, inputs)
     report(f"reading {source}")
-    checkpoint = read_source(
-        source,
-        heads=options.heads,
-        null_class=options.null_class,
-        image_size=options.image_size,
-        factor=_known_factor(options, source),
-        model=options.model,
-        prediction=options.prediction,
-        weights=options.weights,
-    )
-    checkpoint = _with_betas(checkpoint, options)
-    info = _model_info(checkpoint, options)
-    schedule = None if info.prediction == "flow-to-data" else checkpoint.schedule or DDPM_SCHEDULE
-    vae = _read_vae(options, info, source)
-    pixels = vae is None and works_on_pixels(info, options.pixels, options.image_size or checkpoint.image_size)
-    labels = options.labels or checkpoint.labels
-    if labels and len(labels) != info.num_classes:
-        raise RequestError(
-            f"{len(labels)} class names for {info.num_classes} classes"
-            + (
-                "; was it trained without label dropout? then give --no-null-class"
-                if options.null_class is None
-                else ""
-            )
-        )
-    hint = note_on_pictures(info, pixels, options.pixels is not None) if vae is None else None
-    for text in (*checkpoint.notes, *(vae.notes if vae is not None else ()), *([hint] if hint else [])):
+    ready = _read(source, options)
+    for text in ready.notes:
         note(text)
     with new_bundle(out, options.force, inputs) as folder:
-        model = checkpoint.model()
-        graphs = write_graphs(model, info, pixels, folder, options.opset, report)
-        if vae is not None:
-            graphs["decoder"] = write_decoder(vae, info, folder, options.vae_precision, options.opset, report)
-        programs, default = write_programs(info, schedule, checkpoint.sampling, folder)
-        golden = write_golden(model, info, schedule, folder, report)
-        del model
-        manifest = Manifest(
-            format="ditedge-bundle",
-            version=MANIFEST_VERSION,
-            name=out.name,
-            made_by=f"ditedge {__version__}",
-            source_sha256=checkpoint.sha256,
-            model=info,
-            schedule=schedule,
-            labels=list(labels),
-            graphs=graphs,  # type: ignore[arg-type]  # pydantic checks the names
-            programs=programs,
-            golden=golden,
-            vae=vae_info(vae, options.vae_precision) if vae is not None else None,
-            preview=preview_info(info, vae, pixels),
-            defaults=DefaultsInfo(program=default, guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0),
-            files=hashed_files(folder),
-        )
-        del checkpoint, vae
-        write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
+        manifest = _write(ready, folder, out.name, options, report)
+        del ready  # a large model's weights: the replay needs their memory
         replay_golden(open_bundle(folder, check_hashes=False, trusted_keys=()), report=report)  # ours, a moment old
     return manifest
 
@@ -145,16 +90,55 @@ def bundle_in_precision(
         return convert_bundle(scratch / "float32", out, precision, options.force, report)
 
 
-def _with_betas(checkpoint: Checkpoint, options: ExportOptions) -> Checkpoint:
-    """The checkpoint with the betas of --betas and --zero-terminal-snr, which replace what its folder says."""
-    if options.betas is None and not options.zero_terminal_snr:
-        return checkpoint
-    if checkpoint.prediction == "flow-to-data":
-        raise RequestError("--betas and --zero-terminal-snr are for diffusion models: a flow model has no betas")
-    if options.zero_terminal_snr and checkpoint.prediction == "epsilon":
-        raise RequestError("--zero-terminal-snr: epsilon says nothing where no data is left; give --prediction v or x0")
-    schedule = read_betas(options.betas or "linear", options.zero_terminal_snr)
-    return replace(checkpoint, schedule=schedule, sampling={})
+def _read(source: Path, options: ExportOptions) -> _Ready:
+    checkpoint = read_source(source, **options.asked(), factor=_known_factor(options, source))
+    info = _model_info(checkpoint, options)
+    vae = _read_vae(options, info, source)
+    pixels = vae is None and works_on_pixels(info, options.pixels, options.image_size or checkpoint.image_size)
+    labels = options.labels or checkpoint.labels
+    if labels and len(labels) != info.num_classes:
+        why = "; was it trained without label dropout? then give --no-null-class" if options.null_class is None else ""
+        raise RequestError(f"{len(labels)} class names for {info.num_classes} classes{why}")
+    hint = note_on_pictures(info, pixels, options.pixels is not None) if vae is None else None
+    return _Ready(
+        checkpoint,
+        info,
+        None if info.prediction == "flow-to-data" else checkpoint.schedule or DDPM_SCHEDULE,
+        vae,
+        pixels,
+        labels,
+        (*checkpoint.notes, *(vae.notes if vae is not None else ()), *([hint] if hint else [])),
+    )
+
+
+def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, report: Report) -> Manifest:
+    """Graphs, programs, golden trajectories and manifest into `folder`."""
+    info, vae, model = ready.info, ready.vae, ready.checkpoint.model()
+    graphs = write_graphs(model, info, ready.pixels, folder, options.opset, report)
+    precision = PRECISIONS[options.vae_precision]
+    if vae is not None:
+        graphs["decoder"] = write_decoder(vae, info, folder, precision, options.opset, report)
+    programs, default = write_programs(info, ready.schedule, ready.checkpoint.sampling, folder)
+    golden = write_golden(model, info, ready.schedule, folder, report)
+    manifest = Manifest(
+        format="ditedge-bundle",
+        version=MANIFEST_VERSION,
+        name=name,
+        made_by=f"ditedge {__version__}",
+        source_sha256=ready.checkpoint.sha256,
+        model=info,
+        schedule=ready.schedule,
+        labels=list(ready.labels),
+        graphs=graphs,  # type: ignore[arg-type]  # pydantic checks the names
+        programs=programs,
+        golden=golden,
+        vae=vae_info(vae, precision) if vae is not None else None,
+        preview=preview_info(info, vae, ready.pixels),
+        defaults=DefaultsInfo(program=default, guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0),
+        files=hashed_files(folder),
+    )
+    write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
+    return manifest
 
 
 def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:

@@ -14,6 +14,7 @@ from ..runtime.bundle.open import Bundle, open_bundle
 from ..runtime.bundle.writing import check_target, copy_files, hashed_files, new_bundle
 from ..runtime.errors import RequestError
 from ..runtime.files import write_text
+from ..runtime.options import PRECISIONS
 from ..runtime.report import Report, silent
 from .graphs.write import write_decoder
 from .pictures import preview_info, read_fitting_vae, vae_info
@@ -24,14 +25,14 @@ def add_decoder(
     vae_path: Path,
     out: Path,
     *,
-    precision: str = "float32",
+    precision: str = "fp32",
     force: bool = False,
     report: Report = silent,
     note: Callable[[str], object] = silent,
 ) -> Manifest:
     """Writes bundle `source` with the decoder of the VAE at `vae_path` to `out`; every other file stays as it is.
 
-    precision: of the decoder, "float32" or "float16". note: told, before the work, what the user should know. Raises
+    precision: of the decoder, "fp32" or "fp16". note: told, before the work, what the user should know. Raises
     RequestError, CheckpointError (the VAE), BundleError; then nothing is left.
     """
     inputs = [source, vae_path]
@@ -47,12 +48,12 @@ def add_decoder(
     with new_bundle(out, force, inputs) as folder:
         old = (manifest.graphs["decoder"].file,) if "decoder" in manifest.graphs else ()
         copy_files(bundle, folder, old)
-        decoder = write_decoder(vae, info, folder, precision, _opset(bundle), report)
+        decoder = write_decoder(vae, info, folder, PRECISIONS[precision], _opset(bundle), report)
         changes = {
             "name": out.name,
             "made_by": f"ditedge {__version__}",
             "graphs": manifest.graphs | {"decoder": decoder},
-            "vae": vae_info(vae, precision),
+            "vae": vae_info(vae, PRECISIONS[precision]),
             "preview": preview_info(info, vae, pixels=False),
             "files": hashed_files(folder),
         }

@@ -1,4 +1,4 @@
-"""`inspect`: what kind of thing is at a path, and which kernels its step graph becomes."""
+"""What `inspect` can be told, and which kernels a step graph becomes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from .options import HEADS, TRUSTED_KEYS, option
 from .plans.attention_trial import lint_graph
 from .plans.lint import Lint, lint_plan
 from .plans.options import ARCH
-
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-DIFFUSERS_FILES = ("model_index.json", "config.json")  # of a pipeline, a network, a training run's state
 
 
 @dataclass(frozen=True)
@@ -42,13 +39,6 @@ class InspectRequest:
         default=False,
         metadata=option("--strict", help="With --lint or a plan: exit code 1 unless attention is one kernel."),
     )
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether `path` is read by export's sources, and not as a bundle."""
-    if path.name in DIFFUSERS_FILES or any((path / name).is_file() for name in DIFFUSERS_FILES):
-        return True
-    return any(path.glob("*/config.json")) or (path.is_file() and path.suffix in CHECKPOINT_SUFFIXES)
 
 
 def check_nothing_is_to_be_signed(request: InspectRequest) -> None:

@@ -310,7 +310,10 @@ BAD = {
     "missing class list": (export("--heads", 2, "--classes", "nope.txt"), "nope.txt"),
     "export below a file": (export("--heads", 2, "--out", f"{__file__}/b"), "test_cli.py/b: Not a directory"),
     "export over a file": (export("--heads", 2, "--out", __file__), "test_cli.py exists"),
-    "a folder that is no model": (lambda f: ["export", "--ckpt", f, "--out", f / "b"], "not a diffusers DiT"),
+    "a folder that is no model": (
+        lambda f: ["export", "--ckpt", f, "--out", f / "b"],
+        "is not a checkpoint; what is read",
+    ),
     "a diffusers model of another class": (diffusers_config(_class_name="UNet2DModel"), "'UNet2DModel', not a DiT"),
     "a diffusers folder without weights": (diffusers_config(), "no weights, expected"),
     "custom model misspelt": (export("--model", "my_dit"), "--model my_dit: write it as package.module:factory"),

@@ -78,7 +78,7 @@ ROOMS = (
     *("runtime.describe", "runtime.inspection", "runtime.doctor", "runtime.signing", "runtime"),
     *("calibration.graph", "calibration.statistics", "calibration.formats", "calibration.quality"),
     *("calibration.convert", "calibration.quantize", "calibration"),
-    *("export.networks", "export.sources", "export.graphs", "export.truth", "export.schedulers"),
+    *("export.networks", "export.sources", "export.options", "export.graphs", "export.truth", "export.schedulers"),
     *("export.pictures", "export.exporter", "export.with_decoder", "export"),
 )
 MODULES = {

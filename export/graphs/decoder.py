@@ -39,7 +39,7 @@ def check_decoder(path: Path, vae: VaeDecoder, size: int, precision: str) -> Non
     if precision == "float16" and not largest < FLOAT16_RANGE / 2:
         raise BundleError(
             f"the VAE's activations reach {largest:.0f}, too near float16's limit of {FLOAT16_RANGE:.0f}: "
-            "give --vae-precision float32"
+            "give --vae-precision fp32"
         )
     value, image = _run_before_and_after_rounding(path, latent.numpy(), tuple(expected.shape))
     error = relative_error((value - 128) / 127.5, expected.numpy())

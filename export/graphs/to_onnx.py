@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...calibration.graph.surgery import save_graph
-
-DEFAULT_OPSET = 20
+from ..options import DEFAULT_OPSET
 
 
 def onnx_from_module(

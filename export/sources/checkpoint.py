@@ -17,10 +17,11 @@ from ...runtime.errors import CheckpointError
 from ...runtime.files import sha256_of_file
 from ...runtime.samplers.schedule import ScheduleInfo
 from ..networks.dit import DiT, DiTConfig, Network, sincos_position_embedding
+from .asked import Asked
 from .containers import Weights, any_weights, dit_weights
 from .pickles import load_pickle
 from .settings import Settings, read_settings
-from .shapes import Asked, config_from_shapes
+from .shapes import config_from_shapes
 
 
 @dataclass(frozen=True)
@@ -54,27 +55,16 @@ class Checkpoint:
         return model.eval().requires_grad_(False)
 
 
-def read_checkpoint(
-    path: Path,
-    *,
-    heads: int | None = None,
-    null_class: bool | None = None,
-    image_size: int | None = None,
-    factor: int | None = None,
-    weights: str | None = None,
-) -> Checkpoint:
-    """Reads and checks a DiT checkpoint.
+def read(path: Path, asked: Asked) -> Checkpoint:
+    """Reads and checks a DiT checkpoint; heads are asked for where neither the file nor its run's settings say them.
 
-    What is None is taken from the file and the settings of its run. heads: asked for where neither says it.
-    null_class: whether the last row of the label table is "no class". image_size: the picture's size in pixels,
-    checked. factor: picture pixels per pixel of the network along a side, 1 or the VAE's. weights: the name of the
-    state dict to take, None: the average over training (EMA). Raises CheckpointError naming the file and the key.
+    Raises CheckpointError naming the file and the key.
     """
     data = read_file(path)
     settings = read_settings(data, path)
     try:
-        found = dit_weights(data, path.stat().st_size, weights)
-        config, said = config_from_shapes(found.tensors, settings, Asked(heads, null_class, image_size, factor))
+        found = dit_weights(data, path.stat().st_size, asked.weights)
+        config, said = config_from_shapes(found.tensors, settings, asked)
         fitted = fitted_weights(found.tensors, config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

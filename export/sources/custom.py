@@ -15,16 +15,22 @@ from torch import Tensor, nn
 from ...runtime.errors import CheckpointError
 from ...runtime.files import sha256_of_file
 from ..networks.dit import DiTConfig, Network
+from .asked import Asked
 from .checkpoint import Checkpoint, load_weights
 
 ROWS_ALONE = 1e-4  # relative: a row computed alone against the same row in a batch, float32
 
 
-def read_custom(path: Path, spec: str) -> Checkpoint:
-    """Calls the factory `spec` on the state dict in `path` and checks what it returns.
+def read(path: Path, asked: Asked) -> Checkpoint:
+    """Calls the factory `asked.model` on the state dict in `path` and checks what it returns.
 
-    Raises CheckpointError that names `spec` and what to change.
+    Raises CheckpointError that names the factory and what to change.
     """
+    spec = str(asked.model)
+    if (asked.heads, asked.null_class, asked.image_size, asked.weights) != (None, None, None, None):
+        raise CheckpointError(
+            "--model says all about the network: leave --heads, --null-class, --image-size and --weights out"
+        )
     weights = load_weights(path)
     try:
         module = _made(_factory(spec), weights.tensors)

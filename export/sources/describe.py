@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import read_source
+from .read import read_source
 
 
 def describe_checkpoint(path: Path, heads: int | None = None, weights: str | None = None) -> dict[str, Any]:

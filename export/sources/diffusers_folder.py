@@ -7,23 +7,22 @@ MLP has eps 1e-5. Both stay fields of the model. JSON and safetensors are read h
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...runtime import json_files
 from ...runtime.errors import CheckpointError
 from ..networks.dit import DiTConfig
+from .asked import Asked
 from .checkpoint import Checkpoint, fitted_weights
 from .diffusers_weights import with_our_names
-from .folder_weights import NAME, FolderWeights, read_folder_weights, sha256_of_files
-from .scheduler_config import read_scheduler
+from .folder_weights import FolderWeights, read_folder_weights, sha256_of_files
+from .places import NETWORK_FOLDERS, diffusers_folder_of, file_of_weights, network_folder
+from .scheduler_config import SchedulerFacts, read_scheduler
 from .shapes import MAX_TOKENS, MAX_WIDTH, USUAL_FACTORS, checked_image_size
 
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")  # the latter is what older releases wrote
-# Where a pipeline, or the folder that a training run saves its state in (`accelerator.save_state`), has its network.
-NETWORK_FOLDERS = ("transformer_ema", "unet_ema", "transformer", "unet")
-ENTRY_FILES = ("model_index.json", "config.json")
 FREQUENCY_DIVISOR = 127
 # What the architecture of DiT leaves open in diffusers' class, and the only value that is a DiT. The defaults are those
 # of DiTTransformer2DModel 0.42.
@@ -35,59 +34,20 @@ FIXED = {
 }
 
 
-def is_diffusers_folder(path: Path) -> bool:
-    return any((path / name).is_file() for name in ENTRY_FILES) or _network_folder(path) != path
+def read(path: Path, asked: Asked) -> Checkpoint:
+    """Reads and checks a diffusers DiT. Raises CheckpointError naming file and key.
 
-
-def diffusers_folder_of(path: Path) -> Path:
-    """The folder that a file of it means: its model_index.json, its config.json, or weights beside a config.json."""
-    if path.is_file() and (path.name in ENTRY_FILES or _file_of_weights(path)):
-        return path.parent
-    return path
-
-
-def _file_of_weights(path: Path) -> str | None:
-    """The name of a diffusers folder's file of weights, where `path` is one."""
-    weights = path.is_file() and NAME.fullmatch(path.name) and (path.parent / "config.json").is_file()
-    return path.name if weights else None
-
-
-def _network_folder(path: Path) -> Path:
-    """The folder of the network's config.json: the first of a pipeline or of a training run's state, or `path`."""
-    if (path / "config.json").is_file() and not (path / "model_index.json").is_file():
-        return path
-    folders = [path / name for name in NETWORK_FOLDERS if (path / name / "config.json").is_file()]
-    missing = path / "transformer" if (path / "model_index.json").is_file() else path
-    return folders[0] if folders else missing
-
-
-def vae_folder(path: Path) -> Path | None:
-    """The autoencoder's folder of a pipeline folder, None where there is none."""
-    folder = path / "vae"
-    return folder if (folder / "config.json").is_file() else None
-
-
-def read_diffusers_folder(
-    path: Path,
-    *,
-    heads: int | None = None,
-    null_class: bool | None = None,
-    image_size: int | None = None,
-    factor: int | None = None,
-    flow: bool = False,
-) -> Checkpoint:
-    """Reads and checks a diffusers DiT; options as in `read_checkpoint`. Raises CheckpointError naming file and key.
-
-    path: the folder, or a file of it, see `diffusers_folder_of`. flow: it is known to be a flow model, whose scheduler
-    has no betas to be read.
+    path: the folder, or a file of it, see `diffusers_folder_of`. The scheduler of what is known to be a flow model is
+    not read: it has no betas.
     """
-    only, path = _file_of_weights(path), diffusers_folder_of(path)
-    index = path / "model_index.json"
-    folder = _network_folder(path)
+    if asked.weights is not None:
+        raise CheckpointError(f"--weights chooses among those in a file: {path} is a folder")
+    only, path = file_of_weights(path), diffusers_folder_of(path)
+    folder = network_folder(path)
     config_file = folder / "config.json"
     values = read_json(config_file)
     try:
-        config = _config(values, heads, null_class, image_size, factor)
+        config = _config(values, asked)
     except CheckpointError as error:
         raise CheckpointError(f"{config_file}: {error}") from None
     found = read_folder_weights(folder, only)
@@ -96,20 +56,40 @@ def read_diffusers_folder(
         weights = fitted_weights(ours, config)
     except CheckpointError as error:
         raise CheckpointError(f"{found.files[0]}: {error}") from None
-    files = [config_file, *found.files]
-    notes = (_weights_note(path, folder, found), *(OWN_EMBEDDERS_NOTE,) * config.block_embedders)
-    checkpoint = Checkpoint(config, weights, "", guided_channels=config.in_channels, notes=notes)
-    if index.is_file():
-        files.append(index)
-        checkpoint = replace(checkpoint, labels=_labels(index, config.num_classes))
-        scheduler_file = path / "scheduler" / "scheduler_config.json"
-        if scheduler_file.is_file() and not flow:
-            files.append(scheduler_file)
-            facts = read_scheduler(scheduler_file, read_json(scheduler_file))
-            checkpoint = replace(
-                checkpoint, schedule=facts.schedule, prediction=facts.prediction, sampling=facts.sampling
-            )
-    return replace(checkpoint, sha256=sha256_of_files(path, files), files=tuple(files))
+    pipeline = _pipeline(path, config.num_classes, asked)
+    files = (config_file, *found.files, *pipeline.files)
+    facts = pipeline.scheduler
+    return Checkpoint(
+        config,
+        weights,
+        sha256_of_files(path, files),
+        files,
+        labels=pipeline.labels,
+        guided_channels=config.in_channels,
+        schedule=None if facts is None else facts.schedule,
+        prediction=None if facts is None else facts.prediction,
+        sampling={} if facts is None else facts.sampling,
+        notes=(_weights_note(path, folder, found), *(OWN_EMBEDDERS_NOTE,) * config.block_embedders),
+    )
+
+
+@dataclass(frozen=True)
+class _Pipeline:
+    """What a pipeline says beside its network; empty without one."""
+
+    files: tuple[Path, ...] = ()
+    labels: tuple[str, ...] = ()
+    scheduler: SchedulerFacts | None = None
+
+
+def _pipeline(path: Path, classes: int, asked: Asked) -> _Pipeline:
+    index, scheduler = path / "model_index.json", path / "scheduler" / "scheduler_config.json"
+    if not index.is_file():
+        return _Pipeline()
+    labels = _labels(index, classes)
+    if not scheduler.is_file() or asked.prediction == "flow-to-data":
+        return _Pipeline((index,), labels)
+    return _Pipeline((index, scheduler), labels, read_scheduler(scheduler, read_json(scheduler)))
 
 
 OWN_EMBEDDERS_NOTE = "embedders: every block has its own timestep and label embedder, as diffusers trains them"
@@ -131,9 +111,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _config(
-    values: dict[str, Any], heads: int | None, null_class: bool | None, image_size: int | None, factor: int | None
-) -> DiTConfig:
+def _config(values: dict[str, Any], asked: Asked) -> DiTConfig:
     if values.get("_class_name") not in CLASSES:
         raise CheckpointError(f"'_class_name' is {values.get('_class_name')!r}, not a DiT ({' or '.join(CLASSES)})")
     for key, value in FIXED.items():
@@ -153,14 +131,14 @@ def _config(
         raise CheckpointError(
             f"the width {hidden} is not a multiple of 4, which the position embedding needs, of at most {MAX_WIDTH}"
         )
-    if heads is not None and heads != given_heads:
-        raise CheckpointError(f"'num_attention_heads' is {given_heads}: leave --heads {heads} out")
+    if asked.heads is not None and asked.heads != given_heads:
+        raise CheckpointError(f"'num_attention_heads' is {given_heads}: leave --heads {asked.heads} out")
     eps = values.get("norm_eps", 1e-5)
     if not isinstance(eps, float) or not 0 < eps < 1:
         raise CheckpointError(f"'norm_eps' is {eps!r}, not a number between 0 and 1")
-    null_class = True if null_class is None else null_class
+    null_class = True if asked.null_class is None else asked.null_class
     return DiTConfig(
-        input_size=checked_image_size(size, image_size, factor or USUAL_FACTORS.get(channels)),
+        input_size=checked_image_size(size, asked.image_size, asked.factor or USUAL_FACTORS.get(channels)),
         patch_size=patch,
         in_channels=channels,
         hidden_size=hidden,

@@ -8,7 +8,7 @@ of the folder each tensor lies.
 from __future__ import annotations
 
 import hashlib
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +18,8 @@ from ...runtime.errors import CheckpointError
 from ...runtime.files import sha256_of_file
 from ...runtime.json_files import read_json
 from .checkpoint import load_tensors
+from .places import STEM, WEIGHTS
 
-STEM = "diffusion_pytorch_model"
-NAME = re.compile(
-    r"(?!.*-\d{5}-of-\d{5})"  # a shard alone is not the weights
-    + STEM
-    + r"(?:\.(?P<variant>[\w-]+))?\.(?P<kind>safetensors|bin)(?P<index>\.index(?:\.(?P<sharded>[\w-]+))?\.json)?"
-)
 KNOWN_VARIANTS = ("", "fp16", "bf16")  # the first that is there is taken
 MAX_INDEX_BYTES, MAX_SHARDS = 16 << 20, 1000
 
@@ -44,7 +39,7 @@ def read_folder_weights(folder: Path, only: str | None = None) -> FolderWeights:
     Raises CheckpointError naming the file, and the key where an index and its shards do not fit.
     """
     names = [only] if only is not None else sorted(file.name for file in folder.iterdir())
-    found = {name: match for name in names if (match := NAME.fullmatch(name))}
+    found = {name: match for name in names if (match := WEIGHTS.fullmatch(name))}
     variants = {name: match["variant"] or match["sharded"] or "" for name, match in found.items()}
     known = [variant for variant in KNOWN_VARIANTS if variant in variants.values()]
     if not known and len(set(variants.values())) > 1:
@@ -95,7 +90,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     return shards
 
 
-def sha256_of_files(folder: Path, files: list[Path]) -> str:
+def sha256_of_files(folder: Path, files: Iterable[Path]) -> str:
     """One hash for several files: of the lines "sha256  name" of each, the names as seen from `folder`."""
     lines = sorted(f"{sha256_of_file(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -13,10 +13,10 @@ from typing import Any
 
 from ...runtime.errors import CheckpointError
 from .pickles import unwrapped
+from .places import run_folder
 
 INSIDE = ("args", "config", "cfg", "hparams", "hyper_parameters", "train_config", "model_args", "model_config")
 BESIDE = ("args.yaml", "config.yaml", "hparams.yaml", "args.json", ".hydra/config.yaml")
-CHECKPOINT_FOLDERS = ("checkpoints", "checkpoint", "ckpts", "ckpt", "weights")
 MAX_FILE = 1 << 18  # bytes of a settings file
 # Dicts within settings that describe the network; an optimizer's or a VAE's `depth` is not the network's.
 GROUPS = {
@@ -62,12 +62,6 @@ def read_settings(data: Any, path: Path) -> Settings:
             origin = str(file.relative_to(run_folder(path)) if file.is_relative_to(run_folder(path)) else file.name)
             return Settings(_checked(values, str(file)), origin)
     return Settings()
-
-
-def run_folder(path: Path) -> Path:
-    """The folder of the training run: that of the checkpoint, or the one above its `checkpoints/`."""
-    folder = path.absolute().parent
-    return folder.parent if folder.name in CHECKPOINT_FOLDERS else folder
 
 
 def _files_beside(path: Path) -> list[Path]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ...runtime.errors import CheckpointError
 from ..networks.dit import DiTConfig
+from .asked import Asked
 from .settings import Settings
 
 LATENT_FACTOR = 8  # a Stable Diffusion VAE makes one latent pixel of 8 x 8
@@ -23,16 +23,6 @@ MAX_TOKENS = 1 << 16  # 4,096 pixels at patch 2: attention of more does not fit 
 MAX_WIDTH = 1 << 16
 MAX_MLP_RATIO = 1024  # of the manifest
 STANDARD_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}  # D, L, heads
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the user said of a checkpoint; None: believe the file."""
-
-    heads: int | None = None
-    null_class: bool | None = None  # whether the last row of the label table is "no class"
-    image_size: int | None = None  # pixels
-    factor: int | None = None  # picture pixels per pixel of the network along a side: 1, or the VAE's
 
 
 def config_from_shapes(state: dict[str, Tensor], settings: Settings, asked: Asked) -> tuple[DiTConfig, str]:

@@ -27,10 +27,10 @@ KINDS = ("kl", "tiny")
 
 @pytest.fixture(scope="module")
 def latent_bundle(tmp_path_factory: pytest.TempPathFactory):
-    """latent_bundle(kind, precision="float32") -> the golden latent model's bundle with a decoder of random weights."""
+    """latent_bundle(kind, precision="fp32") -> the golden latent model's bundle with a decoder of random weights."""
     folder = tmp_path_factory.mktemp("decoders")
 
-    def export(kind: str, precision: str = "float32") -> Path:
+    def export(kind: str, precision: str = "fp32") -> Path:
         out, vae = folder / f"{kind}-{precision}", folder / f"vae-{kind}"
         if not vae.exists():
             {"kl": make_vae, "tiny": make_tiny}[kind](vae)
@@ -48,7 +48,7 @@ def pictures(folder: Path) -> np.ndarray:
         return session.images(z)
 
 
-@pytest.mark.parametrize(("kind", "precision"), [("kl", "float32"), ("tiny", "float32"), ("kl", "float16")])
+@pytest.mark.parametrize(("kind", "precision"), [("kl", "fp32"), ("tiny", "fp32"), ("kl", "fp16")])
 def test_quantize_stores_the_decoder_in_int8(latent_bundle, tmp_path: Path, kind: str, precision: str) -> None:
     source, out = latent_bundle(kind, precision), tmp_path / "int8"
     manifest = quantize_bundle(source, out, QuantizeOptions())

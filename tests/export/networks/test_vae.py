@@ -189,7 +189,7 @@ def test_a_wrong_decoder_is_not_handed_over(vaes: Path, tmp_path: Path) -> None:
 def test_float16_out_of_range_says_so(vaes: Path, tmp_path: Path) -> None:
     vae = read_vae(vaes / "kl").decoder
     vae.decoder.up_blocks[1].resnets[0].conv2.weight *= 1e6
-    with pytest.raises(BundleError, match="too near float16's limit.*--vae-precision float32"):
+    with pytest.raises(BundleError, match="too near float16's limit.*--vae-precision fp32"):
         check_decoder(tmp_path / "decoder.onnx", vae, 8, "float16")
 
 

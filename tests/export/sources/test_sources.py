@@ -326,7 +326,7 @@ def test_options_that_do_not_fit_a_folder(transformer_folder: Path) -> None:
         (lambda f: (f / WEIGHTS).write_bytes(b"\0" * 20), "cut short"),
         (lambda f: (f / "config.json").write_text("{"), r"config.json: not valid JSON"),
         (lambda f: (f / "config.json").write_text("[]"), r"config.json: not a JSON object"),
-        (lambda f: (f / "config.json").unlink(), "not a diffusers DiT"),
+        (lambda f: (f / "config.json").unlink(), "is not a checkpoint.*a diffusers DiT folder"),
         (lambda f: (f / "model_index.json").write_text("{}"), r"transformer/config.json does not exist"),
         (lambda f: shard_index(f, "../../secret.safetensors"), "is not the name of a .safetensors file"),
         (lambda f: shard_index(f, "gone.safetensors"), "gone.safetensors does not exist"),
