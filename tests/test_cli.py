@@ -336,7 +336,7 @@ BAD = {
     ),
     "tampered graph": (damaged(flip_byte), "does not match its hash"),
     "missing graph": (damaged(lambda b: (b / "step.onnx").unlink()), "step.onnx is missing"),
-    "future manifest": (damaged(lambda b: edit_manifest(b, lambda m: m.update(version=2))), "version 2"),
+    "future manifest": (damaged(lambda b: edit_manifest(b, lambda m: m.update(version=99))), "version 99"),
     "path out of the bundle": (
         damaged(lambda b: edit_manifest(b, lambda m: m["files"].update({"../x": m["files"]["step.onnx"]}))),
         "leaves the bundle",
