@@ -39,11 +39,13 @@ def install() -> None:
     write = sys.modules.get("ditedge.export.graphs.write")
     if write is None or hasattr(write.onnx_from_module, "once"):
         return
+    from ditedge.calibration.graph import surgery
+
     real, kept = write.onnx_from_module, Path(tempfile.mkdtemp(prefix="ditedge-exports-"))
     atexit.register(shutil.rmtree, kept, ignore_errors=True)
 
     def once(module: Any, inputs: Any, output: Any, dynamic: Any, path: Path, opset: int) -> None:
-        found = kept / key_of(module, inputs, output, dynamic, opset)
+        found = kept / key_of(module, inputs, output, dynamic, opset, surgery.EXTERNAL_DATA_BYTES)
         if found.exists():
             shutil.copy(found, path)
             return
