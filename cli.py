@@ -228,9 +228,10 @@ def convert(
     """
     with importing_extra("calibrate"):
         from ditedge.calibration.convert import convert_bundle
+    from ditedge.calibration.options import ConvertOptions
 
     with progress() as report:
-        manifest = convert_bundle(engine, out, precision, force, report, max_error, decoder)
+        manifest = convert_bundle(engine, out, ConvertOptions(precision, max_error, decoder, force), report)
     told = Summary(as_json)
     told.bundle(
         out, manifest, f"{megabytes(manifest)}, {precision}, checked", f"build --engine {out} --target tensorrt"
@@ -290,7 +291,8 @@ def quantize(
     """
     with importing_extra("calibrate"):
         from ditedge.calibration import CompareRequest, Gate, GateFailed
-        from ditedge.calibration.quantize import QuantizeOptions, drift_budget, quantize_bundle, report_images
+        from ditedge.calibration.options import QuantizeOptions, report_images
+        from ditedge.calibration.quantize import quantize_bundle
 
     from ditedge.runtime import open_bundle
 
@@ -304,9 +306,7 @@ def quantize(
         reference=reference,
         speed_rounds=15 if options["runtime"] == "onnxruntime" else 0,  # TensorRT's form is a simulation on the CPU
     )
-    chosen = QuantizeOptions(
-        budget=drift_budget(budget) if budget else None, quality=quality if count else None, gate=gate, **options
-    )
+    chosen = QuantizeOptions(budget=budget, quality=quality if count else None, gate=gate, **options)
     told = Summary(as_json)
     try:
         with progress() as report:
@@ -433,22 +433,17 @@ def compare(
       ditedge compare --engine fashion --against fashion-int8 --count 2000 --features models/fashion_classifier.onnx \\
           --reference real.npz --max-accuracy-loss 1 --max-frechet-increase 10
     """
-    from ditedge.calibration.quality.compare import CompareRequest, compare_bundles
-    from ditedge.calibration.quality.record import Gate, check_gate_can_be_measured
+    from ditedge.calibration.quality.compare import compare_bundles
+    from ditedge.calibration.quality.gate import Gate, check_gate_can_be_measured
     from ditedge.calibration.quality.report import check_report_folder, summary_lines, write_report
+    from ditedge.calibration.quality.request import CompareRequest
     from ditedge.runtime import EngineOptions, open_bundle
 
     gate = Gate(**{field.name: options.pop(field.name) for field in fields(Gate)})
     options_a, options_b = (EngineOptions(name, threads, spin) for name in (provider, provider_b or provider))
     request = CompareRequest(options_a=options_a, options_b=options_b, **options)
     a, b = open_bundle(engine), open_bundle(against)
-    check_gate_can_be_measured(
-        gate,
-        features=request.features is not None,
-        reference=request.reference is not None,
-        decoder=all("decoder" in bundle.manifest.graphs for bundle in (a, b)),
-        speed=request.speed_rounds > 0,
-    )
+    check_gate_can_be_measured(gate, request, a, b)
     if out is not None:
         check_report_folder(out)
     with progress() as report:

@@ -25,6 +25,7 @@ from quality import image_features, measure, real_images  # noqa: E402
 
 from ditedge.calibration import psnr  # noqa: E402
 from ditedge.calibration.convert import convert_bundle, emulated_engines  # noqa: E402
+from ditedge.calibration.options import ConvertOptions  # noqa: E402
 from ditedge.runtime import EngineOptions, Session, generate, open_bundle  # noqa: E402
 from ditedge.runtime.loop.verify import replay  # noqa: E402
 
@@ -42,8 +43,8 @@ def main() -> None:
     options = EngineOptions(threads=arguments.threads)
     with tempfile.TemporaryDirectory() as folder, Progress() as progress:
         scratch = Path(folder)
-        convert_bundle(arguments.engine, scratch / "fp16", "fp16")
-        convert_bundle(arguments.engine, scratch / "bf16", "bf16")
+        convert_bundle(arguments.engine, scratch / "fp16", ConvertOptions("fp16"))
+        convert_bundle(arguments.engine, scratch / "bf16", ConvertOptions("bf16"))
         rows = {
             "float32": (arguments.engine, False),
             "fp16, ONNX Runtime CPU": (scratch / "fp16", False),

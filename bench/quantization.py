@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "examples")]
 from quality import image_features, measure, real_images  # noqa: E402
 
 from ditedge.calibration import psnr  # noqa: E402
-from ditedge.calibration.quantize import (  # noqa: E402
-    QuantizeOptions,
-    quantize_bundle,
-    step_graphs_of_groups,
-)
+from ditedge.calibration.formats.int8 import static_int8  # noqa: E402
+from ditedge.calibration.kept import PROTECTED  # noqa: E402
+from ditedge.calibration.options import QuantizeOptions  # noqa: E402
+from ditedge.calibration.plan import plan_of  # noqa: E402
+from ditedge.calibration.quantize import collected, quantize_bundle, smoothed, write_step  # noqa: E402
 from ditedge.calibration.statistics.sensitivity import drift  # noqa: E402
 from ditedge.runtime import Program, Session, generate, open_bundle  # noqa: E402
 from ditedge.runtime.bundle.open import Bundle  # noqa: E402
 from ditedge.runtime.files import write_text  # noqa: E402
 from ditedge.runtime.loop.engine import Engine, EngineOptions  # noqa: E402
 from ditedge.runtime.loop.engines import open_engine  # noqa: E402
+from ditedge.runtime.report import silent  # noqa: E402
 
 CLASSIFIER = ROOT / "models" / "fashion_classifier.onnx"
 OTHER_SEEDS = 1_000_000
@@ -82,6 +84,26 @@ def table(results: dict[str, Any]) -> str:
             f"{1000 * row['kernel_distance']:.2f} | {near} | {row['bytes'] / 1e6:.2f} |"
         )
     return "\n".join(lines)
+
+
+def step_graphs_of_groups(source: Path, options: QuantizeOptions, folder: Path) -> list[Path]:
+    """The static step graph once per timestep group, in the order of sampling, each with its own group's scales.
+
+    No runtime switches graphs within a trajectory: this is for measuring what timestep groups would be worth.
+    """
+    bundle = open_bundle(source)
+    plan = plan_of(bundle, options)
+    exact, found = smoothed(bundle, collected(bundle, plan, options, silent), plan, folder)
+    layers, paths = found.layers, []
+    for group in range(len(next(iter(layers.values())).rows)):
+        ranges = {
+            name: float(np.maximum(np.abs(layer.channel_max[group]), np.abs(layer.channel_min[group])).max())
+            for name, layer in layers.items()
+        }
+        (folder / f"group-{group}").mkdir(exist_ok=True)
+        write_step(exact, folder / f"group-{group}", partial(static_int8, amax=ranges), list(PROTECTED))
+        paths.append(folder / f"group-{group}" / exact.manifest.graphs["step"].file)
+    return paths
 
 
 class GroupedSteps:

@@ -20,7 +20,7 @@ from ..runtime.bundle.open import open_bundle
 from ..runtime.bundle.writing import check_target, hashed_files, new_bundle
 from ..runtime.errors import RequestError
 from ..runtime.files import write_text
-from ..runtime.loop.verify import replay_golden
+from ..runtime.loop.verify import check_replayed, replay_golden
 from ..runtime.options import PRECISIONS
 from ..runtime.replacing import scratch_beside
 from ..runtime.report import Report, silent
@@ -71,7 +71,8 @@ def bundle_from_checkpoint(
     with new_bundle(out, options.force, inputs) as folder:
         manifest = _write(ready, folder, out.name, options, report)
         del ready  # a large model's weights: the replay needs their memory
-        replay_golden(open_bundle(folder, check_hashes=False, trusted_keys=()), report=report)  # ours, a moment old
+        for result in replay_golden(open_bundle(folder, check_hashes=False, trusted_keys=()), report=report):
+            check_replayed(result, result.allowed)
     return manifest
 
 

@@ -28,7 +28,7 @@ def halve_decoder(bundle: Bundle, path: Path, scratch: Path, report: Report = si
     latents = latents_to_decode(bundle)
     keep = too_large(largest_while_decoding(bundle.graph_file("decoder"), latents, scratch))
     model = ir.load(bundle.graph_file("decoder"))
-    if not lower(model, "fp16", keep):
+    if not lower(model, ir.DataType.FLOAT16, keep):
         report("decoder: its numbers are too large for float16, it stays in float32")
         return False
     if keep:

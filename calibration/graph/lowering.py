@@ -11,15 +11,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-PRECISIONS = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+LOW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 GEMMS = {"MatMul", "Gemm", "Conv"}
 FOLLOWERS = {"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Split", "Flatten", "Identity",
              "Softmax", "Gelu", "Sigmoid", "Relu", "Tanh", "Erf", "QuantizeLinear"}  # fmt: skip
 
 
-def low_nodes(graph: ir.Graph, precision: str, keep: frozenset[str] = frozenset()) -> list[ir.Node]:
+def low_nodes(graph: ir.Graph, dtype: ir.DataType, keep: frozenset[str] = frozenset()) -> list[ir.Node]:
     """The nodes that compute in 16 bit. keep: names of values that need float32, so every node touching them does."""
-    gemms = GEMMS - {"Conv"} if precision == "bf16" else GEMMS  # ONNX knows Conv of bfloat16 from opset 22 on only
+    gemms = GEMMS - {"Conv"} if dtype == ir.DataType.BFLOAT16 else GEMMS  # ONNX has Conv of it from opset 22 on only
     low: list[ir.Node] = []
     values: set[ir.Value] = set()
     for node in graph:
@@ -60,13 +60,13 @@ def _constant(value: ir.Value, rank: int) -> bool:
     return value.const_value is not None and len(value.const_value.shape) <= rank
 
 
-def lower(model: ir.Model, precision: str, keep: frozenset[str] = frozenset()) -> int:
+def lower(model: ir.Model, dtype: ir.DataType, keep: frozenset[str] = frozenset()) -> int:
     """Rewrites `model` in place -> how many matrix products and convolutions are in 16 bit now.
 
     Weights are converted one at a time, when the file is written.
     """
-    graph, dtype = model.graph, PRECISIONS[precision]
-    nodes = low_nodes(graph, precision, keep)
+    graph = model.graph
+    nodes = low_nodes(graph, dtype, keep)
     chosen, lowered = set(nodes), {value for node in nodes for value in float_outputs(node)}
     low_of: dict[ir.Value, ir.Value] = {}
     float_of: dict[ir.Value, ir.Value] = {}
@@ -87,7 +87,7 @@ def lower(model: ir.Model, precision: str, keep: frozenset[str] = frozenset()) -
         value.dtype = dtype
     for i, value in enumerate(graph.outputs):
         if value in lowered:
-            name, value.name = value.name, f"{value.name}_{precision}"
+            name, value.name = value.name, f"{value.name}_{dtype.name.lower()}"
             cast = ir.node("Cast", [value], attributes={"to": int(ir.DataType.FLOAT)})
             graph.append(cast)
             cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = name, ir.DataType.FLOAT, value.shape
@@ -126,15 +126,15 @@ def emulated(model: ir.Model) -> None:
     That provider has no bfloat16 kernels and computes chains of float16 nodes in float32. Here every node that reads or
     writes 16 bit computes in float32 (tensor cores accumulate in float32, too) between explicit casts.
     """
-    graph, low = model.graph, set(PRECISIONS.values())
+    graph = model.graph
     for node in list(graph):
         if node.op_type == "Cast":
             continue
         for i, value in enumerate(node.inputs):
-            if value is not None and value.dtype in low:
+            if value is not None and value.dtype in LOW:
                 node.replace_input_with(i, _cast(graph, node, value, ir.DataType.FLOAT, unique=f"_{node.name}_{i}"))
         for output in node.outputs:
-            if output.dtype in low:
+            if output.dtype in LOW:
                 rounded = ir.node("Cast", [output], attributes={"to": int(output.dtype)})
                 graph.insert_after(node, rounded)
                 new = rounded.outputs[0]

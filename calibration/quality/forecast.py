@@ -6,7 +6,7 @@ from ...runtime.bundle.open import Bundle
 from ...runtime.loop.verify import read_golden
 from ...runtime.report import duration
 from ...runtime.samplers.program import Program
-from .compare import CompareRequest
+from .request import CompareRequest
 
 
 def cost_of_report(bundle: Bundle, request: CompareRequest, replayed: float) -> str:

@@ -204,7 +204,9 @@ def _recorder(path: Path, scratch: Path) -> _Recorder:
     model = ir.load(path)
     graph, axis = model.graph, ir.node("Constant", [], attributes={"value_ints": [1]})
     constants = set(graph.initializers.values())
-    touched = [value for node in low_nodes(graph, "fp16") for value in [*float_inputs(node), *float_outputs(node)]]
+    touched = [
+        value for node in low_nodes(graph, ir.DataType.FLOAT16) for value in [*float_inputs(node), *float_outputs(node)]
+    ]
     values = [value for value in dict.fromkeys(touched) if value not in constants]
     nodes, parts = [axis], []
     for value in values:
@@ -223,7 +225,7 @@ def _recorder(path: Path, scratch: Path) -> _Recorder:
 
 def _weight_maxima(path: Path) -> dict[str, float]:
     graph = ir.load(path).graph
-    values = {value for node in low_nodes(graph, "fp16") for value in float_inputs(node)}
+    values = {value for node in low_nodes(graph, ir.DataType.FLOAT16) for value in float_inputs(node)}
     return {
         str(v.name): float(np.abs(v.const_value.numpy()).max(initial=0)) for v in values if v.const_value is not None
     }

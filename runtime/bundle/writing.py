@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,20 +74,37 @@ def _foreign_file(folder: Path) -> str | None:
     return None
 
 
-def copy_files(source: Bundle, folder: Path, but: tuple[str, ...]) -> None:
-    """Copies the bundle's files to `folder`. but: graphs to leave out, with the weights beside them, whose names begin
-    as theirs do. A signature, which is the old bundle's, stays behind even where the manifest lists it. Raises
-    BundleError for a file that is another one by now, and for those of golden/ and quality/ that are not there."""
+def copy_files(source: Bundle, folder: Path, but: Iterable[str]) -> None:
+    """Copies the bundle's files to `folder`. but: names of graphs to leave out, with their weights.
+
+    A signature, which is the old bundle's, stays behind even where the manifest lists it. Raises BundleError for a file
+    that is another one by now, and for those of golden/ and quality/ that are not there.
+    """
+    left_out = {SIGNATURE_NAME, *(name for graph in but for name in source.manifest.graph_files(graph))}
     for name in source.manifest.files:
-        if not name.startswith(but) and name != SIGNATURE_NAME:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.file(name), folder / name)
+        if name not in left_out:
+            _copy(source, name, folder)
 
 
-def hashed_files(folder: Path) -> dict[str, FileInfo]:
-    """Every file below `folder` but a manifest, with its size and hash, as the manifest lists them."""
+def copy_graph(source: Bundle, graph: str, folder: Path) -> None:
+    """Copies a graph with its weights to `folder`, as `copy_files` does."""
+    for name in source.manifest.graph_files(graph):
+        _copy(source, name, folder)
+
+
+def _copy(source: Bundle, name: str, folder: Path) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source.file(name), folder / name)
+
+
+def hashed_files(folder: Path, known: Mapping[str, FileInfo] | None = None) -> dict[str, FileInfo]:
+    """Every file below `folder` but a manifest, with its size and hash, as the manifest lists them.
+
+    known: files that were hashed a moment ago, and are not read again.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_NAME)
+    found = {path.relative_to(folder).as_posix(): path for path in files}
     return {
-        path.relative_to(folder).as_posix(): FileInfo(sha256=sha256_of_file(path), bytes=path.stat().st_size)
-        for path in files
+        name: (known or {}).get(name) or FileInfo(sha256=sha256_of_file(path), bytes=path.stat().st_size)
+        for name, path in found.items()
     }

@@ -32,6 +32,11 @@ class Replay:
     error: np.ndarray  # [N] float64
 
     @property
+    def worst(self) -> float:
+        """The largest error of any step; NaN where one is."""
+        return float(np.max(self.error))
+
+    @property
     def allowed(self) -> float:
         return min(self.golden.tolerance, LARGEST_ERROR)
 
@@ -109,17 +114,19 @@ def replay(session: Session, golden: GoldenInfo, on_step: Callable[[StepEvent], 
     return Replay(golden, program.timestep, np.array(errors))
 
 
-def replay_golden(bundle: Bundle, engines: Mapping[str, Engine] | None = None, report: Report = silent) -> None:
-    """Raises BundleError when the graphs of a bundle that was just made, or `engines`, leave a golden trajectory."""
+def replay_golden(bundle: Bundle, engines: Mapping[str, Engine] | None = None, report: Report = silent) -> list[Replay]:
+    """Every golden trajectory of a bundle that was just made, by its graphs or by `engines`."""
     with Session(bundle, engines=engines) as session:
-        for golden in bundle.manifest.golden:
-            result = replay(session, golden, _reporting(report, golden))
-            if not result.passed:
-                worst = float(np.max(result.error))
-                raise BundleError(
-                    f"the graphs leave PyTorch's {golden.program} trajectory: relative error {worst:.1e}, "
-                    f"allowed {result.allowed:.0e}; nothing was written"
-                )
+        return [replay(session, golden, _reporting(report, golden)) for golden in bundle.manifest.golden]
+
+
+def check_replayed(replayed: Replay, allowed: float) -> None:
+    """Raises BundleError, for a bundle that is not written yet, when an error is beyond `allowed`."""
+    if not replayed.worst <= allowed:  # NaN, too
+        raise BundleError(
+            f"the graphs leave PyTorch's {replayed.golden.program} trajectory: relative error {replayed.worst:.1e}, "
+            f"allowed {allowed:.0e}; nothing was written"
+        )
 
 
 def _reporting(report: Report, golden: GoldenInfo) -> Callable[[StepEvent], None]:

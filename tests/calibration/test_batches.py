@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
+from ditedge.calibration.options import QuantizeOptions
+from ditedge.calibration.quantize import quantize_bundle
 from ditedge.runtime import Bundle, Session, generate, open_bundle
 
 SAMPLERS = ("ddim", "ddpm", "dpm++", "unipc", "heun", "euler")

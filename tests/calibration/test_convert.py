@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from ditedge.calibration import accuracy, image_features
 from ditedge.calibration.convert import convert_bundle
 from ditedge.calibration.graph import lowering, surgery
-from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
+from ditedge.calibration.options import ConvertOptions, QuantizeOptions
+from ditedge.calibration.quantize import quantize_bundle
 from ditedge.calibration.statistics.overflow import overflow_scan, too_large
 from ditedge.cli import main
 from ditedge.export import ExportOptions, bundle_from_checkpoint
@@ -40,7 +41,7 @@ def worst_end(folder: Path) -> float:
 def test_emulation_rounds_like_pytorch(gray_bundle: Path, tmp_path: Path, name: str, bits: int) -> None:
     """The first block's qkv product against torch: operands and result rounded to 16 bit, sums in float32."""
     torch = pytest.importorskip("torch")
-    convert_bundle(gray_bundle, tmp_path / "low", name)
+    convert_bundle(gray_bundle, tmp_path / "low", ConvertOptions(name))
     model = ir.load(tmp_path / "low" / "step.onnx")
     gemm = next(node for node in model.graph if node.op_type in ("MatMul", "Gemm"))
     weight = gemm.inputs[1].const_value.numpy().astype(np.float32)
@@ -49,7 +50,9 @@ def test_emulation_rounds_like_pytorch(gray_bundle: Path, tmp_path: Path, name: 
     assert np.array_equal(torch.from_numpy(weight).to(low).float().numpy(), weight)
     product = next(node for node in model.graph if node.op_type == gemm.op_type)
     (rounded,) = [use.node for use in product.outputs[0].uses()]
-    assert rounded.op_type == "Cast" and rounded.attributes["to"].as_int() == int(lowering.PRECISIONS[name])
+    assert rounded.op_type == "Cast" and rounded.attributes["to"].as_int() == int(
+        {"fp16": HALF, "bf16": ir.DataType.BFLOAT16}[name]
+    )
     assert {value.dtype for value in product.inputs if value is not None} == {FLOAT}
     for output in (product.outputs[0], rounded.outputs[0]):
         output.name = f"seen_{output.dtype.name}"
@@ -84,7 +87,7 @@ def test_what_is_built_is_what_was_checked(golden_bundle, tmp_path: Path, name: 
     from ditedge.runtime.plans.build import build_bundle
     from ditedge.runtime.plans.options import BuildOptions
 
-    convert_bundle(golden_bundle("latent4_learned_sigma"), tmp_path / "low", name)
+    convert_bundle(golden_bundle("latent4_learned_sigma"), tmp_path / "low", ConvertOptions(name))
     bundle = open_bundle(tmp_path / "low")
     record = build_bundle(bundle, BuildOptions("tensorrt-rtx", archs=("sm86", "sm89", "sm120")))
     assert record.plans["step"].source_sha256 == bundle.manifest.files["step.onnx"].sha256
@@ -99,7 +102,7 @@ def test_a_quantised_bundle_in_fp16(gray_bundle: Path, tmp_path: Path) -> None:
 
     options = QuantizeOptions(runtime="tensorrt", samples=2, statistics=tmp_path / "s.safetensors")
     quantize_bundle(gray_bundle, tmp_path / "int8", options)
-    convert_bundle(tmp_path / "int8", tmp_path / "low", "fp16")
+    convert_bundle(tmp_path / "int8", tmp_path / "low", ConvertOptions("fp16"))
     bundle = open_bundle(tmp_path / "low")
     assert bundle.manifest.quantization is not None and bundle.manifest.graphs["step"].precision == "float16"
     graph = ir.load(tmp_path / "low" / "step.onnx").graph
@@ -112,18 +115,18 @@ def test_a_quantised_bundle_in_fp16(gray_bundle: Path, tmp_path: Path) -> None:
     assert rtx and build_bundle(bundle, BuildOptions("tensorrt-rtx", archs=("sm86",))).plans["step"].plan.bytes > 0
     with pytest.raises(RequestError, match="quantised for ONNX Runtime"):
         quantize_bundle(gray_bundle, tmp_path / "cpu", QuantizeOptions())
-        convert_bundle(tmp_path / "cpu", tmp_path / "x", "fp16")
+        convert_bundle(tmp_path / "cpu", tmp_path / "x", ConvertOptions("fp16"))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_fp16_trajectories(golden_bundle, tmp_path: Path, case: str) -> None:
-    convert_bundle(golden_bundle(case), tmp_path / "half", "fp16")
+    convert_bundle(golden_bundle(case), tmp_path / "half", ConvertOptions("fp16"))
     assert worst_end(tmp_path / "half") <= 2e-2
     assert open_bundle(tmp_path / "half").manifest.graphs["step"].precision == "float16"
 
 
 def test_structure(gray_bundle: Path, tmp_path: Path) -> None:
-    convert_bundle(gray_bundle, tmp_path / "half", "fp16")
+    convert_bundle(gray_bundle, tmp_path / "half", ConvertOptions("fp16"))
     graph = ir.load(tmp_path / "half" / "step.onnx").graph
     assert {v.dtype for v in [*graph.inputs, *graph.outputs]} == {FLOAT, ir.DataType.INT64}
     blocks = open_bundle(gray_bundle).manifest.model.depth
@@ -151,7 +154,7 @@ def test_structure(gray_bundle: Path, tmp_path: Path) -> None:
 
 def test_weights_beside_the_graph(gray_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surgery, "EXTERNAL_DATA_BYTES", 1000)
-    convert_bundle(gray_bundle, tmp_path / "half", "fp16")
+    convert_bundle(gray_bundle, tmp_path / "half", ConvertOptions("fp16"))
     assert "step.onnx.data" in open_bundle(tmp_path / "half").manifest.files
     assert worst_end(tmp_path / "half") <= 2e-2
 
@@ -161,7 +164,7 @@ def test_weights_beside_the_source_alone(gray_bundle: Path, tmp_path: Path, monk
     monkeypatch.setattr("ditedge.calibration.graph.surgery.EXTERNAL_DATA_BYTES", 100_000)
     bundle_from_checkpoint(GOLDEN / "gray1_cfg" / "model.safetensors", tmp_path / "big", ExportOptions(heads=2))
     assert (tmp_path / "big" / "step.onnx.data").exists()
-    convert_bundle(tmp_path / "big", tmp_path / "half", "fp16")
+    convert_bundle(tmp_path / "big", tmp_path / "half", ConvertOptions("fp16"))
     assert not (tmp_path / "half" / "step.onnx.data").exists()
     assert worst_end(tmp_path / "half") <= 2e-2
 
@@ -178,12 +181,12 @@ def test_planted_overflow(tmp_path: Path) -> None:
     assert any("gelu" in name for name in found), found
     naive = Path(shutil.copytree(source, tmp_path / "naive"))
     model = ir.load(source / "step.onnx")
-    lowering.lower(model, "fp16")
+    lowering.lower(model, HALF)
     (naive / "step.onnx").unlink()
     surgery.save_graph(model, naive / "step.onnx")
     with pytest.raises(Exception, match=r"match its hash"):
         open_bundle(naive)
-    convert_bundle(source, tmp_path / "fixed", "fp16")
+    convert_bundle(source, tmp_path / "fixed", ConvertOptions("fp16"))
     assert worst_end(tmp_path / "fixed") <= 2e-2
     shutil.copyfile(naive / "step.onnx", tmp_path / "fixed" / "step.onnx")
     step = open_engine(naive / "step.onnx", EngineOptions())
@@ -205,7 +208,9 @@ def test_a_class_that_no_trajectory_visits(
     monkeypatch.setattr(overflow, "SCAN_SECONDS", seconds)
     source = overheat(Path(shutil.copytree(golden_bundle("gray1_cfg"), tmp_path / "hot")), label, 1e5)
     said: list[str] = []
-    convert_bundle(source, tmp_path / "half", "fp16", report=lambda what, done=0, total=0: said.append(what))
+    convert_bundle(
+        source, tmp_path / "half", ConvertOptions("fp16"), report=lambda what, done=0, total=0: said.append(what)
+    )
     (scanned,) = [line for line in said if line.startswith("scanned")]
     assert ("all 10 classes" if seconds else "the 1 of 10 classes with the largest conditioning") in scanned, scanned
     assert f"class {', '.join(map(str, sorted([0, 3, 6, 9, label])))};" in scanned
@@ -270,7 +275,7 @@ def test_it_needs_no_pytorch(gray_bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_trained_model(tmp_path: Path) -> None:
     bundle_from_checkpoint(MODELS / "fashion-dit.safetensors", tmp_path / "f", ExportOptions(heads=3))
-    convert_bundle(tmp_path / "f", tmp_path / "h", "fp16")
+    convert_bundle(tmp_path / "f", tmp_path / "h", ConvertOptions("fp16"))
     assert worst_end(tmp_path / "h") <= 2e-2
     labels, found = [i % 10 for i in range(300)], []
     for name in ("f", "h"):

@@ -16,7 +16,8 @@ import pytest
 from capi_ctypes import Ditedge, DitedgeError
 from PIL import Image
 
-from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
+from ditedge.calibration.options import QuantizeOptions
+from ditedge.calibration.quantize import quantize_bundle
 from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.loop.engine_ort import PROBE_GRAPH
 from ditedge.runtime.loop.verify import relative_error

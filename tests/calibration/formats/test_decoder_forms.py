@@ -12,10 +12,11 @@ import pytest
 
 from ditedge.calibration import psnr
 from ditedge.calibration.convert import convert_bundle
-from ditedge.calibration.formats import decoder as decoder_module
-from ditedge.calibration.formats.decoder import quantise_decoder
+from ditedge.calibration.formats import int8_decoder as decoder_module
 from ditedge.calibration.formats.half_decoder import halve_decoder
-from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
+from ditedge.calibration.formats.int8_decoder import quantise_decoder
+from ditedge.calibration.options import ConvertOptions, QuantizeOptions
+from ditedge.calibration.quantize import quantize_bundle
 from ditedge.export import ExportOptions, bundle_from_checkpoint
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.open import Bundle
@@ -69,7 +70,7 @@ def test_the_decoder_can_be_left_alone(latent_bundle, tmp_path: Path) -> None:
     manifest = quantize_bundle(source, tmp_path / "int8", QuantizeOptions(decoder=False))
     assert manifest.quantization is not None and manifest.quantization.decoder is None
     assert (tmp_path / "int8" / "decoder.onnx").read_bytes() == untouched
-    manifest = convert_bundle(source, tmp_path / "half", "fp16", decoder=False)
+    manifest = convert_bundle(source, tmp_path / "half", ConvertOptions("fp16", decoder=False))
     assert manifest.vae is not None and manifest.vae.precision == "float32"
     assert (tmp_path / "half" / "decoder.onnx").read_bytes() == untouched
 
@@ -89,7 +90,7 @@ def test_a_decoder_that_paints_something_else_is_refused(
 def test_convert_makes_a_float16_decoder(latent_bundle, tmp_path: Path, kind: str, name: str) -> None:
     """Of a bfloat16 bundle, too: ONNX has no bfloat16 convolution here."""
     source, out = latent_bundle(kind), tmp_path / "half"
-    manifest = convert_bundle(source, out, name)
+    manifest = convert_bundle(source, out, ConvertOptions(name))
     assert manifest.vae is not None and manifest.vae.precision == "float16"
     onnx.checker.check_model(str(out / "decoder.onnx"), full_check=True)
     graph = ir.load(out / "decoder.onnx").graph
@@ -102,7 +103,7 @@ def test_int8_then_16_bit(latent_bundle, tmp_path: Path) -> None:
     """The weights at rest stay int8; their scales and what reads them become float16."""
     options = QuantizeOptions(runtime="tensorrt", samples=2, steps=2, sampler="ddim", statistics=tmp_path / "s")
     quantize_bundle(latent_bundle("tiny"), tmp_path / "int8", options)
-    convert_bundle(tmp_path / "int8", tmp_path / "both", "fp16")
+    convert_bundle(tmp_path / "int8", tmp_path / "both", ConvertOptions("fp16"))
     graph = ir.load(tmp_path / "both" / "decoder.onnx").graph
     weights = [node.inputs[1].producer() for node in graph if node.op_type == "Conv"]
     assert {(node.inputs[0].dtype, node.inputs[1].dtype) for node in weights} == {

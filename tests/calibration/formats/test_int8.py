@@ -12,10 +12,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from ditedge.calibration.formats.dynamic_int8 import quantised_weight
+from ditedge.calibration.formats.int8 import quantised_weight
 from ditedge.calibration.graph.linears import find_linears
 from ditedge.calibration.graph.surgery import load_graph, save_graph
-from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
+from ditedge.calibration.options import QuantizeOptions
+from ditedge.calibration.quantize import quantize_bundle
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.manifest import MANIFEST_NAME
 from ditedge.runtime.bundle.writing import hashed_files

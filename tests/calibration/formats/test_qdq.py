@@ -14,10 +14,13 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ditedge.calibration.formats.static import blockwise_int4, static_fp8, static_int8
+from ditedge.calibration.formats import quantised_format
+from ditedge.calibration.formats.fp8 import static_fp8
+from ditedge.calibration.formats.int8 import static_int8
 from ditedge.calibration.graph.linears import find_linears
 from ditedge.calibration.graph.surgery import save_graph
-from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
+from ditedge.calibration.options import QuantizeOptions
+from ditedge.calibration.quantize import quantize_bundle
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.errors import RequestError
@@ -77,7 +80,7 @@ def test_int4_forms_agree_and_use_16_levels(tmp_path: Path) -> None:
     results = {}
     for runtime in ("tensorrt", "onnxruntime"):
         model = linear_model()
-        blockwise_int4(model, find_linears(model), runtime)
+        quantised_format("int4").scheme(runtime).rewrite(model, find_linears(model), {})
         if runtime == "tensorrt":
             stored = model.graph.initializers["fc.weight_rounded"].const_value
             assert stored.dtype == ir.DataType.INT4 and set(np.unique(stored.numpy().astype(int))) == set(range(-8, 8))

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from ditedge.calibration import CompareRequest, Gate, check_gate, compare_bundles, read_quality
-from ditedge.calibration.quality.metrics import accuracy, frechet_distance
-from ditedge.calibration.quality.record import _percent_more
+from ditedge.calibration.quality.distances import accuracy, frechet_distance
+from ditedge.calibration.quality.metrics.features import percent_more
 from ditedge.calibration.quality.stopwatch import interleave
 from ditedge.cli import main
 from ditedge.runtime import generate, open_bundle
@@ -185,9 +185,9 @@ def test_gates_pass_and_fail(gray: Path, coarse: Path, features: Path, reference
     loss = 100 * (q.features.a.accuracy - q.features.b.accuracy)
     increase = 100 * (q.features.b.frechet_distance / q.features.a.frechet_distance - 1)
     assert q.pixels.psnr is not None
-    exact = Gate(q.drift.relative, q.pixels.psnr, loss, increase, None, 100)
+    exact = Gate(q.drift.relative, q.pixels.psnr, loss, increase, max_size=100)
     assert all(result.passed for result in check_gate(q, exact)) and len(check_gate(q, exact)) == 6
-    tight = Gate(q.drift.relative - 1e-6, q.pixels.psnr + 1e-6, loss - 0.1, increase - 1e-6, None, 99)
+    tight = Gate(q.drift.relative - 1e-6, q.pixels.psnr + 1e-6, loss - 0.1, increase - 1e-6, max_size=99)
     results = check_gate(q, tight)
     assert [result.passed for result in results] == [True] + [False] * 5  # no image is broken
     assert all("is allowed" in result.sentence for result in results)
@@ -280,5 +280,5 @@ def test_files_that_do_not_fit(gray: Path, features: Path, reference, tmp_path: 
 
 
 def test_an_increase_from_nothing_is_not_passed_over() -> None:
-    assert _percent_more(2.0, 3.0) == pytest.approx(50) and _percent_more(0.0, 0.0) == 0
-    assert _percent_more(0.0, 1.0) is None  # which fails the gate
+    assert percent_more(2.0, 3.0) == pytest.approx(50) and percent_more(0.0, 0.0) == 0
+    assert percent_more(0.0, 1.0) is None  # which fails the gate

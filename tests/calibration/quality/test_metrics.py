@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ditedge.calibration import psnr
-from ditedge.calibration.quality.metrics import accuracy, frechet_distance, kernel_distance, kernel_distance_of_sets
+from ditedge.calibration.quality.distances import accuracy, frechet_distance, kernel_distance, kernel_distance_of_sets
 
 RNG = np.random.default_rng(0)
 

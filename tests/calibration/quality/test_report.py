@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from ditedge.calibration import CompareRequest, Comparison, Gate, Quality, compare_bundles, read_quality, write_report
-from ditedge.calibration.quality.report import _ticks, check_report_folder, difference, report_html
+from ditedge.calibration.quality.curve import ticks_up_to
+from ditedge.calibration.quality.report import check_report_folder, difference, report_html
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.files import write_text
 from tests.calibration.variants import rounded, variant
@@ -167,10 +168,10 @@ def test_difference_is_eight_times_and_clipped() -> None:
 
 @pytest.mark.parametrize("largest", [1e-7, 0.013, 0.2, 0.26, 1.0, 7.3, 1e4])
 def test_ticks_reach_the_largest_value(largest: float) -> None:
-    ticks = _ticks(largest)
+    ticks = ticks_up_to(largest)
     assert ticks[0] == 0 and ticks[-1] >= largest * (1 - 1e-6) and 3 <= len(ticks) <= 7
     assert ticks[-2] < largest
-    assert _ticks(0.0) == [0.0, 1.0]
+    assert ticks_up_to(0.0) == [0.0, 1.0]
 
 
 def test_a_bundle_without_decoder_has_no_pictures(golden_bundle) -> None:

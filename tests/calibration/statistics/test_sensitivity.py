@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ditedge.calibration.formats.dynamic_int8 import dynamic_int8
-from ditedge.calibration.formats.static import blockwise_int4
-from ditedge.calibration.quantize import QuantizeOptions, drift_budget, quantize_bundle
+from ditedge.calibration.formats.int4 import dequantised_blocks
+from ditedge.calibration.formats.int8 import dynamic_int8
+from ditedge.calibration.options import QuantizeOptions
+from ditedge.calibration.quantize import quantize_bundle
 from ditedge.calibration.statistics.sensitivity import drift, fewest_kept, latents_of, layer_sensitivities
 from ditedge.runtime import open_bundle
 from ditedge.runtime.bundle.open import Bundle
@@ -23,7 +24,7 @@ def test_contributions_add_up_to_the_drift(golden_bundle, tmp_path: Path) -> Non
     bundle = open_bundle(golden_bundle("gray1_cfg"))
     program = bundle.program("ddim-10")
     layers = [f"blocks.{i}.{x}" for i in range(bundle.manifest.model.depth) for x in ("attn.qkv", "mlp.fc1", "mlp.fc2")]
-    coarse = layer_sensitivities(bundle, program, layers, lambda m, l: blockwise_int4(m, l, "tensorrt"), 4)
+    coarse = layer_sensitivities(bundle, program, layers, dequantised_blocks, 4)
     fine = layer_sensitivities(bundle, program, layers, dynamic_int8, 8)
     assert {entry.layer for entry in coarse} == {entry.layer for entry in fine} == set(layers)
     assert [entry.gain for entry in coarse] == sorted((entry.gain for entry in coarse), reverse=True)
@@ -53,12 +54,12 @@ def test_budget_is_kept_as_measured(golden_bundle, tmp_path: Path) -> None:
     reference = latents_of(exact, program)
     quantize_bundle(source, tmp_path / "plain", QuantizeOptions("int4"))
     plain = drift(latents_of(open_bundle(tmp_path / "plain"), program), reference)
-    options = QuantizeOptions("int4", budget=plain / 2, program="ddim-10")
+    options = QuantizeOptions("int4", budget=f"drift={plain / 2}", program="ddim-10")
     manifest = quantize_bundle(source, tmp_path / "budget", options)
     assert drift(latents_of(open_bundle(tmp_path / "budget"), program), reference) <= plain / 2 * 1.001
     assert manifest.quantization is not None and 1 < len(manifest.quantization.kept)
     with pytest.raises(RequestError, match="not reached even"):
-        quantize_bundle(source, tmp_path / "never", QuantizeOptions("int4", budget=1e-7, program="ddim-10"))
+        quantize_bundle(source, tmp_path / "never", QuantizeOptions("int4", budget="drift=1e-7", program="ddim-10"))
     assert not (tmp_path / "never").exists()
 
 
@@ -71,7 +72,7 @@ def test_fewest_kept_is_the_smallest_that_fits(needed: int) -> None:
 
 
 def test_budget_text() -> None:
-    assert drift_budget("drift=0.02") == 0.02
+    assert QuantizeOptions(budget="drift=0.02").drift_budget == 0.02 and QuantizeOptions().drift_budget is None
     for text in ("0.02", "drift=", "drift=2", "size=0.1", "drift=nan"):
         with pytest.raises(RequestError, match="write drift=X"):
-            drift_budget(text)
+            assert QuantizeOptions(budget=text).drift_budget

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
+from ditedge.calibration.options import QuantizeOptions
+from ditedge.calibration.quantize import quantize_bundle
 from ditedge.cli import main
 from ditedge.runtime.loop import int8_kernels
 from ditedge.runtime.loop.int8_kernels import integer_kernels

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from ditedge.calibration.graph.linears import find_linears
 from ditedge.calibration.graph.surgery import load_graph
-from ditedge.calibration.quantize import QuantizeOptions, quantize_bundle
+from ditedge.calibration.options import QuantizeOptions
+from ditedge.calibration.quantize import quantize_bundle
 from ditedge.cli import main
 from ditedge.runtime import open_bundle
 from ditedge.runtime.errors import RequestError

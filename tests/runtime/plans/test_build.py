@@ -583,11 +583,12 @@ def test_models_build_for_three_gpus(
 ) -> None:
     """The very graphs that were verified with ONNX Runtime; attention is one kernel in 16 bit, and never in float32."""
     from ditedge.calibration.convert import convert_bundle
+    from ditedge.calibration.options import ConvertOptions
     from ditedge.runtime.plans.attention_trial import lint_graph
 
     folder = exported(name)
     if precision != "float32":
-        convert_bundle(folder, tmp_path / "low", precision)
+        convert_bundle(folder, tmp_path / "low", ConvertOptions(precision))
         folder = tmp_path / "low"
     bundle = open_bundle(folder)
     options = BuildOptions("tensorrt-rtx", archs=("sm86", "sm89", "sm120"), force=True)

@@ -15,8 +15,8 @@ import onnx_ir as ir
 from ...runtime.bundle.open import Bundle
 from ...runtime.errors import BundleError
 from ...runtime.loop.decoded import decoder_psnr, latents_to_decode
+from ..graph.qdq import SMALLEST_SCALE, zero_points
 from ..graph.surgery import constant, insert, load_graph, save_graph
-from .dynamic_int8 import SMALLEST_SCALE, zero_points
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 SMALLEST_HALF = 6e-8  # the smallest float16 above 0

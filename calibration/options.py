@@ -1,0 +1,125 @@
+"""What `convert` and `quantize` can be told, each option once. Imported for their help, so no onnx is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..runtime.bundle.open import Bundle
+from ..runtime.errors import RequestError
+from ..runtime.options import FORCE, IMAGES, SIZE, option
+from .formats import formats_of, summary
+from .quality.gate import Gate
+from .quality.request import CompareRequest
+
+RUNTIMES = ("onnxruntime", "tensorrt")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What a user may decide about a 16-bit bundle. None: what suits the precision."""
+
+    precision: str = field(
+        metadata=option("--precision", help=summary("convert"), choices=formats_of("convert")),
+    )
+    max_error: float | None = field(
+        default=None,
+        metadata=option(
+            "--max-error", help="Of a recorded trajectory at any step, relative. [default: 0.02; bf16: 0.1]"
+        ),
+    )
+    decoder: bool = field(
+        default=True,
+        metadata=option("--decoder/--no-decoder", help="A VAE's decoder, too, in float16. [default: yes]"),
+    )
+    force: bool = field(default=False, metadata=FORCE)
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """What a user may decide about a quantised bundle. None: what suits the precision and the runtime."""
+
+    precision: str = field(
+        default="int8", metadata=option("--precision", help=summary("quantize"), choices=formats_of("quantize"))
+    )
+    runtime: str = field(
+        default="onnxruntime",
+        metadata=option("--runtime", help="Whose kernels the graph is written for.", choices=RUNTIMES),
+    )
+    target: str | None = field(
+        default=None,
+        metadata=option(
+            "--target", help="GPU architecture that it is for, such as sm86: refused when it lacks the arithmetic."
+        ),
+    )
+    smoothing: float | None = field(
+        default=None,
+        metadata=option("--smoothing", help="SmoothQuant's alpha, 0 is off. [default: 0.5 for static int8, else off]"),
+    )
+    protect: bool = field(
+        default=True,
+        metadata=option("--protect/--no-protect", help="Leave the final layer in float32. [default: yes]"),
+    )
+    decoder: bool = field(
+        default=True,
+        metadata=option(
+            "--decoder/--no-decoder",
+            help="A VAE's decoder, too: weights int8 on disk, a quarter of the size. [default: yes]",
+        ),
+    )
+    naive: bool = field(
+        default=False,
+        metadata=option("--naive", help="Static int8, one scale per tensor, nothing smoothed or protected."),
+    )
+    keep: tuple[str, ...] = field(
+        default=(),
+        metadata=option("--keep-layer", help="Leave it in float32: blocks.0.mlp.fc2, blocks.0, fc2."),
+    )
+    keep_count: int | None = field(
+        default=None,
+        metadata=option("--keep", help="Rank layers; leave the N best in float32.", range=(0, SIZE[1])),
+    )
+    budget: str | None = field(
+        default=None,
+        metadata=option(
+            "--budget", help="drift=X: leave as few layers in float32 as hold the latents' relative drift below X."
+        ),
+    )
+    program: str | None = field(
+        default=None,
+        metadata=option("--program", help="Calibrate on this ready program of the bundle. [default: the bundle's]"),
+    )
+    sampler: str | None = field(
+        default=None, metadata=option("--sampler", help="... or on this sampler, as for `run`.")
+    )
+    steps: int | None = field(default=None, metadata=option("--steps", help="... with so many steps."))
+    samples: int | None = field(
+        default=None,
+        metadata=option("--samples", help="Images of the calibration set. [default: 32; large DiTs: 4]", range=IMAGES),
+    )
+    statistics: Path | None = field(
+        default=None,
+        metadata=option("--statistics", help="File for the statistics. [default: one in the user's cache]"),
+    )
+    quality: CompareRequest | None = None  # what is sampled for the report in the bundle; None: no report
+    gate: Gate = Gate()  # limits that the report must keep
+    force: bool = field(default=False, metadata=FORCE)
+
+    @property
+    def drift_budget(self) -> float | None:
+        """ "drift=0.02" -> 0.02. Raises RequestError."""
+        if self.budget is None:
+            return None
+        name, _, value = self.budget.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = 0.0
+        if name.strip() != "drift" or not 0 < number < 1:
+            raise RequestError(f"--budget {self.budget}: write drift=X with X between 0 and 1, such as drift=0.02")
+        return number
+
+
+def report_images(bundle: Bundle) -> int:
+    """How many images the quality report samples when nobody says."""
+    return 2 if bundle.manifest.model.is_large else 32

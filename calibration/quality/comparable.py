@@ -1,0 +1,53 @@
+"""Which two bundles can be compared, and what can be asked of it: checked before the first image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...runtime.bundle.open import Bundle
+from ...runtime.errors import RequestError
+from .pictures import has_pictures, image_shape
+from .request import CompareRequest
+
+COMPARABLE: Sequence[tuple[str, str]] = (
+    ("in_channels", "latent channels"),
+    ("input_size", "latent size"),
+    ("out_channels", "network output channels"),
+    ("num_classes", "classes"),
+    ("null_class", "null class"),
+    ("prediction", "prediction"),
+    ("guided_channels", "guided channels"),
+)
+
+
+def check_comparable(a: Bundle, b: Bundle, request: CompareRequest) -> None:
+    """Raises RequestError, in one sentence, for bundles that one program cannot drive, and for impossible requests."""
+    for name, text in COMPARABLE:
+        x, y = getattr(a.manifest.model, name), getattr(b.manifest.model, name)
+        if x != y:
+            raise RequestError(f"{a.folder} and {b.folder} cannot be compared: {text} {x} against {y}")
+    _check_numbers(request)
+    if request.reference is not None and request.features is None:
+        raise RequestError(f"reference {request.reference} needs a feature extractor: give features, too")
+    if not has_pictures(a, b):
+        if request.features is not None:
+            folder = b.folder if has_pictures(a) else a.folder
+            raise RequestError(f"{folder} has no decoder, so there are no pictures for {request.features}")
+    elif image_shape(a) != image_shape(b):
+        raise RequestError(
+            f"{a.folder} and {b.folder} cannot be compared: pictures {list(image_shape(a))} against "
+            f"{list(image_shape(b))}"
+        )
+
+
+def _check_numbers(request: CompareRequest) -> None:
+    least = 2 if request.features else 1  # a covariance needs two
+    if request.count < least or request.batch < 1 or request.speed_rounds < 0 or request.speed_batch < 1:
+        raise RequestError(
+            f"count {request.count}, batch {request.batch}, speed batch {request.speed_batch}: "
+            f"at least {least}, 1 and 1 are needed"
+        )
+    if not 0 <= request.seed <= 2**64 - 2 * request.count:
+        raise RequestError(
+            f"seed {request.seed}: the seeds of {request.count} images, and of as many others, end at 2**64"
+        )

@@ -1,0 +1,14 @@
+"""METRICS: what `compare` measures. A metric is one file of this folder and one line here."""
+
+from __future__ import annotations
+
+from ..metric import Metric
+from . import disk, drift, features, pixels, speed
+
+METRICS: dict[str, Metric] = {  # in the order of the table, the report and quality.json
+    "drift": drift.METRIC,
+    "pixels": pixels.METRIC,
+    "features": features.METRIC,
+    "disk": disk.METRIC,
+    "speed": speed.METRIC,
+}
