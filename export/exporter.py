@@ -15,6 +15,7 @@ import onnxruntime  # noqa: F401  # every export is checked with it: missing, it
 from ditedge import __version__
 
 from ..calibration.convert import convert_bundle
+from ..calibration.options import ConvertOptions
 from ..runtime.bundle.manifest import MANIFEST_NAME, MANIFEST_VERSION, DefaultsInfo, Manifest, ModelInfo
 from ..runtime.bundle.open import open_bundle
 from ..runtime.bundle.writing import check_target, hashed_files, new_bundle
@@ -88,7 +89,7 @@ def bundle_in_precision(
     check_target(out, options.force, [source])
     with scratch_beside(out) as scratch:
         bundle_from_checkpoint(source, scratch / "float32", options, report, note)
-        return convert_bundle(scratch / "float32", out, precision, options.force, report)
+        return convert_bundle(scratch / "float32", out, ConvertOptions(precision, force=options.force), report)
 
 
 def _read(source: Path, options: ExportOptions) -> _Ready:

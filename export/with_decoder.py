@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 
-from ditedge import __version__
-
-from ..runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from ..calibration.derived import Derivation, derive_bundle
+from ..runtime.bundle.manifest import Manifest
 from ..runtime.bundle.open import Bundle, open_bundle
-from ..runtime.bundle.writing import check_target, copy_files, hashed_files, new_bundle
+from ..runtime.bundle.writing import check_target
 from ..runtime.errors import RequestError
-from ..runtime.files import write_text
 from ..runtime.options import PRECISIONS
 from ..runtime.report import Report, silent
 from .graphs.write import write_decoder
@@ -45,22 +44,16 @@ def add_decoder(
     vae = read_fitting_vae(vae_path, info)
     for text in vae.notes:
         note(text)
-    with new_bundle(out, force, inputs) as folder:
-        old = (manifest.graphs["decoder"].file,) if "decoder" in manifest.graphs else ()
-        copy_files(bundle, folder, old)
+
+    def rewrite(folder: Path, scratch: Path) -> dict[str, Any]:
         decoder = write_decoder(vae, info, folder, PRECISIONS[precision], _opset(bundle), report)
-        changes = {
-            "name": out.name,
-            "made_by": f"ditedge {__version__}",
+        return {
             "graphs": manifest.graphs | {"decoder": decoder},
             "vae": vae_info(vae, PRECISIONS[precision]),
             "preview": preview_info(info, vae, pixels=False),
-            "files": hashed_files(folder),
         }
-        manifest = manifest.model_copy(update=changes)
-        write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
-        open_bundle(folder, check_hashes=False, trusted_keys=())  # the whole manifest once more; ours, a moment old
-    return manifest
+
+    return derive_bundle(bundle, out, Derivation(("decoder",), rewrite), inputs=inputs, force=force, report=report)
 
 
 def _opset(bundle: Bundle) -> int:
