@@ -24,7 +24,7 @@ from ditedge.runtime.loop.engines import open_engine
 from ditedge.runtime.loop.verify import relative_error
 from ditedge.runtime.samplers.schedule import ScheduleInfo
 from tests.export.networks.test_vae import assert_same_decoder, make_vae
-from tests.export.sources.test_sources import diffusers_model
+from tests.export.sources.diffusers_models import diffusers_model
 
 diffusers = pytest.importorskip("diffusers")
 
