@@ -62,22 +62,26 @@ def derive_bundle(
         copy_files(source, folder, [graph for graph in how.graphs if graph in source.manifest.graphs])
         changes = how.rewrite(folder, scratch)
         new = {"name": out.name, "made_by": f"ditedge {__version__}", "files": hashed_files(folder), **changes}
-        bundle, seconds = _written(folder, source.manifest.model_copy(update=new)), 0.0
+        manifest, seconds = _write(folder, source.manifest, new), 0.0
+        bundle = _open(folder)  # validates the manifest, and looks at every graph
         if how.tolerance is not None:
             start = time.monotonic()
-            golden = _replayed(bundle, how, scratch, report)
+            manifest = _write(folder, manifest, {"golden": _replayed(bundle, how, scratch, report)})
             seconds = time.monotonic() - start
-            bundle = _written(folder, bundle.manifest.model_copy(update={"golden": golden}))
         if how.judge is not None:
-            how.judge(bundle, seconds)
-            files = hashed_files(folder, bundle.manifest.files)
-            bundle = _written(folder, bundle.manifest.model_copy(update={"files": files}))
-    return bundle.manifest
+            how.judge(_open(folder), seconds)
+            manifest = _write(folder, manifest, {"files": hashed_files(folder, manifest.files)})
+    return manifest
 
 
-def _written(folder: Path, manifest: Manifest) -> Bundle:
-    """The bundle in `folder`, everything in its manifest validated; its files are ours and a moment old."""
+def _write(folder: Path, manifest: Manifest, changes: dict[str, Any]) -> Manifest:
+    manifest = manifest.model_copy(update=changes)
     write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
+    return manifest
+
+
+def _open(folder: Path) -> Bundle:
+    """The new bundle, whose files are ours and a moment old: nothing is hashed again, and nobody signed it yet."""
     return open_bundle(folder, check_hashes=False, trusted_keys=())
 
 
