@@ -22,6 +22,7 @@ import onnxruntime
 from capi_ctypes import Ditedge
 
 from ditedge.runtime import Session, generate, open_bundle
+from ditedge.runtime.loop.conditions import of_steps
 from ditedge.runtime.loop.engine import EngineOptions
 from ditedge.runtime.loop.noise import SeededNoise
 from ditedge.runtime.loop.tables import step_tables
@@ -39,11 +40,10 @@ def bare_runs(session: Session, program: Program, guidance: float) -> Callable[[
     shape = model.latent_shape
     noise = SeededNoise([0], shape).initial()
     state = np.zeros((1, program.slots, *shape), np.float32)
-    rows = len(tables.labels)
-    pairs = {"timestep": np.repeat(tables.timestep, rows), "label": np.tile(tables.labels, program.steps)}
+    pairs = of_steps(tables.conditions, 0, program.steps)
     known = session.engine("step").inputs
     width = int(session.bundle.manifest.graphs["conditioner"].outputs[0].shape[1])
-    modulation = np.zeros((rows, width), np.float32)
+    modulation = np.zeros((tables.rows, width), np.float32)
     feeds = [
         {
             k: v

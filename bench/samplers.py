@@ -156,7 +156,7 @@ def main() -> None:
                 on_progress=lambda p: progress.update(current, completed=p.done, total=p.total),
                 session=session,
             )
-            row |= {"steps": program.steps, "guided_steps": int(program.guided.sum())}
+            row |= {"steps": program.steps, "guided_steps": int(np.count_nonzero(program.guidance))}
             row |= {"seconds": round(time.perf_counter() - start, 1)} | measure(images, labels, real, classifier)
             results["rows"].append(row)
             write_text(arguments.out, json.dumps(results, indent=1) + "\n")

@@ -39,4 +39,4 @@ def report_evaluations(bundle: Bundle, request: CompareRequest) -> int:
 
 def _evaluations_of_an_image(program: Program, guidance: float) -> int:
     """One a step, two where it is guided."""
-    return program.steps + (int(program.guided.sum()) if guidance != 1 else 0)
+    return program.steps + (int((program.guidance != 0).sum()) if guidance != 1 else 0)

@@ -23,6 +23,7 @@ import ditedge
 
 from ...runtime.bundle.open import open_bundle
 from ...runtime.errors import BundleError, DitedgeError, EngineError
+from ...runtime.loop.conditions import of_steps
 from ...runtime.loop.engine import EngineOptions
 from ...runtime.loop.loop import first_state
 from ...runtime.loop.noise import SeededNoise
@@ -191,11 +192,10 @@ def bundle_step(
         raise BundleError(f"{folder} was replaced while its speed was measured: compare again")
     program, model = bundle.program(), bundle.manifest.model
     tables = step_tables(program, model, [i % model.num_classes for i in range(batch)], guidance)
-    session, middle, rows = Session(bundle, options), program.steps // 2, len(tables.labels)
+    session, middle, rows = Session(bundle, options), program.steps // 2, tables.rows
     noise = SeededNoise(list(range(batch)), model.latent_shape)
     modulation = np.empty((rows, int(bundle.manifest.graphs["conditioner"].outputs[0].shape[1])), np.float32)
-    pairs = {"timestep": np.repeat(tables.timestep[middle : middle + 1], rows), "label": tables.labels}
-    session.engine("conditioner").run(pairs, {"modulation": modulation})
+    session.engine("conditioner").run(of_steps(tables.conditions, middle, middle + 1), {"modulation": modulation})
     state = first_state(program, noise)
     inputs = {"state": state, "modulation": modulation, "noise": noise.step(middle), **tables.inputs(middle)}
     outputs, engine = {"next_state": np.empty_like(state)}, session.engine("step")

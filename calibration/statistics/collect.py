@@ -135,11 +135,11 @@ def collect_statistics(
 
 def statistics_fingerprint(bundle: Bundle, program: Program, points: CalibrationSet) -> str:
     """Hexadecimal SHA-256 of everything that the statistics depend on."""
-    arrays = (program.timestep, program.x0_from, program.log_sigma, program.mix, program.guided)
+    arrays = (program.timestep, program.x0_from, program.log_sigma, program.mix, program.guidance)
     described = {
         "version": STATISTICS_VERSION,
         "bundle": bundle.sha256,
-        "program": [array.tolist() for array in arrays] + [program.x0_bound, program.init_scale],
+        "program": [array.tolist() for array in arrays] + [program.x0_bound, *program.init],
         "set": asdict(points),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

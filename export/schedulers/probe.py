@@ -80,9 +80,9 @@ def program_from_scheduler(config: dict[str, Any], steps: int, **step_options: A
         x0_from=trace.x0_from,
         log_sigma=log_sigma,
         mix=mix,
-        guided=np.ones(len(trace.timestep), dtype=bool),
+        guidance=np.ones(len(trace.timestep)),
         x0_bound=scheduler.x0_bound,
-        init_scale=float(trace.seen[0, 0]),
+        init=(0.0, float(trace.seen[0, 0])),
         made={"scheduler": dict(config), "steps": steps, "step_options": step_options},
         process=scheduler.process,
     )
@@ -186,7 +186,7 @@ def _prove(scheduler: ForeignScheduler, program: Program) -> None:
     )
     wanted *= 2 * min(program.x0_bound, 1.0)
     state = np.zeros((program.slots, HISTORIES))
-    state[0] = program.init_scale * z
+    state[0] = program.init[1] * z
     ours, predictions = [state[0]], []
     for i, (a, b) in enumerate(program.x0_from):
         predictions.append((wanted[i] - a * state[0]) / b)

@@ -84,7 +84,8 @@ class Bundle:
     def require(self, graph: str) -> None:
         """Raises RequestError, with the remedy, when the bundle has no such graph."""
         if graph not in self.manifest.graphs:
-            raise RequestError(f"bundle {self.folder} has no {graph}: its latents cannot become images; save latents")
+            remedy = "its latents cannot become images; save latents" if graph == "decoder" else "take another program"
+            raise RequestError(f"bundle {self.folder} has no {graph}: {remedy}")
 
     def graph(self, graph: str) -> HeldGraph | Path:
         """What an engine loads: the graph as it was hashed. Raises RequestError when the bundle has none."""

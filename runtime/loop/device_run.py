@@ -23,7 +23,7 @@ from ..plans.record import BuildRecord
 from ..samplers.program import Program
 from . import device_memory
 from .device_memory import Arena, Memory, aligned
-from .device_tables import CANCEL_STEPS, RunShape, arena_parts, part_of_step
+from .device_tables import CANCEL_STEPS, RunShape, arena_parts, parts_of_step
 from .engine_trt import Context, Gpu, Plan, captured
 from .loop import StepEvent, first_state
 from .noise import NoiseSource
@@ -60,11 +60,11 @@ class Run:
     def __init__(self, device: Device, shape: RunShape, tables: StepTables) -> None:
         self._device, self._gpu, self._shape = device, device.gpu, shape
         manifest = device.bundle.manifest
-        model, steps, batch = manifest.model, len(shape.guided), shape.batch
+        model, steps, batch = manifest.model, len(shape.evaluations_of), shape.batch
         self._latent = model.latent_shape
         width = int(manifest.graphs["conditioner"].outputs[0].shape[1])
         self._row_bytes = 4 * width * shape.rows  # of one step
-        limits = device.record.plans["conditioner"].profile.get("label")
+        limits = device.record.plans["conditioner"].profile.get(next(iter(tables.conditions)))
         most = max(1, limits.max[0] // shape.rows) if limits is not None else 1
         # One call writes the rows of several steps end to end: possible where each step's begin at an aligned address
         self._per_call = min(most, steps) if self._row_bytes % device_memory.ALIGNMENT == 0 else 1
@@ -77,7 +77,8 @@ class Run:
         self._events: list[int] = []
         self._warm = False
         try:
-            self._contexts = self._make_contexts(tables, width)
+            self._conditioner, self._contexts = self._make_contexts(tables, width)
+            self._conditions = tuple(tables.conditions)
             self._arena = Arena(self._gpu, self._memory, arena_parts(tables, self._latent, self._per_call))
             self._modulation = self._memory.device(calls * self._per_call * aligned(self._row_bytes))
             self._state_shape = (batch, shape.slots, *self._latent)
@@ -97,10 +98,10 @@ class Run:
             self.close()
             raise
 
-    def _make_contexts(self, tables: StepTables, width: int) -> dict[str, Context]:
-        """One per shape of the step graph, so that no shape changes between steps or within a captured graph."""
+    def _make_contexts(self, tables: StepTables, width: int) -> tuple[Context, dict[int, Context]]:
+        """The conditioner's, and by E the step graph's: no shape changes between steps or within a captured graph."""
         shape = self._shape
-        batch, slots, outputs = shape.batch, shape.slots, tables.combine_plain.shape[2]
+        batch, slots, outputs = shape.batch, shape.slots, tables.evaluations[0].combine.shape[2]
 
         def step_inputs(evaluations: int) -> dict[str, tuple[int, ...]]:
             return {
@@ -117,11 +118,8 @@ class Run:
             }
 
         rows = (self._per_call * shape.rows,)
-        contexts = {"conditioner": self._device.context("conditioner", {"timestep": rows, "label": rows})}
-        for name, wanted, evaluations in (("guided", True, 2 * batch), ("plain", False, batch)):
-            if wanted in shape.guided:
-                contexts[name] = self._device.context("step", step_inputs(evaluations))
-        return contexts
+        conditioner = self._device.context("conditioner", dict.fromkeys(tables.conditions, rows))
+        return conditioner, {count: self._device.context("step", step_inputs(count)) for count in {*shape.evaluations}}
 
     def _plan_noise(self, draw_bytes: int, steps: int) -> None:
         """Room for the noise of every step, or of as many segments as fit, at least two: filled in turn."""
@@ -219,15 +217,15 @@ class Run:
     def _warm_up(self) -> None:
         """Runs every context once: TensorRT allocates and uploads at its first enqueue, which capture forbids."""
         self._modulate(0)
-        for name in self._contexts.keys() - {"conditioner"}:
-            first = self._shape.guided.index(name == "guided")
+        for count in self._contexts:
+            first = self._shape.evaluations_of.index(self._shape.evaluations.index(count))
             self._step(first, self._modulation, self._arena.address("silence"), (self._states[0], self._states[1]))
         self._warm = True
 
     def _enqueue(self, first: int, last: int) -> None:
         for step in range(first, last):
             if step % self._block == 0:
-                end = min(step + self._block, len(self._shape.guided))
+                end = min(step + self._block, len(self._shape.evaluations_of))
                 for call in range(step // self._per_call, -(-end // self._per_call)):
                     self._modulate(call)
             drawn = self._arena.address("silence")
@@ -238,25 +236,20 @@ class Run:
 
     def _modulate(self, call: int) -> None:
         """Call `call` of the conditioner: the adaLN rows of a few steps."""
-        context, place = self._contexts["conditioner"], call * self._per_call % self._block
-        context.set_address("timestep", self._arena.address(f"timestep/{call}"))
-        context.set_address("label", self._arena.address(f"label/{call}"))
+        context, place = self._conditioner, call * self._per_call % self._block
+        for name in self._conditions:
+            context.set_address(name, self._arena.address(f"{name}/{call}"))
         context.set_address("modulation", self._modulation + place * aligned(self._row_bytes))
         context.enqueue(self._device.stream)
 
     def _step(self, step: int, modulation: int, noise: int, states: tuple[int, int]) -> None:
         """states: addresses of the state and the next state."""
-        name = "guided" if self._shape.guided[step] else "plain"
-        arena, context = self._arena.address, self._contexts[name]
+        context = self._contexts[self._shape.evaluations[self._shape.evaluations_of[step]]]
         addresses = {
             "state": states[0],
             "modulation": modulation,
             "noise": noise,
-            "sample": arena("sample"),
-            "condition": arena("condition"),
-            "combine": arena(f"combine_{name}"),
-            "x0_bound": arena("x0_bound"),
-            **{key: arena(part_of_step(key, step)) for key in ("x0_from", "log_sigma", "mix")},
+            **{name: self._arena.address(part) for name, part in parts_of_step(self._shape, step).items()},
         }
         inputs = self._device.plans["step"].inputs
         for key, address in addresses.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..samplers.program import Program
-from .tables import StepTables
+from .tables import STEP_TABLES, StepTables
 
 CANCEL_STEPS = 4  # steps enqueued at a time when the run may be cancelled
 DRAWN_STEPS = 10  # steps enqueued at a time when they add noise: the host draws the next while the device works
@@ -17,7 +17,8 @@ DRAWN_STEPS = 10  # steps enqueued at a time when they add noise: the host draws
 class RunShape:
     """What buffers and graphs depend on."""
 
-    guided: tuple[bool, ...]  # per step
+    evaluations: tuple[int, ...]  # E of each of the steps' `Evaluations`
+    evaluations_of: tuple[int, ...]  # per step: which of them it makes
     draws: tuple[bool, ...]  # per step: whether it adds noise
     batch: int
     slots: int
@@ -29,11 +30,12 @@ def run_shape(program: Program, tables: StepTables, watched: bool, cancellable: 
     draws = tuple(program.draws_noise(step) for step in range(program.steps))
     segment = 1 if watched else CANCEL_STEPS if cancellable else DRAWN_STEPS if any(draws) else program.steps
     return RunShape(
-        guided=tuple(map(bool, tables.guided)),
+        evaluations=tuple(len(some.sample) for some in tables.evaluations),
+        evaluations_of=tables.evaluations_of,
         draws=draws,
-        batch=len(tables.x0_bound),
+        batch=tables.batch,
         slots=program.slots,
-        rows=len(tables.labels),
+        rows=tables.rows,
         segment=min(segment, program.steps),
     )
 
@@ -41,27 +43,21 @@ def run_shape(program: Program, tables: StepTables, watched: bool, cancellable: 
 def arena_parts(tables: StepTables, latent: tuple[int, ...], steps_per_call: int) -> dict[str, np.ndarray]:
     """Every array that the graphs read but state, noise and modulation, by the name under which it is bound.
 
-    timestep/c and label/c are what call c of the conditioner reads: `steps_per_call` steps x R rows; the steps after
-    the last are copies of it.
+    NAME/c is what call c of the conditioner reads of the condition NAME: `steps_per_call` steps x R rows; the steps
+    after the last are copies of it.
     """
-    steps, rows = len(tables.timestep), len(tables.labels)
-    parts = {
-        "sample": tables.sample,
-        "condition": tables.condition,
-        "combine_guided": tables.combine_guided,
-        "combine_plain": tables.combine_plain,
-        "x0_bound": tables.x0_bound,
-        "silence": np.zeros((len(tables.x0_bound), *latent), dtype=np.float32),
-    }
-    for step in range(steps):
-        parts |= {f"{name}/{step}": getattr(tables, name)[step] for name in ("x0_from", "log_sigma", "mix")}
-    for call in range(-(-steps // steps_per_call)):
-        chosen = np.minimum(np.arange(call * steps_per_call, (call + 1) * steps_per_call), steps - 1)
-        parts[f"timestep/{call}"] = np.repeat(tables.timestep[chosen], rows)
-        parts[f"label/{call}"] = np.tile(tables.labels, steps_per_call)
+    parts = {"silence": np.zeros((tables.batch, *latent), dtype=np.float32)}
+    for index, some in enumerate(tables.evaluations):
+        parts |= {f"{name}/{index}": table for name, table in vars(some).items()}
+    for step in range(tables.steps):
+        parts |= {f"{name}/{step}": getattr(tables, name)[step] for name in STEP_TABLES}
+    for call in range(-(-tables.steps // steps_per_call)):
+        chosen = np.minimum(np.arange(call * steps_per_call, (call + 1) * steps_per_call), tables.steps - 1)
+        parts |= {f"{name}/{call}": values[chosen].reshape(-1) for name, values in tables.conditions.items()}
     return parts
 
 
-def part_of_step(name: str, step: int) -> str:
-    """The arena's name of what a step binds to an input that has one row per step."""
-    return f"{name}/{step}"
+def parts_of_step(shape: RunShape, step: int) -> dict[str, str]:
+    """Input of the step graph -> the arena's name of what this step binds to it."""
+    evaluations = {name: f"{name}/{shape.evaluations_of[step]}" for name in ("sample", "condition", "combine")}
+    return evaluations | {name: f"{name}/{step}" for name in STEP_TABLES}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +19,7 @@ from .engine import EngineOptions
 from .finite import FirstBroken, broken_images, not_finite, not_finite_error
 from .loop import StepEvent
 from .noise import GivenNoise, NoiseSource, SeededNoise
+from .request import check_images, whole_numbers
 from .session import Session
 
 
@@ -135,20 +134,6 @@ def _noise_of(bundle: Bundle, seeds: Sequence[int], noise: GivenNoise | None, pa
     return SeededNoise(list(seeds[part]), bundle.manifest.model.latent_shape)
 
 
-def whole_numbers(what: str, values: Any) -> list[Any]:
-    """A list of Python's integers (None stays) from a list, an array or a tensor of them. Raises RequestError."""
-    values = values.tolist() if hasattr(values, "tolist") else values
-    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
-        raise RequestError(f"{what}s must be a list of whole numbers, not {values!r}")
-    numbers = []
-    for value in values:
-        try:
-            numbers.append(None if value is None else operator.index(value))
-        except (TypeError, ValueError):  # an array of one element is an index, one of two is not
-            raise RequestError(f"{what} {value!r} is not a whole number") from None
-    return numbers
-
-
 def _check_request(
     bundle: Bundle,
     program: Program,
@@ -159,27 +144,13 @@ def _check_request(
     output: str,
     noise: GivenNoise | None,
 ) -> None:
-    model = bundle.manifest.model
-    if not labels or len(labels) != len(seeds):
-        raise RequestError(f"{len(labels)} labels and {len(seeds)} seeds: give at least one, and as many of each")
-    if away_from is not None and len(away_from) != len(labels):
-        raise RequestError(
-            f"{len(labels)} labels and {len(away_from)} classes to guide away from: give as many of each"
-        )
-    if None in labels or None in seeds:
-        raise RequestError("None among the labels or seeds: give a number for each image")
-    for label in [*labels, *(other for other in away_from or () if other is not None)]:
-        if not (0 <= label < model.num_classes or label == model.null_class):
-            raise RequestError(f"class {label}: the model has classes 0 to {model.num_classes - 1}")
-    for seed in seeds:
-        if not 0 <= seed < 2**64:
-            raise RequestError(f"seed {seed} is not between 0 and 2**64 - 1")
+    check_images(bundle.manifest.model, labels, seeds, away_from)
     if batch < 1:
         raise RequestError(f"batch {batch} is not at least 1")
     if output not in ("images", "latents"):
         raise RequestError(f"output '{output}' is not 'images' or 'latents'")
     if noise is not None:
-        latent = (len(labels), *model.latent_shape)
+        latent = (len(labels), *bundle.manifest.model.latent_shape)
         if noise.z.shape != latent or noise.noise.shape != (program.steps, *latent):
             raise RequestError(
                 f"noise has z {list(noise.z.shape)} and noise {list(noise.noise.shape)}, this run needs "

@@ -12,6 +12,7 @@ from ..bundle.manifest import decoded_at_a_time
 from ..bundle.open import Bundle
 from ..errors import Cancelled, EngineError
 from ..samplers.program import Program
+from .conditions import of_steps
 from .engine import Engine, EngineOptions
 from .engines import open_engine
 from .loop import StepEvent, first_state
@@ -68,13 +69,12 @@ class HostLoop:
     ) -> np.ndarray:
         state = first_state(program, noise)
         next_state, silent = np.empty_like(state), np.zeros_like(state[:, 0])
-        step_engine = self.engine("step")
         for step, modulation in enumerate(self._modulations(tables, cancel)):
             if cancel is not None and cancel.is_set():
                 raise Cancelled(f"stopped before step {step + 1} of {program.steps}")
             drawn = noise.step(step) if program.draws_noise(step) else silent
             inputs = {"state": state, "modulation": modulation, "noise": drawn, **tables.inputs(step)}
-            step_engine.run(inputs, {"next_state": next_state}, cancel)
+            self.engine(program.graph_of(step)).run(inputs, {"next_state": next_state}, cancel)
             state, next_state = next_state, state
             if on_step is not None:
                 on_step(StepEvent(step + 1, program.steps, state[:, 0], state))
@@ -86,15 +86,14 @@ class HostLoop:
     def _modulations(self, tables: StepTables, cancel: threading.Event | None) -> Iterator[np.ndarray]:
         """The adaLN rows [R, M] of each step in order, computed a block of steps at a time: memory stays bounded."""
         modulation = self.bundle.manifest.graphs["conditioner"].outputs[0]
-        width, rows = int(modulation.shape[1]), len(tables.labels)
-        block = max(1, min(len(tables.timestep), MODULATION_BYTES // (4 * width * rows)))
+        width, rows = int(modulation.shape[1]), tables.rows
+        block = max(1, min(tables.steps, MODULATION_BYTES // (4 * width * rows)))
         buffer = np.empty((block * rows, width), dtype=np.float32)
-        for start in range(0, len(tables.timestep), block):
-            timestep = tables.timestep[start : start + block]
-            filled = buffer[: len(timestep) * rows]
-            pairs = {"timestep": np.repeat(timestep, rows), "label": np.tile(tables.labels, len(timestep))}
-            self.engine("conditioner").run(pairs, {"modulation": filled}, cancel)
-            yield from filled.reshape(len(timestep), rows, width)
+        for first in range(0, tables.steps, block):
+            last = min(first + block, tables.steps)
+            filled = buffer[: (last - first) * rows]
+            self.engine("conditioner").run(of_steps(tables.conditions, first, last), {"modulation": filled}, cancel)
+            yield from filled.reshape(last - first, rows, width)
 
     def close(self) -> None:
         for engine in self.engines.values():

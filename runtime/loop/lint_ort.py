@@ -75,5 +75,5 @@ def _one_step(bundle: Bundle) -> dict[str, np.ndarray]:
     shape = (1, *model.latent_shape)
     width = int(manifest.graphs["conditioner"].outputs[0].shape[1])
     state = np.zeros((1, program.slots, *shape[1:]), np.float32)
-    modulation = np.zeros((len(tables.labels), width), np.float32)
+    modulation = np.zeros((tables.rows, width), np.float32)
     return {"state": state, "modulation": modulation, "noise": np.zeros(shape, np.float32), **tables.inputs(middle)}

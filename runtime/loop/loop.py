@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..errors import RequestError
 from ..samplers.program import Program
 from .noise import NoiseSource
 from .tables import StepTables
@@ -50,9 +51,16 @@ class Loop(Protocol):
         """Frees everything. Calling it twice is fine."""
 
 
-def first_state(program: Program, noise: NoiseSource) -> np.ndarray:
-    """[B, K, C, H, W] float32: scaled noise in slot 0, zeros in the others."""
+def first_state(program: Program, noise: NoiseSource, given: np.ndarray | None = None) -> np.ndarray:
+    """[B, K, C, H, W] float32: scaled noise in slot 0, and given latents [B, C, H, W] if the program says so.
+
+    Zeros in the other slots. Raises RequestError when the program starts from given latents, and there are none.
+    """
+    if given is None and program.init[0] != 0:
+        raise RequestError(f"program '{program.name}' starts from a given latent (its init is {list(program.init)})")
     start = noise.initial()
     state = np.zeros((len(start), program.slots, *start.shape[1:]), dtype=np.float32)
-    state[:, 0] = start * np.float32(program.init_scale)
+    state[:, 0] = start * np.float32(program.init[1])
+    if given is not None:
+        state[:, 0] += np.float32(program.init[0]) * given
     return state

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from ..bundle.open import Bundle
-from ..samplers.program import Program
+from ..errors import RequestError
+from ..samplers.process import check_process
+from ..samplers.program import STEP_GRAPH, Program
 from .device_loop import DeviceLoop
 from .engine import Engine, EngineOptions
 from .host_loop import HostLoop
+from .image_run import ImageRun, advance
 from .loop import Loop, StepEvent
-from .noise import NoiseSource
+from .noise import NoiseSource, SeededNoise
 from .projection import linear_picture
-from .tables import step_tables
+from .request import check_images, whole_numbers
+from .tables import image_tables, step_tables
 
 
 class Session:
@@ -59,8 +63,47 @@ class Session:
         away_from: list[int | None] | None = None,
     ) -> np.ndarray:
         """Runs the whole program on one batch -> latents [B, C, H, W] float32. Raises Cancelled, RequestError."""
+        self._check_graphs(program)
         tables = step_tables(program, self.bundle.manifest.model, labels, guidance, away_from)
         return self.loop.latents(program, tables, noise, on_step, cancel)
+
+    def start(
+        self,
+        program: Program,
+        label: int,
+        seed: int,
+        *,
+        guidance: float | None = None,
+        away_from: int | None = None,
+        given: np.ndarray | None = None,
+        force_program: bool = False,
+    ) -> ImageRun:
+        """An image to be sampled step by step with `advance`. guidance: None is the bundle's default.
+
+        given: the latent [C, H, W] float32 that a program with init[0] other than 0 starts from.
+        Raises RequestError for what does not fit the bundle.
+        """
+        manifest = self.bundle.manifest
+        model, guidance = manifest.model, manifest.defaults.guidance if guidance is None else guidance
+        shape = model.latent_shape
+        [label], [seed] = whole_numbers("label", [label]), whole_numbers("seed", [seed])
+        [away_from] = whole_numbers("class to guide away from", [away_from])
+        check_images(model, [label], [seed], [away_from])
+        self._check_graphs(program)
+        if not force_program:
+            remedy = "make one for this model, or insist with force_program=True"
+            check_process(program.name, program.process, self.bundle.process, remedy)
+        if given is not None and (given.shape != shape or given.dtype != np.float32 or not np.isfinite(given).all()):
+            raise RequestError(f"the given latent is not {list(shape)} finite float32 numbers")
+        tables = image_tables(program, model, label, guidance, away_from)
+        return ImageRun(program, tables, SeededNoise([seed], shape), None if given is None else given[None])
+
+    def advance(self, runs: Sequence[ImageRun], cancel: threading.Event | None = None) -> None:
+        """One step of every run that is not done, in one batch, on ONNX Runtime. Raises Cancelled, RequestError."""
+        if self._options.plans is not None:
+            raise RequestError("plans run whole programs: sample step by step with the bundle's ONNX graphs")
+        width = self.bundle.manifest.graphs["conditioner"].outputs[0].shape[1]
+        advance(self.engine, runs, int(width), cancel)
 
     def images(self, latents: np.ndarray) -> np.ndarray:
         """latents [B, C, H, W] float32 -> uint8 [B, h, w, 1 or 3]. Raises RequestError without a decoder."""
@@ -75,6 +118,15 @@ class Session:
         if projection is None:
             return self.images(latents)
         return linear_picture(latents, projection.weight, projection.bias, projection.scale)
+
+    def _check_graphs(self, program: Program) -> None:
+        """Raises RequestError when the program runs a graph that the bundle lacks, or that plans do not have."""
+        for graph in set(program.graph or ()):
+            self.bundle.require(graph)
+            if graph != STEP_GRAPH and self._options.plans is not None:
+                raise RequestError(
+                    f"program '{program.name}' runs graph '{graph}', and plans have '{STEP_GRAPH}' alone"
+                )
 
     def close(self) -> None:
         self._host.close()

@@ -1,10 +1,13 @@
-"""`step_tables` turns (program, labels, guidance) into the arrays that the step graph reads, all steps at once.
+"""Tables: what the step graph reads beside state, noise and modulation, made from (program, label, guidance).
 
-So a device can upload them once and address them by offset. The C++ runtime makes the same (cpp/src/tables.cpp).
+They belong to one image. A batch gathers a row of each image's tables; where its images go through one program in step,
+as in `generate`, that is all rows at once, so a device can upload them once and address them by offset. The C++ runtime
+makes the same (cpp/src/tables.cpp).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,85 +15,154 @@ import numpy as np
 from ..bundle.manifest import ModelInfo
 from ..errors import RequestError
 from ..samplers.program import Program
+from .conditions import Conditions, class_conditions, count, shared
+
+STEP_TABLES = ("x0_from", "x0_bound", "log_sigma", "mix")  # the step graph's inputs that have a row for each image
+
+
+@dataclass(frozen=True)
+class ImageTables:
+    """The N steps of one image, each with one evaluation of the network or two: the second one guides.
+
+    An evaluation's row among a step's `conditions` is 0 for the first, R - 1 for the second.
+    """
+
+    conditions: Conditions  # name -> [N, R]; R is 1 where no step is guided, else 2
+    guided: np.ndarray  # [N] bool: two evaluations
+    weights: np.ndarray  # [N, 2, O] float32, of the two evaluations
+    x0_from: np.ndarray  # [N, 2] float32
+    x0_bound: np.ndarray  # [N] float32
+    log_sigma: np.ndarray  # [N, 2] float32
+    mix: np.ndarray  # [N, K, K + 2] float32
+
+    def at(self, step: int) -> ImageTables:
+        """Views: the tables of that step alone."""
+        rows = slice(step, step + 1)
+        return ImageTables(
+            {name: values[rows] for name, values in self.conditions.items()},
+            self.guided[rows],
+            self.weights[rows],
+            **{name: getattr(self, name)[rows] for name in STEP_TABLES},
+        )
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Which evaluations a step makes and how they are weighed: first one of each image, then those that guide."""
+
+    sample: np.ndarray  # [E] int64
+    condition: np.ndarray  # [E] int64, rows of the step's conditions
+    combine: np.ndarray  # [B, E, O] float32
 
 
 @dataclass(frozen=True)
 class StepTables:
-    """Every input of the step graph but state, noise and modulation, for all N steps of a batch of B.
+    """The N steps of a batch of B images that are gathered."""
 
-    Unguided steps run E = B evaluations, guided ones E = 2B (all conditional, then all unconditional).
-    `rows` are the (timestep, label) pairs of the conditioner; `condition` indexes them within one step.
-    """
-
-    guided: np.ndarray  # [N] bool
-    labels: np.ndarray  # [R] int64: distinct labels of the batch, the null class among them when any step is guided
-    timestep: np.ndarray  # [N] float32
-    sample: np.ndarray  # [2B] int64; the first B are the unguided step's
-    condition: np.ndarray  # [2B] int64, rows of `labels`; likewise
-    combine_guided: np.ndarray  # [B, 2B, O] float32
-    combine_plain: np.ndarray  # [B, B, O] float32
+    conditions: Conditions  # name -> [N, R], every record once
+    rows_of: list[list[int]]  # by image: which of a step's R records its own are
+    evaluations: tuple[Evaluations, ...]  # those that differ: two in most runs with a guidance interval
+    evaluations_of: tuple[int, ...]  # [N] which of them a step makes
     x0_from: np.ndarray  # [N, B, 2] float32
-    x0_bound: np.ndarray  # [B] float32
+    x0_bound: np.ndarray  # [N, B] float32
     log_sigma: np.ndarray  # [N, B, 2] float32
     mix: np.ndarray  # [N, B, K, K + 2] float32
 
+    @property
+    def steps(self) -> int:
+        return len(self.mix)
+
+    @property
+    def batch(self) -> int:
+        return self.mix.shape[1]
+
+    @property
+    def rows(self) -> int:
+        """R: rows of modulation that a step has."""
+        return count(self.conditions)
+
     def inputs(self, step: int) -> dict[str, np.ndarray]:
         """Views, not copies: what step `step` binds."""
-        evaluations = len(self.sample) if self.guided[step] else len(self.sample) // 2
-        return {
-            "sample": self.sample[:evaluations],
-            "condition": self.condition[:evaluations],
-            "combine": self.combine_guided if self.guided[step] else self.combine_plain,
-            "x0_from": self.x0_from[step],
-            "x0_bound": self.x0_bound,
-            "log_sigma": self.log_sigma[step],
-            "mix": self.mix[step],
-        }
+        evaluations = self.evaluations[self.evaluations_of[step]]
+        return vars(evaluations) | {name: getattr(self, name)[step] for name in STEP_TABLES}
+
+
+def image_tables(
+    program: Program, model: ModelInfo, label: int, guidance: float, away_from: int | None = None
+) -> ImageTables:
+    """Tables of one image. guidance 1 is none: one evaluation per step, whatever the program says.
+
+    Classifier-free guidance (Ho & Salimans 2022) of strength g weighs the labelled evaluation with g and the unlabelled
+    one with 1 - g in the first `guided_channels` channels, with 1 and 0 in every other one. A step of factor f (the
+    program's `guidance`) takes 1 + f (g - 1) for g.
+    away_from: the class to guide away from instead of the null class (a "negative prompt").
+    Raises RequestError when guidance is asked of a model without null class and there is no class to guide away from.
+    """
+    guided = (program.guidance != 0) & (guidance != 1.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        strength = np.where(program.guidance == 1, guidance, 1 + program.guidance * (guidance - 1))
+        pairs = np.stack([strength, 1 - strength], axis=1).astype(np.float32)
+    if not np.isfinite(pairs).all() or not np.isfinite(np.float32(guidance)):
+        raise RequestError(f"guidance {guidance:g} is not a finite number in float32")
+    baseline = model.null_class if away_from is None else away_from
+    if guided.any() and baseline is None:
+        raise RequestError(
+            f"guidance {guidance:g} needs a null class, and this model was trained without label dropout: "
+            "use 1, or give a class to guide away from"
+        )
+    weights = np.zeros((program.steps, 2, model.out_channels), dtype=np.float32)
+    weights[:, 0] = 1
+    weights[guided, :, : model.guided_channels] = pairs[guided, :, None]
+    return ImageTables(
+        conditions=class_conditions(program.timestep, [label, baseline] if guided.any() else [label]),
+        guided=guided,
+        weights=weights,
+        x0_from=program.x0_from.astype(np.float32),
+        x0_bound=np.full(program.steps, program.x0_bound, dtype=np.float32),
+        log_sigma=program.log_sigma.astype(np.float32),
+        mix=program.mix.astype(np.float32),
+    )
+
+
+def gather(images: Sequence[ImageTables]) -> StepTables:
+    """A batch of images with as many steps and slots each: row n of one beside row n of the others."""
+    conditions, rows = shared([image.conditions for image in images])
+    distinct: dict[bytes, int] = {}
+    evaluations, evaluations_of = [], []
+    for step in range(len(images[0].mix)):
+        key = b"".join(image.guided[step].tobytes() + image.weights[step].tobytes() for image in images)
+        if key not in distinct:
+            distinct[key] = len(evaluations)
+            evaluations.append(_evaluations([image.at(step) for image in images], rows))
+        evaluations_of.append(distinct[key])
+    return StepTables(
+        conditions,
+        rows,
+        tuple(evaluations),
+        tuple(evaluations_of),
+        **{name: np.stack([getattr(image, name) for image in images], axis=1) for name in STEP_TABLES},
+    )
+
+
+def _evaluations(images: Sequence[ImageTables], rows: list[list[int]]) -> Evaluations:
+    """Of one step. rows: by image, its conditions' places among the batch's."""
+    guided = [b for b, image in enumerate(images) if image.guided[0]]
+    combine = np.zeros((len(images), len(images) + len(guided), images[0].weights.shape[2]), dtype=np.float32)
+    for b, image in enumerate(images):
+        combine[b, b] = image.weights[0, 0]
+    for e, b in enumerate(guided, start=len(images)):
+        combine[b, e] = images[b].weights[0, 1]
+    condition = [own[0] for own in rows] + [rows[b][-1] for b in guided]
+    return Evaluations(
+        np.array([*range(len(images)), *guided], dtype=np.int64), np.array(condition, dtype=np.int64), combine
+    )
 
 
 def step_tables(
     program: Program, model: ModelInfo, labels: list[int], guidance: float, away_from: list[int | None] | None = None
 ) -> StepTables:
-    """Tables of a batch. guidance 1 is none: one evaluation per step, whatever the program says.
-
-    Classifier-free guidance (Ho & Salimans 2022) is a row of `combine`: weight g on the labelled evaluation and 1 - g
-    on the unlabelled one for the first `guided_channels` epsilon channels, 1 and 0 for every other channel.
-    away_from: per sample, the class to guide away from instead of the null class (a "negative prompt").
-    Raises RequestError when guidance is asked of a model without null class and there is no class to guide away from.
-    """
-    with np.errstate(over="ignore"):
-        if not np.isfinite(np.array([guidance, 1 - guidance], dtype=np.float32)).all():
-            raise RequestError(f"guidance {guidance:g} is not a finite number in float32")
-    guided = program.guided & (guidance != 1.0)
-    baselines = [model.null_class if other is None else other for other in away_from or [None] * len(labels)]
-    if guided.any() and None in baselines:
-        raise RequestError(
-            f"guidance {guidance:g} needs a null class, and this model was trained without label dropout: "
-            "use 1, or give a class to guide away from"
-        )
-    batch = len(labels)
-    distinct = sorted(set(labels) | {label for label in baselines if label is not None and guided.any()})
-    row: dict[int | None, int] = {label: i for i, label in enumerate(distinct)}
-    conditional = [row[label] for label in labels]
-    unconditional = [row.get(label, 0) for label in baselines]
-    plain = np.repeat(np.eye(batch, dtype=np.float32)[:, :, None], model.out_channels, axis=2)
-    with_label, without_label = plain.copy(), np.zeros_like(plain)
-    with_label[:, :, : model.guided_channels] *= np.float32(guidance)
-    without_label[:, :, : model.guided_channels] = (plain * np.float32(1 - guidance))[:, :, : model.guided_channels]
-
-    def per_sample(table: np.ndarray) -> np.ndarray:
-        return np.repeat(table.astype(np.float32)[:, None], batch, axis=1)
-
-    return StepTables(
-        guided=guided,
-        labels=np.array(distinct, dtype=np.int64),
-        timestep=program.timestep.astype(np.float32),
-        sample=np.tile(np.arange(batch, dtype=np.int64), 2),
-        condition=np.array(conditional + unconditional, dtype=np.int64),
-        combine_guided=np.concatenate([with_label, without_label], axis=1),
-        combine_plain=plain,
-        x0_from=per_sample(program.x0_from),
-        x0_bound=np.full(batch, program.x0_bound, dtype=np.float32),
-        log_sigma=per_sample(program.log_sigma),
-        mix=per_sample(program.mix),
+    """Tables of a batch of images of one program, label by label."""
+    others = away_from or [None] * len(labels)
+    return gather(
+        [image_tables(program, model, label, guidance, other) for label, other in zip(labels, others, strict=True)]
     )

@@ -130,8 +130,8 @@ def program_on_grid(
         x0_from=x0_from(grid, prediction)[rows],
         log_sigma=np.zeros((len(rows), 2)),
         mix=mix,
-        guided=np.ones(len(rows), dtype=bool),
-        init_scale=init_scale,
+        guidance=np.ones(len(rows)),
+        init=(0.0, init_scale),
         made={"sampler": name, "steps": grid.steps, "prediction": prediction},
     )
 

@@ -21,14 +21,14 @@ def with_guidance_interval(program: Program, low: float, high: float, sigmas: np
         raise ProgramError(f"guidance interval ({low:g}, {high:g}]: needs 0 <= low < high")
     if np.shape(sigmas) != (program.steps,):
         raise ProgramError(f"{np.size(sigmas)} sigmas for {program.steps} steps")
-    guided = (sigmas > low) & (sigmas <= high)
-    if not guided.any():
+    inside = (sigmas > low) & (sigmas <= high)
+    if not inside.any():
         raise ProgramError(
             f"guidance interval ({low:g}, {high:g}] holds none of this program's sigmas, "
             f"which go from {sigmas.max():.4g} to {sigmas.min():.4g}"
         )
     made = program.made | {"guidance_interval": [low, high]}
-    return replace(program, guided=program.guided & guided, made=made)
+    return replace(program, guidance=np.where(inside, program.guidance, 0.0), made=made)
 
 
 def step_sigmas(schedule: Schedule, program: Program) -> np.ndarray:

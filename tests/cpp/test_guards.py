@@ -225,7 +225,7 @@ def with_large_pictures(bundle: Path) -> None:
 def large_programs(bundle: Path, folder: Path) -> list[Path]:
     """As many steps, and as many slots, as a program may have."""
     whole = json.loads((bundle / "programs" / "ddpm-10.json").read_text())
-    per_step = ("timestep", "x0_from", "log_sigma", "guided", "mix")
+    per_step = ("timestep", "x0_from", "log_sigma", "guidance", "mix")
     long = whole | {key: (whole[key] * 103)[:1024] for key in per_step}
     wide = whole | {key: (whole[key] * 10)[:100] for key in per_step} | {"mix": [[[0.0] * 66] * 64] * 100}
     paths = [folder / "long.json", folder / "wide.json"]

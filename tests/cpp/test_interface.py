@@ -26,7 +26,7 @@ def test_numbers_that_float32_cannot_hold(opened, gray_bundle: Path, tmp_path: P
             handle.generate([1], [1], guidance=guidance)
         assert caught.value.status == REQUEST
     program = json.loads((gray_bundle / "programs" / "ddim-25.json").read_text())
-    for key in ("init_scale", "timestep", "mix"):
+    for key in ("init", "timestep", "mix", "guidance"):
         damaged = json.loads(json.dumps(program))
         row = damaged
         while not isinstance(row[key], float | int):

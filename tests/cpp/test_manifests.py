@@ -168,14 +168,16 @@ def test_a_graph_that_is_not_what_the_manifest_says(opened, gray_bundle: Path) -
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"version": 2}, "version"),
+        ({"version": 1}, "version"),
         ({"timestep": []}, "timestep"),
         ({"mix": [[[1.0]]]}, "mix"),
         ({"mix": 1e400}, "JSON"),
-        ({"guided": [1]}, "guided"),
+        ({"guidance": [1]}, "guidance: has 1 rows, timestep has 25"),
+        ({"guidance": [1] * 24 + [-1]}, "guidance: is negative"),
+        ({"init": [1.0]}, "init: has a list of 1 numbers, expected 2"),
         ({"x0_bound": -1}, "x0_bound"),
         ({"x0_from": None}, "x0_from"),
-        ({"init_scale": "1"}, "init_scale"),
+        ({"init": "1"}, "init"),
     ],
 )
 def test_bad_programs(opened, gray_bundle: Path, tmp_path: Path, changes: dict, complaint: str) -> None:

@@ -179,14 +179,14 @@ def programs(bundle: Path) -> list[Any]:
         None,
     ]
     small = {
-        "version": 1,
+        "version": 2,
         "name": "two",
         "made": {"sampler": "ddim", "steps": 9},
-        "init_scale": 1,
+        "init": [0, 1],
         "x0_bound": 3e38,
         "timestep": [9, 0.5],
     }
-    small |= {"x0_from": [[1, 0.5], [2.0, -1]], "log_sigma": [[0, 0], [0.5, 1]], "guided": [True, False]}
+    small |= {"x0_from": [[1, 0.5], [2.0, -1]], "log_sigma": [[0, 0], [0.5, 1]], "guidance": [1, 0.5]}
     small |= {"mix": [[[1, 0, 0.5, 1], [0, 1, 0, 0]], [[0, 0, 1.0, 0], [1, 1, 1, 0]]]}
     ranges, predictions = ([999, 0], [0, 1.0]), ("epsilon", "x0", "v", "flow")
     made_for = [

@@ -50,7 +50,7 @@ class _Measure:
         ]
         a, b = interleave(commands, request.speed_rounds, lambda done, all: comparing.on_progress("timing", done, all))
         ratios, program = a.seconds / b.seconds, comparing.a.program()
-        guided = comparing.guidance != 1 and bool(program.guided[program.steps // 2])  # the step of `bundle_step`
+        guided = comparing.guidance != 1 and program.guidance[program.steps // 2] != 0  # the step of `bundle_step`
         found = Speed(
             a=_timing(a),
             b=_timing(b),

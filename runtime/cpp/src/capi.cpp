@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <set>
 
 #include "bundle.hpp"
 #include "ditedge.h"
@@ -176,8 +177,9 @@ void check_memory(const Bundle& bundle, const ditedge::Program& program, const d
     const ditedge::ModelInfo& model = bundle.manifest.model;
     const double batch = static_cast<double>(std::min(params.batch, params.count)), slots = static_cast<double>(program.slots) + 1;
     const double states = batch * slots * static_cast<double>(bundle.latent_count());
+    const std::set<double> factors(program.guidance.begin(), program.guidance.end());
     const double tables = batch * static_cast<double>(program.steps) * slots * (slots + 2) +
-                          2 * batch * batch * static_cast<double>(model.out_channels);
+                          2 * batch * batch * static_cast<double>(model.out_channels) * static_cast<double>(factors.size());
     const double rows = (1 + batch) * 2 * static_cast<double>(bundle.manifest.modulation_width);
     check_room(sizeof(float) * std::max({states, tables, rows, batch * static_cast<double>(bundle.manifest.image.bytes())}));
 }

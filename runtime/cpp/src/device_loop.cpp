@@ -61,7 +61,9 @@ struct Device {
 // What the buffers and graphs of a run depend on.
 auto shape_of(const Run& run) {
     const StepTables& tables = run.tables;
-    return std::tuple(tables.guided, tables.draws, tables.batch, tables.slots, tables.labels.size(), run.on_step != nullptr);
+    std::vector<std::size_t> counts;  // E of each of the steps' evaluations
+    for (const Evaluations& some : tables.evaluations) counts.push_back(some.sample.size());
+    return std::tuple(tables.evaluations_of, tables.draws, counts, tables.batch, tables.slots, tables.conditions.rows, run.on_step != nullptr);
 }
 
 // Buffers, contexts and CUDA graphs for runs of one shape. Steps are enqueued a segment at a time; segment i waits until
@@ -71,7 +73,7 @@ public:
     DeviceRun(Device& device, const Run& run)
         : shape(shape_of(run)), device_(device), stream_(device.stream), gpu_(device.gpu), memory_(device.gpu),
           steps_(run.tables.steps), segment_(run.on_step ? 1 : kSegment), ahead_(run.on_step ? kWatchedAhead : kAhead),
-          rows_(static_cast<std::int64_t>(run.tables.labels.size())) {
+          rows_(run.tables.conditions.rows) {
         const StepTables& tables = run.tables;
         const std::int64_t batch = tables.batch;
         const ModelInfo& model = device.bundle.manifest.model;
@@ -82,15 +84,14 @@ public:
         // One call writes the rows of several steps end to end: possible where each step's begin at an aligned address.
         const std::int64_t held = std::clamp<std::int64_t>(kModulationBytes / (4 * rows_ * width), 1, steps_);
         if (row_bytes_ % kAlignment == 0)
-            per_call_ = std::max<std::int64_t>(1, device.at_most("conditioner", "label", held * rows_) / rows_);
+            per_call_ = std::max<std::int64_t>(1, device.at_most("conditioner", tables.conditions.values[0].name, held * rows_) / rows_);
         block_ = std::min((steps_ + per_call_ - 1) / per_call_, held / per_call_) * per_call_;
 
         const float* f32 = nullptr;  // only the shapes of these views count
-        const std::int64_t* i64 = nullptr;
-        const std::int64_t rows = per_call_ * rows_;
-        conditioner_ = device.context("conditioner", {view("timestep", f32, {rows}), view("label", i64, {rows})});
+        conditioner_ = device.context("conditioner", tables.conditions.of_steps(0, per_call_).inputs());
         for (std::int64_t step = 0; step < steps_; ++step) {
-            Context& context = steps_of(step);
+            evaluations_.push_back(tables.evaluation_count(step));
+            Context& context = contexts_[evaluations_.back()];
             if (context != nullptr) continue;
             std::vector<Tensor> inputs = tables.inputs(step);
             inputs.push_back(view("state", f32, {batch, tables.slots, c, h, h}));
@@ -145,12 +146,14 @@ private:
             for (const Tensor& tensor : tables.inputs(step))
                 bindings_.back().push_back({tensor.name, arena_.place(tensor.data, tensor.bytes())});
         }
-        const auto rows = static_cast<std::size_t>(per_call_ * rows_);
         const std::int64_t calls = (steps_ + per_call_ - 1) / per_call_;
-        std::tie(timestep_, label_) = tables.conditions(0, calls * per_call_);
-        for (std::size_t first = 0; first < label_.size(); first += rows)
-            calls_.push_back({arena_.place(&timestep_[first], rows * sizeof(float)),
-                              arena_.place(&label_[first], rows * sizeof(std::int64_t))});
+        conditions_.clear();
+        for (std::int64_t call = 0; call < calls; ++call) conditions_.push_back(tables.conditions.of_steps(call * per_call_, per_call_));
+        for (const Conditions& some : conditions_) {
+            calls_.emplace_back();
+            for (const Tensor& tensor : some.inputs())
+                calls_.back().push_back({tensor.name, arena_.place(tensor.data, tensor.bytes())});
+        }
         silence_at_ = arena_.place(silence_.data(), draw_bytes_);
     }
 
@@ -185,7 +188,7 @@ private:
 
     std::size_t place(std::int64_t step) const { return static_cast<std::size_t>(step / segment_ % ahead_); }
     std::size_t ring(std::int64_t step) const { return static_cast<std::size_t>(step % (segment_ * ahead_)); }
-    Context& steps_of(std::int64_t step) { return guided_[static_cast<std::size_t>(step)] ? guided_steps_ : plain_steps_; }
+    Context& steps_of(std::int64_t step) { return contexts_.at(evaluations_[static_cast<std::size_t>(step)]); }
 
     // Into places of the ring that no enqueued work reads any more.
     void upload_noise(const Run& run, std::int64_t first, std::int64_t last) {
@@ -224,10 +227,8 @@ private:
     // Runs every context once: TensorRT allocates at its first enqueue, which capture forbids.
     void warm_up() {
         modulate(0);
-        for (const bool guides : {true, false}) {
-            const auto found = std::find(guided_.begin(), guided_.end(), guides);
-            if (found != guided_.end()) step(found - guided_.begin(), 0, tables_ + silence_at_, 0);
-        }
+        for (const auto& known : contexts_)
+            step(std::find(evaluations_.begin(), evaluations_.end(), known.first) - evaluations_.begin(), 0, tables_ + silence_at_, 0);
     }
 
     void enqueue(std::int64_t first, std::int64_t last) {
@@ -243,9 +244,8 @@ private:
     // One call of the conditioner: the adaLN rows of a few steps.
     void modulate(std::int64_t call) {
         const Plan& plan = *device_.plans.at("conditioner");
-        const auto [timestep, label] = calls_[static_cast<std::size_t>(call)];
-        plan.set_address(*conditioner_, "timestep", tables_ + timestep);
-        plan.set_address(*conditioner_, "label", tables_ + label);
+        for (const Binding& binding : calls_[static_cast<std::size_t>(call)])
+            plan.set_address(*conditioner_, binding.name, tables_ + binding.offset);
         const auto place = static_cast<std::size_t>(call * per_call_ % block_);
         plan.set_address(*conditioner_, "modulation", modulation_ + place * aligned(row_bytes_));
         plan.enqueue(*conditioner_, stream_.get());
@@ -268,16 +268,18 @@ private:
     Stream& stream_;
     const Gpu& gpu_;
     Memory memory_;
-    const std::int64_t steps_, segment_, ahead_, rows_;  // rows: distinct labels
-    const std::vector<bool>&guided_ = std::get<0>(shape), &draws_ = std::get<1>(shape);  // [N]
+    const std::int64_t steps_, segment_, ahead_, rows_;  // rows: conditions of a step
+    const std::vector<bool>& draws_ = std::get<1>(shape);  // [N]
+    std::vector<std::int64_t> evaluations_;                // [N] E of each step
     std::size_t row_bytes_ = 0, draw_bytes_ = 0, state_bytes_ = 0;  // of one step: adaLN rows, noise, state
     std::int64_t per_call_ = 1, block_ = 1;         // steps of one conditioner call; steps whose rows are held at once
-    Context conditioner_, guided_steps_, plain_steps_;  // one for each shape: none changes between steps or within a graph
+    Context conditioner_;
+    std::map<std::int64_t, Context> contexts_;  // of the step graph, by E: no shape changes between steps or within a graph
     Arena arena_;
     std::vector<std::vector<Binding>> bindings_;             // [N] a step's tables
-    std::vector<std::pair<std::size_t, std::size_t>> calls_;  // offsets of a conditioner call's timesteps and labels
-    std::vector<float> timestep_, silence_;
-    std::vector<std::int64_t> label_;
+    std::vector<std::vector<Binding>> calls_;                // a conditioner call's conditions
+    std::vector<Conditions> conditions_;                     // of each call
+    std::vector<float> silence_;
     std::size_t silence_at_ = 0;                                                           // noise of steps without
     char *tables_ = nullptr, *modulation_ = nullptr, *states_[2] = {}, *noise_ = nullptr;  // on the device
     char *tables_host_ = nullptr, *state_host_ = nullptr, *noise_host_ = nullptr;  // pinned; states: first and final, ring

@@ -1,5 +1,5 @@
 // The sampling loop over engines that run one graph at a time. It has no mathematics: bind row i of the tables, run the
-// engine, swap two buffers (runtime/loop/session.py's Sampler).
+// engine, swap two buffers (runtime/loop/host_loop.py).
 #include <algorithm>
 #include <map>
 
@@ -30,7 +30,7 @@ public:
         std::vector<float> state(numbers * static_cast<std::size_t>(tables.slots)), next_state(state.size());
         first_state(run, bundle_->latent_count(), state.data());
 
-        const std::int64_t width = bundle_->manifest.modulation_width, rows = static_cast<std::int64_t>(tables.labels.size());
+        const std::int64_t width = bundle_->manifest.modulation_width, rows = tables.conditions.rows;
         const std::int64_t block = std::clamp<std::int64_t>(kModulationBytes / (4 * width * rows), 1, tables.steps);
         std::vector<float> modulation(static_cast<std::size_t>(block * rows * width));
         for (std::int64_t step = 0; step < tables.steps; ++step) {
@@ -64,10 +64,8 @@ protected:
 private:
     // The adaLN rows [steps, R, M] of a block of steps.
     void condition(const StepTables& tables, std::int64_t first, std::int64_t steps, float* modulation) {
-        const auto [timestep, label] = tables.conditions(first, steps);
-        const auto rows = static_cast<std::int64_t>(label.size());
-        engines_.at("conditioner")->run({view("timestep", timestep.data(), {rows}), view("label", label.data(), {rows})},
-                                        view("modulation", modulation, {rows, bundle_->manifest.modulation_width}));
+        const Conditions some = tables.conditions.of_steps(first, steps);
+        engines_.at("conditioner")->run(some.inputs(), view("modulation", modulation, {some.steps * some.rows, bundle_->manifest.modulation_width}));
     }
 
     std::map<std::string, std::unique_ptr<Engine>> engines_;

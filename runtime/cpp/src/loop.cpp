@@ -31,7 +31,7 @@ void first_state(const Run& run, std::size_t latent, float* state) {
     const auto batch = static_cast<std::size_t>(run.tables.batch), slots = static_cast<std::size_t>(run.tables.slots);
     std::vector<float> drawn(batch * latent);
     run.noise(0, drawn.data());
-    const float scale = static_cast<float>(run.program.init_scale);
+    const float scale = static_cast<float>(run.program.init[1]);
     std::fill_n(state, batch * slots * latent, 0.0f);
     for (std::size_t b = 0; b < batch; ++b)
         for (std::size_t i = 0; i < latent; ++i) state[b * slots * latent + i] = drawn[b * latent + i] * scale;

@@ -32,12 +32,13 @@ bool Program::draws_noise(std::int64_t step) const {
 Program program_from_json(const std::string& text, const std::string& place) {
     const Json json = parse_json(text, place, DITEDGE_ERROR_PROGRAM);
     const Field root(json, place, DITEDGE_ERROR_PROGRAM);
-    root.at("version").integer(1, 1);
+    root.at("version").integer(2, 2);
     root.at("made").items(SIZE_MAX);  // for people: that it is an object is all that counts
     Program program;
     if (root.has("process") && !root.at("process").null()) program.process = read_process(root.at("process"));
     program.name = root.at("name").text();
-    program.init_scale = root.at("init_scale").number();
+    const std::vector<double> init = numbers(root.at("init"), 2);
+    program.init = {init[0], init[1]};
     program.x0_bound = root.at("x0_bound").number();
     if (!(program.x0_bound > 0 && program.x0_bound <= kNoBound)) root.at("x0_bound").fail("is not in (0, 3e38]");
 
@@ -54,7 +55,10 @@ Program program_from_json(const std::string& text, const std::string& place) {
     };
     for (const Field& row : rows("x0_from")) append(program.x0_from, numbers(row, 2));
     for (const Field& row : rows("log_sigma")) append(program.log_sigma, numbers(row, 2));
-    for (const Field& value : rows("guided")) program.guided.push_back(value.boolean());
+    for (const Field& factor : rows("guidance")) {
+        program.guidance.push_back(factor.number());
+        if (program.guidance.back() < 0) factor.fail("is negative: 0 is no guidance");
+    }
     const std::vector<Field> matrices = rows("mix");
     const std::size_t slots = matrices[0].elements(kMaxSlots).size();
     if (slots < 1) matrices[0].fail("expected 1 to 64 slots");

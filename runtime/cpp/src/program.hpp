@@ -1,6 +1,7 @@
 // A sampler as a table (docs/format.md): N steps, K state slots, float64.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -20,8 +21,9 @@ struct Program {
     std::vector<double> x0_from;    // [N, 2]
     std::vector<double> log_sigma;  // [N, 2]
     std::vector<double> mix;        // [N, K, K + 2]
-    std::vector<bool> guided;       // [N]
-    double x0_bound = 0, init_scale = 0;
+    std::vector<double> guidance;   // [N] how much of the guidance asked for: 1 all, 0 none
+    double x0_bound = 0;
+    std::array<double, 2> init{};    // slot 0 starts as init[0] given latent + init[1] unit noise
     std::optional<Process> process;  // what it was made for; none: not known
 
     bool draws_noise(std::int64_t step) const;  // its mix has a non-zero noise column

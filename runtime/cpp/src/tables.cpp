@@ -2,98 +2,160 @@
 
 #include <algorithm>
 #include <cmath>
-#include <set>
+#include <map>
 
 #include "error.hpp"
 
 namespace ditedge {
 namespace {
 
-// [N, row] float64 -> [N, B, row] float32
-std::vector<float> per_sample(const std::vector<double>& table, std::int64_t steps, std::int64_t batch) {
-    const std::size_t row = table.size() / static_cast<std::size_t>(steps);
-    std::vector<float> repeated;
-    repeated.reserve(table.size() * static_cast<std::size_t>(batch));
-    for (std::size_t step = 0; step < static_cast<std::size_t>(steps); ++step)
-        for (std::int64_t b = 0; b < batch; ++b)
-            for (std::size_t i = 0; i < row; ++i) repeated.push_back(static_cast<float>(table[step * row + i]));
-    return repeated;
+std::vector<float> floats(const std::vector<double>& table) {
+    std::vector<float> rounded;
+    rounded.reserve(table.size());
+    for (const double number : table) rounded.push_back(static_cast<float>(number));
+    return rounded;
+}
+
+// Row `step` of [N, ...].
+std::vector<float> row(const std::vector<float>& table, std::int64_t step, std::int64_t steps) {
+    const auto size = static_cast<std::ptrdiff_t>(table.size()) / steps;
+    return {table.begin() + step * size, table.begin() + (step + 1) * size};
+}
+
+// Tables [N, ...] of each image -> [N, B, ...]
+std::vector<float> stacked(const std::vector<const ImageTables*>& images, std::vector<float> ImageTables::*table) {
+    std::vector<float> all;
+    for (std::int64_t step = 0; step < images[0]->steps; ++step)
+        for (const ImageTables* image : images) {
+            const std::vector<float> own = row(image->*table, step, image->steps);
+            all.insert(all.end(), own.begin(), own.end());
+        }
+    return all;
+}
+
+Evaluations evaluations_of_step(const std::vector<const ImageTables*>& images, const std::vector<std::vector<std::int64_t>>& rows,
+                                std::size_t step) {
+    const std::size_t batch = images.size(), channels = static_cast<std::size_t>(images[0]->out_channels);
+    Evaluations some;
+    for (std::size_t b = 0; b < batch; ++b) {
+        some.sample.push_back(static_cast<std::int64_t>(b));
+        some.condition.push_back(rows[b].front());
+    }
+    for (std::size_t b = 0; b < batch; ++b)
+        if (images[b]->guided[step]) {
+            some.sample.push_back(static_cast<std::int64_t>(b));
+            some.condition.push_back(rows[b].back());
+        }
+    const std::size_t count = some.sample.size();
+    some.combine.assign(batch * count * channels, 0.0f);
+    for (std::size_t e = 0; e < count; ++e) {
+        const auto b = static_cast<std::size_t>(some.sample[e]);
+        const auto weights = images[b]->weights.begin() + static_cast<std::ptrdiff_t>((2 * step + (e >= batch)) * channels);
+        std::copy_n(weights, channels, some.combine.begin() + static_cast<std::ptrdiff_t>((b * count + e) * channels));
+    }
+    return some;
 }
 
 }  // namespace
 
-StepTables step_tables(const Program& program, const ModelInfo& model, const std::vector<std::int64_t>& labels,
-                       double guidance, const std::vector<std::int64_t>& away_from) {
-    if (!std::isfinite(static_cast<float>(guidance)) || !std::isfinite(static_cast<float>(1 - guidance)))
-        fail_request("guidance " + shown(guidance) + " is not a finite number in float32");
-    const std::size_t batch = labels.size();
-    StepTables tables{program.steps, static_cast<std::int64_t>(batch), program.slots, model.out_channels,
-                      {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
-    bool any = false;
-    for (const bool guided : program.guided) {
-        tables.guided.push_back(guided && guidance != 1.0);
-        any = any || tables.guided.back();
-    }
-    for (std::int64_t step = 0; step < program.steps; ++step) tables.draws.push_back(program.draws_noise(step));
-    std::vector<std::int64_t> baselines(batch);
-    for (std::size_t b = 0; any && b < batch; ++b) {
-        const bool given = !away_from.empty() && away_from[b] >= 0;
-        if (!given && !model.null_class)
-            fail_request("guidance needs a null class, and this model was trained without label dropout: use 1, or "
-                         "give a class to guide away from");
-        baselines[b] = given ? away_from[b] : *model.null_class;
-    }
-    std::set<std::int64_t> distinct(labels.begin(), labels.end());
-    if (any) distinct.insert(baselines.begin(), baselines.end());
-    tables.labels.assign(distinct.begin(), distinct.end());
-    const auto row = [&](std::int64_t label) {
-        return std::lower_bound(tables.labels.begin(), tables.labels.end(), label) - tables.labels.begin();
-    };
-    for (std::size_t b = 0; b < 2 * batch; ++b) {
-        tables.sample.push_back(static_cast<std::int64_t>(b % batch));
-        tables.condition.push_back(b < batch ? row(labels[b]) : any ? row(baselines[b - batch]) : 0);
-    }
-    // Classifier-free guidance (Ho & Salimans 2022): weight g on the labelled evaluation and 1 - g on the unlabelled one
-    // for the first guided_channels channels, 1 and 0 for every other channel.
-    const auto channels = static_cast<std::size_t>(model.out_channels);
-    const auto guided_channels = static_cast<std::size_t>(std::min(model.guided_channels, model.out_channels));
-    tables.combine_plain.assign(batch * batch * channels, 0.0f);
-    tables.combine_guided.assign(2 * batch * batch * channels, 0.0f);
-    for (std::size_t b = 0; b < batch; ++b)
+ImageTables image_tables(const Program& program, const ModelInfo& model, std::int64_t label, double guidance, std::int64_t away_from) {
+    const auto steps = static_cast<std::size_t>(program.steps), channels = static_cast<std::size_t>(model.out_channels);
+    const std::size_t guided_channels = static_cast<std::size_t>(std::min(model.guided_channels, model.out_channels));
+    ImageTables tables{program.steps, program.slots, model.out_channels, {}, {}, {}, {}, {}, {}, {}, {}};
+    // Classifier-free guidance (Ho & Salimans 2022) of strength g: weight g on the labelled evaluation and 1 - g on the
+    // unlabelled one for the first guided_channels channels, 1 and 0 for every other channel. A step of factor f takes
+    // 1 + f (g - 1) for g.
+    tables.weights.assign(2 * steps * channels, 0.0f);
+    bool any = false, finite = std::isfinite(static_cast<float>(guidance));
+    for (std::size_t step = 0; step < steps; ++step) {
+        const double factor = program.guidance[step], more = factor * (guidance - 1);
+        const double strength = factor == 1 ? guidance : 1 + more;
+        const float with_label = static_cast<float>(strength), without_label = static_cast<float>(1 - strength);
+        finite = finite && std::isfinite(with_label) && std::isfinite(without_label);
+        const bool guides = factor != 0 && guidance != 1.0;
+        tables.guided.push_back(guides);
+        any = any || guides;
         for (std::size_t o = 0; o < channels; ++o) {
-            const bool guides = o < guided_channels;
-            tables.combine_plain[(b * batch + b) * channels + o] = 1.0f;
-            tables.combine_guided[(b * 2 * batch + b) * channels + o] = guides ? static_cast<float>(guidance) : 1.0f;
-            tables.combine_guided[(b * 2 * batch + batch + b) * channels + o] =
-                guides ? static_cast<float>(1 - guidance) : 0.0f;
+            const bool weighed = guides && o < guided_channels;
+            tables.weights[2 * step * channels + o] = weighed ? with_label : 1.0f;
+            tables.weights[(2 * step + 1) * channels + o] = weighed ? without_label : 0.0f;
         }
-    for (const double time : program.timestep) tables.timestep.push_back(static_cast<float>(time));
-    tables.x0_from = per_sample(program.x0_from, program.steps, tables.batch);
-    tables.log_sigma = per_sample(program.log_sigma, program.steps, tables.batch);
-    tables.mix = per_sample(program.mix, program.steps, tables.batch);
-    tables.x0_bound.assign(batch, static_cast<float>(program.x0_bound));
+    }
+    if (!finite) fail_request("guidance " + shown(guidance) + " is not a finite number in float32");
+    if (any && away_from < 0 && !model.null_class)
+        fail_request("guidance needs a null class, and this model was trained without label dropout: use 1, or "
+                     "give a class to guide away from");
+    std::vector<std::int64_t> labels = {label};
+    if (any) labels.push_back(away_from >= 0 ? away_from : *model.null_class);
+    tables.conditions = class_conditions(program.timestep, labels);
+    for (std::int64_t step = 0; step < program.steps; ++step) tables.draws.push_back(program.draws_noise(step));
+    tables.x0_from = floats(program.x0_from);
+    tables.x0_bound.assign(steps, static_cast<float>(program.x0_bound));
+    tables.log_sigma = floats(program.log_sigma);
+    tables.mix = floats(program.mix);
     return tables;
 }
 
+ImageTables ImageTables::at(std::int64_t step) const {
+    const auto index = static_cast<std::size_t>(step);
+    return {1, slots, out_channels, conditions.of_steps(step, 1), {guided[index]}, {draws[index]}, row(weights, step, steps),
+            row(x0_from, step, steps), row(x0_bound, step, steps), row(log_sigma, step, steps), row(mix, step, steps)};
+}
+
+StepTables gather(const std::vector<const ImageTables*>& images) {
+    StepTables tables;
+    tables.steps = images[0]->steps, tables.batch = static_cast<std::int64_t>(images.size());
+    tables.slots = images[0]->slots, tables.out_channels = images[0]->out_channels;
+    std::vector<const Conditions*> conditions;
+    for (const ImageTables* image : images) conditions.push_back(&image->conditions);
+    auto [records, rows] = shared_conditions(conditions);
+    tables.conditions = std::move(records);
+    std::map<std::vector<float>, std::size_t> known;  // weights of all images at a step, which say who is guided, too
+    for (std::size_t step = 0; step < static_cast<std::size_t>(tables.steps); ++step) {
+        std::vector<float> key;
+        bool draws = false;
+        for (const ImageTables* image : images) {
+            const std::vector<float> weights = row(image->weights, static_cast<std::int64_t>(step), image->steps);
+            key.insert(key.end(), weights.begin(), weights.end());
+            key.push_back(image->guided[step] ? 1.0f : 0.0f);
+            draws = draws || image->draws[step];
+        }
+        const auto [found, fresh] = known.try_emplace(key, tables.evaluations.size());
+        if (fresh) tables.evaluations.push_back(evaluations_of_step(images, rows, step));
+        tables.evaluations_of.push_back(found->second);
+        tables.draws.push_back(draws);
+    }
+    tables.x0_from = stacked(images, &ImageTables::x0_from);
+    tables.x0_bound = stacked(images, &ImageTables::x0_bound);
+    tables.log_sigma = stacked(images, &ImageTables::log_sigma);
+    tables.mix = stacked(images, &ImageTables::mix);
+    return tables;
+}
+
+StepTables step_tables(const Program& program, const ModelInfo& model, const std::vector<std::int64_t>& labels,
+                       double guidance, const std::vector<std::int64_t>& away_from) {
+    std::vector<ImageTables> images;
+    for (std::size_t b = 0; b < labels.size(); ++b)
+        images.push_back(image_tables(program, model, labels[b], guidance, away_from.empty() ? -1 : away_from[b]));
+    std::vector<const ImageTables*> pointers;
+    for (const ImageTables& image : images) pointers.push_back(&image);
+    return gather(pointers);
+}
+
 std::vector<Tensor> StepTables::inputs(std::int64_t step) const {
-    const bool guides = guided[static_cast<std::size_t>(step)];
-    const std::int64_t evaluations = guides ? 2 * batch : batch;
-    return {view("sample", sample.data(), {evaluations}),
-            view("condition", condition.data(), {evaluations}),
-            view("combine", (guides ? combine_guided : combine_plain).data(), {batch, evaluations, out_channels}),
+    const Evaluations& some = evaluations[evaluations_of[static_cast<std::size_t>(step)]];
+    const std::int64_t count = evaluation_count(step);
+    return {view("sample", some.sample.data(), {count}),
+            view("condition", some.condition.data(), {count}),
+            view("combine", some.combine.data(), {batch, count, out_channels}),
             view("x0_from", x0_from.data() + step * batch * 2, {batch, 2}),
-            view("x0_bound", x0_bound.data(), {batch}),
+            view("x0_bound", x0_bound.data() + step * batch, {batch}),
             view("log_sigma", log_sigma.data() + step * batch * 2, {batch, 2}),
             view("mix", mix.data() + step * batch * slots * (slots + 2), {batch, slots, slots + 2})};
 }
 
-std::pair<std::vector<float>, std::vector<std::int64_t>> StepTables::conditions(std::int64_t first, std::int64_t count) const {
-    std::pair<std::vector<float>, std::vector<std::int64_t>> rows;
-    for (std::int64_t step = first; step < first + count; ++step) {
-        rows.first.insert(rows.first.end(), labels.size(), timestep[static_cast<std::size_t>(std::min(step, steps - 1))]);
-        rows.second.insert(rows.second.end(), labels.begin(), labels.end());
-    }
-    return rows;
+std::int64_t StepTables::evaluation_count(std::int64_t step) const {
+    return static_cast<std::int64_t>(evaluations[evaluations_of[static_cast<std::size_t>(step)]].sample.size());
 }
 
 }  // namespace ditedge

@@ -1,35 +1,59 @@
-// Every input of the step graph but state, noise and modulation, for all N steps of a batch of B at once, so that a
-// device can upload them once and address them by offset (runtime/loop/session.py's step_tables).
+// Tables: what the step graph reads beside state, noise and modulation (runtime/loop/tables.py). They belong to one image; a
+// batch gathers a row of each image's. Where its images go through one program in step that is all rows at once, so that a
+// device can upload them once and address them by offset.
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 #include "bundle.hpp"
+#include "conditions.hpp"
 #include "engine.hpp"
 
 namespace ditedge {
 
-// Unguided steps run E = B evaluations, guided ones E = 2B (all conditional, then all unconditional).
-struct StepTables {
-    std::int64_t steps, batch, slots, out_channels;
+// The N steps of one image, each with one evaluation of the network or two: the second one guides. An evaluation's row among
+// a step's conditions is 0 for the first, R - 1 for the second.
+struct ImageTables {
+    std::int64_t steps = 0, slots = 0, out_channels = 0;
+    Conditions conditions;                            // R is 1 where no step is guided, else 2
     std::vector<bool> guided, draws;                  // [N]; draws: adds noise
-    std::vector<std::int64_t> labels;                 // [R] distinct labels, the rows that `condition` counts
-    std::vector<float> timestep;                      // [N]
-    std::vector<std::int64_t> sample, condition;      // [2B]; the first B are the unguided step's
-    std::vector<float> combine_guided, combine_plain; // [B, 2B, O], [B, B, O]
-    std::vector<float> x0_from, x0_bound, log_sigma;  // [N, B, 2], [B], [N, B, 2]
+    std::vector<float> weights;                       // [N, 2, O], of the two evaluations
+    std::vector<float> x0_from, x0_bound, log_sigma;  // [N, 2], [N], [N, 2]
+    std::vector<float> mix;                           // [N, K, K + 2]
+
+    ImageTables at(std::int64_t step) const;  // that step alone
+};
+
+// Which evaluations a step makes and how they are weighed: first one of each image, then those that guide.
+struct Evaluations {
+    std::vector<std::int64_t> sample, condition;  // [E]; rows of the step's conditions
+    std::vector<float> combine;                   // [B, E, O]
+};
+
+// The N steps of a batch of B images that are gathered.
+struct StepTables {
+    std::int64_t steps = 0, batch = 0, slots = 0, out_channels = 0;
+    Conditions conditions;                            // every record once
+    std::vector<bool> draws;                          // [N]: some image adds noise
+    std::vector<Evaluations> evaluations;             // those that differ
+    std::vector<std::size_t> evaluations_of;          // [N] which of them a step makes
+    std::vector<float> x0_from, x0_bound, log_sigma;  // [N, B, 2], [N, B], [N, B, 2]
     std::vector<float> mix;                           // [N, B, K, K + 2]
 
     // What step `step` binds: views of the tables, which must stay alive and unchanged meanwhile.
     std::vector<Tensor> inputs(std::int64_t step) const;
-    // What the conditioner reads for the adaLN rows of some steps: [steps, R] each. Steps after the last are copies of it.
-    std::pair<std::vector<float>, std::vector<std::int64_t>> conditions(std::int64_t first, std::int64_t count) const;
+    std::int64_t evaluation_count(std::int64_t step) const;  // E
 };
 
-// guidance 1 is none. away_from: per sample a class to guide away from, -1 for "no class"; or empty.
+// guidance 1 is none. away_from: a class to guide away from, -1 for "no class".
 // Throws Error (request) when guidance has nothing to guide away from.
+ImageTables image_tables(const Program& program, const ModelInfo& model, std::int64_t label, double guidance, std::int64_t away_from);
+
+// Images of as many steps and slots each: row n of one beside row n of the others.
+StepTables gather(const std::vector<const ImageTables*>& images);
+
+// Of a batch of images of one program. away_from: one per label, or empty.
 StepTables step_tables(const Program& program, const ModelInfo& model, const std::vector<std::int64_t>& labels,
                        double guidance, const std::vector<std::int64_t>& away_from);
 

@@ -23,9 +23,9 @@ def next_state(bundle: Bundle, bound: float, poison: float | None) -> np.ndarray
     tables = step_tables(bundle.program(sampler="ddpm", steps=5), model, LABELS, 2.5)
     width = int(bundle.manifest.graphs["conditioner"].outputs[0].shape[1])
     random = np.random.default_rng(7)
-    modulation = 0.1 * random.standard_normal((len(tables.labels), width)).astype(np.float32)
+    modulation = 0.1 * random.standard_normal((tables.rows, width)).astype(np.float32)
     if poison is not None:
-        modulation[tables.labels.tolist().index(HOT)] = poison
+        modulation[tables.conditions["label"][1].tolist().index(HOT)] = poison
     latent = model.latent_shape
     state, noise = random.standard_normal((2, len(LABELS), 1, *latent)).astype(np.float32)
     inputs = {"state": state, "modulation": modulation, "noise": np.ascontiguousarray(noise[:, 0])}

@@ -128,7 +128,7 @@ def trajectory(program: Program) -> np.ndarray:
     """The contract of docs/format.md's step graph in float64, with a nonlinear network and a learned variance. [N + 1, 32]"""
     z, *noise = np.random.default_rng(3).standard_normal((program.steps + 1, 32))
     state = np.zeros((program.slots, 32))
-    state[0] = program.init_scale * z
+    state[0] = program.init[1] * z
     seen = [state[0]]
     for i, (a, b) in enumerate(program.x0_from):
         output = np.sin(1.3 * state[0] + program.timestep[i] / 300) + 0.2 * state[0]

@@ -19,6 +19,7 @@ from ditedge.runtime.bundle import manifest
 from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.errors import NotFiniteError
 from ditedge.runtime.loop import device_loop, device_memory, device_run, engine_trt
+from ditedge.runtime.loop.device_tables import parts_of_step
 from ditedge.runtime.loop.noise import GivenNoise, SeededNoise
 from ditedge.runtime.loop.verify import relative_error, replay
 from ditedge.runtime.samplers.program import with_x0_slot
@@ -134,14 +135,12 @@ def test_a_shape_is_captured_once_and_replayed(plan_bundle, gpu: DoubleGpu) -> N
 
 def test_unguided_steps_run_half_the_evaluations(plan_bundle, gpu: DoubleGpu) -> None:
     bundle = plan_bundle("gray1_cfg")
-    program = replace(bundle.program(steps=5), guided=np.array([False, True, True, False, True]))
+    program = replace(bundle.program(steps=5), guidance=np.array([0.0, 1, 1, 0, 1]))
     with Session(bundle) as ort, plans(bundle) as device:
         same(latents(bundle, device, program), latents(bundle, ort, program))
         run = next(iter(device.loop._runs.values()))
-        evaluations = {
-            name: context.shapes["sample"][0] for name, context in run._contexts.items() if name in ("guided", "plain")
-        }
-    assert evaluations == {"guided": 10, "plain": 5}
+        evaluations = {count: context.shapes["sample"][0] for count, context in run._contexts.items()}
+    assert evaluations == {10: 10, 5: 5}
 
 
 @pytest.mark.parametrize("steps_held", [1, 3])
@@ -350,7 +349,7 @@ def test_any_combination_equals_onnx_runtime(
     """Segments, blocks of rows, rings of noise and unguided steps, in combinations that nobody thought of; twice each."""
     bundle = plan_bundle("gray1_cfg")
     program = bundle.program(sampler=sampler, steps=steps)
-    program = replace(program, guided=np.array([bool(guided >> i & 1) for i in range(program.steps)]))
+    program = replace(program, guidance=np.array([float(guided >> i & 1) for i in range(program.steps)]))
     gpu, seen = DoubleGpu(), []
     options = {"labels": LABELS[:count], "seeds": SEEDS[:count], "guidance": guidance}
     with pytest.MonkeyPatch.context() as patch:
@@ -385,7 +384,7 @@ def tightly_packed(monkeypatch) -> None:
 
 
 def steps_backwards(monkeypatch) -> None:
-    monkeypatch.setattr(device_run, "part_of_step", lambda name, step: f"{name}/{9 - step}")
+    monkeypatch.setattr(device_run, "parts_of_step", lambda shape, step: parts_of_step(shape, 9 - step))
 
 
 def moved_arena(monkeypatch) -> None:

@@ -12,7 +12,7 @@ from ditedge.runtime import Cancelled, Session, generate, open_bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.loop import host_loop
 from ditedge.runtime.loop.noise import GivenNoise, SeededNoise
-from ditedge.runtime.loop.tables import step_tables
+from ditedge.runtime.loop.tables import gather, image_tables, step_tables
 
 LABELS, SEEDS = [3, 1, 3, 9, 0], [11, 12, 13, 14, 15]
 
@@ -59,7 +59,7 @@ def test_guidance_one_runs_one_evaluation_per_step(golden_bundle) -> None:
 
 def test_unguided_steps_run_one_evaluation(golden_bundle) -> None:
     bundle = open_bundle(golden_bundle("gray1_cfg"))
-    program = replace(bundle.program(steps=4), guided=np.array([False, True, True, False]))
+    program = replace(bundle.program(steps=4), guidance=np.array([0.0, 1, 1, 0]))
     session, step, _ = spied(bundle)
     generate(bundle, [1], [0], guidance=3.0, program=program, session=session)
     assert step.evaluations == [1, 2, 2, 1]
@@ -132,12 +132,39 @@ def test_guidance_table_is_the_reference_formula(golden_bundle) -> None:
     program = open_bundle(golden_bundle("latent4_learned_sigma")).program(steps=3)
     tables = step_tables(program, model, [4, 2], guidance=4.0)
     output = np.random.default_rng(0).standard_normal((4, model.out_channels))
-    combined = np.einsum("beo,eo->bo", tables.combine_guided, output)
+    combined = np.einsum("beo,eo->bo", tables.evaluations[0].combine, output)
     conditional, unconditional = output[:2], output[2:]
     expected = conditional.copy()
     expected[:, :3] = unconditional[:, :3] + 4.0 * (conditional[:, :3] - unconditional[:, :3])
     np.testing.assert_allclose(combined, expected, rtol=1e-6)
-    assert tables.labels.tolist() == [2, 4, 10] and tables.condition.tolist() == [1, 0, 2, 2]
+    assert tables.conditions["label"].tolist() == 3 * [[2, 4, 10]]
+    assert tables.evaluations[0].condition.tolist() == [1, 0, 2, 2]
+
+
+def test_guidance_of_a_step_is_a_factor(golden_bundle) -> None:
+    """Weights 1 + f (g - 1) and -f (g - 1): 0 is one evaluation, 1 the guidance asked for to the last bit."""
+    bundle = open_bundle(golden_bundle("gray1_cfg"))
+    program = replace(bundle.program(steps=5), guidance=np.array([0, 1, 0.25, 2, 1]))
+    tables = image_tables(program, bundle.manifest.model, 3, guidance=2.7)
+    expected = np.array([[1, 0], [2.7, 1 - 2.7], [1.425, -0.425], [4.4, -3.4], [2.7, 1 - 2.7]]).astype(np.float32)
+    assert np.array_equal(tables.weights[:, :, 0], expected)
+    assert tables.guided.tolist() == [False, True, True, True, True]
+    batch = gather([tables, tables])
+    assert [len(batch.inputs(i)["sample"]) for i in range(5)] == [2, 4, 4, 4, 4]
+    assert batch.evaluations_of == (0, 1, 2, 3, 1)
+    plain = image_tables(program, bundle.manifest.model, 3, guidance=1.0)
+    assert not plain.guided.any() and plain.conditions["label"].tolist() == 5 * [[3]]
+
+
+def test_half_the_guidance_is_guidance_of_half_the_strength(golden_bundle) -> None:
+    bundle = open_bundle(golden_bundle("gray1_cfg"))
+    program = bundle.program(steps=4)
+    half = replace(program, guidance=np.full(4, 0.5))
+    first, second = (
+        generate(bundle, [1, 2], [3, 4], program=table, guidance=guidance, output="latents")
+        for table, guidance in ((half, 4.0), (program, 2.5))
+    )
+    assert np.array_equal(first, second)
 
 
 def test_seeded_noise_is_per_image() -> None:

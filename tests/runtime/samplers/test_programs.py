@@ -21,7 +21,7 @@ from ditedge.runtime.samplers.schedule import linear_schedule, respaced_timestep
 from ditedge.runtime.samplers.settings import SamplerSettings, make_program, settings_from_made
 
 SCHEDULE = linear_schedule()
-ARRAYS = ("timestep", "x0_from", "log_sigma", "mix", "guided")
+ARRAYS = ("timestep", "x0_from", "log_sigma", "mix", "guidance")
 
 
 def ddpm(steps: int = 10, **options):
@@ -34,31 +34,34 @@ def test_written_programs_read_back_exactly(tmp_path: Path) -> None:
     again = read_program(tmp_path / "p.json")
     for name in ARRAYS:
         assert np.array_equal(getattr(again, name), getattr(program, name)), name
-    assert (again.name, again.made, again.x0_bound, again.init_scale) == ("ddpm-10", program.made, 1.0, 1.0)
+    assert (again.name, again.made, again.x0_bound, again.init) == ("ddpm-10", program.made, 1.0, (0.0, 1.0))
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"version": 2}, "version"),
+        ({"version": 1}, "version is not 2: make it again"),
         ({"mix": [[[1.0, 0.0]]]}, "mix has shape"),
         ({"timestep": []}, "timestep"),
         ({"log_sigma": [[0.0, float("nan")]] * 10}, "not finite"),
         ({"x0_bound": -1.0}, "x0_bound"),
-        ({"init_scale": 3.1e38}, r"init_scale has a number that is not finite, or not within \+-3e\+38"),
+        ({"init": [0, 3.1e38]}, r"init has a number that is not finite, or not within \+-3e\+38"),
         ({"timestep": [-1e300] * 10}, "timestep has a number"),
         ({"x0_bound": float("inf")}, "x0_bound"),
-        ({"init_scale": float("inf")}, "not finite"),
-        ({"guided": [True]}, "guided has shape"),
+        ({"init": [float("inf"), 1]}, "not finite"),
+        ({"guidance": [1]}, "guidance has shape"),
         ({"timestep": "abc"}, "timestep is not a list of rank 1"),
         ({"made": 3}, "p.json"),
         ({"version": True}, "version"),
         ({"timestep": ["1"] * 10}, "timestep holds something else than numbers"),
         ({"timestep": [True] * 10}, "timestep holds something else than numbers"),
         ({"timestep": [None] * 10}, "timestep holds something else than numbers"),
-        ({"guided": [1] * 10}, "guided holds something else than true and false"),
+        ({"guidance": [True] * 10}, "guidance holds something else than numbers"),
+        ({"guidance": [1] * 9 + [-0.5]}, "guidance has -0.5, and a factor is not negative"),
         ({"x0_from": [[1.0, 0.0]] * 9 + [[1.0]]}, "x0_from has rows of different lengths"),
-        ({"init_scale": [1.0]}, "init_scale"),
+        ({"init": 1.0}, "init is not a list of rank 1"),
+        ({"init": [1.0]}, "init has shape"),
+        ({"guidance": [3e39] * 10}, "guidance has a number that is not finite, or not within"),
         ({"x0_bound": 10**400}, "x0_bound"),
         ({"timestep": [0] * 100_001}, "1 to 100000"),
         ({"mix": [[[0.0] * 67] * 65] * 10}, "65 slots, at most 64"),

@@ -79,7 +79,7 @@ def replay(program: Program, prediction: str) -> np.ndarray:
     """The contract of docs/format.md's step graph in float64: what the network sees before every step, and the sample. [N+1, SIZE]"""
     z, *noise = noises(program.steps + 1)
     state = np.zeros((program.slots, SIZE))
-    state[0] = program.init_scale * z
+    state[0] = program.init[1] * z
     seen = [state[0]]
     for i in range(program.steps):
         (a, b), k0 = program.x0_from[i], program.log_sigma[i, 0]
@@ -279,7 +279,7 @@ def test_float32_tables_lose_nothing(ours, prediction: str) -> None:
     exact, z = replay(program, prediction), noises(51).astype(np.float32)
     x0_from, mix = program.x0_from.astype(np.float32), program.mix.astype(np.float32)
     state = np.zeros((program.slots, SIZE), np.float32)
-    state[0] = np.float32(program.init_scale) * z[0]
+    state[0] = np.float32(program.init[1]) * z[0]
     for i in range(program.steps):
         output = network(state[0].astype(np.float64), program.timestep[i], prediction).astype(np.float32)
         x0 = x0_from[i, 0] * state[0] + x0_from[i, 1] * output
@@ -359,7 +359,7 @@ def test_guidance_interval_of_the_paper() -> None:
     """(0.34, 1.02] on the linear schedule is t of about 100 to 261."""
     program = ddim(grid_from_timesteps(LINEAR, np.arange(999, -1, -1)))
     guided = with_guidance_interval(program, 0.34, 1.02, step_sigmas(LINEAR, program))
-    inside = guided.timestep[guided.guided]
+    inside = guided.timestep[guided.guidance != 0]
     assert (inside.min(), inside.max()) == (pytest.approx(100, abs=2), pytest.approx(261, abs=2))
     assert inside.size == inside.max() - inside.min() + 1
     fractional = from_sigma(heun, sigma_grid(LINEAR, 20))
@@ -459,9 +459,9 @@ def test_every_sampler_takes_zero_terminal_snr(sampler: str) -> None:
     info = ScheduleInfo(kind="linear", beta_start=1e-4, beta_end=0.02, steps=1000, zero_terminal_snr=True)
     settings = SamplerSettings(sampler, steps=10, guidance_interval=(0.3, 5.0))
     program = make_program(schedule_from_info(info), settings, learned_variance=True, prediction="v")
-    for table in (program.mix, program.x0_from, program.log_sigma, program.init_scale):
+    for table in (program.mix, program.x0_from, program.log_sigma, program.init):
         assert np.isfinite(table).all()
-    assert 0 < program.guided.sum() < program.steps
+    assert 0 < program.guidance.sum() < program.steps
     with pytest.raises(ProgramError, match="epsilon says nothing"):
         make_program(schedule_from_info(info), SamplerSettings("ddim", steps=10), learned_variance=True)
 

@@ -1,0 +1,91 @@
+#include "conditions.hpp"
+
+#include <algorithm>
+#include <map>
+
+namespace ditedge {
+namespace {
+
+using Record = std::vector<std::variant<std::vector<float>, std::vector<std::int64_t>>>;  // of each condition [N]
+
+Record record_of(const Conditions& conditions, std::int64_t row) {
+    Record record;
+    for (const Condition& condition : conditions.values)
+        std::visit(
+            [&](const auto& values) {
+                std::decay_t<decltype(values)> column;
+                for (std::int64_t step = 0; step < conditions.steps; ++step)
+                    column.push_back(values[static_cast<std::size_t>(step * conditions.rows + row)]);
+                record.emplace_back(std::move(column));
+            },
+            condition.values);
+    return record;
+}
+
+}  // namespace
+
+Conditions Conditions::of_steps(std::int64_t first, std::int64_t count) const {
+    Conditions some{count, rows, {}};
+    for (const Condition& condition : values)
+        std::visit(
+            [&](const auto& all) {
+                std::decay_t<decltype(all)> chosen;
+                for (std::int64_t step = first; step < first + count; ++step) {
+                    const auto from = all.begin() + std::min(step, steps - 1) * rows;
+                    chosen.insert(chosen.end(), from, from + rows);
+                }
+                some.values.push_back({condition.name, std::move(chosen)});
+            },
+            condition.values);
+    return some;
+}
+
+std::vector<Tensor> Conditions::inputs() const {
+    std::vector<Tensor> inputs;
+    for (const Condition& condition : values)
+        std::visit([&](const auto& all) { inputs.push_back(view(condition.name, all.data(), {steps * rows})); }, condition.values);
+    return inputs;
+}
+
+Conditions class_conditions(const std::vector<double>& timesteps, const std::vector<std::int64_t>& labels) {
+    std::vector<float> times;
+    std::vector<std::int64_t> classes;
+    for (const double timestep : timesteps) {
+        times.insert(times.end(), labels.size(), static_cast<float>(timestep));
+        classes.insert(classes.end(), labels.begin(), labels.end());
+    }
+    return {static_cast<std::int64_t>(timesteps.size()), static_cast<std::int64_t>(labels.size()),
+            {{"timestep", std::move(times)}, {"label", std::move(classes)}}};
+}
+
+std::pair<Conditions, std::vector<std::vector<std::int64_t>>> shared_conditions(const std::vector<const Conditions*>& images) {
+    std::map<Record, std::int64_t> row;
+    std::vector<std::vector<Record>> records;
+    for (const Conditions* image : images) {
+        records.emplace_back();
+        for (std::int64_t r = 0; r < image->rows; ++r) {
+            records.back().push_back(record_of(*image, r));
+            row[records.back().back()] = 0;
+        }
+    }
+    Conditions shared{images[0]->steps, static_cast<std::int64_t>(row.size()), images[0]->values};
+    std::int64_t next = 0;
+    for (auto& known : row) known.second = next++;
+    for (std::size_t i = 0; i < shared.values.size(); ++i)
+        std::visit(
+            [&](auto& values) {
+                values.clear();
+                for (std::size_t step = 0; step < static_cast<std::size_t>(shared.steps); ++step)
+                    for (const auto& known : row)
+                        values.push_back(std::get<std::decay_t<decltype(values)>>(known.first[i])[step]);
+            },
+            shared.values[i].values);
+    std::vector<std::vector<std::int64_t>> rows;
+    for (const std::vector<Record>& own : records) {
+        rows.emplace_back();
+        for (const Record& record : own) rows.back().push_back(row.at(record));
+    }
+    return {std::move(shared), std::move(rows)};
+}
+
+}  // namespace ditedge
