@@ -74,6 +74,19 @@ class Params(c.Structure):
     ]
 
 
+class RunParams(c.Structure):
+    _fields_ = [
+        ("size", c.c_size_t),
+        ("label", c.c_int64),
+        ("seed", c.c_uint64),
+        ("away_from", c.c_int64),
+        ("guidance", c.c_double),
+        *[(n, c.c_char_p) for n in ("program", "program_file")],
+        ("given_latent", c.c_void_p),
+        ("other_process", c.c_int32),
+    ]
+
+
 class DitedgeError(Exception):
     """status: a number of ditedge_status."""
 
@@ -143,6 +156,37 @@ class Ditedge:
         run = self.c.ditedge_generate_images if images else self.c.ditedge_generate_latents
         self._check(run(self.session, c.byref(params), out.ctypes.data_as(c.c_void_p), c.c_size_t(out.nbytes)))
         return out
+
+    def start(self, label: int, seed: int, given: np.ndarray | None = None, **fields: Any) -> c.c_void_p:
+        """An image to be sampled step by step; fields are those of ditedge_run_params. Close it with `close_run`."""
+        params, run = RunParams(), c.c_void_p()
+        self._check(self.c.ditedge_run_params_init(c.byref(params), c.sizeof(params)))
+        params.label, params.seed = label, seed
+        params.given_latent = None if given is None else given.ctypes.data
+        for name, value in fields.items():
+            setattr(params, name, value)
+        self._check(self.c.ditedge_run_open(self.bundle, c.byref(params), c.byref(run)))
+        return run
+
+    def advance(self, runs: Sequence[c.c_void_p]) -> None:
+        """One step of each run that is not done, in a batch; they may be at different steps of different programs."""
+        handles = (c.c_void_p * len(runs))(*(run.value for run in runs))
+        self._check(self.c.ditedge_advance(self.session, handles, c.c_size_t(len(runs))))
+
+    def steps(self, run: c.c_void_p) -> tuple[int, int]:
+        """Steps done, and all of them."""
+        done, steps = c.c_int64(), c.c_int64()
+        self._check(self.c.ditedge_run_steps(run, c.byref(done), c.byref(steps)))
+        return done.value, steps.value
+
+    def latent(self, run: c.c_void_p) -> np.ndarray:
+        """[C, H, W] float32: where the image is."""
+        latent = np.empty((self.info.latent_channels, self.info.latent_height, self.info.latent_width), np.float32)
+        self._check(self.c.ditedge_run_latent(run, latent.ctypes.data_as(c.c_void_p), c.c_size_t(latent.nbytes)))
+        return latent
+
+    def close_run(self, run: c.c_void_p) -> None:
+        self.c.ditedge_run_close(run)
 
     def cancel(self) -> None:
         """From any thread: a `generate` that runs raises DitedgeError with status 7 (DITEDGE_CANCELLED)."""

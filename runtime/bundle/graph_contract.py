@@ -5,13 +5,14 @@ Twice: the manifest against the format, and a loaded graph against its manifest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ..fields import Count, Strict
+from ..samplers.program import is_step_graph
 
 GRAPHS = ("conditioner", "step", "decoder")  # by their names in a manifest and in a build record
 MAX_GRAPHS, MAX_TENSORS, MAX_RANK = 16, 16, 8
@@ -48,15 +49,24 @@ class Tensor:
 
 
 def known_graphs(found: Any) -> Any:
-    """The entries of a manifest's `graphs`, or a record's `plans`, that have a name of ours: others are ignored.
+    """The entries of a manifest's `graphs` that have a name of ours: others are ignored.
 
     Raises ValueError for more than MAX_GRAPHS of them.
     """
+    return _chosen(found, lambda name: name in GRAPHS or is_step_graph(name))
+
+
+def known_plans(found: Any) -> Any:
+    """The same of a record's `plans`: of step graphs only "step" has one."""
+    return _chosen(found, GRAPHS.__contains__)
+
+
+def _chosen(found: Any, known: Callable[[str], bool]) -> Any:
     if not isinstance(found, dict):
         return found
     if len(found) > MAX_GRAPHS:
         raise ValueError(f"{len(found)} graphs, at most {MAX_GRAPHS} are read")
-    return {name: info for name, info in found.items() if name in GRAPHS}
+    return {name: info for name, info in found.items() if known(name)}
 
 
 def check_graphs(latent: tuple[int, int, int], outputs: int, graphs: Mapping[str, GraphInfo]) -> None:
@@ -102,23 +112,27 @@ def _contracts(
             [Tensor("timestep", f32, (None,)), Tensor("label", i64, (None,))],
             Tensor("modulation", f32, (None, m)),
         ),
-        "step": (
-            [
-                Tensor("state", f32, (None, None, *latent)),
-                Tensor("sample", i64, (None,)),
-                Tensor("condition", i64, (None,)),
-                Tensor("modulation", f32, (None, m)),
-                Tensor("combine", f32, (None, None, outputs)),
-                Tensor("x0_from", f32, (None, 2)),
-                Tensor("x0_bound", f32, (None,)),
-                Tensor("log_sigma", f32, (None, 2)),
-                Tensor("mix", f32, (None, None, None)),
-                Tensor("noise", f32, (None, *latent)),
-            ],
-            Tensor("next_state", f32, (None, None, *latent)),
+        **dict.fromkeys(
+            filter(is_step_graph, graphs),
+            (
+                [
+                    Tensor("state", f32, (None, None, *latent)),
+                    Tensor("sample", i64, (None,)),
+                    Tensor("condition", i64, (None,)),
+                    Tensor("modulation", f32, (None, m)),
+                    Tensor("combine", f32, (None, None, outputs)),
+                    Tensor("x0_from", f32, (None, 2)),
+                    Tensor("x0_bound", f32, (None,)),
+                    Tensor("log_sigma", f32, (None, 2)),
+                    Tensor("mix", f32, (None, None, None)),
+                    Tensor("noise", f32, (None, *latent)),
+                ],
+                Tensor("next_state", f32, (None, None, *latent)),
+            ),
         ),
     }
-    _output_shape(graphs, "step")
+    for graph in filter(is_step_graph, graphs):
+        _output_shape(graphs, graph)
     if "decoder" in graphs:
         contracts["decoder"] = (
             [Tensor("latent", f32, (None, *latent))],

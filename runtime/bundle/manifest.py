@@ -153,7 +153,7 @@ class Manifest(Strict):
     model: ModelInfo
     schedule: ScheduleInfo | None  # None: a flow model, x_t = t data + (1 - t) noise, has no betas
     labels: list[str]  # empty, or one name per class
-    graphs: Annotated[dict[Literal["conditioner", "step", "decoder"], GraphInfo], BeforeValidator(known_graphs)]
+    graphs: Annotated[dict[str, GraphInfo], BeforeValidator(known_graphs)]  # further step graphs are "step-NAME"
     programs: Annotated[dict[str, str], Field(max_length=MAX_PROGRAMS)]  # name -> file
     golden: Annotated[list[GoldenInfo], Field(max_length=MAX_GOLDEN)]
     defaults: DefaultsInfo

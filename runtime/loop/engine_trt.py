@@ -102,7 +102,7 @@ def check_plans(bundle: Bundle, folder: Path, gpu: Gpu) -> tuple[BuildRecord, di
         )
     if record.bundle_sha256 != bundle.sha256:
         raise BundleError(f"{path}: the plans were built from another version of bundle {bundle.folder}: {again}")
-    missing = set(bundle.manifest.graphs) - set(record.plans)
+    missing = set(PLAN_NAMES) & set(bundle.manifest.graphs) - set(record.plans)
     if missing:
         raise BundleError(f"{path}: the plan of graph '{sorted(missing)[0]}' is missing: {again}")
     complaint = f"does not match its hash in {RECORD_NAME}: damaged or tampered with; {again}"

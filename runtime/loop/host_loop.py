@@ -11,7 +11,7 @@ import numpy as np
 from ..bundle.manifest import decoded_at_a_time
 from ..bundle.open import Bundle
 from ..errors import Cancelled, EngineError
-from ..samplers.program import Program
+from ..samplers.program import Program, is_step_graph
 from .conditions import of_steps
 from .engine import Engine, EngineOptions
 from .engines import open_engine
@@ -54,7 +54,7 @@ class HostLoop:
                     "use another --provider, such as openvino, or a float32 or fp16 bundle"
                 )
             # timesteps are one number in bfloat16, and so are shades: only the step is worth rounding
-            options = replace(self._options, exact=True) if graph != "step" else self._options
+            options = replace(self._options, exact=True) if not is_step_graph(graph) else self._options
             options = replace(options, keep_buffers=False) if graph == "decoder" else options
             self.engines[graph] = open_engine(self.bundle.graph(graph), options)
         return self.engines[graph]

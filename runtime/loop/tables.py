@@ -114,7 +114,9 @@ def image_tables(
     weights[:, 0] = 1
     weights[guided, :, : model.guided_channels] = pairs[guided, :, None]
     return ImageTables(
-        conditions=class_conditions(program.timestep, [label, baseline] if guided.any() else [label]),
+        conditions=class_conditions(
+            program.timestep, [label] if baseline is None or not guided.any() else [label, baseline]
+        ),
         guided=guided,
         weights=weights,
         x0_from=program.x0_from.astype(np.float32),
@@ -128,7 +130,8 @@ def gather(images: Sequence[ImageTables]) -> StepTables:
     """A batch of images with as many steps and slots each: row n of one beside row n of the others."""
     conditions, rows = shared([image.conditions for image in images])
     distinct: dict[bytes, int] = {}
-    evaluations, evaluations_of = [], []
+    evaluations: list[Evaluations] = []
+    evaluations_of: list[int] = []
     for step in range(len(images[0].mix)):
         key = b"".join(image.guided[step].tobytes() + image.weights[step].tobytes() for image in images)
         if key not in distinct:

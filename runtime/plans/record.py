@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..bundle.graph_contract import MAX_RANK, known_graphs
+from ..bundle.graph_contract import MAX_RANK, known_plans
 from ..bundle.manifest import FileInfo
 from ..bundle.signatures import check_signed
 from ..errors import BundleError
@@ -72,7 +72,7 @@ class BuildRecord(Strict):
         None  # of weights kept on the device; None: all
     )
     bundle_sha256: Sha256  # of the manifest.json
-    plans: Annotated[dict[Literal["conditioner", "step", "decoder"], PlanInfo], BeforeValidator(known_graphs)]
+    plans: Annotated[dict[Literal["conditioner", "step", "decoder"], PlanInfo], BeforeValidator(known_plans)]
 
     @model_validator(mode="after")
     def _check(self) -> BuildRecord:

@@ -2,6 +2,8 @@
 // cancelled by a third, previews and progress; then every hostile bundle is opened and, where that works, sampled from.
 #include <atomic>
 #include <cstdio>
+#include <memory>
+#include <string>
 #include <thread>
 
 #include "ditedge.hpp"
@@ -9,6 +11,7 @@
 namespace {
 
 using ditedge::api::Bundle;
+using ditedge::api::Run;
 using ditedge::api::Session;
 
 ditedge_params request(const std::vector<std::int64_t>& labels, const std::vector<std::uint64_t>& seeds) {
@@ -31,6 +34,27 @@ ditedge_session_options one_thread(char** argv) {
     return options;
 }
 
+// Two images of which the second starts three steps later: each is the one that it is alone.
+bool step_by_step(const Bundle& bundle, Session& session) {
+    std::vector<std::vector<float>> alone;
+    std::vector<std::unique_ptr<Run>> images;
+    std::vector<Run*> runs;
+    for (std::uint64_t seed : {4, 5}) {
+        const std::vector<std::int64_t> label = {1};
+        const std::vector<std::uint64_t> seeds = {seed};
+        ditedge_params plain = request(label, seeds);
+        plain.on_preview = nullptr;
+        alone.push_back(session.latents(plain));
+        ditedge_run_params params = ditedge::api::default_run_params();
+        params.label = label[0], params.seed = seed;
+        images.push_back(std::make_unique<Run>(bundle, params));
+        runs.push_back(images.back().get());
+        for (int i = 0; i < 3; ++i) session.advance(runs);
+    }
+    while (!runs[0]->done() || !runs[1]->done()) session.advance(runs);
+    return runs[0]->latent() == alone[0] && runs[1]->latent() == alone[1];
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -45,6 +69,8 @@ int main(int argc, char** argv) {
     one.join();
     two.join();
     if (pictures[0] != pictures[1]) return std::puts("pictures differ"), 1;
+
+    if (std::string(argv[2]) == "onnxruntime" && !step_by_step(bundle, first)) return std::puts("step by step differs"), 1;
 
     std::atomic<bool> started{false};
     const std::vector<std::int64_t> many(1000, 1);

@@ -50,6 +50,7 @@ typedef enum ditedge_status {
 
 typedef struct ditedge_bundle ditedge_bundle;
 typedef struct ditedge_session ditedge_session;
+typedef struct ditedge_run ditedge_run;
 
 /* What a bundle is. Pixels are 0 x 0 x 0 when it has no decoder. */
 typedef struct ditedge_info {
@@ -114,6 +115,19 @@ typedef struct ditedge_params {
     int32_t other_process; /* not 0: take a program that was made for another prediction, other betas or timesteps */
 } ditedge_params;
 
+/* One image that is sampled step by step (ditedge_run_open). */
+typedef struct ditedge_run_params {
+    size_t size;
+    int64_t label;
+    uint64_t seed;
+    int64_t away_from;         /* a class to guide away from; -1: none */
+    double guidance;           /* 1: none; NaN: the bundle's default */
+    const char* program;       /* name of a program of the bundle; NULL: its default */
+    const char* program_file;  /* a program's file instead, which need not be in the bundle; or NULL */
+    const float* given_latent; /* [C, H, W] to start from, for a program whose init says so; or NULL */
+    int32_t other_process;     /* not 0: take a program that was made for another prediction, other betas or timesteps */
+} ditedge_run_params;
+
 /* Any thread. "0.1.0" */
 DITEDGE_API const char* ditedge_version(void);
 /* Any thread. The library's DITEDGE_VERSION_NUMBER. */
@@ -167,6 +181,24 @@ DITEDGE_API ditedge_status ditedge_generate_latents(ditedge_session* session, co
 /* One thread at a time. latents [count, C, H, W] -> images as above; DITEDGE_ERROR_NOT_FINITE where some latents are not. */
 DITEDGE_API ditedge_status ditedge_decode(ditedge_session* session, const float* latents, int64_t count,
                                           uint8_t* images, size_t bytes);
+/* Images step by step, on ONNX Runtime: ditedge_advance takes one step of each in a batch, and they may be at different steps of
+ * different programs, with guidance of their own, so a server can let an image in while others are on their way. Each becomes
+ * the one that it is alone. A run is used by one thread at a time, with a session of the bundle that it was opened for.
+ *
+ *     while (done < steps) { ditedge_advance(session, runs, count); ditedge_run_steps(runs[0], &done, &steps); }
+ */
+DITEDGE_API ditedge_status ditedge_run_params_init(ditedge_run_params* params, size_t size);
+/* Any thread. Draws the initial noise; the bundle may be closed before the run. */
+DITEDGE_API ditedge_status ditedge_run_open(const ditedge_bundle* bundle, const ditedge_run_params* params, ditedge_run** run);
+DITEDGE_API void ditedge_run_close(ditedge_run* run);
+/* One thread at a time. One step of each run, none given twice; nothing for one that is done. Where it fails, each run has
+ * taken the step or has not: ditedge_run_steps tells, and the next call goes on from there. */
+DITEDGE_API ditedge_status ditedge_advance(ditedge_session* session, ditedge_run* const* runs, size_t count);
+/* Steps that a run has done, and all that its program has. */
+DITEDGE_API ditedge_status ditedge_run_steps(const ditedge_run* run, int64_t* done, int64_t* steps);
+/* Writes float32 [C, H, W]: where the image is, and when it is done the sample, for ditedge_decode; bytes is the buffer's size. */
+DITEDGE_API ditedge_status ditedge_run_latent(const ditedge_run* run, float* latent, size_t bytes);
+
 /* Any thread, and a signal handler, also during a call on the session, which then returns DITEDGE_CANCELLED: on ONNX Runtime within its step or
  * decoder, on a GPU after the steps that are enqueued, eight at most. Only the call that is running: a cancel that comes
  * when it has ended does not touch the next one. */

@@ -6,6 +6,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ditedge.h"
@@ -28,6 +29,7 @@ inline void check(ditedge_status status) {
 struct Close {
     void operator()(ditedge_bundle* bundle) const noexcept { ditedge_bundle_close(bundle); }
     void operator()(ditedge_session* session) const noexcept { ditedge_session_close(session); }
+    void operator()(ditedge_run* run) const noexcept { ditedge_run_close(run); }
 };
 
 class Bundle {
@@ -90,6 +92,42 @@ inline ditedge_params default_params() {
     return params;
 }
 
+inline ditedge_run_params default_run_params() {
+    ditedge_run_params params{};
+    check(ditedge_run_params_init(&params, sizeof params));
+    return params;
+}
+
+// One image that is sampled step by step: see Session::advance.
+class Run {
+public:
+    Run(const Bundle& bundle, const ditedge_run_params& params) : info_(bundle.info()) {
+        ditedge_run* opened = nullptr;
+        check(ditedge_run_open(bundle.get(), &params, &opened));
+        handle_.reset(opened);
+    }
+    ditedge_run* get() const { return handle_.get(); }
+    std::int64_t steps() const { return far().second; }
+    std::int64_t step() const { return far().first; }  // steps done
+    bool done() const { return step() == steps(); }
+    // [C, H, W]
+    std::vector<float> latent() const {
+        const std::int64_t numbers = info_.latent_channels * info_.latent_height * info_.latent_width;
+        std::vector<float> latent(static_cast<std::size_t>(numbers));
+        check(ditedge_run_latent(get(), latent.data(), latent.size() * sizeof(float)));
+        return latent;
+    }
+
+private:
+    std::pair<std::int64_t, std::int64_t> far() const {
+        std::int64_t done = 0, steps = 0;
+        check(ditedge_run_steps(get(), &done, &steps));
+        return {done, steps};
+    }
+    ditedge_info info_;
+    std::unique_ptr<ditedge_run, Close> handle_{};
+};
+
 class Session {
 public:
     explicit Session(const Bundle& bundle, const ditedge_session_options& options = default_options()) : info_(bundle.info()) {
@@ -132,6 +170,12 @@ public:
         const auto count = static_cast<std::int64_t>(latents.size() / each);
         images.assign(numbers(count, image()), 0);
         check(ditedge_decode(get(), latents.data(), count, images.data(), images.size()));
+    }
+    // One step of each run that is not done, in a batch; each becomes the image that it is alone.
+    void advance(const std::vector<Run*>& runs) {
+        std::vector<ditedge_run*> handles;
+        for (const Run* run : runs) handles.push_back(run->get());
+        check(ditedge_advance(get(), handles.data(), handles.size()));
     }
     void cancel() { ditedge_cancel(get()); }                                          // from any thread
     void cancel(std::uint64_t request) { ditedge_cancel_request(get(), request); }  // calls numbered up to this

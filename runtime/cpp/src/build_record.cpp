@@ -1,6 +1,7 @@
 #include "build_record.hpp"
 
 #include "json.hpp"
+#include "manifest.hpp"
 
 namespace ditedge {
 namespace {
@@ -41,7 +42,7 @@ BuildRecord build_record_from_json(const std::string& text, const std::string& p
         record.weight_streaming_mb = root.at("weight_streaming_mb").integer(0, 1 << 30);
     record.bundle_sha256 = root.at("bundle_sha256").sha256();
     for (const auto& [graph, plan] : root.at("plans").items(kMaxGraphs)) {
-        if (!is_known_graph(graph)) continue;
+        if (!has_plan(graph)) continue;
         plan.at("file").one_of({plan_name(graph).c_str()});
         PlanInfo& info = record.plans[graph];
         info.plan = {plan.at("plan").at("sha256").sha256(), plan.at("plan").at("bytes").integer(0, INT64_MAX)};
@@ -61,7 +62,7 @@ BuildRecord read_build_record(const Bundle& bundle, const std::string& library) 
     if (record.bundle_sha256 != bundle.sha256)
         fail_bundle(record.place + ": the plans were built from another version of this bundle, build them again" + again);
     for (const auto& [graph, info] : bundle.manifest.graphs)
-        if (record.plans.count(graph) == 0) fail_bundle(record.place + ": the plan of graph '" + graph + "' is missing" + again);
+        if (has_plan(graph) && record.plans.count(graph) == 0) fail_bundle(record.place + ": the plan of graph '" + graph + "' is missing" + again);
     return record;
 }
 

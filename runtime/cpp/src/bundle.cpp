@@ -187,7 +187,8 @@ Bundle open_bundle(const fs::path& path, bool check_hashes, TrustedKeys trusted)
 
 void Bundle::require_graph(const std::string& graph) const {
     if (manifest.graphs.count(graph) == 0)
-        fail_request("bundle " + folder->path.string() + " has no " + graph + ": its latents cannot become images");
+        fail_request("bundle " + folder->path.string() + " has no " + graph +
+                     (graph == "decoder" ? ": its latents cannot become images" : ": take another program"));
 }
 
 void Bundle::with_graph(const std::string& graph, const std::function<void(const GraphBytes&)>& use) const {

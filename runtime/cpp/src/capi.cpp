@@ -15,6 +15,7 @@
 #include "ditedge.h"
 #include "engine.hpp"
 #include "error.hpp"
+#include "image_run.hpp"
 #include "noise.hpp"
 #include "tables.hpp"
 
@@ -23,6 +24,10 @@ using ditedge::Error;
 
 struct ditedge_bundle {
     std::shared_ptr<const Bundle> bundle;
+};
+
+struct ditedge_run {
+    ditedge::ImageRun image;
 };
 
 struct ditedge_session {
@@ -78,6 +83,9 @@ bool ends_at_a_field(std::size_t size) {
                                  AT(image_height), AT(image_width), AT(image_channels), AT(default_guidance)});
     else if constexpr (std::is_same_v<T, ditedge_session_options>)
         ends.insert(ends.end(), {AT(engine), AT(provider), AT(library), AT(threads), AT(device), AT(spin), AT(tf32)});
+    else if constexpr (std::is_same_v<T, ditedge_run_params>)
+        ends.insert(ends.end(), {AT(label), AT(seed), AT(away_from), AT(guidance), AT(program), AT(program_file),
+                                 AT(given_latent), AT(other_process)});
     else
         ends.insert(ends.end(), {AT(count), AT(labels), AT(seeds), AT(away_from), AT(guidance), AT(program), AT(program_file),
                                  AT(batch), AT(initial_noise), AT(step_noise), AT(step_noise_bytes), AT(on_progress),
@@ -126,6 +134,14 @@ ditedge_params default_params() {
     return params;
 }
 
+ditedge_run_params default_run_params() {
+    ditedge_run_params params{};
+    params.size = sizeof params;
+    params.away_from = -1;
+    params.guidance = std::numeric_limits<double>::quiet_NaN();
+    return params;
+}
+
 void check_label(const Bundle& bundle, std::int64_t label) {
     const ditedge::ModelInfo& model = bundle.manifest.model;
     if ((label < 0 || label >= model.num_classes) && label != model.null_class)
@@ -139,7 +155,6 @@ void check_request(const Bundle& bundle, const ditedge_params& params, bool imag
     require(params.labels != nullptr, "labels are missing");
     require(params.step_noise == nullptr || params.initial_noise != nullptr, "step_noise is given, and initial_noise is not");
     require(params.seeds != nullptr || params.initial_noise != nullptr, "seeds are missing");
-    require(params.program == nullptr || params.program_file == nullptr, "give a program's name or its file, not both");
     require(params.on_preview == nullptr || params.preview_every >= 1, "preview_every is not at least 1");
     for (std::int64_t i = 0; i < params.count; ++i) {
         check_label(bundle, params.labels[i]);
@@ -147,6 +162,15 @@ void check_request(const Bundle& bundle, const ditedge_params& params, bool imag
     }
     const bool projects = bundle.manifest.preview.has_value();
     if (images || (params.on_preview != nullptr && !projects)) bundle.require_graph("decoder");  // fails now, not later
+}
+
+// By name, or from a file; one that does not fit the bundle is refused.
+ditedge::Program chosen_program(const Bundle& bundle, const char* name, const char* file, bool other_process) {
+    require(name == nullptr || file == nullptr, "give a program's name or its file, not both");
+    ditedge::Program program = file != nullptr ? ditedge::read_program(file) : bundle.program(name);
+    if (program.process && !other_process) check_process(program.name, *program.process, bundle.manifest.process);
+    for (const std::string& graph : program.graph) bundle.require_graph(graph);
+    return program;
 }
 
 // Whether a caller's buffer is one of `count` things of `each` bytes: in 64 bits, whatever size_t is.
@@ -302,10 +326,8 @@ template <class Write>
 void generate(ditedge_session& session, const ditedge_params& params, bool images, const Write& write) {
     const Bundle& bundle = *session.bundle;
     check_request(bundle, params, images);
-    ditedge::Program program = params.program_file != nullptr ? ditedge::read_program(params.program_file)
-                                                              : bundle.program(params.program);
+    ditedge::Program program = chosen_program(bundle, params.program, params.program_file, params.other_process != 0);
     const std::int64_t slots = program.slots;
-    if (program.process && params.other_process == 0) check_process(program.name, *program.process, bundle.manifest.process);
     check_noise(bundle, program, params);
     check_memory(bundle, program, params);
     const Call call(session, params.request);
@@ -486,6 +508,64 @@ ditedge_status ditedge_session_options_init(ditedge_session_options* options, si
 
 ditedge_status ditedge_params_init(ditedge_params* params, size_t size) {
     return guarded([&] { narrowed(default_params(), params, size, "params"); });
+}
+
+ditedge_status ditedge_run_params_init(ditedge_run_params* params, size_t size) {
+    return guarded([&] { narrowed(default_run_params(), params, size, "params"); });
+}
+
+ditedge_status ditedge_run_open(const ditedge_bundle* bundle, const ditedge_run_params* params, ditedge_run** run) {
+    return guarded([&] {
+        clear<ditedge_run*>(run, nullptr);
+        require(bundle != nullptr && params != nullptr && run != nullptr, "bundle, params and run must not be null");
+        const ditedge_run_params given = widened(params, default_run_params(), "params");
+        const Bundle& opened = *bundle->bundle;
+        check_label(opened, given.label);
+        if (given.away_from != -1) check_label(opened, given.away_from);
+        ditedge::Program program = chosen_program(opened, given.program, given.program_file, given.other_process != 0);
+        check_room(sizeof(float) * static_cast<double>(program.slots) * static_cast<double>(opened.latent_count()));
+        if (given.given_latent != nullptr && !finite(given.given_latent, opened.latent_count()))
+            ditedge::fail_request("the given latent has infinite numbers or NaN");
+        const double guidance = std::isnan(given.guidance) ? opened.manifest.default_guidance : given.guidance;
+        auto tables = ditedge::image_tables(program, opened.manifest.model, given.label, guidance, given.away_from);
+        *run = new ditedge_run{{bundle->bundle, std::move(program), std::move(tables), given.seed, given.given_latent}};
+    });
+}
+
+void ditedge_run_close(ditedge_run* run) { delete run; }
+
+ditedge_status ditedge_advance(ditedge_session* session, ditedge_run* const* runs, size_t count) {
+    return guarded([&] {
+        require(session != nullptr && (runs != nullptr || count == 0), "session and runs must not be null");
+        require(count <= static_cast<std::size_t>(kMaxBatch), "count is not between 0 and 4096");
+        std::set<const ditedge_run*> once(runs, runs + count);
+        require(once.size() == count, "the same run is given twice: each takes one step at a time");
+        require(once.count(nullptr) == 0, "a run is null");
+        std::vector<ditedge::ImageRun*> images;
+        for (std::size_t i = 0; i < count; ++i) {
+            require(runs[i]->image.bundle == session->bundle, "a run was opened for another bundle than the session's");
+            images.push_back(&runs[i]->image);
+        }
+        const Call call(*session, 0);
+        session->loop->advance(images);
+    });
+}
+
+ditedge_status ditedge_run_steps(const ditedge_run* run, int64_t* done, int64_t* steps) {
+    return guarded([&] {
+        clear<int64_t>(done, 0), clear<int64_t>(steps, 0);
+        require(run != nullptr && done != nullptr && steps != nullptr, "run, done and steps must not be null");
+        *done = run->image.step, *steps = run->image.program.steps;
+    });
+}
+
+ditedge_status ditedge_run_latent(const ditedge_run* run, float* latent, size_t bytes) {
+    return guarded([&] {
+        require(run != nullptr && latent != nullptr, "run and latent must not be null");
+        const std::size_t count = run->image.bundle->latent_count();
+        check_bytes(bytes, sizeof(float) * count, 1, "bytes is not the size of a latent");
+        std::copy_n(run->image.state.begin(), count, latent);
+    });
 }
 
 ditedge_status ditedge_session_open(const ditedge_bundle* bundle, const ditedge_session_options* options,

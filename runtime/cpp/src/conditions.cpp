@@ -58,6 +58,22 @@ Conditions class_conditions(const std::vector<double>& timesteps, const std::vec
             {{"timestep", std::move(times)}, {"label", std::move(classes)}}};
 }
 
+Conditions joined(const std::vector<Conditions>& parts) {
+    Conditions all{1, 0, parts[0].values};
+    for (Condition& condition : all.values) std::visit([](auto& values) { values.clear(); }, condition.values);
+    for (const Conditions& part : parts) {
+        all.rows += part.steps * part.rows;
+        for (std::size_t i = 0; i < all.values.size(); ++i)
+            std::visit(
+                [&](auto& values) {
+                    const auto& more = std::get<std::decay_t<decltype(values)>>(part.values[i].values);
+                    values.insert(values.end(), more.begin(), more.end());
+                },
+                all.values[i].values);
+    }
+    return all;
+}
+
 std::pair<Conditions, std::vector<std::vector<std::int64_t>>> shared_conditions(const std::vector<const Conditions*>& images) {
     std::map<Record, std::int64_t> row;
     std::vector<std::vector<Record>> records;

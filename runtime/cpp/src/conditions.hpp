@@ -29,6 +29,9 @@ struct Conditions {
 // One record a label at every step: timestep [N, R] and label [N, R].
 Conditions class_conditions(const std::vector<double>& timesteps, const std::vector<std::int64_t>& labels);
 
+// All of their rows one after another, as those of one step.
+Conditions joined(const std::vector<Conditions>& parts);
+
 // The records of several images, each once and sorted, and for each image which of them its own are.
 std::pair<Conditions, std::vector<std::vector<std::int64_t>>> shared_conditions(const std::vector<const Conditions*>& images);
 

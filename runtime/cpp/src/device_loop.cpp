@@ -29,6 +29,7 @@ struct Device {
         : bundle(opened), gpu(options), record(read_build_record(bundle, options.engine)), stream(gpu), memory(gpu) {
         gpu.check_record(record);
         for (const auto& [graph, info] : bundle.manifest.graphs) {
+            if (!has_plan(graph)) continue;
             plans[graph] = std::make_unique<Plan>(gpu, bundle, record, graph);
             scratch_bytes = std::max(scratch_bytes, plans[graph]->scratch_bytes());
         }
@@ -307,6 +308,9 @@ public:
     }
 
     void sample(const Run& run, float* latents) override {
+        for (const std::string& graph : run.program.graph)
+            if (graph != "step")
+                fail_request("program '" + run.program.name + "' runs graph '" + graph + "', and plans have 'step' alone");
         const std::int64_t most = device_.record.max_batch;
         if (run.tables.batch > most)
             fail_request("a batch of " + std::to_string(run.tables.batch) + " is more than the plans were built for, " +
@@ -320,7 +324,7 @@ public:
             if (runs_.size() == kRunsKept) runs_.pop_back();
             runs_.push_front(std::make_unique<DeviceRun>(device_, run));
         }
-        first_state(run, bundle_->latent_count(), runs_.front()->state());
+        first_state(run.program, run.noise, nullptr, run.tables.batch, bundle_->latent_count(), runs_.front()->state());
         runs_.front()->sample(run);
         latents_of_state(run, bundle_->latent_count(), runs_.front()->state(), latents);
     }

@@ -68,22 +68,25 @@ std::unique_ptr<Engine> open_ort_engine(const GraphBytes& bytes, const GraphInfo
                                         const EngineOptions& options, bool keep_buffers);
 
 struct StepTables;
+struct ImageRun;
+
+// Fills [B, C, H, W]: draw 0 is the initial noise, draw n + 1 that of step n.
+using Noise = std::function<void(std::int64_t draw, float* numbers)>;
 
 // One batch to sample.
 struct Run {
     const Program& program;
     const StepTables& tables;
-    // Fills [B, C, H, W]: draw 0 is the initial noise, draw n + 1 that of step n.
-    std::function<void(std::int64_t draw, float* numbers)> noise;
+    Noise noise;
     const std::atomic<bool>& cancel;  // checked before each step: throws Error (cancelled)
     // Steps done, and the state [B, K, C, H, W] when `wants_state(step)` or the engine has it on the host anyway.
     std::function<void(std::int64_t step, const float* state)> on_step;
     std::function<bool(std::int64_t step)> wants_state;
 };
 
-// What every loop begins and ends with. state [B, K, C, H, W]: slot 0 starts as the scaled initial noise, the others at
-// zero; slot 0 ends as the latents.
-void first_state(const Run& run, std::size_t latent_count, float* state);
+// What every loop begins and ends with. state [B, K, C, H, W]: slot 0 starts as the scaled initial noise and, if the program
+// says so, given latents [B, C, H, W] (else null), the others at zero; slot 0 ends as the latents. Throws Error (request).
+void first_state(const Program& program, const Noise& noise, const float* given, std::int64_t batch, std::size_t latent_count, float* state);
 void latents_of_state(const Run& run, std::size_t latent_count, const float* state, float* latents);
 void check_cancelled(const Run& run, std::int64_t step);  // throws Error (cancelled)
 
@@ -97,6 +100,8 @@ public:
     void cancel() { interrupt(true), cancelled.store(true); }
     void begin() { cancelled.store(false), interrupt(false); }
     virtual void sample(const Run& run, float* latents) = 0;                         // -> [B, C, H, W]
+    // One step of each run that is not done, in a batch. Throws Error (request) where only whole programs can be run.
+    virtual void advance(const std::vector<ImageRun*>& runs);
     void decode(const float* latents, std::int64_t count, std::uint8_t* images);  // -> [count, h, w, c]
 
     std::atomic<bool> cancelled{false};

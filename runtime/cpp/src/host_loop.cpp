@@ -4,12 +4,16 @@
 #include <map>
 
 #include "engine.hpp"
+#include "error.hpp"
+#include "image_run.hpp"
+#include "noise.hpp"
 #include "tables.hpp"
 
 namespace ditedge {
 namespace {
 
 constexpr std::int64_t kModulationBytes = 64 << 20;    // adaLN rows held at a time; a row of DiT-XL is 0.8 MB
+constexpr std::int64_t kRunModulationBytes = 8 << 20;  // the same for one image that is sampled step by step
 
 class HostLoop final : public Loop {
 public:
@@ -28,7 +32,7 @@ public:
         const std::size_t numbers = static_cast<std::size_t>(count) * bundle_->latent_count();
         std::vector<float> drawn(numbers), silent(numbers, 0.0f);
         std::vector<float> state(numbers * static_cast<std::size_t>(tables.slots)), next_state(state.size());
-        first_state(run, bundle_->latent_count(), state.data());
+        first_state(run.program, run.noise, nullptr, count, bundle_->latent_count(), state.data());
 
         const std::int64_t width = bundle_->manifest.modulation_width, rows = tables.conditions.rows;
         const std::int64_t block = std::clamp<std::int64_t>(kModulationBytes / (4 * width * rows), 1, tables.steps);
@@ -42,11 +46,26 @@ public:
             inputs.push_back(view("state", state.data(), {count, tables.slots, c, h, h}));
             inputs.push_back(view("modulation", modulation.data() + step % block * rows * width, {rows, width}));
             inputs.push_back(view("noise", (draws ? drawn : silent).data(), {count, c, h, h}));
-            engines_.at("step")->run(inputs, view("next_state", next_state.data(), {count, tables.slots, c, h, h}));
+            engines_.at(run.program.graph_of(step))->run(inputs, view("next_state", next_state.data(), {count, tables.slots, c, h, h}));
             state.swap(next_state);
             if (run.on_step) run.on_step(step + 1, state.data());
         }
         latents_of_state(run, bundle_->latent_count(), state.data(), latents);
+    }
+
+    void advance(const std::vector<ImageRun*>& runs) override {
+        std::vector<ImageRun*> moving, bare;
+        for (ImageRun* run : runs) {
+            if (run->done()) continue;
+            moving.push_back(run);
+            if (!run->has_modulation()) bare.push_back(run);
+        }
+        if (cancelled.load()) fail_cancelled("before the next step of " + std::to_string(moving.size()) + " images");
+        if (!bare.empty()) modulate(bare);
+        // Images with as many slots share a call: empty slots would change the last bit of a sum (runtime/loop/image_run.py).
+        std::map<std::pair<std::string, std::int64_t>, std::vector<ImageRun*>> together;
+        for (ImageRun* run : moving) together[{run->program.graph_of(run->step), run->program.slots}].push_back(run);
+        for (const auto& [shared, some] : together) step(*engines_.at(shared.first), some);
     }
 
 protected:
@@ -66,6 +85,60 @@ private:
     void condition(const StepTables& tables, std::int64_t first, std::int64_t steps, float* modulation) {
         const Conditions some = tables.conditions.of_steps(first, steps);
         engines_.at("conditioner")->run(some.inputs(), view("modulation", modulation, {some.steps * some.rows, bundle_->manifest.modulation_width}));
+    }
+
+    // The adaLN rows of the next steps of each, in one call of the conditioner.
+    void modulate(const std::vector<ImageRun*>& runs) {
+        const std::int64_t width = bundle_->manifest.modulation_width;
+        std::vector<Conditions> parts;
+        for (const ImageRun* run : runs) {
+            const std::int64_t fit = kRunModulationBytes / (4 * width * run->tables.conditions.rows);
+            const std::int64_t steps = std::clamp<std::int64_t>(fit, 1, run->program.steps - run->step);
+            parts.push_back(run->tables.conditions.of_steps(run->step, steps));
+        }
+        const Conditions all = joined(parts);
+        std::vector<float> rows(static_cast<std::size_t>(all.rows * width));
+        engines_.at("conditioner")->run(all.inputs(), view("modulation", rows.data(), {all.rows, width}));
+        auto from = rows.begin();
+        for (std::size_t i = 0; i < runs.size(); ++i) {
+            const auto size = parts[i].steps * parts[i].rows * width;
+            runs[i]->modulation.assign(from, from + size);
+            runs[i]->modulation_from = runs[i]->step, runs[i]->modulation_steps = parts[i].steps;
+            from += size;
+        }
+    }
+
+    // One step of images with as many slots.
+    void step(Engine& engine, const std::vector<ImageRun*>& runs) {
+        std::vector<ImageTables> own;
+        std::vector<const ImageTables*> pointers;
+        for (const ImageRun* run : runs) own.push_back(run->tables.at(run->step));
+        for (const ImageTables& tables : own) pointers.push_back(&tables);
+        const StepTables tables = gather(pointers);
+        const std::int64_t batch = tables.batch, rows = tables.conditions.rows, width = bundle_->manifest.modulation_width;
+        const std::int64_t c = bundle_->manifest.model.in_channels, h = bundle_->manifest.model.input_size;
+        const std::size_t latent = bundle_->latent_count(), state_size = static_cast<std::size_t>(tables.slots) * latent;
+        std::vector<float> state, next_state(runs.size() * state_size), noise(runs.size() * latent, 0.0f);
+        std::vector<float> modulation(static_cast<std::size_t>(rows * width));
+        for (std::size_t b = 0; b < runs.size(); ++b) {
+            const ImageRun& run = *runs[b];
+            state.insert(state.end(), run.state.begin(), run.state.end());
+            const float* from = run.modulation_rows();
+            for (std::size_t r = 0; r < tables.rows_of[b].size(); ++r)
+                std::copy_n(from + static_cast<std::ptrdiff_t>(r) * width, width, modulation.begin() + tables.rows_of[b][r] * width);
+            if (run.program.draws_noise(run.step))
+                standard_normal(run.seed, static_cast<std::uint64_t>(run.step) + 1, noise.data() + b * latent, latent);
+        }
+        std::vector<Tensor> inputs = tables.inputs(0);
+        inputs.push_back(view("state", state.data(), {batch, tables.slots, c, h, h}));
+        inputs.push_back(view("modulation", modulation.data(), {rows, width}));
+        inputs.push_back(view("noise", noise.data(), {batch, c, h, h}));
+        engine.run(inputs, view("next_state", next_state.data(), {batch, tables.slots, c, h, h}));
+        for (std::size_t b = 0; b < runs.size(); ++b) {
+            const auto from = next_state.begin() + static_cast<std::ptrdiff_t>(b * state_size);
+            runs[b]->state.assign(from, from + static_cast<std::ptrdiff_t>(state_size));
+            ++runs[b]->step;
+        }
     }
 
     std::map<std::string, std::unique_ptr<Engine>> engines_;

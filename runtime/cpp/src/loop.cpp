@@ -27,14 +27,24 @@ void Loop::decode(const float* latents, std::int64_t count, std::uint8_t* images
     }
 }
 
-void first_state(const Run& run, std::size_t latent, float* state) {
-    const auto batch = static_cast<std::size_t>(run.tables.batch), slots = static_cast<std::size_t>(run.tables.slots);
-    std::vector<float> drawn(batch * latent);
-    run.noise(0, drawn.data());
-    const float scale = static_cast<float>(run.program.init[1]);
-    std::fill_n(state, batch * slots * latent, 0.0f);
-    for (std::size_t b = 0; b < batch; ++b)
-        for (std::size_t i = 0; i < latent; ++i) state[b * slots * latent + i] = drawn[b * latent + i] * scale;
+void Loop::advance(const std::vector<ImageRun*>&) {
+    fail_request("plans run whole programs: sample step by step on ONNX Runtime");
+}
+
+void first_state(const Program& program, const Noise& noise, const float* given, std::int64_t batch, std::size_t latent, float* state) {
+    if (given == nullptr && program.init[0] != 0)
+        fail_request("program '" + program.name + "' starts from a given latent: its init[0] is not 0");
+    const auto count = static_cast<std::size_t>(batch), slots = static_cast<std::size_t>(program.slots);
+    std::vector<float> drawn(count * latent);
+    noise(0, drawn.data());
+    const float of_given = static_cast<float>(program.init[0]), of_noise = static_cast<float>(program.init[1]);
+    std::fill_n(state, count * slots * latent, 0.0f);
+    for (std::size_t b = 0; b < count; ++b)
+        for (std::size_t i = 0; i < latent; ++i) {
+            float& first = state[b * slots * latent + i];
+            first = drawn[b * latent + i] * of_noise;
+            if (given != nullptr) first += of_given * given[b * latent + i];
+        }
 }
 
 void latents_of_state(const Run& run, std::size_t latent, const float* state, float* latents) {

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "json.hpp"
+#include "program.hpp"
 
 namespace ditedge {
 namespace {
@@ -122,13 +123,14 @@ void check_graphs(const Field& root, Manifest& manifest) {
     const std::int64_t m = manifest.modulation_width = modulation.shape[1];
     const auto f32 = Dtype::float32, i64 = Dtype::int64;
     std::map<std::string, std::pair<std::vector<TensorInfo>, TensorInfo>> contracts = {
-        {"conditioner", {{{"timestep", f32, {-1}}, {"label", i64, {-1}}}, {"modulation", f32, {-1, m}}}},
-        {"step",
-         {{{"state", f32, {-1, -1, c, h, h}}, {"sample", i64, {-1}}, {"condition", i64, {-1}},
-           {"modulation", f32, {-1, m}}, {"combine", f32, {-1, -1, o}}, {"x0_from", f32, {-1, 2}},
-           {"x0_bound", f32, {-1}}, {"log_sigma", f32, {-1, 2}}, {"mix", f32, {-1, -1, -1}},
-           {"noise", f32, {-1, c, h, h}}},
-          {"next_state", f32, {-1, -1, c, h, h}}}}};
+        {"conditioner", {{{"timestep", f32, {-1}}, {"label", i64, {-1}}}, {"modulation", f32, {-1, m}}}}};
+    for (const auto& graph : manifest.graphs)
+        if (is_step_graph(graph.first))
+            contracts[graph.first] = {{{"state", f32, {-1, -1, c, h, h}}, {"sample", i64, {-1}}, {"condition", i64, {-1}},
+                                       {"modulation", f32, {-1, m}}, {"combine", f32, {-1, -1, o}}, {"x0_from", f32, {-1, 2}},
+                                       {"x0_bound", f32, {-1}}, {"log_sigma", f32, {-1, 2}}, {"mix", f32, {-1, -1, -1}},
+                                       {"noise", f32, {-1, c, h, h}}},
+                                      {"next_state", f32, {-1, -1, c, h, h}}};
     if (manifest.graphs.count("decoder") != 0) {
         const std::vector<std::int64_t>& shape = output("decoder").shape;
         if (shape.size() != 4 || *std::min_element(shape.begin() + 1, shape.end()) < 1 || (shape[3] != 1 && shape[3] != 3) ||
@@ -150,7 +152,7 @@ void check_listed(const Field& root, const Manifest& manifest, const std::string
 
 }  // namespace
 
-bool is_known_graph(const std::string& name) { return name == "conditioner" || name == "step" || name == "decoder"; }
+bool has_plan(const std::string& graph) { return graph == "conditioner" || graph == "step" || graph == "decoder"; }
 
 Manifest manifest_from_json(const std::string& text, const std::string& place) {
     const Json json = parse_json(text, place, DITEDGE_ERROR_BUNDLE);
@@ -171,7 +173,7 @@ Manifest manifest_from_json(const std::string& text, const std::string& place) {
     for (const auto& [name, info] : root.at("files").items(kMaxFiles))
         manifest.files[name] = {info.at("sha256").sha256(), info.at("bytes").integer(0, kHuge)};
     for (const auto& [name, info] : root.at("graphs").items(kMaxGraphs)) {
-        if (!is_known_graph(name)) continue;
+        if (!has_plan(name) && !is_step_graph(name)) continue;
         manifest.graphs[name] = read_graph(info);
         check_listed(root, manifest, manifest.graphs[name].file);
         manifest.graph_names.push_back(name);

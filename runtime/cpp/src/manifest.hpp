@@ -53,8 +53,8 @@ struct Manifest {
     ImageSize image;                                      // zeros without a decoder
 };
 
-// Whether a manifest's graph, or a record's plan, of this name is one of ours; others are ignored.
-bool is_known_graph(const std::string& name);
+// Whether a graph of this name may have a plan. A manifest's graphs that have none and are no step graphs are ignored.
+bool has_plan(const std::string& graph);
 
 // Throws Error (bundle); `place` is only for the message.
 Manifest manifest_from_json(const std::string& text, const std::string& place);

@@ -29,6 +29,8 @@ bool Program::draws_noise(std::int64_t step) const {
     return false;
 }
 
+bool is_step_graph(const std::string& name) { return name == "step" || name.rfind("step-", 0) == 0; }
+
 Program program_from_json(const std::string& text, const std::string& place) {
     const Json json = parse_json(text, place, DITEDGE_ERROR_PROGRAM);
     const Field root(json, place, DITEDGE_ERROR_PROGRAM);
@@ -59,6 +61,11 @@ Program program_from_json(const std::string& text, const std::string& place) {
         program.guidance.push_back(factor.number());
         if (program.guidance.back() < 0) factor.fail("is negative: 0 is no guidance");
     }
+    if (root.has("graph") && !root.at("graph").null())
+        for (const Field& name : rows("graph")) {
+            program.graph.push_back(name.text());
+            if (!is_step_graph(program.graph.back())) name.fail("is not a step graph's name: 'step' or 'step-...'");
+        }
     const std::vector<Field> matrices = rows("mix");
     const std::size_t slots = matrices[0].elements(kMaxSlots).size();
     if (slots < 1) matrices[0].fail("expected 1 to 64 slots");

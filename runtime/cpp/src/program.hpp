@@ -24,10 +24,15 @@ struct Program {
     std::vector<double> guidance;   // [N] how much of the guidance asked for: 1 all, 0 none
     double x0_bound = 0;
     std::array<double, 2> init{};    // slot 0 starts as init[0] given latent + init[1] unit noise
+    std::vector<std::string> graph;  // [N] which step graph a step runs; empty: all run "step"
     std::optional<Process> process;  // what it was made for; none: not known
 
+    std::string graph_of(std::int64_t step) const { return graph.empty() ? "step" : graph[static_cast<std::size_t>(step)]; }
     bool draws_noise(std::int64_t step) const;  // its mix has a non-zero noise column
 };
+
+// Whether a bundle's graph of this name is a step graph: "step", or "step-" and a name of its own.
+bool is_step_graph(const std::string& name);
 
 // Both throw Error (program) naming `place` or the file, and the field.
 Program program_from_json(const std::string& text, const std::string& place);

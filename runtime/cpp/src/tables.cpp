@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <tuple>
 
 #include "error.hpp"
 
@@ -108,8 +109,7 @@ StepTables gather(const std::vector<const ImageTables*>& images) {
     tables.slots = images[0]->slots, tables.out_channels = images[0]->out_channels;
     std::vector<const Conditions*> conditions;
     for (const ImageTables* image : images) conditions.push_back(&image->conditions);
-    auto [records, rows] = shared_conditions(conditions);
-    tables.conditions = std::move(records);
+    std::tie(tables.conditions, tables.rows_of) = shared_conditions(conditions);
     std::map<std::vector<float>, std::size_t> known;  // weights of all images at a step, which say who is guided, too
     for (std::size_t step = 0; step < static_cast<std::size_t>(tables.steps); ++step) {
         std::vector<float> key;
@@ -121,7 +121,7 @@ StepTables gather(const std::vector<const ImageTables*>& images) {
             draws = draws || image->draws[step];
         }
         const auto [found, fresh] = known.try_emplace(key, tables.evaluations.size());
-        if (fresh) tables.evaluations.push_back(evaluations_of_step(images, rows, step));
+        if (fresh) tables.evaluations.push_back(evaluations_of_step(images, tables.rows_of, step));
         tables.evaluations_of.push_back(found->second);
         tables.draws.push_back(draws);
     }

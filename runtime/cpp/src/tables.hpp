@@ -35,6 +35,7 @@ struct Evaluations {
 struct StepTables {
     std::int64_t steps = 0, batch = 0, slots = 0, out_channels = 0;
     Conditions conditions;                            // every record once
+    std::vector<std::vector<std::int64_t>> rows_of;   // by image: which of a step's R records its own are
     std::vector<bool> draws;                          // [N]: some image adds noise
     std::vector<Evaluations> evaluations;             // those that differ
     std::vector<std::size_t> evaluations_of;          // [N] which of them a step makes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from ditedge.runtime.errors import RequestError
 from ditedge.runtime.loop import image_run
 from ditedge.runtime.loop.engine import Engine
 from ditedge.runtime.loop.image_run import ImageRun
+from ditedge.runtime.loop.verify import relative_error
 from tests.conftest import CASES
+from tests.second_step import with_half_step
 
 # sampler, steps, label, seed, guidance, class to guide away from: 1, 2 and 2 slots; the second one is not guided
 WANTED = [("ddpm", 10, 1, 11, 4.0, 4), ("dpm++", 20, 3, 12, 1.0, None), ("heun", 8, 4, 13, 2.5, 2)]
@@ -157,3 +160,25 @@ def test_a_cancelled_step_can_be_taken_again(golden_bundle) -> None:
             session.advance([run])
         session.advance([run])  # nothing is left to do
         assert run.step == 10 and np.array_equal(run.latent, expected)
+
+
+def test_a_program_names_the_step_graph_of_each_step(gray_bundle: Path) -> None:
+    """The last step by a graph that halves what "step" gives; in a batch, and step by step beside another image."""
+    with_half_step(gray_bundle)
+    bundle = open_bundle(gray_bundle)
+    program = bundle.program("ddim-10")
+    half = replace(program, graph=(*9 * ("step",), "step-half"))
+    with Session(bundle) as session:
+        whole = generate(bundle, [3, 1], [5, 6], program=program, output="latents", session=session)
+        assert np.array_equal(
+            generate(bundle, [3, 1], [5, 6], program=half, output="latents", session=session), whole / 2
+        )
+        runs = [session.start(half, 3, 5), session.start(program, 1, 6)]
+        for _ in range(10):
+            session.advance(runs)
+        for run, latent in zip(runs, (whole[0] / 2, whole[1]), strict=True):
+            assert relative_error(run.latent, latent) < 1e-6
+        with pytest.raises(RequestError, match="has no step-none: take another program"):
+            generate(bundle, [1], [1], program=replace(program, graph=10 * ("step-none",)), session=session)
+        with pytest.raises(RequestError, match="has no step-none"):
+            session.start(replace(program, graph=10 * ("step-none",)), 1, 1)

@@ -1,0 +1,22 @@
+#include "image_run.hpp"
+
+#include "noise.hpp"
+
+namespace ditedge {
+
+ImageRun::ImageRun(std::shared_ptr<const Bundle> opened, Program chosen, ImageTables made, std::uint64_t drawn_by, const float* given)
+    : bundle(std::move(opened)), program(std::move(chosen)), tables(std::move(made)), seed(drawn_by) {
+    const std::size_t latent = bundle->latent_count();
+    state.resize(static_cast<std::size_t>(program.slots) * latent);
+    const auto noise = [&](std::int64_t draw, float* numbers) {
+        standard_normal(seed, static_cast<std::uint64_t>(draw), numbers, latent);
+    };
+    first_state(program, noise, given, 1, latent, state.data());
+}
+
+const float* ImageRun::modulation_rows() const {
+    const auto size = static_cast<std::ptrdiff_t>(modulation.size()) / modulation_steps;
+    return modulation.data() + (step - modulation_from) * size;
+}
+
+}  // namespace ditedge
