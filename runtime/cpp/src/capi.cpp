@@ -208,6 +208,19 @@ void check_memory(const Bundle& bundle, const ditedge::Program& program, const d
     check_room(sizeof(float) * std::max({states, tables, rows, batch * static_cast<double>(bundle.manifest.image.bytes())}));
 }
 
+// The same of a step of images that go their own ways.
+void check_memory(const std::vector<ditedge::ImageRun*>& images) {
+    double states = 0, rows = 0;
+    for (const ditedge::ImageRun* image : images) {
+        const auto width = static_cast<double>(image->bundle->manifest.modulation_width);
+        states += static_cast<double>(image->state.size());
+        rows += std::max(static_cast<double>(image->tables.conditions.rows) * width, ditedge::kRunModulationBytes / 4.0);
+    }
+    const double count = static_cast<double>(images.size());
+    const double combine = images.empty() ? 0 : 2 * count * count * static_cast<double>(images[0]->tables.out_channels);
+    check_room(sizeof(float) * std::max({states, rows, combine}));
+}
+
 // A call that is going on. No earlier cancel counts, unless it was meant for this one.
 class Call {
 public:
@@ -546,6 +559,7 @@ ditedge_status ditedge_advance(ditedge_session* session, ditedge_run* const* run
             require(runs[i]->image.bundle == session->bundle, "a run was opened for another bundle than the session's");
             images.push_back(&runs[i]->image);
         }
+        check_memory(images);
         const Call call(*session, 0);
         session->loop->advance(images);
     });

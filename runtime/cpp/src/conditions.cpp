@@ -31,8 +31,8 @@ Conditions Conditions::of_steps(std::int64_t first, std::int64_t count) const {
             [&](const auto& all) {
                 std::decay_t<decltype(all)> chosen;
                 for (std::int64_t step = first; step < first + count; ++step) {
-                    const auto from = all.begin() + std::min(step, steps - 1) * rows;
-                    chosen.insert(chosen.end(), from, from + rows);
+                    const auto from = all.begin() + static_cast<std::ptrdiff_t>(std::min(step, steps - 1) * rows);
+                    chosen.insert(chosen.end(), from, from + static_cast<std::ptrdiff_t>(rows));
                 }
                 some.values.push_back({condition.name, std::move(chosen)});
             },

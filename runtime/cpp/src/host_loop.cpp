@@ -13,7 +13,6 @@ namespace ditedge {
 namespace {
 
 constexpr std::int64_t kModulationBytes = 64 << 20;    // adaLN rows held at a time; a row of DiT-XL is 0.8 MB
-constexpr std::int64_t kRunModulationBytes = 8 << 20;  // the same for one image that is sampled step by step
 
 class HostLoop final : public Loop {
 public:
@@ -101,7 +100,7 @@ private:
         engines_.at("conditioner")->run(all.inputs(), view("modulation", rows.data(), {all.rows, width}));
         auto from = rows.begin();
         for (std::size_t i = 0; i < runs.size(); ++i) {
-            const auto size = parts[i].steps * parts[i].rows * width;
+            const auto size = static_cast<std::ptrdiff_t>(parts[i].steps * parts[i].rows * width);
             runs[i]->modulation.assign(from, from + size);
             runs[i]->modulation_from = runs[i]->step, runs[i]->modulation_steps = parts[i].steps;
             from += size;
@@ -124,8 +123,10 @@ private:
             const ImageRun& run = *runs[b];
             state.insert(state.end(), run.state.begin(), run.state.end());
             const float* from = run.modulation_rows();
-            for (std::size_t r = 0; r < tables.rows_of[b].size(); ++r)
-                std::copy_n(from + static_cast<std::ptrdiff_t>(r) * width, width, modulation.begin() + tables.rows_of[b][r] * width);
+            for (const std::int64_t row : tables.rows_of[b]) {
+                std::copy_n(from, width, modulation.data() + row * width);
+                from += width;
+            }
             if (run.program.draws_noise(run.step))
                 standard_normal(run.seed, static_cast<std::uint64_t>(run.step) + 1, noise.data() + b * latent, latent);
         }

@@ -15,8 +15,8 @@ ImageRun::ImageRun(std::shared_ptr<const Bundle> opened, Program chosen, ImageTa
 }
 
 const float* ImageRun::modulation_rows() const {
-    const auto size = static_cast<std::ptrdiff_t>(modulation.size()) / modulation_steps;
-    return modulation.data() + (step - modulation_from) * size;
+    const std::size_t size = modulation.size() / static_cast<std::size_t>(modulation_steps);
+    return modulation.data() + static_cast<std::size_t>(step - modulation_from) * size;
 }
 
 }  // namespace ditedge

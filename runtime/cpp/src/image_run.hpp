@@ -11,6 +11,8 @@
 
 namespace ditedge {
 
+constexpr std::int64_t kRunModulationBytes = 8 << 20;  // adaLN rows that an image holds: those of its next steps
+
 struct ImageRun {
     // given: the latent [C, H, W] to start from, where the program does; or null. Throws Error (request).
     ImageRun(std::shared_ptr<const Bundle> opened, Program chosen, ImageTables made, std::uint64_t drawn_by, const float* given);

@@ -19,8 +19,9 @@ std::vector<float> floats(const std::vector<double>& table) {
 
 // Row `step` of [N, ...].
 std::vector<float> row(const std::vector<float>& table, std::int64_t step, std::int64_t steps) {
-    const auto size = static_cast<std::ptrdiff_t>(table.size()) / steps;
-    return {table.begin() + step * size, table.begin() + (step + 1) * size};
+    const auto size = static_cast<std::ptrdiff_t>(table.size()) / static_cast<std::ptrdiff_t>(steps);
+    const auto from = table.begin() + static_cast<std::ptrdiff_t>(step) * size;
+    return {from, from + size};
 }
 
 // Tables [N, ...] of each image -> [N, B, ...]
