@@ -10,13 +10,13 @@ if __name__ == "__main__":  # `python cli.py`, whose folder is on the path: this
 
     entry("python cli.py")
 
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from ditedge import __version__, numbers
+from ditedge import __version__
 from ditedge.class_names import read_class_names
 from ditedge.failures import Commands, UserError, importing_extra
 from ditedge.options import command
@@ -24,6 +24,8 @@ from ditedge.summary import Summary, megabytes
 from ditedge.terminal import print_json, printable, progress, readable, say
 
 if TYPE_CHECKING:
+    from ditedge.calibration.options import CompareCommand, ConvertRequest, QuantizeRequest
+    from ditedge.calibration.quality.record import GateResult
     from ditedge.export.options import DecoderRequest, ExportRequest
     from ditedge.export.schedulers.request import ScheduleRequest
     from ditedge.runtime.bundle.open import Bundle
@@ -34,29 +36,6 @@ if TYPE_CHECKING:
     from ditedge.runtime.signing import SignRequest
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-FILE = click.Path(path_type=Path)
-
-
-def _gate_options(command: Any) -> Any:
-    """The limits of `compare` and `quantize`: fields of calibration.quality.Gate."""
-    limits = {
-        "--max-drift": "relative drift of the final latents.",
-        "--min-psnr": "PSNR of the pictures, dB.",
-        "--max-accuracy-loss": "loss of accuracy, points; needs --features.",
-        "--max-frechet-increase": "increase of the Frechet distance, percent; needs --features, --reference.",
-        "--min-speedup": "speed of the new bundle over the old one's.",
-        "--max-size": "size of the new graphs, percent of the old ones'.",
-    }
-    for name, text in reversed(limits.items()):
-        command = click.option(name, type=numbers.FINITE, help=f"Gate: {text}")(command)
-    return command
-
-
-def _thread_options(command: Any) -> Any:
-    """Fields of runtime.EngineOptions."""
-    spin = click.option("--spin", is_flag=True, help="Idle threads wait busily: for a machine that nobody else uses.")
-    text = "CPU threads, at most the processors that may be used. [default: the cores that may be used]"
-    return click.option("--threads", type=numbers.THREADS, default=0, help=text)(spin(command))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -207,18 +186,9 @@ def schedule(request: ScheduleRequest, as_json: bool) -> None:
     told.end()
 
 
-@main.command()
-@click.option("--engine", type=FILE, required=True, help="A float32 bundle, or a quantised one.")
-@click.option("--precision", type=click.Choice(["fp16", "bf16"]), required=True, help="Of GEMMs and attention.")
-@click.option("--out", type=FILE, required=True, help="Bundle folder to write.")
-@click.option("--max-error", type=numbers.FINITE,
-              help="Of a recorded trajectory at any step, relative. [default: 0.02; bf16: 0.1]")  # fmt: skip
-@click.option("--decoder/--no-decoder", default=True, help="A VAE's decoder, too, in float16. [default: yes]")
-@click.option("--force", is_flag=True, help="Replace an existing bundle.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def convert(
-    engine: Path, precision: str, out: Path, force: bool, max_error: float | None, decoder: bool, as_json: bool
-) -> None:
+@command(main, "ditedge.calibration.options:ConvertRequest")
+@JSON
+def convert(request: ConvertRequest, as_json: bool) -> None:
     """Rewrite a bundle's graphs in 16 bit, with float32 where it is needed.
 
     \b
@@ -228,103 +198,56 @@ def convert(
     """
     with importing_extra("calibrate"):
         from ditedge.calibration.convert import convert_bundle
-    from ditedge.calibration.options import ConvertOptions
 
+    out, told = request.out, Summary(as_json)
     with progress() as report:
-        manifest = convert_bundle(engine, out, ConvertOptions(precision, max_error, decoder, force), report)
-    told = Summary(as_json)
-    told.bundle(
-        out, manifest, f"{megabytes(manifest)}, {precision}, checked", f"build --engine {out} --target tensorrt"
-    )
+        manifest = convert_bundle(request.engine, out, request.options, report)
+    what = f"{megabytes(manifest)}, {request.options.precision}, checked"
+    told.bundle(out, manifest, what, f"build --engine {out} --target tensorrt")
     told.end()
 
 
-@main.command()
-@click.option("--engine", type=FILE, required=True, help="The float32 bundle to quantise.")
-@click.option("--out", type=FILE, required=True, help="Bundle folder to write.")
-@click.option("--precision", type=click.Choice(["int8", "fp8", "int4"]), default="int8", show_default=True,
-              help="int8 and fp8: weights and activations; int4: weights alone.")  # fmt: skip
-@click.option("--runtime", type=click.Choice(["onnxruntime", "tensorrt"]), default="onnxruntime", show_default=True,
-              help="Whose kernels the graph is written for.")  # fmt: skip
-@click.option("--target", help="GPU architecture that it is for, such as sm86: refused when it lacks the arithmetic.")
-@click.option(
-    "--smoothing", type=numbers.FINITE, help="SmoothQuant's alpha, 0 is off. [default: 0.5 for static int8, else off]"
-)
-@click.option("--protect/--no-protect", default=True, help="Leave the final layer in float32. [default: yes]")
-@click.option("--decoder/--no-decoder", default=True,
-              help="A VAE's decoder, too: weights int8 on disk, a quarter of the size. [default: yes]")  # fmt: skip
-@click.option("--naive", is_flag=True, help="Static int8, one scale per tensor, nothing smoothed or protected.")
-@click.option("--keep-layer", "keep", multiple=True, help="Leave it in float32: blocks.0.mlp.fc2, blocks.0, fc2.")
-@click.option("--keep", "keep_count", type=numbers.LAYERS, help="Rank layers; leave the N best in float32.")
-@click.option("--budget", help="drift=X: leave as few layers in float32 as hold the latents' relative drift below X.")
-@click.option("--program", help="Calibrate on this ready program of the bundle. [default: the bundle's]")
-@click.option("--sampler", help="... or on this sampler, as for `run`.")
-@click.option("--steps", type=int, help="... with so many steps.")
-@click.option(
-    "--samples", type=numbers.CALIBRATION_IMAGES, help="Images of the calibration set. [default: 32; large DiTs: 4]"
-)
-@click.option("--statistics", type=FILE, help="File for the statistics. [default: one in the user's cache]")
-@click.option("--count", type=numbers.OPTIONAL_IMAGES,
-              help="Images of the quality report in the bundle; 0: none. [default: 32; large DiTs: 2]")  # fmt: skip
-@click.option("--features", type=FILE, help="Feature extractor for the report, as in `compare`.")
-@click.option("--reference", type=FILE, help="Real pictures for the report, as in `compare`.")
-@_gate_options
-@click.option("--force", is_flag=True, help="Replace an existing bundle.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def quantize(
-    engine: Path,
-    out: Path,
-    as_json: bool,
-    budget: str | None,
-    count: int | None,
-    features: Path | None,
-    reference: Path | None,
-    **options: Any,
-) -> None:
+@command(main, "ditedge.calibration.options:QuantizeRequest")
+@JSON
+def quantize(request: QuantizeRequest, as_json: bool) -> None:
     """Make a smaller bundle from a float32 one, faster where there are integer kernels (docs/quantization.md).
 
     \b
     Examples:
       ditedge quantize --engine fashion --precision int8 --out fashion-int8
-      ditedge quantize --engine fashion --precision int8 --runtime tensorrt --budget drift=0.02 --max-drift 0.03 \\
+      ditedge quantize --engine fashion --precision int8 --form tensorrt --budget drift=0.02 --max-drift 0.03 \\
           --out fashion-trt-int8
     """
     with importing_extra("calibrate"):
-        from ditedge.calibration import CompareRequest, Gate, GateFailed
-        from ditedge.calibration.options import QuantizeOptions, report_images
+        from ditedge.calibration.quality.gate import GateFailed
         from ditedge.calibration.quantize import quantize_bundle
 
     from ditedge.runtime import open_bundle
 
-    gate = Gate(**{field.name: options.pop(field.name) for field in fields(Gate)})
-    count = report_images(open_bundle(engine, check_hashes=False)) if count is None else count
-    quality = CompareRequest(
-        count=count,
-        sampler=options["sampler"],
-        steps=options["steps"],
-        features=features,
-        reference=reference,
-        speed_rounds=15 if options["runtime"] == "onnxruntime" else 0,  # TensorRT's form is a simulation on the CPU
-    )
-    chosen = QuantizeOptions(budget=budget, quality=quality if count else None, gate=gate, **options)
-    told = Summary(as_json)
+    told, out = Summary(as_json), request.out
+    options = request.with_report(open_bundle(request.engine, check_hashes=False))
     try:
         with progress() as report:
-            manifest = quantize_bundle(engine, out, chosen, report)
+            manifest = quantize_bundle(request.engine, out, options, report)
     except GateFailed as error:
         told.add(failed=[result.model_dump() for result in error.failed])
         told.end()
-        for result in error.failed:
-            say(f"FAILED: {result.sentence}", err=True)
-        say(f"{out} was not written", err=True)
-        sys.exit(1)
+        _leave_with_failures(error.failed, f"{out} was not written")
     assert manifest.quantization is not None
     kept = ", ".join(manifest.quantization.kept) or "none"
-    if count:
+    if options.quality is not None:
         told.add(quality=str(out / "quality" / "quality.json"))
-        told.line(f"quality of {count} image(s) beside the float ones: {out / 'quality' / 'report.html'}")
+        report_page = out / "quality" / "report.html"
+        told.line(f"quality of {options.quality.count} image(s) beside the float ones: {report_page}")
     told.bundle(out, manifest, f"{megabytes(manifest)}, in float32: {kept}", f"run --engine {out}")
     told.end()
+
+
+def _leave_with_failures(failed: list[GateResult], *more: str) -> NoReturn:
+    """A gate's limits that were not kept: exit code 1."""
+    for line in (*(f"FAILED: {result.sentence}" for result in failed), *more):
+        say(line, err=True)
+    sys.exit(1)
 
 
 @command(main, "ditedge.runtime.plans.options:BuildRequest")
@@ -391,38 +314,9 @@ def verify(request: VerifyRequest, as_json: bool) -> None:
         sys.exit(1)
 
 
-@main.command()
-@click.option("--engine", type=FILE, required=True, help="Bundle A, the reference: a folder, or a file inside one.")
-@click.option("--against", type=FILE, required=True, help="Bundle B, which is judged; may be A with --provider-b.")
-@click.option("--count", type=numbers.IMAGES, default=64, show_default=True, help="Images; classes are cycled.")
-@click.option(
-    "--seed", type=numbers.SEED, default=0, show_default=True, help="Seed of the first image; the next has seed + 1."
-)
-@click.option("--sampler", help="As in `run`. [default: A's default program]")
-@click.option("--steps", type=int, help="Sampler steps. [default: those of A's default program]")
-@click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is none. [default: A's]")
-@click.option("--batch", type=numbers.BATCH, default=16, show_default=True, help="Images at a time.")
-@click.option("--features", type=FILE, help="Feature extractor: .onnx with outputs logits and features.")
-@click.option("--reference", type=FILE, help="Real pictures: .npz (images or arr_0, uint8 [N,h,w,c]) or a folder.")
-@_thread_options
-@click.option("--provider", default="cpu", show_default=True, help="What computes A, and B, as for `run`.")
-@click.option("--provider-b", help="The same, of B. [default: A's]")
-@click.option("--speed-rounds", type=numbers.ROUNDS, default=15, show_default=True,
-              help="Interleaved timings of one step; 0 measures no speed.")  # fmt: skip
-@_gate_options
-@click.option("-o", "--out", type=FILE, help="Folder for quality.json and report.html (the pictures are inside).")
+@command(main, "ditedge.calibration.options:CompareCommand")
 @click.option("--json", "as_json", is_flag=True, help="Print quality.json instead of the table.")
-def compare(
-    engine: Path,
-    against: Path,
-    provider: str,
-    provider_b: str | None,
-    threads: int,
-    spin: bool,
-    out: Path | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def compare(request: CompareCommand, as_json: bool) -> None:
     """Measure what bundle B loses and saves against bundle A. Exit code 1 when over a limit.
 
     Both sample the same seeds and classes with A's program; A's own noise from seed to seed stands beside it.
@@ -434,35 +328,23 @@ def compare(
           --reference real.npz --max-accuracy-loss 1 --max-frechet-increase 10
     """
     from ditedge.calibration.quality.compare import compare_bundles
-    from ditedge.calibration.quality.gate import Gate, check_gate_can_be_measured
-    from ditedge.calibration.quality.report import check_report_folder, summary_lines, write_report
-    from ditedge.calibration.quality.request import CompareRequest
-    from ditedge.runtime import EngineOptions, open_bundle
+    from ditedge.calibration.quality.gate import check_gate_can_be_measured
+    from ditedge.calibration.quality.report import check_report_folder, table, write_report
+    from ditedge.runtime import open_bundle
 
-    gate = Gate(**{field.name: options.pop(field.name) for field in fields(Gate)})
-    options_a, options_b = (EngineOptions(name, threads, spin) for name in (provider, provider_b or provider))
-    request = CompareRequest(options_a=options_a, options_b=options_b, **options)
-    a, b = open_bundle(engine), open_bundle(against)
-    check_gate_can_be_measured(gate, request, a, b)
-    if out is not None:
-        check_report_folder(out)
+    a, b = open_bundle(request.engine), open_bundle(request.against)
+    check_gate_can_be_measured(request.gate, request.request, a, b)
+    if request.out is not None:
+        check_report_folder(request.out)
     with progress() as report:
-        comparison, failed = compare_bundles(a, b, request, report).with_gate(gate)
-    written = write_report(comparison, out) if out is not None else []
+        comparison, failed = compare_bundles(a, b, request.request, report).with_gate(request.gate)
+    written = write_report(comparison, request.out) if request.out is not None else []
     if as_json:
         print_json(comparison.quality.model_dump())
     else:
-        settings = comparison.quality.settings
-        say(f"{settings.count} images, {settings.program}, guidance {settings.guidance:g}")
-        say(f"{'':22} {'A':>12} {'B':>22} {'A, other seeds':>15}")
-        for name, *values in summary_lines(comparison.quality):
-            say(f"{name:22} {values[0]:>12} {values[1]:>22} {values[2]:>15}".rstrip())
-        for path in written:
-            say(f"wrote {path}")
-    for result in failed:
-        say(f"FAILED: {result.sentence}", err=True)
+        say("\n".join([*table(comparison.quality), *(f"wrote {path}" for path in written)]))
     if failed:
-        sys.exit(1)
+        _leave_with_failures(failed)
 
 
 @command(main, "ditedge.runtime.inspection:InspectRequest")

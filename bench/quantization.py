@@ -46,7 +46,7 @@ from ditedge.runtime.report import silent  # noqa: E402
 CLASSIFIER = ROOT / "models" / "fashion_classifier.onnx"
 OTHER_SEEDS = 1_000_000
 GROUPS = "timestep groups"  # not an option of `quantize`: no runtime has them
-TENSORRT: dict[str, Any] = {"runtime": "tensorrt"}
+TENSORRT: dict[str, Any] = {"form": "tensorrt"}
 ROWS: dict[str, dict[str, Any] | None] = {  # None: the float bundle itself
     "float32": None,
     "float32, other seeds": None,

@@ -141,7 +141,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     for name, contender in (("ONNX Runtime float32", bundle), ("ONNX Runtime int8", int8)):
         names.append(name)
         commands.append(bundle_contender(contender, options, arguments.batch, GUIDANCE))
-    laps = interleave(commands, arguments.rounds, lambda done, total: print(f"{done}/{total}", file=sys.stderr))
+    laps = interleave(commands, arguments.rounds, lambda what, done, total: print(f"{done}/{total}", file=sys.stderr))
     if arguments.json:
         rows = {
             name: {"seconds": lap.seconds.tolist(), "peak_bytes": lap.peak_bytes}

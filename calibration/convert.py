@@ -55,7 +55,7 @@ def _check_is_float32(bundle: Bundle, source: Path) -> None:
     if any(bundle.manifest.graphs[name].precision != "float32" for name in GRAPHS):  # type: ignore[index]
         raise RequestError(f"{source} is already in 16 bit: convert the float32 bundle it was made from")
     if bundle.manifest.quantization is not None and bundle.manifest.quantization.form != "tensorrt":
-        raise RequestError(f"{source} is quantised for ONNX Runtime: convert what `quantize --runtime tensorrt` makes")
+        raise RequestError(f"{source} is quantised for ONNX Runtime: convert what `quantize --form tensorrt` makes")
 
 
 def _lower_graphs(bundle: Bundle, form: Half, folder: Path, scratch: Path, report: Report) -> dict[str, Any]:

@@ -1,18 +1,19 @@
-"""What `convert` and `quantize` can be told, each option once. Imported for their help, so no onnx is."""
+"""What `convert`, `quantize` and `compare` can be told, each option once. Imported for their help, so no onnx is."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..runtime.bundle.open import Bundle
 from ..runtime.errors import RequestError
-from ..runtime.options import FORCE, IMAGES, SIZE, option
+from ..runtime.options import BUNDLE_OUT, FORCE, IMAGES, SIZE, option
 from .formats import formats_of, summary
 from .quality.gate import Gate
 from .quality.request import CompareRequest
 
-RUNTIMES = ("onnxruntime", "tensorrt")
+SAMPLES = (1, 100_000)
+FORMS = ("onnxruntime", "tensorrt")  # whose operators a quantised graph is written in
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,19 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """What a user may decide about a quantised bundle. None: what suits the precision and the runtime."""
+    """What a user may decide about a quantised bundle. None: what suits the precision and the form."""
 
     precision: str = field(
         default="int8", metadata=option("--precision", help=summary("quantize"), choices=formats_of("quantize"))
     )
-    runtime: str = field(
+    form: str = field(
         default="onnxruntime",
-        metadata=option("--runtime", help="Whose kernels the graph is written for.", choices=RUNTIMES),
+        metadata=option("--form", help="Whose kernels the graph is written for.", choices=FORMS),
     )
-    target: str | None = field(
+    arch: str | None = field(
         default=None,
         metadata=option(
-            "--target", help="GPU architecture that it is for, such as sm86: refused when it lacks the arithmetic."
+            "--arch", help="GPU architecture that it is for, such as sm86: refused when it lacks the arithmetic."
         ),
     )
     smoothing: float | None = field(
@@ -95,7 +96,7 @@ class QuantizeOptions:
     steps: int | None = field(default=None, metadata=option("--steps", help="... with so many steps."))
     samples: int | None = field(
         default=None,
-        metadata=option("--samples", help="Images of the calibration set. [default: 32; large DiTs: 4]", range=IMAGES),
+        metadata=option("--samples", help="Images of the calibration set. [default: 32; large DiTs: 4]", range=SAMPLES),
     )
     statistics: Path | None = field(
         default=None,
@@ -118,6 +119,65 @@ class QuantizeOptions:
         if name.strip() != "drift" or not 0 < number < 1:
             raise RequestError(f"--budget {self.budget}: write drift=X with X between 0 and 1, such as drift=0.02")
         return number
+
+
+@dataclass(frozen=True)
+class ConvertRequest:
+    """`convert`: a bundle, and what it becomes."""
+
+    engine: Path = field(metadata=option("--engine", help="A float32 bundle, or a quantised one."))
+    out: Path = field(metadata=BUNDLE_OUT)
+    options: ConvertOptions
+
+
+@dataclass(frozen=True)
+class QuantizeRequest:
+    """`quantize`: a bundle, what it becomes, and the pictures that say what that costs."""
+
+    engine: Path = field(metadata=option("--engine", help="The float32 bundle to quantise."))
+    out: Path = field(metadata=BUNDLE_OUT)
+    options: QuantizeOptions
+    count: int | None = field(
+        default=None,
+        metadata=option(
+            "--count",
+            help="Images of the quality report in the bundle; 0: none. [default: 32; large DiTs: 2]",
+            range=(0, IMAGES[1]),
+        ),
+    )
+    features: Path | None = field(
+        default=None, metadata=option("--features", help="Feature extractor for the report, as in `compare`.")
+    )
+    reference: Path | None = field(
+        default=None, metadata=option("--reference", help="Real pictures for the report, as in `compare`.")
+    )
+
+    def with_report(self, bundle: Bundle) -> QuantizeOptions:
+        """The options with the comparison that the report is made of; none with --count 0."""
+        quality = CompareRequest(
+            count=report_images(bundle) if self.count is None else self.count,
+            sampler=self.options.sampler,
+            steps=self.options.steps,
+            features=self.features,
+            reference=self.reference,
+            # TensorRT's form is a simulation on the CPU
+            speed_rounds=CompareRequest.speed_rounds if self.options.form == "onnxruntime" else 0,
+        )
+        return replace(self.options, quality=quality if quality.count else None)
+
+
+@dataclass(frozen=True)
+class CompareCommand:
+    """`compare`: two bundles, how they are compared, and what B must keep."""
+
+    engine: Path = field(metadata=option("--engine", help="Bundle A, the reference: a folder, or a file inside one."))
+    against: Path = field(metadata=option("--against", help="Bundle B, which is judged; may be A with --provider-b."))
+    request: CompareRequest = CompareRequest()
+    gate: Gate = Gate()
+    out: Path | None = field(
+        default=None,
+        metadata=option("-o", "--out", help="Folder for quality.json and report.html (the pictures are inside)."),
+    )
 
 
 def report_images(bundle: Bundle) -> int:

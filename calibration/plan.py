@@ -16,7 +16,7 @@ from .options import QuantizeOptions
 class Plan:
     """smoothing: SmoothQuant's alpha, 0 is off. program: whose trajectories are calibrated on."""
 
-    form: Quantised
+    format: Quantised
     scheme: Scheme
     smoothing: float
     program: Program
@@ -28,35 +28,35 @@ class Plan:
 
 def plan_of(bundle: Bundle, options: QuantizeOptions) -> Plan:
     """Raises RequestError for options that do not go together."""
-    form = quantised_format(options.precision)
-    scheme = form.scheme(options.runtime)
+    chosen = quantised_format(options.precision)
+    scheme = chosen.scheme(options.form)
     if options.naive:
-        if form.naive is None or options.smoothing or options.keep or options.budget:
+        if chosen.naive is None or options.smoothing or options.keep or options.budget:
             raise RequestError("--naive is plain static int8, with nothing smoothed, kept or chosen: leave them out")
-        scheme = form.naive
+        scheme = chosen.naive
     if options.smoothing is not None and not 0 <= options.smoothing <= 1:
         raise RequestError(f"--smoothing {options.smoothing} is not between 0 and 1")
     if options.smoothing and scheme.activations == "float32":
         raise RequestError(f"--smoothing is for activations, which {options.precision} does not round: leave it out")
     if options.keep_count is not None and options.drift_budget is not None:
         raise RequestError("--keep and --budget both say how many layers stay in float32: give one of them")
-    _check_gpu(options, form)
+    _check_gpu(options, chosen)
     if options.program is not None:
         program = bundle.program(options.program)
     else:
         program = bundle.program(sampler=options.sampler, steps=options.steps)
-    return Plan(form, scheme, scheme.smoothing if options.smoothing is None else options.smoothing, program)
+    return Plan(chosen, scheme, scheme.smoothing if options.smoothing is None else options.smoothing, program)
 
 
-def _check_gpu(options: QuantizeOptions, form: Quantised) -> None:
-    if options.target is None:
+def _check_gpu(options: QuantizeOptions, chosen: Quantised) -> None:
+    if options.arch is None:
         return
-    number = options.target.lower().removeprefix("sm").replace("_", "").replace(".", "")
+    number = options.arch.lower().removeprefix("sm").replace("_", "").replace(".", "")
     if not number.isdigit():
-        raise RequestError(f"--target {options.target} is not a GPU architecture such as sm86 or sm89")
-    if int(number) < form.first_gpu:
+        raise RequestError(f"--arch {options.arch} is not a GPU architecture such as sm86 or sm89")
+    if int(number) < chosen.first_gpu:
         name = options.precision
         raise RequestError(
-            f"--precision {name}: sm{number} has no {name.upper()} arithmetic, which begins with sm{form.first_gpu}; "
+            f"--precision {name}: sm{number} has no {name.upper()} arithmetic, which begins with sm{chosen.first_gpu}; "
             "use int8"
         )

@@ -81,7 +81,7 @@ def _check_is_float32(bundle: Bundle, source: Path) -> None:
     if any(bundle.manifest.graphs[name].precision != "float32" for name in ("conditioner", "step")):
         raise RequestError(
             f"{source} is in 16 bit: quantise the float32 bundle that it was made from, then `convert` the result "
-            "(of --runtime tensorrt)"
+            "(of --form tensorrt)"
         )
 
 
@@ -111,7 +111,7 @@ def _write_graphs(
     at_rest = _write_conditioner(exact, folder)
     rounding = rounding_of(plan, layers)
     write = partial(write_step, exact, folder, rounding)
-    trial = Trial(bundle, exact, plan.program, folder, rounding, plan.form.bits, write)
+    trial = Trial(bundle, exact, plan.program, folder, rounding, plan.format.bits, write)
     kept, ranked = choose_kept(trial, options, report)
     report("quantising step.onnx")
     write(kept)
@@ -119,7 +119,7 @@ def _write_graphs(
         write_text(folder / SENSITIVITY_NAME, json.dumps([asdict(entry) for entry in ranked], indent=1) + "\n")
     return QuantizationInfo(
         precision=options.precision,
-        form=options.runtime,
+        form=options.form,
         weights=plan.scheme.weights,
         activations=plan.scheme.activations,
         smoothing=plan.smoothing or None,
@@ -147,10 +147,10 @@ def _judge(bundle: Bundle, options: QuantizeOptions, plan: Plan, report: Report,
     assert options.quality is not None
     report(f"quality report: {cost_of_report(bundle, options.quality, replayed)} (--count says how many)")
 
-    def advance(what: str, done: int, total: int) -> None:
+    def advance(what: str, done: int = 0, total: int = 0) -> None:
         report(f"quality: {what}", done, total)
 
-    gate = gate_or_default(options.gate, plan.form.limits, options.quality, bundle)
+    gate = gate_or_default(options.gate, plan.format.limits, options.quality, bundle)
     comparison, failed = compare_bundles(bundle, new, options.quality, advance).with_gate(gate)
     if failed:
         raise GateFailed(failed)
@@ -168,11 +168,7 @@ def collected(bundle: Bundle, plan: Plan, options: QuantizeOptions, report: Repo
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         cache = home / "ditedge" / f"{statistics_fingerprint(bundle, plan.program, points)}.safetensors"
     report(f"collecting statistics: {samples} samples of {plan.program.name}")
-
-    def advance(done: int, total: int) -> None:
-        report("collecting statistics, sampler steps", done, total)
-
-    return collect_statistics(bundle, plan.program, points, cache, advance)
+    return collect_statistics(bundle, plan.program, points, cache, report)
 
 
 def smoothed(bundle: Bundle, statistics: Statistics, plan: Plan, folder: Path) -> tuple[Bundle, Statistics]:

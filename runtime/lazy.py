@@ -8,7 +8,7 @@ from typing import Any
 
 
 def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package. homes: name -> the module of the package that it is imported from.
+    """The `__getattr__` of a package. homes: name -> the module that it is imported from, as after a dot.
 
     No name may be that of a module of the package: an import of the module would take its place.
     """
@@ -16,6 +16,6 @@ def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     def __getattr__(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        return getattr(importlib.import_module(f".{homes[name]}", package), name)
 
     return __getattr__

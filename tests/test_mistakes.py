@@ -155,7 +155,7 @@ BAD = {
         "nan is not a finite number",
     ),
     "heads 0": (export("--heads", 0), "not in the range"),
-    "int8 of ONNX Runtime given to TensorRT": (quantised("build", "--target", "tensorrt-rtx"), "--runtime tensorrt"),
+    "int8 of ONNX Runtime given to TensorRT": (quantised("build", "--target", "tensorrt-rtx"), "--form tensorrt"),
     "... and printed for its tool": (
         quantised("build", "--target", "tensorrt", "--print-trtexec"),
         "int8 in the form of ONNX Runtime (per-token activations)",

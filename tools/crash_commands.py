@@ -102,7 +102,7 @@ def commands(folder: Path, cli: Sequence[str], only: str) -> tuple[list[Command]
                 "--vae-precision float16", "out", bundle_identity, 1),
         Command("convert", f"convert {engine} {out}", "--precision bf16", "--precision fp16", "out",
                 bundle_identity, 2),
-        Command("quantize", f"quantize {engine} --samples 2 --runtime tensorrt --count 1 {out}", "--keep-layer fc1",
+        Command("quantize", f"quantize {engine} --samples 2 --form tensorrt --count 1 {out}", "--keep-layer fc1",
                 "--keep-layer fc2", "out", bundle_identity),
         Command("build", "build --engine {place}/bundle --target tensorrt-rtx --force", "--max-batch 1",
                 "--max-batch 2", "bundle/engines/tensorrt-rtx", plans_identity, 3, planned),

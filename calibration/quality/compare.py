@@ -20,10 +20,11 @@ from ...runtime.loop.engine import EngineOptions
 from ...runtime.loop.loop import StepEvent
 from ...runtime.loop.noise import SeededNoise
 from ...runtime.loop.session import Session
+from ...runtime.report import Report, silent
 from ...runtime.samplers.process import check_process
 from .comparable import check_comparable
 from .gate import Gate, check_gate
-from .metric import Batch, Comparing, OnProgress, labels_of
+from .metric import Batch, Comparing, labels_of
 from .metrics import METRICS
 from .pictures import has_pictures
 from .record import MEASURED, Contender, GateResult, Quality, Settings
@@ -47,10 +48,7 @@ class Comparison:
 
 
 def compare_bundles(
-    a: Path | Bundle,
-    b: Path | Bundle,
-    request: CompareRequest | None = None,
-    on_progress: OnProgress = lambda what, done, total: None,
+    a: Path | Bundle, b: Path | Bundle, request: CompareRequest | None = None, report: Report = silent
 ) -> Comparison:
     """Samples the same images from both and measures what B costs and saves.
 
@@ -64,7 +62,7 @@ def compare_bundles(
     program = a.program(sampler=request.sampler, steps=request.steps)
     check_process(program.name, program.process, b.process, f"{a.folder} and {b.folder} cannot be compared")
     guidance = a.manifest.defaults.guidance if request.guidance is None else request.guidance
-    comparing = Comparing(a, b, request, program, guidance, on_progress)
+    comparing = Comparing(a, b, request, program, guidance, report)
     measures = [measure for metric in METRICS.values() if (measure := metric.start(comparing)) is not None]
     shown: list[tuple[np.ndarray, np.ndarray]] = []
     for batch in _batches(comparing):
@@ -132,7 +130,7 @@ class _Paths:
         def on_step(event: StepEvent) -> None:
             path[event.step - 1] = event.latents
             self._done += 1
-            self._comparing.on_progress("sampling", self._done, self._total)
+            self._comparing.report("sampling", self._done, self._total)
 
         noise = SeededNoise([seed + i for i in range(len(labels))], shape)
         session.latents(program, labels, self._comparing.guidance, noise, on_step=on_step)

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...runtime.bundle.open import Bundle
+from ...runtime.report import Report
 from ...runtime.samplers.program import Program
 from .request import CompareRequest
 
@@ -21,7 +22,6 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
-OnProgress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
 Quality = Any  # record.Quality, whose fields are those of METRICS and so not known here
 Line = tuple[str, str, str, str]  # figure, A, B, what chance does: A with other seeds
 Card = tuple[str, str, str]  # name, value, note
@@ -40,7 +40,7 @@ class Comparing:
     request: CompareRequest
     program: Program
     guidance: float
-    on_progress: OnProgress
+    report: Report
 
     @property
     def labels(self) -> list[int]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ...runtime.errors import DitedgeError, RequestError, first_line
 from ...runtime.pictures.images import open_picture
+from ...runtime.report import Report, silent
 from .features import FeatureExtractor
 
 BLOCK = 200  # pictures read at a time
@@ -20,7 +21,7 @@ def reference_features(
     path: Path,
     extractor: FeatureExtractor,
     shape: tuple[int, int, int],
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    report: Report = silent,
 ) -> np.ndarray:
     """Features [N, F] float32 of the pictures at `path`, each of which must have `shape` [h, w, c].
 
@@ -36,7 +37,7 @@ def reference_features(
     for block in blocks:
         parts.append(extractor(block)[1])
         done += len(block)
-        on_progress(done, total)
+        report("features of the reference", done, total)
     return np.concatenate(parts)
 
 

@@ -62,6 +62,17 @@ def summary_lines(quality: Quality) -> list[Line]:
     return [line for metric in METRICS.values() for line in metric.lines(quality)]
 
 
+def table(quality: Quality) -> list[str]:
+    """What `compare` prints."""
+    settings = quality.settings
+    lines = [
+        f"{settings.count} images, {settings.program}, guidance {settings.guidance:g}",
+        f"{'':22} {'A':>12} {'B':>22} {'A, other seeds':>15}",
+    ]
+    rows = summary_lines(quality)
+    return lines + [f"{name:22} {a:>12} {b:>22} {other:>15}".rstrip() for name, a, b, other in rows]
+
+
 def report_html(comparison: Comparison) -> str:
     """The whole page. Everything that comes from a file (names, labels) is escaped."""
     q = comparison.quality

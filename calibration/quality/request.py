@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...runtime.loop.engine import EngineOptions
+from ...runtime.options import BATCH, IMAGES, SEED, option
 
 
 @dataclass(frozen=True)
 class CompareRequest:
     """How to compare; None means A's default. Image i has seed `seed + i` and class i modulo the number of classes."""
 
-    count: int = 64
-    batch: int = 16  # images at a time: bounds memory
-    seed: int = 0
-    sampler: str | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    features: Path | None = None  # .onnx: image -> logits, features
-    reference: Path | None = None  # .npz or a folder of pictures, see `reference`
+    count: int = field(default=64, metadata=option("--count", help="Images; classes are cycled.", range=IMAGES))
+    batch: int = field(default=16, metadata=option("--batch", help="Images at a time.", range=BATCH))
+    seed: int = field(
+        default=0, metadata=option("--seed", help="Seed of the first image; the next has seed + 1.", range=SEED)
+    )
+    sampler: str | None = field(
+        default=None, metadata=option("--sampler", help="As in `run`. [default: A's default program]")
+    )
+    steps: int | None = field(
+        default=None, metadata=option("--steps", help="Sampler steps. [default: those of A's default program]")
+    )
+    guidance: float | None = field(
+        default=None, metadata=option("--guidance", help="Classifier-free guidance scale; 1 is none. [default: A's]")
+    )
+    features: Path | None = field(
+        default=None,
+        metadata=option("--features", help="Feature extractor: .onnx with outputs logits and features."),
+    )
+    reference: Path | None = field(
+        default=None,
+        metadata=option("--reference", help="Real pictures: .npz (images or arr_0, uint8 [N,h,w,c]) or a folder."),
+    )
     pictures: int = 8  # of the report
-    speed_rounds: int = 15  # 0: the speed is not measured
+    speed_rounds: int = field(
+        default=15,
+        metadata=option(
+            "--speed-rounds", help="Interleaved timings of one step; 0 measures no speed.", range=(0, 10_000)
+        ),
+    )
     speed_batch: int = 1
-    options_a: EngineOptions = field(default_factory=EngineOptions)
-    options_b: EngineOptions = field(default_factory=EngineOptions)
+    options_a: EngineOptions = EngineOptions()
+    provider_b: str | None = field(
+        default=None, metadata=option("--provider-b", help="What computes B. [default: what computes A]")
+    )
+
+    @property
+    def options_b(self) -> EngineOptions:
+        return replace(self.options_a, provider=self.provider_b or self.options_a.provider)

@@ -29,6 +29,7 @@ from ...runtime.loop.loop import first_state
 from ...runtime.loop.noise import SeededNoise
 from ...runtime.loop.session import Session
 from ...runtime.loop.tables import step_tables
+from ...runtime.report import Report, silent
 
 PAUSE = 0.05  # seconds before each measurement: idle threads of the previous contender stop spinning
 SHORTEST = 0.05  # seconds: quicker steps are repeated within a round, so that the clock and the pipe do not count
@@ -42,10 +43,8 @@ class Laps:
     peak_bytes: int
 
 
-def interleave(
-    commands: Sequence[Sequence[str]], rounds: int, on_round: Callable[[int, int], None] = lambda done, total: None
-) -> list[Laps]:
-    """Runs every command as a contender. on_round: (measurements done, in all). Raises EngineError when one fails."""
+def interleave(commands: Sequence[Sequence[str]], rounds: int, report: Report = silent) -> list[Laps]:
+    """Runs every command as a contender. Raises EngineError when one fails."""
     workers: list[_Worker] = []
     try:
         for command in commands:
@@ -59,7 +58,7 @@ def interleave(
             for j, worker in enumerate(workers):
                 time.sleep(PAUSE)
                 seconds[j, i] = worker.lap(repeats[j])["seconds"] / repeats[j]
-                on_round(i * len(workers) + j + 1, rounds * len(workers))
+                report("timing", i * len(workers) + j + 1, rounds * len(workers))
         peaks = [int(worker.lap(1)["peak_bytes"]) for worker in workers]
     finally:
         for worker in workers:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ...runtime.loop.engines import open_engine
 from ...runtime.loop.noise import SeededNoise
 from ...runtime.loop.session import Session
 from ...runtime.replacing import scratch_folder
+from ...runtime.report import Report, silent
 from ...runtime.samplers.program import Program
 from ..graph.linears import Linear, find_linears
 from ..graph.surgery import constant, insert, load_graph, save_graph
@@ -97,11 +98,11 @@ def collect_statistics(
     program: Program,
     points: CalibrationSet,
     cache: Path,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    report: Report = silent,
 ) -> Statistics:
     """Runs the float bundle and returns what its linears see; `cache` is read, continued or replaced.
 
-    on_progress: (sampler steps done, in all). Raises RequestError for a set that makes no sense or an unwritable cache.
+    Raises RequestError for a set that makes no sense or an unwritable cache.
     """
     _check_set(points)
     fingerprint = statistics_fingerprint(bundle, program, points)
@@ -125,7 +126,8 @@ def collect_statistics(
                 if event.step - 1 in recorded:
                     group = recorded.index(event.step - 1) * groups // len(recorded)
                     recorder.fold(layers, group)
-                on_progress(index * program.steps + event.step, len(batches) * program.steps)
+                done_steps = index * program.steps + event.step
+                report("collecting statistics, sampler steps", done_steps, len(batches) * program.steps)
 
             noise = SeededNoise(batch.seeds, bundle.manifest.model.latent_shape)
             session.latents(program, batch.labels, batch.guidance, noise, on_step=on_step)

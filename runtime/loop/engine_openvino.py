@@ -174,7 +174,7 @@ def _refuse_scales_of_tokens(model: Any, path: Path) -> None:
         if any(limit.get_partial_shape().is_dynamic for limit in limits):
             raise EngineError(
                 f"{path}: int8 with a scale for each token, which OpenVINO cannot run: use --provider cpu, "
-                "or a bundle made by `ditedge quantize --runtime tensorrt`"
+                "or a bundle made by `ditedge quantize --form tensorrt`"
             )
 
 

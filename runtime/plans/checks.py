@@ -28,7 +28,7 @@ def check_form(bundle: Bundle) -> None:
         what = "per-token activations" if info.activations == "per-token" else "weights in its own operator"
         raise RequestError(
             f"{bundle.folder} is {info.precision} in the form of ONNX Runtime ({what}), which TensorRT "
-            "cannot build: quantise the float bundle that it was made from with `--runtime tensorrt`"
+            "cannot build: quantise the float bundle that it was made from with `--form tensorrt`"
         )
 
 

@@ -100,7 +100,7 @@ def test_a_quantised_bundle_in_fp16(gray_bundle: Path, tmp_path: Path) -> None:
     from ditedge.runtime.plans.build import build_bundle
     from ditedge.runtime.plans.options import BuildOptions
 
-    options = QuantizeOptions(runtime="tensorrt", samples=2, statistics=tmp_path / "s.safetensors")
+    options = QuantizeOptions(form="tensorrt", samples=2, statistics=tmp_path / "s.safetensors")
     quantize_bundle(gray_bundle, tmp_path / "int8", options)
     convert_bundle(tmp_path / "int8", tmp_path / "low", ConvertOptions("fp16"))
     bundle = open_bundle(tmp_path / "low")

@@ -50,8 +50,8 @@ def test_the_report_is_in_the_bundle_and_the_gate_keeps_a_worse_one_out(golden_b
 @pytest.mark.parametrize(
     "arguments,sentence",
     [
-        (("--precision", "fp8", "--runtime", "tensorrt", "--target", "sm86"), "sm86 has no FP8 arithmetic"),
-        (("--precision", "fp8", "--target", "orin"), "is not a GPU architecture"),
+        (("--precision", "fp8", "--form", "tensorrt", "--arch", "sm86"), "sm86 has no FP8 arithmetic"),
+        (("--precision", "fp8", "--arch", "orin"), "is not a GPU architecture"),
         (("--budget", "0.02"), "write drift=X"),
         (("--budget", "drift=0.02", "--keep", "2"), "give one of them"),
         (("--keep-layer", "blocks.9"), "no such layer"),
@@ -71,7 +71,7 @@ def test_refusals_are_one_line(golden_bundle, tmp_path: Path, arguments: tuple[s
 
 def test_interrupted_leaves_the_statistics_alone(golden_bundle, tmp_path: Path) -> None:
     """Ctrl-C once they are collected: no bundle and no work folder; what was collected stays for the next time."""
-    command = ["quantize", "--engine", golden_bundle("gray1_cfg"), "--out", tmp_path / "out", "--runtime", "tensorrt"]
+    command = ["quantize", "--engine", golden_bundle("gray1_cfg"), "--out", tmp_path / "out", "--form", "tensorrt"]
     command += ["--statistics", tmp_path / "statistics.safetensors", "--samples", "400"]
     command += ["--count", "20000"]  # what comes after takes minutes
     process = subprocess.Popen([sys.executable, ROOT / "cli.py", *map(str, command)], stderr=subprocess.PIPE, text=True)

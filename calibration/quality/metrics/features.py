@@ -91,7 +91,7 @@ class _Measure:
         self._other.add(batch.pictures_other)
 
     def fields(self) -> dict[str, Any]:
-        self._comparing.on_progress("distances", 0, 1)
+        self._comparing.report("distances", 0, 1)
         labels, reference = np.array(self._comparing.labels), self._reference
         a, b, other, path = self._a.features, self._b.features, self._other.features, self._comparing.request.reference
         found = Features(
@@ -108,7 +108,7 @@ class _Measure:
             frechet_between_seeds=frechet_distance(a, other),
             kernel_between_seeds=kernel_distance_of_sets(a, other),
         )
-        self._comparing.on_progress("distances", 1, 1)
+        self._comparing.report("distances", 1, 1)
         return {"features": found}
 
 
@@ -121,10 +121,7 @@ def _start(comparing: Comparing) -> _Measure | None:
     if request.reference is None:
         return _Measure(comparing, extractor, None)
 
-    def advance(done: int, total: int) -> None:
-        comparing.on_progress("features of the reference", done, total)
-
-    return _Measure(comparing, extractor, reference_features(request.reference, extractor, shape, advance))
+    return _Measure(comparing, extractor, reference_features(request.reference, extractor, shape, comparing.report))
 
 
 def _check_extractor(extractor: FeatureExtractor, bundle: Bundle) -> None:

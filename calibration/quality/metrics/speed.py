@@ -48,7 +48,7 @@ class _Measure:
             bundle_contender(bundle.folder, options, request.speed_batch, comparing.guidance, bundle.sha256)
             for bundle, options in ((comparing.a, request.options_a), (comparing.b, request.options_b))
         ]
-        a, b = interleave(commands, request.speed_rounds, lambda done, all: comparing.on_progress("timing", done, all))
+        a, b = interleave(commands, request.speed_rounds, comparing.report)
         ratios, program = a.seconds / b.seconds, comparing.a.program()
         guided = comparing.guidance != 1 and program.guidance[program.steps // 2] != 0  # the step of `bundle_step`
         found = Speed(

@@ -101,7 +101,7 @@ def test_convert_makes_a_float16_decoder(latent_bundle, tmp_path: Path, kind: st
 
 def test_int8_then_16_bit(latent_bundle, tmp_path: Path) -> None:
     """The weights at rest stay int8; their scales and what reads them become float16."""
-    options = QuantizeOptions(runtime="tensorrt", samples=2, steps=2, sampler="ddim", statistics=tmp_path / "s")
+    options = QuantizeOptions(form="tensorrt", samples=2, steps=2, sampler="ddim", statistics=tmp_path / "s")
     quantize_bundle(latent_bundle("tiny"), tmp_path / "int8", options)
     convert_bundle(tmp_path / "int8", tmp_path / "both", ConvertOptions("fp16"))
     graph = ir.load(tmp_path / "both" / "decoder.onnx").graph

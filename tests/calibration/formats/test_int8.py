@@ -109,7 +109,7 @@ def test_weights_in_a_data_file(golden_bundle, tmp_path: Path, monkeypatch: pyte
     files = quantize_bundle(source, tmp_path / "small", QuantizeOptions()).files
     assert "step.onnx" in files and "step.onnx.data" not in files
     open_bundle(tmp_path / "small")
-    static = QuantizeOptions(runtime="tensorrt", samples=2, steps=2, sampler="ddim", statistics=tmp_path / "statistics")
+    static = QuantizeOptions(form="tensorrt", samples=2, steps=2, sampler="ddim", statistics=tmp_path / "statistics")
     quantize_bundle(source, tmp_path / "static", static)  # instrumented and smoothed graphs, too
 
 

@@ -107,10 +107,10 @@ def quantised(collected, tmp_path_factory: pytest.TempPathFactory):
 
 
 FORMS: list[dict[str, Any]] = [
-    {"runtime": "tensorrt"},
-    {"runtime": "tensorrt", "precision": "fp8"},
-    {"runtime": "tensorrt", "precision": "int4"},
-    {"runtime": "onnxruntime", "precision": "int4"},
+    {"form": "tensorrt"},
+    {"form": "tensorrt", "precision": "fp8"},
+    {"form": "tensorrt", "precision": "int4"},
+    {"form": "onnxruntime", "precision": "int4"},
 ]
 
 
@@ -124,7 +124,7 @@ def test_bundles_run_and_verify_on_the_cpu(quantised, options: dict[str, Any]) -
 
 
 def test_static_int8_has_one_pair_per_linear(quantised) -> None:
-    bundle = quantised(runtime="tensorrt")
+    bundle = quantised(form="tensorrt")
     linears = 4 * bundle.manifest.model.depth
     kinds = Counter(node.op_type for node in onnx.load(bundle.graph_file("step")).graph.node)
     assert kinds["QuantizeLinear"] == linears and kinds["DequantizeLinear"] == 2 * linears
@@ -135,7 +135,7 @@ def test_static_int8_has_one_pair_per_linear(quantised) -> None:
 def test_the_naive_baseline_is_worse(quantised) -> None:
     worst = {}
     for naive in (False, True):
-        bundle = quantised(runtime="tensorrt", naive=naive)
+        bundle = quantised(form="tensorrt", naive=naive)
         with Session(bundle) as session:
             worst[naive] = max(float(np.max(replay(session, golden).error)) for golden in bundle.manifest.golden)
     assert bundle.manifest.quantization.kept == [] and worst[True] > worst[False]
@@ -182,13 +182,13 @@ def test_tensorrt_builds_the_step(quantised, options: dict[str, Any], architectu
 
 
 def test_tensorrt_builds_the_conditioner(quantised) -> None:
-    bundle = quantised(runtime="tensorrt")
+    bundle = quantised(form="tensorrt")
     assert build(bundle.graph_file("conditioner"), bundle, "conditioner", "SM86") == ""
 
 
 def test_fp8_is_refused_for_gpus_without_it(quantised, collected, tmp_path: Path) -> None:
     """By us, in a sentence, before any work; and TensorRT agrees."""
     with pytest.raises(RequestError, match="sm86 has no FP8 arithmetic"):
-        quantize_bundle(collected()[0], tmp_path / "fp8", QuantizeOptions("fp8", "tensorrt", target="sm86"))
-    bundle = quantised(runtime="tensorrt", precision="fp8")
+        quantize_bundle(collected()[0], tmp_path / "fp8", QuantizeOptions("fp8", "tensorrt", arch="sm86"))
+    bundle = quantised(form="tensorrt", precision="fp8")
     assert "fp8" in build(bundle.graph_file("step"), bundle, "step", "SM86").lower()

@@ -96,7 +96,7 @@ def test_a_bundle_in_16_bit_is_refused_with_the_order_that_works(golden_bundle, 
         QuantizeOptions(),
         QuantizeOptions("int4"),
         QuantizeOptions("fp8", "tensorrt"),
-        QuantizeOptions(runtime="tensorrt", naive=True),
+        QuantizeOptions(form="tensorrt", naive=True),
     ):
         with pytest.raises(RequestError, match="is in 16 bit: quantise the float32 bundle .* then `convert`"):
             quantize_bundle(tmp_path / "half", tmp_path / "int8", options)

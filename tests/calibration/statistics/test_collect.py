@@ -98,7 +98,7 @@ from pathlib import Path
 from ditedge.calibration.statistics.collect import CalibrationSet, collect_statistics
 from ditedge.runtime import open_bundle
 bundle = open_bundle(sys.argv[1])
-def stop(done, total):
+def stop(what, done, total):
     if done > total * 0.6:
         print("past the middle", flush=True)
         time.sleep(600)
@@ -117,7 +117,11 @@ def test_killed_and_resumed_is_the_same(collected, tmp_path: Path) -> None:
     assert child.returncode == -signal.SIGKILL and cache.is_file()
     steps: list[int] = []
     resumed = collect_statistics(
-        bundle, bundle.program("ddim-10"), CalibrationSet(4, 4, 2, 2), cache, lambda done, total: steps.append(done)
+        bundle,
+        bundle.program("ddim-10"),
+        CalibrationSet(4, 4, 2, 2),
+        cache,
+        lambda what, done, total: steps.append(done),
     )
     assert steps == list(range(11, 21)), "the first batch's 10 steps must not run again"
     assert_same(resumed, expected)
@@ -132,7 +136,7 @@ def test_twice_the_set_takes_the_same_memory(golden_bundle, tmp_path: Path) -> N
         points, cache = CalibrationSet(samples=samples, timesteps=3, groups=3, batch=2), f"{samples}-{len(peaks)}"
         program = bundle.program(sampler="ddim", steps=3)
         # Garbage in cycles waits for the collector, which comes when it likes: 5 % of the peak. Called at every step, 0.3 %.
-        collect_statistics(bundle, program, points, tmp_path / cache, lambda done, total: gc.collect())
+        collect_statistics(bundle, program, points, tmp_path / cache, lambda what, done, total: gc.collect())
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert max(peaks[2:]) < 1.05 * peaks[1], peaks
@@ -142,7 +146,9 @@ def test_the_cache_is_used_only_for_what_it_is_of(collected, tmp_path: Path) -> 
     folder, cache, expected = collected()
     bundle, points = open_bundle(folder), CalibrationSet(4, 4, 2, 2)
     ran: list[int] = []
-    again = collect_statistics(bundle, bundle.program("ddim-10"), points, cache, lambda done, total: ran.append(done))
+    again = collect_statistics(
+        bundle, bundle.program("ddim-10"), points, cache, lambda what, done, total: ran.append(done)
+    )
     assert not ran
     assert_same(again, expected)
     damaged = tmp_path / "damaged.safetensors"

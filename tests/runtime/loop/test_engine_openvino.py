@@ -184,7 +184,7 @@ def test_int8_with_scales_of_tokens_is_refused(tmp_path: Path) -> None:
              helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], axis=0)]  # fmt: skip
     weights = {"last": np.array([-1]), "zero": np.array(128, np.uint8)}
     path = graph_of(tmp_path, nodes, weights, ["n", 4], ["n", 4])
-    with pytest.raises(EngineError, match=r"g\.onnx: int8 with a scale for each token.*--runtime tensorrt"):
+    with pytest.raises(EngineError, match=r"g\.onnx: int8 with a scale for each token.*--form tensorrt"):
         open_engine(path, OPENVINO)
 
 

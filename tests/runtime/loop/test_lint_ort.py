@@ -46,7 +46,7 @@ def test_forms_that_tensorrt_builds(golden_bundle, tmp_path: Path) -> None:
     """Q/DQ nodes are ONNX's own; integer products and packed weights are ONNX Runtime's."""
     quantize_bundle(golden_bundle("gray1_cfg"), tmp_path / "b", QuantizeOptions("int4"))
     bundle = open_bundle(tmp_path / "b")
-    with pytest.raises(RequestError, match=r"is int4 in the form of ONNX Runtime .*with `--runtime tensorrt`"):
+    with pytest.raises(RequestError, match=r"is int4 in the form of ONNX Runtime .*with `--form tensorrt`"):
         check_form(bundle)
     quantization = bundle.manifest.quantization.model_copy(update={"form": "tensorrt"})
     check_form(replace(bundle, manifest=bundle.manifest.model_copy(update={"quantization": quantization})))
