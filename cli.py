@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 if __name__ == "__main__":  # `python cli.py`, whose folder is on the path: this file again, by its one entry
@@ -12,27 +11,28 @@ if __name__ == "__main__":  # `python cli.py`, whose folder is on the path: this
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from ditedge import __version__
+from ditedge.building import build_plans
 from ditedge.class_names import read_class_names
+from ditedge.extras import exporter
 from ditedge.failures import Commands, UserError, importing_extra
 from ditedge.options import command
 from ditedge.summary import Summary, megabytes
-from ditedge.terminal import print_json, printable, progress, readable, say
+from ditedge.terminal import ask_passphrase, print_json, progress, readable, say
 
 if TYPE_CHECKING:
     from ditedge.calibration.options import CompareCommand, ConvertRequest, QuantizeRequest
     from ditedge.calibration.quality.record import GateResult
     from ditedge.export.options import DecoderRequest, ExportRequest
     from ditedge.export.schedulers.request import ScheduleRequest
-    from ditedge.runtime.bundle.open import Bundle
     from ditedge.runtime.inspection import InspectRequest
     from ditedge.runtime.loop.verification import VerifyRequest
     from ditedge.runtime.pictures.request import RunRequest
-    from ditedge.runtime.plans.options import BuildOptions, BuildRequest
+    from ditedge.runtime.plans.options import BuildRequest
     from ditedge.runtime.signing import SignRequest
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -63,21 +63,22 @@ def export(request: ExportRequest, as_json: bool) -> None:
         from ditedge.runtime.plans.library import load_library
 
         load_library(request.target)  # missing, it is missed now, not after the export
-    exporter = _exporter()
-    out = request.out or Path(exporter.bundle_name(request.ckpt))
-    options, told = replace(request.options, labels=_class_names(request.classes)), Summary(as_json)
+    export_room = exporter()
+    out = request.out or Path(export_room.bundle_name(request.ckpt))
+    labels = read_class_names(request.classes) if request.classes else ()
+    options, told = replace(request.options, labels=labels), Summary(as_json)
     with progress() as report:
         if request.precision:
-            manifest = exporter.bundle_in_precision(request.ckpt, out, options, request.precision, report, told.note)
+            manifest = export_room.bundle_in_precision(request.ckpt, out, options, request.precision, report, told.note)
         else:
-            manifest = exporter.bundle_from_checkpoint(request.ckpt, out, options, report, told.note)
+            manifest = export_room.bundle_from_checkpoint(request.ckpt, out, options, report, told.note)
     size = f"{manifest.model.parameters / 1e6:.1f} M parameters, {megabytes(manifest)}"
     told.bundle(out, manifest, f"{size}, checked", f"run --engine {out}")
     if request.target:
         from ditedge.runtime import open_bundle
         from ditedge.runtime.plans.options import BuildOptions
 
-        _build_plans(open_bundle(out, trusted_keys=()), BuildOptions(request.target), told)
+        build_plans(open_bundle(out, trusted_keys=()), BuildOptions(request.target), told)
     told.end()
 
 
@@ -91,9 +92,9 @@ def add_decoder(request: DecoderRequest, as_json: bool) -> None:
       ditedge add-decoder --engine dit-xl-2-256 --vae sd-vae-ft-ema --out dit-xl-2-256-pictures
       ditedge add-decoder --engine dit-xl-2-256-int8 --vae taesd --out dit-xl-2-256-int8-tiny
     """
-    exporter, told, out = _exporter(), Summary(as_json), request.out
+    export_room, told, out = exporter(), Summary(as_json), request.out
     with progress() as report:
-        manifest = exporter.add_decoder(
+        manifest = export_room.add_decoder(
             request.engine,
             request.vae,
             out,
@@ -118,7 +119,7 @@ def run(request: RunRequest, as_json: bool) -> None:
       ditedge run --engine dit-xl-2-256 --class 207 --class 360 --steps 25 --sampler ddim --guidance 4 -o out/
     """
     from ditedge.runtime.errors import NotFiniteError
-    from ditedge.runtime.pictures.run import run_bundle
+    from ditedge.runtime.pictures.run import run_bundle, summary_lines
 
     piped = request.out == Path("-")
     if piped and (as_json or sys.stdout.isatty()):
@@ -129,29 +130,10 @@ def run(request: RunRequest, as_json: bool) -> None:
             summary = run_bundle(request, report)
         except NotFiniteError as error:
             summary, failure = error.summary, error
-    _print_run(summary, request, as_json, piped)
+    print_json(summary) if as_json else say("\n".join(summary_lines(summary, request.engine)), err=piped)
     if failure is not None:
         say(f"Error: {failure}", err=True)
         sys.exit(1)
-
-
-def _print_run(summary: dict[str, Any], request: Any, as_json: bool, piped: bool) -> None:
-    """The summary of `run`: on the standard error when the picture goes to the output."""
-    if as_json:
-        print_json(summary)
-        return
-    say(
-        f"{summary['images']} image(s), {summary['program']}, guidance {summary['guidance']:g}: "
-        f"{summary['seconds']:.2f} s, {summary['seconds_per_image']:.2f} s per image",
-        err=piped,
-    )
-    for path in summary["written"][:20]:
-        say(f"wrote {path}", err=piped)
-    if len(summary["written"]) > 20:
-        say(f"... and {len(summary['written']) - 20} more files", err=piped)
-    if summary["rough"]:
-        say("the pictures are rough: this bundle has no decoder, and a linear projection stands in for it", err=piped)
-        say(f"next: ditedge add-decoder --engine {request.engine} --vae VAE --out BUNDLE", err=piped)
 
 
 @command(main, "ditedge.export.schedulers.request:ScheduleRequest")
@@ -167,7 +149,7 @@ def schedule(request: ScheduleRequest, as_json: bool) -> None:
       ditedge schedule --from scheduler/scheduler_config.json --steps 20 -o dpm-20.json
       ditedge schedule --from scheduler_config.json --steps 50 --eta 0.5 -o ddim-50.json
     """
-    _exporter()
+    exporter()
     from ditedge.export.schedulers.exact_denoiser import warning_of
     from ditedge.export.schedulers.probe import read_scheduler_program
     from ditedge.runtime.samplers.program import write_program
@@ -273,23 +255,8 @@ def build(request: BuildRequest, as_json: bool) -> None:
         say("\n".join(trtexec_commands(bundle, request.options)))
         return
     told = Summary(as_json)
-    _build_plans(bundle, request.options, told)
+    build_plans(bundle, request.options, told)
     told.end()
-
-
-def _build_plans(bundle: Bundle, options: BuildOptions, told: Summary) -> None:
-    """Forecast, build with a bar, and what was written. For `build`, and for `export --target`."""
-    from ditedge.runtime.plans.build import build_bundle, built_lines, engine_folder, prepare_build
-    from ditedge.runtime.plans.profile import forecast
-
-    expected = forecast(bundle.manifest, prepare_build(bundle, options).sizes)
-    say(f"building for {options.target}, up to {options.max_batch} image(s): {expected.sentence}", err=True)
-    with progress() as report:
-        record = build_bundle(bundle, options, report)
-    folder = engine_folder(bundle, options.target)
-    written = [folder / plan.file for plan in record.plans.values()]
-    told.add(bundle=str(bundle.folder), bundle_sha256=bundle.sha256, build=record.model_dump(), written=written)
-    told.lines(built_lines(bundle, record))
 
 
 @command(main, "ditedge.runtime.loop.verification:VerifyRequest")
@@ -367,7 +334,7 @@ def inspect(request: InspectRequest, as_json: bool) -> None:
         raise UserError("--strict is for --lint and for plans")
     if is_source(request.path):
         check_nothing_is_to_be_signed(request)
-        _exporter()
+        exporter()
         from ditedge.export.sources.describe import describe_checkpoint
 
         description = describe_checkpoint(request.path, request.heads, request.weights)
@@ -403,30 +370,12 @@ def sign(request: SignRequest, as_json: bool) -> None:
       ditedge run --engine fashion --trusted-key release.pub.pem
     """
     from ditedge.runtime import signing
-    from ditedge.runtime.bundle.signatures import fingerprint
 
     told = Summary(as_json)
-    signed = signing.sign(request, _passphrase)
-    signer, public = fingerprint(next(iter(signed.signatures.values())).key), signed.private.with_suffix(".pub.pem")
-    told.add(key=signer, written=[*signed.new_keys, *signed.signatures])
-    if signed.new_keys:
-        told.line(f"wrote {signed.private}: private, not encrypted; keep it off the devices, and keep it")
-        told.line(f"wrote {public}: for --trusted-key, on the devices")
-    told.lines(f"wrote {file}" for file in signed.signatures)
-    told.line(f"signed by {signer}")
-    known = public if public.is_file() else "PUBLIC.pem"
-    told.line(f"next: ditedge run --engine {request.engine} --trusted-key {known}")
+    signed = signing.sign(request, lambda key: ask_passphrase(key, signing.PASSPHRASE))
+    told.add(key=signed.signer, written=[*signed.new_keys, *signed.signatures])
+    told.lines(signed.lines(request.engine))
     told.end()
-
-
-def _passphrase(key: Path) -> str | None:
-    """Of an encrypted key; None where there is nobody to ask."""
-    from ditedge.runtime.signing import PASSPHRASE
-
-    given = os.environ.get(PASSPHRASE)
-    if given is None and sys.stdin is not None and sys.stdin.isatty():
-        given = click.prompt(f"passphrase of {printable(str(key))}", hide_input=True, err=True)
-    return given
 
 
 @main.command()
@@ -446,20 +395,3 @@ def doctor(as_json: bool) -> None:
         print_json([asdict(finding) for finding in findings])
     else:
         say("\n".join(map(line, findings)))
-
-
-def _exporter() -> Any:
-    """ditedge.export, or one sentence when its libraries are not installed. PyTorch knows no quota of a container."""
-    with importing_extra("export,cpu"):
-        import torch
-
-        import ditedge.export.exporter
-        import ditedge.export.with_decoder
-    from ditedge.runtime.processors import usable_processors
-
-    torch.set_num_threads(min(torch.get_num_threads(), usable_processors()))
-    return ditedge.export
-
-
-def _class_names(path: Path | None) -> tuple[str, ...]:
-    return () if path is None else read_class_names(path)

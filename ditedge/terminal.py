@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -64,6 +67,14 @@ def readable(value: Any, indent: int = 0) -> str:
             text = ", ".join(map(str, item)) if isinstance(item, list) else str(item)
             lines.append("  " * indent + f"{key}: {text}")
     return "\n".join(lines)
+
+
+def ask_passphrase(key: Path, variable: str) -> str | None:
+    """Of an encrypted key: from the environment's `variable`, or at the terminal; None where there is nobody to ask."""
+    given = os.environ.get(variable)
+    if given is None and sys.stdin is not None and sys.stdin.isatty():
+        given = click.prompt(f"passphrase of {printable(str(key))}", hide_input=True, err=True)
+    return given
 
 
 @contextmanager

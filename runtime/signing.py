@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from .bundle.open import Bundle, open_bundle
-from .bundle.signatures import MAX_KEY_BYTES, Signature, check_is_ed25519, cryptography_parts, signature_file
+from .bundle.signatures import (
+    MAX_KEY_BYTES,
+    Signature,
+    check_is_ed25519,
+    cryptography_parts,
+    fingerprint,
+    signature_file,
+)
 from .errors import BundleError, RequestError
 from .files import sha256_of_file, write_text
 from .json_files import read_bounded
@@ -43,6 +50,22 @@ class Signed:
     private: Path
     signatures: dict[Path, Signature]
     new_keys: tuple[Path, ...]
+
+    @property
+    def signer(self) -> str:
+        """The fingerprint of the key."""
+        return fingerprint(next(iter(self.signatures.values())).key)
+
+    def lines(self, engine: Path) -> Iterator[str]:
+        """For people; engine: what was signed."""
+        public = self.private.with_suffix(".pub.pem")
+        if self.new_keys:
+            yield f"wrote {self.private}: private, not encrypted; keep it off the devices, and keep it"
+            yield f"wrote {public}: for --trusted-key, on the devices"
+        yield from (f"wrote {file}" for file in self.signatures)
+        yield f"signed by {self.signer}"
+        known = public if public.is_file() else "PUBLIC.pem"
+        yield f"next: ditedge run --engine {engine} --trusted-key {known}"
 
 
 def sign(request: SignRequest, passphrase: Callable[[Path], str | None] = lambda path: None) -> Signed:

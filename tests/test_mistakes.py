@@ -46,8 +46,8 @@ BAD = {
     "too many guided channels": (export("--heads", 2, "--guided-channels", 9), "--guided-channels 9"),
     "wrong class list": (export("--heads", 2, "--classes", __file__), "class names for 10 classes"),
     "missing class list": (export("--heads", 2, "--classes", "nope.txt"), "nope.txt"),
-    "export below a file": (export("--heads", 2, "--out", f"{__file__}/b"), "test_cli.py/b: Not a directory"),
-    "export over a file": (export("--heads", 2, "--out", __file__), "test_cli.py exists"),
+    "export below a file": (export("--heads", 2, "--out", f"{__file__}/b"), "test_mistakes.py/b: Not a directory"),
+    "export over a file": (export("--heads", 2, "--out", __file__), "test_mistakes.py exists"),
     "a folder that is no model": (
         lambda f: ["export", "--ckpt", f, "--out", f / "b"],
         "is not a checkpoint; what is read",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from .job import Job, job_of
 from .preview import Previews
 from .request import RunRequest
 from .results import write_images, write_program_file, write_tensor_files
+
+FILES_SHOWN = 20  # by name, of a run's files
 
 
 def run_bundle(request: RunRequest, report: Report = silent) -> dict[str, Any]:
@@ -129,3 +131,17 @@ def _summary(job: Job, seconds: float, written: list[Path], broken: NotFiniteErr
         "rough": job.rough and job.files.pictures is not None,
         "not_finite": [asdict(image) for image in broken.images] if broken is not None else [],
     }
+
+
+def summary_lines(summary: dict[str, Any], engine: Path) -> Iterator[str]:
+    """The summary for people; engine: what was run."""
+    yield (
+        f"{summary['images']} image(s), {summary['program']}, guidance {summary['guidance']:g}: "
+        f"{summary['seconds']:.2f} s, {summary['seconds_per_image']:.2f} s per image"
+    )
+    yield from (f"wrote {path}" for path in summary["written"][:FILES_SHOWN])
+    if len(summary["written"]) > FILES_SHOWN:
+        yield f"... and {len(summary['written']) - FILES_SHOWN} more files"
+    if summary["rough"]:
+        yield "the pictures are rough: this bundle has no decoder, and a linear projection stands in for it"
+        yield f"next: ditedge add-decoder --engine {engine} --vae VAE --out BUNDLE"
