@@ -112,7 +112,8 @@ def main() -> None:
     except DitedgeError as error:
         sys.exit(f"Error: {error}")
     gpu = NvidiaGpu()
-    device = gpu.name() if gpu.devices() > 0 else "no GPU"
+    found = gpu.device()
+    device = found.name if found is not None else "no GPU"
     versions = ", ".join(f"{kind} {version}" for kind, version in gpu.libraries().items())
     print(f"{datetime.date.today()}, {device}, {versions or 'no TensorRT'}, {given.steps} steps\n\n{HEAD}")
     print("\n".join(map(str, rows)))

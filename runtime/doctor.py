@@ -6,14 +6,16 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 
+from .errors import EngineError
+from .loop.cuda import load_cudart, version_of
 from .loop.engines import ENGINES
 from .loop.int8_kernels import integer_kernels
+from .plans.library import first_gpu
 
 # distribution -> (what it is for, how to get it), after those of the engines
 PACKAGES = {
     "tensorrt": ("TensorRT engines", "from NVIDIA or JetPack, or pip install 'ditedge[tensorrt]'"),
     "tensorrt-rtx-cu13": ("TensorRT-RTX engines", "pip install 'ditedge[tensorrt-rtx]'"),
-    "cuda-python": ("runs TensorRT plans", "pip install 'ditedge[tensorrt-rtx]'"),
     "torch": ("reads checkpoints (export)", "pip install 'ditedge[export]'"),
     "onnx": ("writes graphs (export)", "pip install 'ditedge[export]'"),
     "onnxscript": ("writes graphs (export)", "pip install 'ditedge[export]'"),
@@ -41,7 +43,7 @@ def examine() -> list[Finding]:
     for name, (purpose, remedy) in (engines | PACKAGES).items():
         version = _version(name)
         findings.append(Finding(name, version, purpose, "" if version else remedy))
-    return findings + _int8() + _providers()
+    return findings + _nvidia() + _int8() + _providers()
 
 
 def _version(distribution: str) -> str:
@@ -49,6 +51,20 @@ def _version(distribution: str) -> str:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def _nvidia() -> list[Finding]:
+    """What TensorRT's plans need beside TensorRT."""
+    gpu, purpose = first_gpu(), "runs TensorRT plans"
+    name = f"{gpu.name} ({gpu.capability})" if gpu is not None else ""
+    try:
+        version, remedy = version_of(load_cudart()), ""
+    except EngineError as error:
+        version, remedy = "", str(error)
+    return [
+        Finding("nvidia gpu", name, purpose, "" if name else "no device, or no driver"),
+        Finding("cuda runtime", version, purpose, remedy),
+    ]
 
 
 def _int8() -> list[Finding]:

@@ -1,13 +1,11 @@
 """TensorRT and TensorRT-RTX plans: checked before a byte of them is deserialised, then run through a thin seam.
 
 `Gpu`, `Plan` and `Context` are every CUDA and TensorRT call that the sampling loop (device_loop.py) makes; `NvidiaGpu`
-makes them through cuda-python and whichever of the two libraries the plans were built with. Pointers are integers.
+makes them through CUDA's runtime and whichever of the two libraries the plans were built with. Pointers are integers.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +16,19 @@ import numpy as np
 from ..bundle.held_files import HeldFile, check_all
 from ..bundle.open import Bundle
 from ..errors import BundleError, EngineError, RequestError
-from ..plans.library import MODULES, NAMES
+from ..plans.library import (
+    NAMES,
+    ErrorLog,
+    GpuInfo,
+    Library,
+    deserialize,
+    first_gpu,
+    installed_libraries,
+    load_library,
+    make_runtime,
+)
 from ..plans.record import PLAN_NAMES, RECORD_NAME, BuildRecord, read_build_record
+from .cuda import Cuda
 
 
 class Context(Protocol):
@@ -45,9 +54,7 @@ class Gpu(Protocol):
     """Device 0 and the libraries for it. Raises EngineError when a call fails. Sizes are bytes."""
 
     def libraries(self) -> dict[str, str]: ...  # "tensorrt" and "tensorrt-rtx", as installed -> version
-    def devices(self) -> int: ...  # 0 without a driver; never raises
-    def capability(self) -> str: ...  # "sm86"
-    def name(self) -> str: ...
+    def device(self) -> GpuInfo | None: ...  # None without a GPU or driver; raises when CUDA does not go with it
     def deserialize(self, record: BuildRecord, file: HeldFile) -> Plan: ...
     def malloc(self, size: int) -> int: ...
     def free(self, pointer: int) -> None: ...
@@ -76,10 +83,11 @@ def check_plans(bundle: Bundle, folder: Path, gpu: Gpu) -> tuple[BuildRecord, di
     installed = gpu.libraries()
     if not installed:
         raise EngineError(
-            f"{folder}: plans need TensorRT and cuda-python, which are not installed: TensorRT comes from NVIDIA or "
-            "JetPack, TensorRT-RTX with pip install 'ditedge[tensorrt-rtx]'; the bundle itself runs on ONNX Runtime"
+            f"{folder}: plans need TensorRT, which is not installed: it comes from NVIDIA or JetPack, TensorRT-RTX "
+            "with pip install 'ditedge[tensorrt-rtx]'; the bundle itself runs on ONNX Runtime"
         )
-    if gpu.devices() < 1:
+    device = gpu.device()
+    if device is None:
         raise EngineError(
             f"{folder}: plans need an NVIDIA GPU, and no CUDA device (or no driver) was found; "
             f"the bundle runs without one: --engine {bundle.folder}"
@@ -94,11 +102,10 @@ def check_plans(bundle: Bundle, folder: Path, gpu: Gpu) -> tuple[BuildRecord, di
     version = installed[record.library]
     if version.split(".")[0] != record.library_version.split(".")[0]:
         raise EngineError(f"{path}: the plans were built with {name}, and this machine has version {version}: {again}")
-    capability = gpu.capability()
-    if record.compute_capabilities and capability not in record.compute_capabilities:
+    if record.compute_capabilities and device.capability not in record.compute_capabilities:
         raise EngineError(
             f"{path}: the plans were built for {', '.join(record.compute_capabilities)}, and this machine has a "
-            f"{gpu.name()} ({capability}): {again} here, or with --arch {capability}"
+            f"{device.name} ({device.capability}): {again} here, or with --arch {device.capability}"
         )
     if record.bundle_sha256 != bundle.sha256:
         raise BundleError(f"{path}: the plans were built from another version of bundle {bundle.folder}: {again}")
@@ -156,141 +163,36 @@ def load_plans(record: BuildRecord, files: Mapping[str, HeldFile], gpu: Gpu) -> 
     """Deserialises the plans that `check_plans` let through. Raises EngineError; BundleError when one has changed."""
     plans = {}
     for graph, file in files.items():
-        file.check()
         plans[graph] = gpu.deserialize(record, file)
-        file.check()
     return plans
 
 
-class NvidiaGpu:
-    """The real thing: cuda.bindings.runtime, and tensorrt or tensorrt_rtx, imported at first use."""
+class NvidiaGpu(Cuda):
+    """The real thing: CUDA's runtime, and TensorRT or TensorRT-RTX (plans/library.py), loaded at first use."""
 
     def __init__(self) -> None:
-        self._runtime: Any = None  # cuda.bindings.runtime
-        self._loaded: dict[str, Any] = {}  # library -> its runtime object, which must outlive its plans
-        self._errors: list[str] = []
-
-    # libraries and the device
+        super().__init__()
+        self._loaded: dict[str, tuple[Library, Any]] = {}  # with its runtime object, which must outlive its plans
+        self._log = ErrorLog()
 
     def libraries(self) -> dict[str, str]:
-        if self._cuda() is None:
-            return {}
-        versions = {kind: getattr(_module(name), "__version__", None) for kind, name in MODULES.items()}
-        return {kind: str(version) for kind, version in versions.items() if version is not None}
+        return installed_libraries()
 
-    def devices(self) -> int:
-        cuda = self._cuda()
-        if cuda is None:
-            return 0
-        error, count = cuda.cudaGetDeviceCount()
-        return 0 if int(error) else int(count)
-
-    def capability(self) -> str:
-        attribute = self._cuda().cudaDeviceAttr
-        major = self._call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMajor, 0)
-        minor = self._call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMinor, 0)
-        return f"sm{major}{minor}"
-
-    def name(self) -> str:
-        name = self._call("cudaGetDeviceProperties", 0).name
-        return name.decode(errors="replace").rstrip("\0") if isinstance(name, bytes) else str(name)
+    def device(self) -> GpuInfo | None:
+        found = first_gpu()
+        if found is not None:
+            self.load()
+        return found
 
     def deserialize(self, record: BuildRecord, file: HeldFile) -> Plan:
-        library, path = record.library, file.path
-        trt = _module(MODULES[library])
-        if self.devices() < 1 or trt is None:  # a TensorRT runtime without a driver is a pointer to nothing
-            raise EngineError(f"{path}: {NAMES[library]} or the GPU is gone")
-        if library not in self._loaded:
-            self._call("cudaSetDevice", 0)
-            self._loaded[library] = trt.Runtime(_logger(trt, self._errors))
-        runtime = self._loaded[library]
-        if "VERSION_COMPATIBLE" in record.flags and hasattr(runtime, "engine_host_code_allowed"):
-            runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
-        self._errors.clear()
-        with file.map() as data:
-            engine = runtime.deserialize_cuda_engine(data)
-        if engine is None:
-            said = self._errors[0][:300] if self._errors else "no reason given"
-            raise EngineError(f"{path}: {NAMES[library]} {trt.__version__} cannot load this plan ({said}): build again")
-        return _TrtPlan(trt, engine, record.weight_streaming_mb, self._errors)
-
-    # CUDA
-
-    def malloc(self, size: int) -> int:
-        return int(self._call("cudaMalloc", size))
-
-    def free(self, pointer: int) -> None:
-        self._call("cudaFree", pointer)
-
-    def malloc_host(self, size: int) -> np.ndarray:
-        pointer = int(self._call("cudaMallocHost", size))
-        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer))
-
-    def free_host(self, array: np.ndarray) -> None:
-        self._call("cudaFreeHost", array.ctypes.data)
-
-    def copy(self, destination: int, source: int, size: int, stream: int) -> None:
-        kind = self._cuda().cudaMemcpyKind.cudaMemcpyDefault
-        self._call("cudaMemcpyAsync", destination, source, size, kind, stream)
-
-    def stream(self) -> int:
-        return int(self._call("cudaStreamCreateWithFlags", 1))  # cudaStreamNonBlocking
-
-    def destroy_stream(self, stream: int) -> None:
-        self._call("cudaStreamDestroy", stream)
-
-    def synchronize(self, stream: int) -> None:
-        self._call("cudaStreamSynchronize", stream)
-
-    def event(self) -> int:
-        return int(self._call("cudaEventCreateWithFlags", 2))  # cudaEventDisableTiming
-
-    def destroy_event(self, event: int) -> None:
-        self._call("cudaEventDestroy", event)
-
-    def record(self, event: int, stream: int) -> None:
-        self._call("cudaEventRecord", event, stream)
-
-    def done(self, event: int) -> bool:
-        cuda = self._cuda()
-        (error,) = cuda.cudaEventQuery(event)
-        if error == cuda.cudaError_t.cudaErrorNotReady:
-            return False
-        self._check("cudaEventQuery", error)
-        return True
-
-    def begin_capture(self, stream: int) -> None:
-        mode = self._cuda().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call("cudaStreamBeginCapture", stream, mode)
-
-    def end_capture(self, stream: int) -> int:
-        graph = self._call("cudaStreamEndCapture", stream)
-        try:
-            return int(self._call("cudaGraphInstantiate", graph, 0))
-        finally:
-            self._call("cudaGraphDestroy", graph)
-
-    def launch(self, graph: int, stream: int) -> None:
-        self._call("cudaGraphLaunch", graph, stream)
-
-    def destroy_graph(self, graph: int) -> None:
-        self._call("cudaGraphExecDestroy", graph)
-
-    def _cuda(self) -> Any:
-        if self._runtime is None:
-            self._runtime = _module("cuda.bindings.runtime") or _module("cuda.cudart")  # the name before 12.6
-        return self._runtime
-
-    def _call(self, function: str, *arguments: Any) -> Any:
-        """Calls cuda.bindings.runtime.<function>; its result without the status. Raises EngineError."""
-        error, *result = getattr(self._cuda(), function)(*arguments)
-        self._check(function, error)
-        return result[0] if result else None
-
-    def _check(self, function: str, error: Any) -> None:
-        if int(error):
-            memory = ": use a smaller --batch" if error.name == "cudaErrorMemoryAllocation" else ""
-            raise EngineError(f"CUDA: {function} failed with {error.name}{memory}")
+        if record.library not in self._loaded:
+            library = load_library(record.library)
+            runtime = make_runtime(library, self._log)
+            self.set_device()
+            self._loaded[record.library] = library, runtime
+        library, runtime = self._loaded[record.library]
+        engine = deserialize(library, runtime, file, self._log, "VERSION_COMPATIBLE" in record.flags)
+        return _TrtPlan(library.module, engine, record.weight_streaming_mb, self._log.errors)
 
 
 class _TrtPlan:
@@ -350,28 +252,6 @@ class _TrtContext:
 
 def _said(errors: list[str]) -> str:
     return f": {errors[-1][:300]}" if errors else ""
-
-
-def _module(name: str) -> Any:
-    """The module, or None when it is missing or its shared libraries are."""
-    try:
-        return importlib.import_module(name)
-    except (ImportError, OSError):
-        return None
-
-
-def _logger(trt: Any, errors: list[str]) -> Any:
-    """A TensorRT logger that keeps error messages for the exception that follows."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                errors.append(message)
-
-    return Logger()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from ..report import Report, silent
 from .checks import check_form, check_options, check_target
 from .graph import PARTS, BuildLog, build_graph
 from .layers import LAYERS_NAME, PlanLayers, write_layers
-from .library import Gpu, Library, first_gpu, load_library
+from .library import GpuInfo, Library, first_gpu, load_library
 from .options import BuildOptions
 from .profile import Sizes, graph_profile, sizes_of
 from .record import PLAN_NAMES, RECORD_NAME, BuildRecord, PlanInfo
@@ -136,7 +136,7 @@ class Prepared:
     """What a build works with, once nothing that can be known beforehand speaks against it."""
 
     library: Library
-    gpu: Gpu | None
+    gpu: GpuInfo | None
     sizes: Sizes
 
 
@@ -155,7 +155,7 @@ def prepare_build(bundle: Bundle, options: BuildOptions) -> Prepared:
 def _record(
     bundle: Bundle,
     library: Library,
-    gpu: Gpu | None,
+    gpu: GpuInfo | None,
     options: BuildOptions,
     sizes: Sizes,
     flags: set[str],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..bundle.open import Bundle
 from ..errors import EngineError, RequestError
-from .library import Gpu, Library
+from .library import GpuInfo, Library
 from .options import BuildOptions
 
 
@@ -32,7 +32,7 @@ def check_form(bundle: Bundle) -> None:
         )
 
 
-def check_options(library: Library, gpu: Gpu | None, options: BuildOptions) -> None:
+def check_options(library: Library, gpu: GpuInfo | None, options: BuildOptions) -> None:
     """Raises one EngineError or RequestError for options that this library, on this machine, cannot follow."""
     if options.max_rows is not None and options.max_rows < 1 or options.max_batch < 1:
         raise RequestError("--max-batch and --max-rows must be at least 1")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from ..bundle.held_files import HeldFile
 from ..errors import EngineError, first_line
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -26,7 +28,7 @@ OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 2)}
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuInfo:
     """The GPU that CUDA calls device 0."""
 
     name: str
@@ -70,10 +72,7 @@ def load_library(target: str) -> Library:
     """Imports the library of `target`. Raises EngineError when it is missing, broken, or too old."""
     name = MODULES[target]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the bindings' own deprecations
-            module = importlib.import_module(name)
-        version = str(module.__version__)
+        module, version = _imported(name)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in (name, f"{name}_bindings", f"{name}_libs"):
             raise
@@ -88,14 +87,33 @@ def load_library(target: str) -> Library:
     return Library(target, module, version)
 
 
-def first_gpu() -> Gpu | None:
+def installed_libraries() -> dict[str, str]:
+    """ "tensorrt" and "tensorrt-rtx", as they load here -> version."""
+    found = {}
+    for target, name in MODULES.items():
+        try:
+            found[target] = _imported(name)[1]
+        except (ImportError, OSError, AttributeError):
+            pass
+    return found
+
+
+def _imported(name: str) -> tuple[Any, str]:
+    """The module and its version."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the bindings' own deprecations
+        module = importlib.import_module(name)
+    return module, str(module.__version__)
+
+
+def first_gpu() -> GpuInfo | None:
     """CUDA's device 0, or None without a GPU or driver.
 
     Asked of the driver itself (libcuda), which needs no package and cannot crash. Never create a TensorRT runtime
     before this says that there is a GPU: without a driver it is a pointer to nothing.
     """
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
+        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return None
     count, device = ctypes.c_int(), ctypes.c_int()
@@ -112,7 +130,7 @@ def first_gpu() -> Gpu | None:
     )
     if failed:
         return None
-    return Gpu(name.value.decode(errors="replace"), f"sm{major.value}{minor.value}", memory.value)
+    return GpuInfo(name.value.decode(errors="replace"), f"sm{major.value}{minor.value}", memory.value)
 
 
 def make_logger(library: Library, sink: Callable[[str, str], None]) -> Any:
@@ -126,6 +144,43 @@ def make_logger(library: Library, sink: Callable[[str, str], None]) -> Any:
             sink(str(severity).rsplit(".", 1)[-1].replace("INTERNAL_ERROR", "ERROR"), message)
 
     return Logger()
+
+
+@dataclass
+class ErrorLog:
+    """A sink that keeps the errors for the exception that follows."""
+
+    errors: list[str] = field(default_factory=list)
+
+    def __call__(self, severity: str, message: str) -> None:
+        if severity == "ERROR":
+            self.errors.append(message)
+
+
+def make_runtime(library: Library, log: Callable[[str, str], None]) -> Any:
+    """What deserialises plans, and must outlive them. Raises EngineError without a GPU: it would crash."""
+    if first_gpu() is None:
+        raise EngineError(f"{library.name} reads no plan without an NVIDIA GPU and its driver: there is none")
+    return library.module.Runtime(make_logger(library, log))
+
+
+def deserialize(library: Library, runtime: Any, plan: HeldFile, log: ErrorLog, host_code: bool = False) -> Any:
+    """The ICudaEngine of a plan, from the bytes that were hashed. `runtime` and `log`: of `make_runtime`.
+
+    host_code: lets a version-compatible plan run the runtime that it brings. Raises EngineError when the library
+    refuses the plan, BundleError when it is not what was hashed.
+    """
+    if host_code and hasattr(runtime, "engine_host_code_allowed"):
+        runtime.engine_host_code_allowed = True
+    log.errors.clear()
+    plan.check()
+    with plan.map() as data:
+        engine = runtime.deserialize_cuda_engine(data)
+    plan.check()
+    if engine is None:
+        said = log.errors[0][:300] if log.errors else "no reason given"
+        raise EngineError(f"{plan.path}: {library.name} cannot load this plan ({said}): build again")
+    return engine
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -15,10 +15,8 @@ from pathlib import Path
 from ..bundle.held_files import HeldFile
 from ..bundle.signatures import read_trusted_keys
 from ..errors import BundleError, EngineError
-from .graph import BuildLog
 from .layers import LAYERS_NAME, Layer, PlanLayers, layers_from_json, read_layers
-from .library import first_gpu, load_library, make_logger
-from .messages import refusal
+from .library import ErrorLog, deserialize, first_gpu, load_library, make_runtime
 from .record import PLAN_NAMES, RECORD_NAME, read_build_record
 
 COPIES = {"Move", "Resh", "Tran", "Repl", "Conc", "Slic", "Cast", "Etc"}  # of a Myelin kernel's name: no arithmetic
@@ -55,8 +53,8 @@ class Lint:
 
     @property
     def fused(self) -> bool:
-        """Whether every attention is known to be one kernel."""
-        return all(attention.fused is True for attention in self.attention)
+        """Whether there are attentions, and every one is known to be one kernel."""
+        return bool(self.attention) and all(attention.fused is True for attention in self.attention)
 
 
 def lint_plan(path: Path, trusted_keys: Iterable[str | Path] | None = None) -> Lint:
@@ -73,9 +71,8 @@ def lint_plan(path: Path, trusted_keys: Iterable[str | Path] | None = None) -> L
     plan = HeldFile(path, info.plan, f"does not match its hash in {RECORD_NAME}: build it again")
     plan.check()
     listed = path.parent / LAYERS_NAME
-    if listed.is_file():
-        layers = read_layers(listed, names[path.name])
-    else:
+    layers = read_layers(listed, names[path.name]) if listed.is_file() else None
+    if layers is None or (not layers.layers and first_gpu() is not None):  # the builder's log had none
         layers = PlanLayers(tuple(_inspected(record.library, plan)))
     by = f"{record.library} {record.library_version}"
     return plan_report(layers, str(path), info.plan.bytes, by)
@@ -139,13 +136,9 @@ def _inspected(target: str, plan: HeldFile) -> list[Layer]:
         raise EngineError(
             f"{plan.path}: {LAYERS_NAME} is missing, and reading the plan itself needs a GPU: build it again"
         )
-    log = BuildLog()
-    runtime = library.module.Runtime(make_logger(library, log))
-    with plan.map() as data:
-        engine = runtime.deserialize_cuda_engine(data)
-    plan.check()
-    if engine is None:
-        raise EngineError(refusal(plan.path.name, library, log.errors))
+    log = ErrorLog()
+    runtime = make_runtime(library, log)
+    engine = deserialize(library, runtime, plan, log)
     inspector = engine.create_engine_inspector()
     json_format = library.member("LayerInformationFormat", "JSON")
     return layers_from_json(inspector.get_engine_information(json_format))

@@ -17,6 +17,7 @@ import onnxruntime
 
 from ditedge.runtime.bundle.held_files import HeldFile
 from ditedge.runtime.bundle.open import open_bundle
+from ditedge.runtime.plans.library import GpuInfo
 from ditedge.runtime.plans.record import PLAN_NAMES, RECORD_NAME, BuildRecord
 
 ALIGNMENT = 256
@@ -64,15 +65,8 @@ class DoubleGpu:
     def libraries(self) -> dict[str, str]:
         return dict(self.installed)
 
-    def devices(self) -> int:
-        return self.count
-
-    def capability(self) -> str:
-        self.demand(self.count > 0, "asked for the capability of no device")
-        return self.sm
-
-    def name(self) -> str:
-        return "Double GPU"
+    def device(self) -> GpuInfo | None:
+        return GpuInfo("Double GPU", self.sm, 8 << 30) if self.count else None
 
     def deserialize(self, record: BuildRecord, file: HeldFile) -> DoublePlan:
         path = file.path

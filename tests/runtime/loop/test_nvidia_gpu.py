@@ -1,13 +1,13 @@
-"""`NvidiaGpu` itself, end to end: fake `cuda.bindings.runtime` and TensorRT modules whose calls go on to the double.
+"""`NvidiaGpu` itself, end to end: a fake libcudart and a fake TensorRT module whose calls go on to the double.
 
-The fakes take arguments in the order of the real signatures and answer as the real modules do: (status, result), names
-of tensors by index, False or None for a refusal. Both generations of the API: TensorRT 10.3's and TensorRT-RTX's.
+The fakes take arguments in the order of the real signatures and answer as the real libraries do: a status, names of
+tensors by index, False or None for a refusal. Both generations of the API: TensorRT 10.3's and TensorRT-RTX's.
 """
 
 from __future__ import annotations
 
-import enum
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,110 +17,12 @@ import pytest
 
 from ditedge.runtime import EngineOptions, Session, generate, open_bundle
 from ditedge.runtime.errors import DitedgeError
-from ditedge.runtime.loop import engine_trt
+from ditedge.runtime.loop import cuda, engine_trt
+from ditedge.runtime.plans import library as tensorrt_library
+from ditedge.runtime.plans.library import MODULES, GpuInfo
 from ditedge.runtime.plans.record import PLAN_NAMES, read_build_record
+from tests.doubles.fake_cudart import FakeCudart
 from tests.doubles.gpu_double import DoubleGpu, DoublePlan, write_plans
-
-
-class Status(enum.IntEnum):
-    cudaSuccess = 0
-    cudaErrorMemoryAllocation = 2
-    cudaErrorNotReady = 600
-
-
-class FakeCuda:
-    """cuda.bindings.runtime: every function returns a tuple that begins with the status."""
-
-    cudaError_t = Status
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyDefault="default")
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread local")
-    cudaDeviceAttr = SimpleNamespace(cudaDevAttrComputeCapabilityMajor=75, cudaDevAttrComputeCapabilityMinor=76)
-
-    def __init__(self, double: DoubleGpu) -> None:
-        self.double, self.pinned = double, dict[int, np.ndarray]()
-        self.memory = 1 << 40  # bytes that can be allocated
-
-    def cudaGetDeviceCount(self) -> tuple[Status, int]:
-        return Status.cudaSuccess, 1
-
-    def cudaSetDevice(self, device: int) -> tuple[Status]:
-        assert device == 0
-        return (Status.cudaSuccess,)
-
-    def cudaDeviceGetAttribute(self, attribute: int, device: int) -> tuple[Status, int]:
-        assert device == 0
-        return Status.cudaSuccess, {75: 8, 76: 6}[attribute]
-
-    def cudaGetDeviceProperties(self, device: int) -> tuple[Status, Any]:
-        return Status.cudaSuccess, SimpleNamespace(name=b"Fake GPU\0\0")
-
-    def cudaMalloc(self, size: int) -> tuple[Status, int | None]:
-        self.memory -= size
-        if self.memory < 0:
-            return Status.cudaErrorMemoryAllocation, None
-        return Status.cudaSuccess, self.double.malloc(size)
-
-    def cudaFree(self, pointer: int) -> tuple[Status]:
-        return self._done(self.double.free(pointer))
-
-    def cudaMallocHost(self, size: int) -> tuple[Status, int]:
-        array = self.double.malloc_host(size)
-        self.pinned[array.ctypes.data] = array
-        return Status.cudaSuccess, array.ctypes.data
-
-    def cudaFreeHost(self, pointer: int) -> tuple[Status]:
-        return self._done(self.double.free_host(self.pinned.pop(pointer)))
-
-    def cudaMemcpyAsync(self, destination: int, source: int, size: int, kind: str, stream: int) -> tuple[Status]:
-        assert kind == "default"
-        return self._done(self.double.copy(destination, source, size, stream))
-
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Status, int]:
-        assert flags == 1
-        return Status.cudaSuccess, self.double.stream()
-
-    def cudaStreamDestroy(self, stream: int) -> tuple[Status]:
-        return self._done(self.double.destroy_stream(stream))
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[Status]:
-        return self._done(self.double.synchronize(stream))
-
-    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Status, int]:
-        assert flags == 2
-        return Status.cudaSuccess, self.double.event()
-
-    def cudaEventDestroy(self, event: int) -> tuple[Status]:
-        return self._done(self.double.destroy_event(event))
-
-    def cudaEventRecord(self, event: int, stream: int) -> tuple[Status]:
-        return self._done(self.double.record(event, stream))
-
-    def cudaEventQuery(self, event: int) -> tuple[Status]:
-        return (Status.cudaSuccess if self.double.done(event) else Status.cudaErrorNotReady,)
-
-    def cudaStreamBeginCapture(self, stream: int, mode: str) -> tuple[Status]:
-        assert mode == "thread local"
-        return self._done(self.double.begin_capture(stream))
-
-    def cudaStreamEndCapture(self, stream: int) -> tuple[Status, tuple[str, int]]:
-        return Status.cudaSuccess, ("graph", self.double.end_capture(stream))
-
-    def cudaGraphInstantiate(self, graph: tuple[str, int], flags: int) -> tuple[Status, int]:
-        assert graph[0] == "graph" and flags == 0
-        return Status.cudaSuccess, graph[1]
-
-    def cudaGraphDestroy(self, graph: tuple[str, int]) -> tuple[Status]:
-        return self._done(None if graph[0] == "graph" else 1)
-
-    def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[Status]:
-        return self._done(self.double.launch(graph, stream))
-
-    def cudaGraphExecDestroy(self, graph: int) -> tuple[Status]:
-        return self._done(self.double.destroy_graph(graph))
-
-    def _done(self, result: None) -> tuple[Status]:
-        assert result is None
-        return (Status.cudaSuccess,)
 
 
 class FakeContext:
@@ -216,14 +118,14 @@ def fake_trt(double: DoubleGpu, folder: Path, library: str) -> Any:
         def deserialize_cuda_engine(self, data: Any) -> FakeEngine | None:
             (path,) = [folder / name for name in PLAN_NAMES.values() if (folder / name).read_bytes() == bytes(data)]
             if double.broken == "refuse":
-                self.logger.log("warning", "not this one")
-                self.logger.log("error", "Error Code 6: the engine plan file is not compatible")
+                self.logger.log("WARNING", "not this one")
+                self.logger.log("ERROR", "Error Code 6: the engine plan file is not compatible")
                 return None
             double.deserialized.append(path)
             return (OldEngine if library == "tensorrt" else NewEngine)(DoublePlan(double, path, record))
 
     class ILogger:
-        ERROR, INTERNAL_ERROR = "error", "internal"
+        pass
 
     module = SimpleNamespace(
         __version__="1.7.1.116" if library == "tensorrt-rtx" else "10.3.0.26",
@@ -239,7 +141,7 @@ def fake_trt(double: DoubleGpu, folder: Path, library: str) -> Any:
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
 def machine(request, golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A bundle with plans, and this machine with the fakes in the place of cuda-python and one TensorRT."""
+    """A bundle with plans, and this machine with the fakes in the place of libcudart and one TensorRT."""
     bundle = Path(shutil.copytree(golden_bundle("gray1_cfg"), tmp_path / "gray"))
     folder = write_plans(bundle).parent
     text = (folder / "build.json").read_text()
@@ -247,13 +149,14 @@ def machine(request, golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         text = text.replace('"tensorrt-rtx"', '"tensorrt"').replace("1.7.1.116", "10.3.0.26")
         (folder / "build.json").write_text(text)
     double = DoubleGpu()
-    cuda = FakeCuda(double)
-    modules = {
-        "cuda.bindings.runtime": cuda,
-        engine_trt.MODULES[request.param]: fake_trt(double, folder, request.param),
-    }
-    monkeypatch.setattr(engine_trt, "_module", modules.get)
-    return SimpleNamespace(bundle=open_bundle(bundle), folder=folder, double=double, cuda=cuda)
+    cudart = FakeCudart(double)
+    for name in MODULES.values():
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, MODULES[request.param], fake_trt(double, folder, request.param))
+    monkeypatch.setattr(cuda.ctypes, "CDLL", lambda path: cudart.library())
+    for module in (engine_trt, tensorrt_library):
+        monkeypatch.setattr(module, "first_gpu", lambda: GpuInfo("Fake GPU", "sm86", 8 << 30))
+    return SimpleNamespace(bundle=open_bundle(bundle), folder=folder, double=double, cuda=cudart)
 
 
 @pytest.mark.parametrize("watched", [False, True])
@@ -268,9 +171,8 @@ def test_pictures_through_the_real_adapter(machine: SimpleNamespace, watched: bo
             assert np.abs(actual.astype(int) - expected).max() <= 1
     double = machine.double
     assert double.log.count("capture") == (12 if watched else 2)
-    assert (
-        not double.live and not double.graphs and not double.events and not double.streams and not machine.cuda.pinned
-    )
+    assert not double.live and not double.graphs and not double.events and not double.streams
+    assert not machine.cuda.pinned and not machine.cuda.captured
 
 
 def test_a_plan_that_tensorrt_refuses(machine: SimpleNamespace) -> None:

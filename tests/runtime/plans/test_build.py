@@ -459,7 +459,7 @@ def test_a_library_without_its_shared_objects_is_a_sentence(monkeypatch) -> None
 
 
 TENSORRT = tensorrt_library.Library("tensorrt", FakeLibrary("10.3.0.26"), "10.3.0.26")
-ORIN = tensorrt_library.Gpu("Orin", "sm87", 8 << 30)
+ORIN = tensorrt_library.GpuInfo("Orin", "sm87", 8 << 30)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from ditedge.runtime import open_bundle
 from ditedge.runtime.errors import Cancelled, EngineError, RequestError
 from ditedge.runtime.plans import build
 from ditedge.runtime.plans.build import build_bundle
-from ditedge.runtime.plans.library import Gpu, Library
+from ditedge.runtime.plans.library import GpuInfo, Library
 from ditedge.runtime.plans.options import BuildOptions
 from ditedge.runtime.plans.record import RECORD_NAME, read_build_record
 
-ORIN = Gpu("Orin (nvgpu)", "sm87", 8 << 30)
+ORIN = GpuInfo("Orin (nvgpu)", "sm87", 8 << 30)
 
 
 def enum(name: str, *members: str) -> Any:
@@ -125,7 +125,7 @@ class Double:
 def use(monkeypatch: pytest.MonkeyPatch) -> Any:
     """use(double, gpu): builds go to this double."""
 
-    def use(double: Double, gpu: Gpu | None = ORIN) -> None:
+    def use(double: Double, gpu: GpuInfo | None = ORIN) -> None:
         monkeypatch.setattr(build, "load_library", lambda target: Library(target, double, double.__version__))
         monkeypatch.setattr(build, "first_gpu", lambda: gpu)
 
