@@ -68,8 +68,7 @@ ROWS: dict[str, dict[str, Any] | None] = {  # None: the float bundle itself
 
 def bundle_size(bundle: Bundle) -> int:
     """Bytes of the conditioner and the step graph, their .data files included."""
-    graphs = tuple(bundle.manifest.graphs[name].file for name in ("conditioner", "step"))
-    return sum(info.bytes for name, info in bundle.manifest.files.items() if name.startswith(graphs))
+    return sum(bundle.manifest.graph_bytes(name) for name in ("conditioner", "step"))
 
 
 def table(results: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from ...runtime.bundle.open import Bundle
 from ...runtime.loop.decoded import decoder_psnr, latents_to_decode
 from ...runtime.report import Report, silent
 from ..graph.lowering import emulated, lower
-from ..graph.surgery import check_graph, save_graph
+from ..graph.surgery import check_graph, load_graph, save_graph
 from ..statistics.overflow import largest_while_decoding, too_large
 
 DECODER_PSNR = 40.0  # dB, every node rounded as a GPU rounds; small AutoencoderKL and tiny decoders measure 55 and more
@@ -27,7 +27,7 @@ def halve_decoder(bundle: Bundle, path: Path, scratch: Path, report: Report = si
     report("writing decoder.onnx in fp16")
     latents = latents_to_decode(bundle)
     keep = too_large(largest_while_decoding(bundle.graph_file("decoder"), latents, scratch))
-    model = ir.load(bundle.graph_file("decoder"))
+    model = load_graph(bundle.graph_file("decoder"))
     if not lower(model, ir.DataType.FLOAT16, keep):
         report("decoder: its numbers are too large for float16, it stays in float32")
         return False
@@ -35,7 +35,7 @@ def halve_decoder(bundle: Bundle, path: Path, scratch: Path, report: Report = si
         report(f"decoder: {len(keep)} tensors exceed float16, kept in float32: {', '.join(sorted(keep)[:5])}")
     save_graph(model, path)
     check_graph(path)
-    rounded = ir.load(path)
+    rounded = load_graph(path)
     emulated(rounded)
     save_graph(rounded, scratch / "decoder.onnx")
     psnr = decoder_psnr(scratch / "decoder.onnx", bundle, latents, DECODER_PSNR, "leave it in float32 (--no-decoder)")

@@ -21,7 +21,7 @@ from ...runtime.loop.tables import step_tables
 from ...runtime.report import Report, silent
 from ...runtime.samplers.program import Program
 from ..graph.lowering import float_inputs, float_outputs, low_nodes
-from ..graph.surgery import save_graph
+from ..graph.surgery import load_graph, save_graph
 
 FLOAT16_MAX = 65504.0
 MARGIN = 2.0  # a scan sees some trajectories, not all: what comes within a factor of 2 is kept in float32 too
@@ -181,7 +181,7 @@ def _modulation(session: Session, timesteps: np.ndarray, labels: list[int]) -> n
 def largest_while_decoding(path: Path, latents: np.ndarray, scratch: Path) -> dict[str, float]:
     """Tensor -> largest |value| of the decoder graph at `path`, as above. latents [S, C, H, W]."""
     recorder = _recorder(path, scratch)
-    image = ir.load(path).graph.outputs[0]
+    image = load_graph(path).graph.outputs[0]
     shape = tuple(int(size) for size in list(image.shape)[1:])
     try:
         for latent in latents:
@@ -201,7 +201,7 @@ def _exceeds(largest: np.ndarray) -> np.ndarray:
 
 
 def _recorder(path: Path, scratch: Path) -> _Recorder:
-    model = ir.load(path)
+    model = load_graph(path)
     graph, axis = model.graph, ir.node("Constant", [], attributes={"value_ints": [1]})
     constants = set(graph.initializers.values())
     touched = [
@@ -224,7 +224,7 @@ def _recorder(path: Path, scratch: Path) -> _Recorder:
 
 
 def _weight_maxima(path: Path) -> dict[str, float]:
-    graph = ir.load(path).graph
+    graph = load_graph(path).graph
     values = {value for node in low_nodes(graph, ir.DataType.FLOAT16) for value in float_inputs(node)}
     return {
         str(v.name): float(np.abs(v.const_value.numpy()).max(initial=0)) for v in values if v.const_value is not None
