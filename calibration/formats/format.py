@@ -16,7 +16,7 @@ Ranges = Mapping[str, float]  # largest |x| of each linear's input, by name
 
 @dataclass(frozen=True)
 class Scheme:
-    """How the linears of a step graph are written for one runtime."""
+    """How the linears of a step graph are written in one form: for the kernels of one runtime."""
 
     rewrite: Callable[[Any, list[Linear], Ranges], None]  # of these linears of an ir.Model, in place
     activations: str  # "static": rounded with scales from statistics; "per-token": on the fly; "float32": not rounded
@@ -35,16 +35,16 @@ class Quantised:
     """
 
     bits: int  # of a weight
-    schemes: Mapping[str, Scheme]  # by runtime
+    schemes: Mapping[str, Scheme]  # by form
     limits: Mapping[str, float]
     first_gpu: int = 0  # NVIDIA's least compute capability that has the arithmetic: 89 is 8.9
     naive: Scheme | None = None  # the baseline to beat, bad on purpose
 
-    def scheme(self, runtime: str) -> Scheme:
-        """Raises RequestError, which lists the runtimes that there are."""
-        if runtime not in self.schemes:
-            raise RequestError(f"runtime '{runtime}': this precision is written for {', '.join(self.schemes)}")
-        return self.schemes[runtime]
+    def scheme(self, form: str) -> Scheme:
+        """Raises RequestError, which lists the forms that there are."""
+        if form not in self.schemes:
+            raise RequestError(f"form '{form}': this precision is written for {', '.join(self.schemes)}")
+        return self.schemes[form]
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,9 @@ def test_a_weight_format(ditedge, golden_bundle, tmp_path: Path) -> None:
     said = ditedge("quantize", "--help")
     assert "[int8|fp8|int4|w8]" in said and "int4 and w8: weights alone." in said
     source = golden_bundle("gray1_cfg")
-    for runtime in ("onnxruntime", "tensorrt"):
-        out = tmp_path / runtime
-        ditedge("quantize", "--engine", source, "--precision", "w8", "--runtime", runtime, "--out", out,
+    for form in ("onnxruntime", "tensorrt"):
+        out = tmp_path / form
+        ditedge("quantize", "--engine", source, "--precision", "w8", "--form", form, "--out", out,
                 "--count", 2, "--steps", 3, "--sampler", "ddim")  # fmt: skip
         manifest = json.loads((out / "manifest.json").read_text())
         assert (manifest["quantization"]["precision"], manifest["quantization"]["calibration"]) == ("w8", None)

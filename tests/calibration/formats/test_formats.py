@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from ditedge.calibration.convert import convert_bundle
 from ditedge.calibration.formats import FORMATS, formats_of, half_format, quantised_format, summary
-from ditedge.calibration.options import RUNTIMES, ConvertOptions, QuantizeOptions
+from ditedge.calibration.options import FORMS, ConvertOptions, QuantizeOptions
 from ditedge.calibration.plan import plan_of
 from ditedge.calibration.quality.gate import LIMITS
 from ditedge.calibration.quantize import quantize_bundle
@@ -25,7 +25,7 @@ from tests.conftest import ROOT
 @pytest.mark.parametrize("name", formats_of("quantize"))
 def test_a_format_of_few_bits_says_all_that_quantize_asks(name: str) -> None:
     form = quantised_format(name)
-    assert set(form.schemes) == set(RUNTIMES) and 1 <= form.bits <= 8
+    assert set(form.schemes) == set(FORMS) and 1 <= form.bits <= 8
     assert form.limits.keys() <= LIMITS.keys() and {"max_drift", "min_psnr"} <= form.limits.keys()
     for scheme in form.schemes.values():
         assert scheme.activations in ("static", "per-token", "float32") and 0 < scheme.ceiling < 1
@@ -52,7 +52,7 @@ def test_whoever_names_formats_lists_the_table(gray_bundle: Path, tmp_path: Path
     with pytest.raises(RequestError, match="'nf4': `quantize` knows int8, fp8, int4"):
         quantize_bundle(gray_bundle, tmp_path / "x", QuantizeOptions("nf4"))
     with pytest.raises(RequestError, match="'openvino': this precision is written for onnxruntime, tensorrt"):
-        quantize_bundle(gray_bundle, tmp_path / "x", QuantizeOptions(runtime="openvino"))
+        quantize_bundle(gray_bundle, tmp_path / "x", QuantizeOptions(form="openvino"))
 
 
 def test_the_table_needs_no_onnx() -> None:
@@ -67,9 +67,9 @@ def test_the_table_needs_no_onnx() -> None:
 
 def test_a_plan_takes_the_defaults_of_the_format(gray_bundle: Path) -> None:
     bundle = open_bundle(gray_bundle)
-    static = plan_of(bundle, QuantizeOptions(runtime="tensorrt"))
+    static = plan_of(bundle, QuantizeOptions(form="tensorrt"))
     assert (static.smoothing, static.needs_statistics) == (0.5, True)
-    assert plan_of(bundle, QuantizeOptions(runtime="tensorrt", smoothing=0.0)).smoothing == 0
+    assert plan_of(bundle, QuantizeOptions(form="tensorrt", smoothing=0.0)).smoothing == 0
     assert not plan_of(bundle, QuantizeOptions()).needs_statistics
     assert plan_of(bundle, QuantizeOptions(smoothing=0.3)).needs_statistics
     assert plan_of(bundle, QuantizeOptions(naive=True)).scheme.weights == "per-tensor"
@@ -81,8 +81,8 @@ def test_a_plan_takes_the_defaults_of_the_format(gray_bundle: Path) -> None:
         (QuantizeOptions("int4", smoothing=0.5), "--smoothing is for activations, which int4 does not round"),
         (QuantizeOptions("int4", naive=True), "--naive is plain static int8"),
         (QuantizeOptions(naive=True, keep=("fc2",)), "--naive is plain static int8"),
-        (QuantizeOptions("fp8", target="sm86"), "sm86 has no FP8 arithmetic, which begins with sm89; use int8"),
-        (QuantizeOptions(target="gtx"), "not a GPU architecture"),
+        (QuantizeOptions("fp8", arch="sm86"), "sm86 has no FP8 arithmetic, which begins with sm89; use int8"),
+        (QuantizeOptions(arch="gtx"), "not a GPU architecture"),
         (QuantizeOptions(keep_count=1, budget="drift=0.1"), "give one of them"),
         (QuantizeOptions(smoothing=1.5), "not between 0 and 1"),
     ],
