@@ -66,7 +66,7 @@ def main() -> None:
                     seeds=range(arguments.count),
                     batch=arguments.batch,
                     session=session,
-                    on_progress=lambda p, bar=bar: progress.update(bar, completed=p.done, total=p.total),
+                    on_step=lambda p, bar=bar: progress.update(bar, completed=p.done, total=p.total),
                 )
             exact = images if exact is None else exact
             found = measure(images, labels, real, classifier)

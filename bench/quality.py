@@ -85,7 +85,7 @@ def main() -> None:
             program=program,
             guidance=arguments.guidance,
             batch=arguments.batch,
-            on_progress=lambda p: progress.update(bar, completed=p.done, total=p.total),
+            on_step=lambda p: progress.update(bar, completed=p.done, total=p.total),
         )
     seconds = time.perf_counter() - start
     test_images, test_labels = real_images("test")

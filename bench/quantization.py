@@ -130,7 +130,7 @@ def sample(
     engines = {"step": step} if step is not None else None
     with Session(bundle, EngineOptions(threads=given.threads), engines) as session:
         latents = generate(bundle, labels, seeds, program=program, guidance=given.guidance, batch=given.batch,
-                           output="latents", on_progress=lambda p: show(p.done, p.total), session=session)  # fmt: skip
+                           output="latents", on_step=lambda p: show(p.done, p.total), session=session)  # fmt: skip
         return latents, session.images(latents)
 
 

@@ -153,7 +153,7 @@ def main() -> None:
                 program=program,
                 guidance=arguments.guidance,
                 batch=arguments.batch,
-                on_progress=lambda p: progress.update(current, completed=p.done, total=p.total),
+                on_step=lambda p: progress.update(current, completed=p.done, total=p.total),
                 session=session,
             )
             row |= {"steps": program.steps, "guided_steps": int(np.count_nonzero(program.guidance))}

@@ -3,7 +3,8 @@
 from .bundle.open import Bundle, open_bundle
 from .errors import Cancelled, DitedgeError, NotFiniteError
 from .loop.engine import EngineOptions
-from .loop.generate import Progress, generate
+from .loop.generate import generate
+from .loop.loop import StepEvent
 from .loop.session import Session
 from .samplers.program import Program
 
@@ -14,8 +15,8 @@ __all__ = [
     "EngineOptions",
     "NotFiniteError",
     "Program",
-    "Progress",
     "Session",
+    "StepEvent",
     "generate",
     "open_bundle",
 ]

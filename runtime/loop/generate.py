@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +23,6 @@ from .request import check_images, whole_numbers
 from .session import Session
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What a progress callback is told: network steps done over all batches, and the latents of the running one."""
-
-    done: int
-    total: int
-    first: int  # index of the running batch's first image
-    latents: np.ndarray  # [B, C, H, W] float32, a view: copy it to keep it
-    state: np.ndarray  # [B, K, C, H, W] float32, every slot of the program, a view
-
-
 def generate(
     bundle: Bundle,
     labels: Sequence[int],
@@ -45,7 +34,7 @@ def generate(
     batch: int = DEFAULT_BATCH,
     output: str = "images",
     noise: GivenNoise | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_step: Callable[[StepEvent], None] | None = None,
     cancel: threading.Event | None = None,
     options: EngineOptions | None = None,
     session: Session | None = None,
@@ -63,6 +52,7 @@ def generate(
         batch: images that share one run of the network; bounds memory.
         output: "images" (uint8 [n, h, w, 1 or 3]) or "latents" (float32 [n, C, H, W]).
         noise: recorded noise for all n images instead of seeds.
+        on_step: told of every step, with the latents of the batch that runs.
         cancel: set it from another thread to stop within the step that runs (plans: within a few steps).
         session: loaded engines to use again; None loads them for this call.
         force_program: run a program that was made for another prediction, other betas or other timesteps all the same.
@@ -72,37 +62,59 @@ def generate(
         overflowed: it holds the others.
     """
     program = program or bundle.program()
-    guidance = bundle.manifest.defaults.guidance if guidance is None else guidance
+    strength = bundle.manifest.defaults.guidance if guidance is None else guidance
     labels, seeds = whole_numbers("label", labels), whole_numbers("seed", seeds)
     away_from = None if away_from is None else whole_numbers("class to guide away from", away_from)
     _check_request(bundle, program, labels, seeds, away_from, batch, output, noise)
     if not force_program:
         remedy = "make one for this model, or insist with force_program=True"
         check_process(program.name, program.process, bundle.process, remedy)
-    opened = nullcontext(session) if session is not None else Session(bundle, options)
-    total, results = program.steps * -(-len(labels) // batch), []
+    run = _Run(labels, seeds, away_from, program, strength, batch, output, noise, on_step, cancel, check_finite)
+    with nullcontext(session) if session is not None else Session(bundle, options) as engines:
+        return _sampled(engines, run)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The arguments of `generate`, checked."""
+
+    labels: Sequence[int]
+    seeds: Sequence[int]
+    away_from: Sequence[int | None] | None
+    program: Program
+    guidance: float
+    batch: int
+    output: str
+    noise: GivenNoise | None
+    on_step: Callable[[StepEvent], None] | None
+    cancel: threading.Event | None
+    check_finite: bool
+
+
+def _sampled(engines: Session, run: _Run) -> np.ndarray:
+    """All images, batch by batch. Raises NotFiniteError with those that are finite."""
+    if run.output == "images":
+        engines.load("decoder")  # fails now, not after minutes of sampling
+    results: list[np.ndarray] = []
     broken: list[BrokenImage] = []
-    with opened as engines:
-        if output == "images":
-            engines.load("decoder")  # fails now, not after minutes of sampling
-        for first in range(0, len(labels), batch):
-            part = slice(first, first + batch)
-            seen = FirstBroken(len(labels[part])) if check_finite else None
-            done = program.steps * (first // batch)
-            latents = engines.latents(
-                program,
-                list(labels[part]),
-                guidance,
-                _noise_of(bundle, seeds, noise, part),
-                on_step=_step_callback(on_progress, done, total, first, seen),
-                cancel=cancel,
-                away_from=list(away_from[part]) if away_from is not None else None,
-            )
-            bad = not_finite(latents)
-            results.append(_images(engines, latents, bad) if output == "images" else latents)
-            broken += broken_images(bad, first, labels, None if noise else seeds, seen.step if seen else None)
+    for first in range(0, len(run.labels), run.batch):
+        part = slice(first, first + run.batch)
+        seen = FirstBroken(len(run.labels[part])) if run.check_finite else None
+        latents = engines.latents(
+            run.program,
+            list(run.labels[part]),
+            run.guidance,
+            _noise_of(engines.bundle, run.seeds, run.noise, part),
+            on_step=_step_callback(run, first, seen),
+            cancel=run.cancel,
+            away_from=list(run.away_from[part]) if run.away_from is not None else None,
+        )
+        bad = not_finite(latents)
+        results.append(_images(engines, latents, bad) if run.output == "images" else latents)
+        seeds = None if run.noise else run.seeds
+        broken += broken_images(bad, first, run.labels, seeds, seen.step if seen else None)
     if broken:
-        raise not_finite_error(bundle, broken, np.concatenate(results))
+        raise not_finite_error(engines.bundle, broken, np.concatenate(results))
     return np.concatenate(results)
 
 
@@ -113,17 +125,16 @@ def _images(engines: Session, latents: np.ndarray, bad: np.ndarray) -> np.ndarra
     return images
 
 
-def _step_callback(
-    on_progress: Callable[[Progress], None] | None, done: int, total: int, first: int, seen: FirstBroken | None
-) -> Callable[[StepEvent], None] | None:
+def _step_callback(run: _Run, first: int, seen: FirstBroken | None) -> Callable[[StepEvent], None] | None:
     """None when nobody watches: a device runs ahead then."""
-    if on_progress is None:
+    tell, batches = run.on_step, -(-len(run.labels) // run.batch)
+    if tell is None:
         return seen.on_step if seen is not None else None
 
     def on_step(event: StepEvent) -> None:
         if seen is not None:
             seen.on_step(event)
-        on_progress(Progress(done + event.step, total, first, event.latents, event.state))
+        tell(replace(event, first=first, batch=first // run.batch, batches=batches))
 
     return on_step
 

@@ -20,12 +20,24 @@ from .tables import StepTables
 
 @dataclass(frozen=True)
 class StepEvent:
-    """What a progress callback is told after each step. Arrays are views: copy them to keep them."""
+    """What is told after each step. Arrays are views: copy them to keep them."""
 
     step: int  # steps done of this batch, 1 .. steps
     steps: int
     latents: np.ndarray  # [B, C, H, W] float32, slot 0 of the state
     state: np.ndarray  # [B, K, C, H, W] float32, every slot of the program
+    first: int = 0  # index of the batch's first image, where a run has several batches
+    batch: int = 0  # that of this event
+    batches: int = 1
+
+    @property
+    def done(self) -> int:
+        """Steps done over all batches, 1 .. total."""
+        return self.batch * self.steps + self.step
+
+    @property
+    def total(self) -> int:
+        return self.batches * self.steps
 
 
 class Loop(Protocol):

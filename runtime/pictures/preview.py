@@ -13,7 +13,7 @@ import numpy as np
 
 from ..bundle.open import Bundle
 from ..errors import RequestError
-from ..loop.generate import Progress
+from ..loop.loop import StepEvent
 from ..loop.session import Session
 from ..samplers.program import Program
 
@@ -28,18 +28,16 @@ class Previews:
 
     session: Session
     every: int
-    steps: int
     write: Callable[[int, np.ndarray, int], list[Path]]
     written: dict[Path, None] = field(default_factory=dict)  # in order, each once
     _images: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
-    def on_progress(self, progress: Progress) -> None:
-        step = (progress.done - 1) % self.steps + 1
-        if step % self.every:
+    def on_step(self, event: StepEvent) -> None:
+        if event.step % self.every:
             return
-        images = self._images.setdefault(step, [])
-        images.append(self.session.preview(progress.state[:, -1]))
-        self.written |= dict.fromkeys(self.write(step, np.concatenate(images), progress.first))
+        images = self._images.setdefault(event.step, [])
+        images.append(self.session.preview(event.state[:, -1]))
+        self.written |= dict.fromkeys(self.write(event.step, np.concatenate(images), event.first))
 
 
 def preview_path(picture: Path, step: int) -> Path:

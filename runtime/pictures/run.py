@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import NotFiniteError
-from ..loop.generate import Progress, generate
+from ..loop.generate import generate
+from ..loop.loop import StepEvent
 from ..loop.session import Session
 from ..report import Report, silent
 from ..samplers.program import with_x0_slot
@@ -36,19 +37,19 @@ def run_job(job: Job, report: Report = silent) -> dict[str, Any]:
     """As `run_bundle`, of a request that was read against its bundle."""
     trajectory: list[np.ndarray] = []
 
-    def on_progress(progress: Progress) -> None:
+    def on_step(event: StepEvent) -> None:
         if job.files.trajectory:
-            trajectory.append(progress.latents.copy())
+            trajectory.append(event.latents.copy())
         if previews is not None:
-            previews.on_progress(progress)
-        report("sampling", progress.done, progress.total)
+            previews.on_step(event)
+        report("sampling", event.done, event.total)
 
     with Session(job.bundle, job.engines) as session:
         for graph in ("step", "conditioner"):
             session.load(graph)  # loading is not sampling: keep it out of the timing
         previews = _previews(job, session)
         start = time.perf_counter()
-        latents, broken = _latents(job, session, on_progress)
+        latents, broken = _latents(job, session, on_step)
         bad = [image.index for image in broken.images] if broken is not None else []
         images = _images(job, session, latents, bad) if job.files.pictures is not None else None
         seconds = time.perf_counter() - start
@@ -65,7 +66,7 @@ def run_job(job: Job, report: Report = silent) -> dict[str, Any]:
 
 
 def _latents(
-    job: Job, session: Session, on_progress: Callable[[Progress], None]
+    job: Job, session: Session, on_step: Callable[[StepEvent], None]
 ) -> tuple[np.ndarray, NotFiniteError | None]:
     """[n, C, H, W] float32, and what `generate` says of pictures that overflowed."""
     recipe = job.recipe
@@ -80,7 +81,7 @@ def _latents(
             batch=job.batch,
             output="latents",
             noise=job.noise,
-            on_progress=on_progress,
+            on_step=on_step,
             session=session,
             force_program=True,  # looked at when the job was made
             check_finite=job.check_finite,
@@ -108,7 +109,7 @@ def _previews(job: Job, session: Session) -> Previews | None:
     def write(step: int, images: np.ndarray, first: int) -> list[Path]:
         return write_images(job, images, step, first)
 
-    return Previews(session, job.preview_every, job.recipe.program.steps, write)
+    return Previews(session, job.preview_every, write)
 
 
 def _summary(job: Job, seconds: float, written: list[Path], broken: NotFiniteError | None) -> dict[str, Any]:

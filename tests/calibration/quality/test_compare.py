@@ -88,7 +88,7 @@ def test_drift_is_what_numpy_computes_from_two_runs(gray: Path, coarse: Path) ->
         def keep(progress, steps=steps) -> None:
             steps.setdefault((progress.done - 1) % 4, []).append(progress.latents.copy())
 
-        request = {"program": program, "batch": COUNT, "on_progress": keep}
+        request = {"program": program, "batch": COUNT, "on_step": keep}
         images.append(generate(bundle, labels, range(COUNT), **request))
         paths.append(np.array([np.concatenate(steps[i]) for i in range(4)], dtype=np.float64))
     a, b = paths

@@ -154,7 +154,7 @@ def test_modulation_that_does_not_fit_is_computed_in_blocks(
     program = bundle.program(sampler="ddpm", steps=7)
     with Session(bundle) as ort, plans(bundle) as device:
         same(
-            latents(bundle, device, program, on_progress=(lambda p: None) if watched else None),
+            latents(bundle, device, program, on_step=(lambda p: None) if watched else None),
             latents(bundle, ort, program),
         )
     calls = gpu.log.count("conditioner") - 1  # without the warm-up's
@@ -183,7 +183,7 @@ def test_noise_that_does_not_fit_goes_through_a_ring(
     with Session(bundle) as ort, plans(bundle) as device:
         expected = latents(bundle, ort, program)
         for _ in range(2):
-            same(latents(bundle, device, program, on_progress=(lambda p: None) if watched else None), expected)
+            same(latents(bundle, device, program, on_step=(lambda p: None) if watched else None), expected)
 
 
 def test_noise_is_drawn_while_the_device_works(plan_bundle, gpu: DoubleGpu) -> None:
@@ -210,8 +210,8 @@ def test_progress_reports_every_step_in_order(plan_bundle, gpu: DoubleGpu) -> No
     bundle = plan_bundle("gray1_cfg")
     program, seen, expected = with_x0_slot(bundle.program(steps=7)), [], []
     with Session(bundle) as ort, plans(bundle) as device:
-        latents(bundle, ort, program, on_progress=lambda p: expected.append((p.done, p.state.copy())))
-        latents(bundle, device, program, on_progress=lambda p: seen.append((p.done, p.state.copy())))
+        latents(bundle, ort, program, on_step=lambda p: expected.append((p.done, p.state.copy())))
+        latents(bundle, device, program, on_step=lambda p: seen.append((p.done, p.state.copy())))
     assert [done for done, _ in seen] == [done for done, _ in expected]
     for (_, actual), (_, wanted) in zip(seen, expected, strict=True):
         same(actual, wanted)
@@ -223,7 +223,7 @@ def test_work_is_enqueued_ahead_of_the_callback(plan_bundle, gpu: DoubleGpu) -> 
     ahead = []
     with plans(bundle) as device:
         latents(
-            bundle, device, bundle.program(sampler="ddim", steps=12), on_progress=lambda p: ahead.append(len(gpu.queue))
+            bundle, device, bundle.program(sampler="ddim", steps=12), on_step=lambda p: ahead.append(len(gpu.queue))
         )
     assert min(ahead[:8]) >= 1
 
@@ -258,7 +258,7 @@ def test_a_failing_callback_leaves_the_session_usable(plan_bundle, gpu: DoubleGp
 
     with Session(bundle) as ort, plans(bundle) as device:
         with pytest.raises(KeyboardInterrupt):
-            latents(bundle, device, program, on_progress=fail)
+            latents(bundle, device, program, on_step=fail)
         same(latents(bundle, device, program), latents(bundle, ort, program))
 
 
@@ -292,7 +292,7 @@ def test_decoding_inside_a_callback_disturbs_nothing(plan_bundle, gpu: DoubleGpu
     with Session(bundle) as ort, plans(bundle) as device:
         pictures = []
         watched = latents(
-            bundle, device, program, on_progress=lambda p: pictures.append((p.latents.copy(), device.images(p.latents)))
+            bundle, device, program, on_step=lambda p: pictures.append((p.latents.copy(), device.images(p.latents)))
         )
         same(watched, latents(bundle, ort, program))
         for shown, picture in pictures:
@@ -358,7 +358,7 @@ def test_any_combination_equals_onnx_runtime(
         patch.setattr(device_run, "NOISE_BYTES", draws_held * count * 8 * 8 * 4)
         with Session(bundle) as ort, plans(bundle) as device:
             expected = latents(bundle, ort, program, **options)
-            options["on_progress"] = (lambda p: seen.append(p.done)) if watched else None
+            options["on_step"] = (lambda p: seen.append(p.done)) if watched else None
             for _ in range(2):
                 stop = threading.Event() if cancellable else None
                 same(latents(bundle, device, program, cancel=stop, **options), expected)

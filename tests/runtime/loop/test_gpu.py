@@ -97,7 +97,7 @@ def test_graph_replays_equal_each_other_and_plain_enqueuing(plans: Path) -> None
 def test_progress_does_not_change_the_result(plans: Path) -> None:
     """One graph a step and copies to the host, against one graph of all steps."""
     steps: list[int] = []
-    (watched,) = sample(plans, on_progress=lambda progress: steps.append(progress.done))
+    (watched,) = sample(plans, on_step=lambda progress: steps.append(progress.done))
     (plain,) = sample(plans)
     assert steps == list(range(1, 11)) and np.array_equal(watched, plain)
 

@@ -167,7 +167,7 @@ def test_pictures_through_the_real_adapter(machine: SimpleNamespace, watched: bo
     with Session(machine.bundle, EngineOptions(plans=machine.folder)) as session:
         for _ in range(2):
             progress = (lambda p: None) if watched else None
-            actual = generate(machine.bundle, session=session, on_progress=progress, **options)
+            actual = generate(machine.bundle, session=session, on_step=progress, **options)
             assert np.abs(actual.astype(int) - expected).max() <= 1
     double = machine.double
     assert double.log.count("capture") == (12 if watched else 2)

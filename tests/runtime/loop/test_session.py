@@ -87,13 +87,13 @@ def test_progress_and_cancel(golden_bundle) -> None:
     bundle = open_bundle(golden_bundle("gray1_cfg"))
     seen, stop = [], threading.Event()
 
-    def on_progress(progress) -> None:
+    def on_step(progress) -> None:
         seen.append((progress.done, progress.total, progress.first))
         if progress.done == 7:
             stop.set()
 
     with pytest.raises(Cancelled):
-        generate(bundle, LABELS, SEEDS, program=bundle.program(steps=5), batch=3, on_progress=on_progress, cancel=stop)
+        generate(bundle, LABELS, SEEDS, program=bundle.program(steps=5), batch=3, on_step=on_step, cancel=stop)
     assert seen == [(i + 1, 10, 0 if i < 5 else 3) for i in range(7)]
 
 

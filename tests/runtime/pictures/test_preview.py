@@ -37,7 +37,7 @@ def test_the_x0_slot_changes_no_other_slot_and_ends_in_the_sample(golden_bundle,
     plain = generate(bundle, [1, 2, 3], [4, 5, 6], program=program, **options)
     watched = generate(
         bundle, [1, 2, 3], [4, 5, 6], program=with_x0_slot(program),
-        on_progress=lambda p: estimates.append(p.state[:, -1].copy()), **options,
+        on_step=lambda p: estimates.append(p.state[:, -1].copy()), **options,
     )  # fmt: skip
     scale = np.abs(plain).max()
     np.testing.assert_allclose(watched, plain, atol=1e-6 * scale)  # a matrix product of another size: other rounding
@@ -50,7 +50,7 @@ def test_estimates_are_the_formula(golden_bundle) -> None:
     bundle = open_bundle(golden_bundle("gray1_cfg"))
     program, states = bundle.program(sampler="ddim", steps=5), []
     generate(bundle, [1], [0], guidance=1.0, program=with_x0_slot(program), output="latents",
-             on_progress=lambda p: states.append(p.state.copy()))  # fmt: skip
+             on_step=lambda p: states.append(p.state.copy()))  # fmt: skip
     for i in range(1, 5):  # DDIM: x' = m0 x + m1 x0, solved for x0
         (m0, m1, _), before, after = program.mix[i, 0], states[i - 1][:, 0], states[i][:, 0]
         np.testing.assert_allclose(states[i][:, 1], (after - m0 * before) / m1, rtol=1e-3, atol=1e-4)
