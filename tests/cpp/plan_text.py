@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.doubles.gpu_double import SCRATCH_BYTES, write_plans
+from tests.doubles.gpu_double import SCRATCH_BYTES
+from tests.doubles.plans import write_plans
 
 
 def plan_text(source: Path, graph: str, tensors: dict, profile: dict) -> bytes:

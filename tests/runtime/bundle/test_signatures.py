@@ -24,7 +24,8 @@ from ditedge.runtime.errors import BundleError, DitedgeError, RequestError
 from ditedge.runtime.loop import engine_trt
 from ditedge.runtime.plans.lint import lint_plan
 from ditedge.runtime.signing import new_key_pair, read_private_key, sign_bundle
-from tests.doubles.gpu_double import DoubleGpu, write_plans
+from tests.doubles.gpu_double import DoubleGpu
+from tests.doubles.plans import write_plans
 
 PEM = serialization.Encoding.PEM
 KINDS = {

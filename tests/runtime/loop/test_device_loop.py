@@ -24,7 +24,8 @@ from ditedge.runtime.loop.noise import GivenNoise, SeededNoise
 from ditedge.runtime.loop.verify import relative_error, replay
 from ditedge.runtime.samplers.program import with_x0_slot
 from tests.conftest import CASES, GOLDEN, golden_case, overheat
-from tests.doubles.gpu_double import DoubleError, DoubleGpu, write_plans
+from tests.doubles.gpu_double import DoubleError, DoubleGpu
+from tests.doubles.plans import write_plans
 
 TOLERANCE = 1e-5  # float32 against the reference's float32, as on ONNX Runtime: measured at most 2.4e-6
 LOOPS = [(case, loop["name"]) for case in CASES for loop in golden_case(case)["loops"]]

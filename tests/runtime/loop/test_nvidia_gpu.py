@@ -22,7 +22,8 @@ from ditedge.runtime.plans import library as tensorrt_library
 from ditedge.runtime.plans.library import MODULES, GpuInfo
 from ditedge.runtime.plans.record import PLAN_NAMES, read_build_record
 from tests.doubles.fake_cudart import FakeCudart
-from tests.doubles.gpu_double import DoubleGpu, DoublePlan, write_plans
+from tests.doubles.gpu_double import DoubleGpu, DoublePlan
+from tests.doubles.plans import write_plans
 
 
 class FakeContext:

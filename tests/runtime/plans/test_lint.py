@@ -18,10 +18,8 @@ from ditedge.runtime.plans import library as tensorrt_library
 from ditedge.runtime.plans.attention_trial import lint_graph
 from ditedge.runtime.plans.layers import Layer, PlanLayers, element_type, layers_from_json, layers_from_log
 from ditedge.runtime.plans.lint import plan_report
+from tests.runtime.plans.here import needs_rtx
 
-needs_rtx = pytest.mark.skipif(
-    not tensorrt_library.importlib.util.find_spec("tensorrt_rtx"), reason="tensorrt-rtx-cu13 is not installed"
-)
 TYPES = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT, "bfloat16": TensorProto.BFLOAT16}
 
 

@@ -18,7 +18,8 @@ from ditedge.runtime.errors import DitedgeError
 from ditedge.runtime.loop import engine_trt
 from ditedge.runtime.plans.library import ErrorLog, load_library, make_logger
 from ditedge.runtime.plans.record import read_build_record
-from tests.doubles.gpu_double import DoubleGpu, write_plans
+from tests.doubles.gpu_double import DoubleGpu
+from tests.doubles.plans import write_plans
 
 
 @dataclass

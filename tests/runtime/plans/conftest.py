@@ -1,0 +1,21 @@
+"""Plans that several tests look at."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ditedge.runtime import open_bundle
+from ditedge.runtime.plans.build import build_bundle
+from ditedge.runtime.plans.options import BuildOptions
+
+
+@pytest.fixture(scope="session")
+def built(golden_bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest bundle with plans for three architectures. Not to be changed."""
+    folder = Path(shutil.copytree(golden_bundle("gray1_cfg"), tmp_path_factory.mktemp("built") / "gray"))
+    options = BuildOptions("tensorrt-rtx", archs=("sm86", "sm89", "sm120"), max_batch=3, max_rows=5)
+    build_bundle(open_bundle(folder), options)
+    return folder
