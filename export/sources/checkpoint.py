@@ -60,7 +60,11 @@ def read(path: Path, asked: Asked) -> Checkpoint:
 
     Raises CheckpointError naming the file and the key.
     """
-    data = read_file(path)
+    return checkpoint_of(read_file(path), path, asked)
+
+
+def checkpoint_of(data: Any, path: Path, asked: Asked) -> Checkpoint:
+    """The DiT in what the file `path` holds: a state dict, or dicts with some and with settings. Raises as `read`."""
     settings = read_settings(data, path)
     try:
         found = dit_weights(data, path.stat().st_size, asked.weights)
