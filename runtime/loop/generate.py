@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from typing_extensions import TypedDict, Unpack
 
 from ..bundle.open import Bundle
 from ..errors import BrokenImage, RequestError
@@ -23,95 +24,110 @@ from .request import check_images, whole_numbers
 from .session import Session
 
 
-def generate(
-    bundle: Bundle,
-    labels: Sequence[int],
-    seeds: Sequence[int],
-    *,
-    program: Program | None = None,
-    guidance: float | None = None,
-    away_from: Sequence[int | None] | None = None,
-    batch: int = DEFAULT_BATCH,
-    output: str = "images",
-    noise: GivenNoise | None = None,
-    on_step: Callable[[StepEvent], None] | None = None,
-    cancel: threading.Event | None = None,
-    options: EngineOptions | None = None,
-    session: Session | None = None,
-    force_program: bool = False,
-    check_finite: bool = False,
-) -> np.ndarray:
-    """Samples one image per (label, seed).
+class Settings(TypedDict, total=False):
+    """The settings of `generate`, each a keyword argument of it; `Sampling` has what they mean and their defaults."""
+
+    program: Program | None
+    guidance: float | None
+    away_from: Sequence[int | None] | None
+    batch: int
+    output: str
+    noise: GivenNoise | None
+    on_step: Callable[[StepEvent], None] | None
+    cancel: threading.Event | None
+    options: EngineOptions | None
+    session: Session | None
+    force_program: bool
+    check_finite: bool
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are sampled.
+
+    program: from `bundle.program(...)`; None is the bundle's default.
+    guidance: classifier-free guidance scale, 1 is none; None is the bundle's default.
+    away_from: per image, a class to guide away from instead of from "no class"; None entries are no class.
+    batch: images that share one run of the network; bounds memory.
+    output: "images" (uint8 [n, h, w, 1 or 3]) or "latents" (float32 [n, C, H, W]).
+    noise: recorded noise for all n images instead of seeds.
+    on_step: told of every step, with the latents of the batch that runs.
+    cancel: set it from another thread to stop within the step that runs (plans: within a few steps).
+    options: of the engines, where no session is given.
+    session: loaded engines to use again; None loads them for this call.
+    force_program: run a program that was made for another prediction, other betas or other timesteps all the same.
+    check_finite: look for numbers that are not finite after every step, not only after the last one.
+    """
+
+    program: Program | None = None
+    guidance: float | None = None
+    away_from: Sequence[int | None] | None = None
+    batch: int = DEFAULT_BATCH
+    output: str = "images"
+    noise: GivenNoise | None = None
+    on_step: Callable[[StepEvent], None] | None = None
+    cancel: threading.Event | None = None
+    options: EngineOptions | None = None
+    session: Session | None = None
+    force_program: bool = False
+    check_finite: bool = False
+
+
+def generate(bundle: Bundle, labels: Sequence[int], seeds: Sequence[int], **settings: Unpack[Settings]) -> np.ndarray:
+    """Samples one image per (label, seed) -> images or latents, as `output` says.
 
     Args:
         labels: class numbers, 0 .. num_classes - 1: a list, or an array or tensor of integers; seeds likewise.
         seeds: one per image, 0 .. 2**64 - 1; the same seed gives the same image alone and in any batch.
-        program: from `bundle.program(...)`; None is the bundle's default.
-        guidance: classifier-free guidance scale, 1 is none; None is the bundle's default.
-        away_from: per image, a class to guide away from instead of from "no class"; None entries are no class.
-        batch: images that share one run of the network; bounds memory.
-        output: "images" (uint8 [n, h, w, 1 or 3]) or "latents" (float32 [n, C, H, W]).
-        noise: recorded noise for all n images instead of seeds.
-        on_step: told of every step, with the latents of the batch that runs.
-        cancel: set it from another thread to stop within the step that runs (plans: within a few steps).
-        session: loaded engines to use again; None loads them for this call.
-        force_program: run a program that was made for another prediction, other betas or other timesteps all the same.
-        check_finite: look for numbers that are not finite after every step, not only after the last one.
+        settings: the fields of `Sampling`: program, guidance, away_from, batch, output, noise, session ...
 
     Raises: RequestError (arguments that do not fit the bundle), EngineError, Cancelled; NotFiniteError when pictures
         overflowed: it holds the others.
     """
-    program = program or bundle.program()
-    strength = bundle.manifest.defaults.guidance if guidance is None else guidance
+    given = Sampling(**settings)
+    away_from = None if given.away_from is None else whole_numbers("class to guide away from", given.away_from)
     labels, seeds = whole_numbers("label", labels), whole_numbers("seed", seeds)
-    away_from = None if away_from is None else whole_numbers("class to guide away from", away_from)
-    _check_request(bundle, program, labels, seeds, away_from, batch, output, noise)
-    if not force_program:
-        remedy = "make one for this model, or insist with force_program=True"
-        check_process(program.name, program.process, bundle.process, remedy)
-    run = _Run(labels, seeds, away_from, program, strength, batch, output, noise, on_step, cancel, check_finite)
-    with nullcontext(session) if session is not None else Session(bundle, options) as engines:
+    program = given.program or bundle.program()
+    guidance = bundle.manifest.defaults.guidance if given.guidance is None else given.guidance
+    run = _Run(labels, seeds, away_from, program, guidance, given)
+    _check(bundle, run)
+    with nullcontext(given.session) if given.session is not None else Session(bundle, given.options) as engines:
         return _sampled(engines, run)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """The arguments of `generate`, checked."""
+    """The arguments of `generate`; what was left out is the bundle's."""
 
     labels: Sequence[int]
     seeds: Sequence[int]
     away_from: Sequence[int | None] | None
     program: Program
     guidance: float
-    batch: int
-    output: str
-    noise: GivenNoise | None
-    on_step: Callable[[StepEvent], None] | None
-    cancel: threading.Event | None
-    check_finite: bool
+    given: Sampling
 
 
 def _sampled(engines: Session, run: _Run) -> np.ndarray:
     """All images, batch by batch. Raises NotFiniteError with those that are finite."""
-    if run.output == "images":
+    if run.given.output == "images":
         engines.load("decoder")  # fails now, not after minutes of sampling
     results: list[np.ndarray] = []
     broken: list[BrokenImage] = []
-    for first in range(0, len(run.labels), run.batch):
-        part = slice(first, first + run.batch)
-        seen = FirstBroken(len(run.labels[part])) if run.check_finite else None
+    for first in range(0, len(run.labels), run.given.batch):
+        part = slice(first, first + run.given.batch)
+        seen = FirstBroken(len(run.labels[part])) if run.given.check_finite else None
         latents = engines.latents(
             run.program,
             list(run.labels[part]),
             run.guidance,
-            _noise_of(engines.bundle, run.seeds, run.noise, part),
+            _noise_of(engines.bundle, run.seeds, run.given.noise, part),
             on_step=_step_callback(run, first, seen),
-            cancel=run.cancel,
+            cancel=run.given.cancel,
             away_from=list(run.away_from[part]) if run.away_from is not None else None,
         )
         bad = not_finite(latents)
-        results.append(_images(engines, latents, bad) if run.output == "images" else latents)
-        seeds = None if run.noise else run.seeds
+        results.append(_images(engines, latents, bad) if run.given.output == "images" else latents)
+        seeds = None if run.given.noise else run.seeds
         broken += broken_images(bad, first, run.labels, seeds, seen.step if seen else None)
     if broken:
         raise not_finite_error(engines.bundle, broken, np.concatenate(results))
@@ -127,14 +143,14 @@ def _images(engines: Session, latents: np.ndarray, bad: np.ndarray) -> np.ndarra
 
 def _step_callback(run: _Run, first: int, seen: FirstBroken | None) -> Callable[[StepEvent], None] | None:
     """None when nobody watches: a device runs ahead then."""
-    tell, batches = run.on_step, -(-len(run.labels) // run.batch)
+    tell, batches = run.given.on_step, -(-len(run.labels) // run.given.batch)
     if tell is None:
         return seen.on_step if seen is not None else None
 
     def on_step(event: StepEvent) -> None:
         if seen is not None:
             seen.on_step(event)
-        tell(replace(event, first=first, batch=first // run.batch, batches=batches))
+        tell(replace(event, first=first, batch=first // run.given.batch, batches=batches))
 
     return on_step
 
@@ -145,28 +161,24 @@ def _noise_of(bundle: Bundle, seeds: Sequence[int], noise: GivenNoise | None, pa
     return SeededNoise(list(seeds[part]), bundle.manifest.model.latent_shape)
 
 
-def _check_request(
-    bundle: Bundle,
-    program: Program,
-    labels: Sequence[int],
-    seeds: Sequence[int],
-    away_from: Sequence[int | None] | None,
-    batch: int,
-    output: str,
-    noise: GivenNoise | None,
-) -> None:
-    check_images(bundle.manifest.model, labels, seeds, away_from)
-    if batch < 1:
-        raise RequestError(f"batch {batch} is not at least 1")
-    if output not in ("images", "latents"):
-        raise RequestError(f"output '{output}' is not 'images' or 'latents'")
+def _check(bundle: Bundle, run: _Run) -> None:
+    """Raises RequestError for what does not fit the bundle."""
+    program, noise = run.program, run.given.noise
+    check_images(bundle.manifest.model, run.labels, run.seeds, run.away_from)
+    if run.given.batch < 1:
+        raise RequestError(f"batch {run.given.batch} is not at least 1")
+    if run.given.output not in ("images", "latents"):
+        raise RequestError(f"output '{run.given.output}' is not 'images' or 'latents'")
     if noise is not None:
-        latent = (len(labels), *bundle.manifest.model.latent_shape)
+        latent = (len(run.labels), *bundle.manifest.model.latent_shape)
         if noise.z.shape != latent or noise.noise.shape != (program.steps, *latent):
             raise RequestError(
                 f"noise has z {list(noise.z.shape)} and noise {list(noise.noise.shape)}, this run needs "
                 f"z {list(latent)} and noise {[program.steps, *latent]}"
             )
+    if not run.given.force_program:
+        remedy = "make one for this model, or insist with force_program=True"
+        check_process(program.name, program.process, bundle.process, remedy)
 
 
 def read_noise(path: Path) -> GivenNoise:

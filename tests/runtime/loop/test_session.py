@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from ditedge.runtime import Cancelled, Session, generate, open_bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.loop import host_loop
+from ditedge.runtime.loop.generate import Sampling, Settings
 from ditedge.runtime.loop.noise import GivenNoise, SeededNoise
 from ditedge.runtime.loop.tables import gather, image_tables, step_tables
 
@@ -193,3 +194,9 @@ def test_guiding_away_needs_no_null_class(golden_bundle) -> None:
     bundle = open_bundle(golden_bundle("pixel3_no_null_class"))
     images = generate(bundle, [0], [0], guidance=2.0, away_from=[3], program=bundle.program(steps=3))
     assert images.shape == (1, 16, 16, 3)
+
+
+def test_generates_keywords_are_the_fields_of_sampling(golden_bundle) -> None:
+    assert [*Settings.__annotations__] == [field.name for field in fields(Sampling)]
+    with pytest.raises(TypeError, match="guidence"):
+        generate(open_bundle(golden_bundle("gray1_cfg")), [0], [0], guidence=1.0)  # type: ignore[call-arg]
