@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +169,24 @@ def test_decode_from_cpp(built: Path, golden_bundle, onnxruntime_library: Path, 
     command = [tmp_path / "a", golden_bundle("gray1_cfg")]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     assert done.stdout == "1 of 2 latents have infinite numbers or NaN: the first is that of image 1\n"
+
+
+def test_guidance_of_a_step_is_a_factor(opened, golden_bundle, tmp_path: Path) -> None:
+    """Half of guidance 4 is guidance 2.5, to the bit; a ramp with steps without guidance is what Python makes of it."""
+    bundle, handle = open_bundle(golden_bundle("gray1_cfg")), opened(golden_bundle("gray1_cfg"))
+    program = bundle.program("ddim-10")
+    half, ramp = (
+        replace(program, guidance=column) for column in (np.full(10, 0.5), np.maximum(0, np.linspace(-0.5, 1.5, 10)))
+    )
+    for name, table in (("half", half), ("ramp", ramp)):
+        write_program(table, tmp_path / f"{name}.json")
+    files = {name: str(tmp_path / f"{name}.json").encode() for name in ("half", "ramp")}
+    plain = handle.generate([3, 9], [1, 2], images=False, program=b"ddim-10", guidance=2.5)
+    assert np.array_equal(
+        handle.generate([3, 9], [1, 2], images=False, program_file=files["half"], guidance=4.0), plain
+    )
+    mine = handle.generate([3, 9], [1, 2], images=False, program_file=files["ramp"], guidance=4.0)
+    assert (
+        relative_error(mine, generate(bundle, [3, 9], [1, 2], program=ramp, guidance=4.0, output="latents")) < TOLERANCE
+    )
+    assert relative_error(mine, plain) > 1e-3

@@ -165,6 +165,7 @@ def manifests(bundle: Path) -> list[Any]:
     later["graphs"]["text"] = {"file": "text.onnx", "inputs": [{"name": "ids", "dtype": "int32"}]}
     given = copy.deepcopy(plain)
     given["schedule"] = {"kind": "given", "betas": [0.1, 0.2, 0.3], "steps": 3, "zero_terminal_snr": True}
+    given["graphs"]["step-short"] = copy.deepcopy(given["graphs"]["step"])
     return [plain, full, flow, given, later]
 
 
@@ -193,7 +194,14 @@ def programs(bundle: Path) -> list[Any]:
         {"prediction": prediction, "timestep_range": ranges[i % 2], "schedule": schedule}
         for i, (prediction, schedule) in enumerate(zip(predictions, schedules, strict=True))
     ]
-    return [plain, small, small | {"process": None}, *(small | {"process": process} for process in made_for)]
+    short = small | {"graph": ["step", "step-short"]}
+    return [
+        plain,
+        small,
+        small | {"process": None, "graph": None},
+        short,
+        *(small | {"process": process} for process in made_for),
+    ]
 
 
 def records() -> list[Any]:
