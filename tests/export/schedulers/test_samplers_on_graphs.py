@@ -11,12 +11,13 @@ from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.loop.noise import GivenNoise
 from ditedge.runtime.loop.verify import relative_error
 from tests.conftest import GOLDEN
-from tests.runtime.samplers import test_samplers as reference
+from tests.runtime.samplers import test_samplers as samplers
+from tests.runtime.samplers import trajectories as reference
 
-pytestmark = reference.pytestmark
+pytestmark = reference.diffusers_warnings
 LABEL, SHAPE = 3, (1, 1, 8, 8)
 TOLERANCE = 1e-4  # float32 graphs against a float64 sampler around a float32 network
-CASES = [(name, prediction) for name, _, _, _, predictions, _ in reference.CASES for prediction in predictions]
+CASES = [(name, prediction) for name, _, _, _, predictions, _ in samplers.CASES for prediction in predictions]
 
 
 @pytest.mark.parametrize("steps", [5, 20])
@@ -24,7 +25,7 @@ CASES = [(name, prediction) for name, _, _, _, predictions, _ in reference.CASES
 def test_trajectory_equals_diffusers(
     golden_bundle, monkeypatch: pytest.MonkeyPatch, name: str, prediction: str, steps: int
 ) -> None:
-    _, ours, scheduler, config, _, options = next(case for case in reference.CASES if case[0] == name)
+    _, ours, scheduler, config, _, options = next(case for case in samplers.CASES if case[0] == name)
     model = read_checkpoint(GOLDEN / "gray1_cfg" / "model.pt", heads=2).model()
 
     def network(x: np.ndarray, t: float, _: str) -> np.ndarray:
