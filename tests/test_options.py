@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import get_type_hints
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from ditedge.cli import main
 from ditedge.options import RequestCommand, command, request_from
 from ditedge.runtime.options import BATCH, option
+from tests.calibration.test_tables_grow import ditedge  # noqa: F401
 
 
 @dataclass(frozen=True)
@@ -99,3 +102,20 @@ def filled(kind: type, wanted: dict[str, object]) -> object:
     """The dataclass as a program makes it, that gives what has no default."""
     hints, required = get_type_hints(kind), [field for field in fields(kind) if field.default is MISSING]
     return kind(**{f.name: wanted[f.name] if f.name in wanted else filled(hints[f.name], wanted) for f in required})
+
+
+def test_a_new_option_of_run_is_a_field_and_its_use(ditedge, golden_bundle, tmp_path: Path) -> None:  # noqa: F811
+    """In a copy of the package: --mirror, said in request.py, done in run.py, and in no other file."""
+    for name, old, new in (
+        ("request.py", "    preview_every: int", '    mirror: bool = field(default=False, metadata=option("--mirror", help="Left is right."))\n'),
+        ("run.py", "    images[bad] = 0\n", "    images = images[:, :, ::-1] if job.how.mirror else images\n"),
+    ):  # fmt: skip
+        file = ditedge.copy / "runtime" / "pictures" / name
+        assert file.read_text().count(old) == 1
+        file.write_text(file.read_text().replace(old, new + old))
+    assert "--mirror Left is right." in ditedge("run", "--help")
+    run = ["run", "--engine", golden_bundle("gray1_cfg"), "--class", 3, "--steps", 2]
+    ditedge(*run, "-o", tmp_path / "a.png")
+    ditedge(*run, "--mirror", "-o", tmp_path / "b.png")
+    with Image.open(tmp_path / "a.png") as plain, Image.open(tmp_path / "b.png") as mirrored:
+        assert np.array_equal(np.asarray(plain)[:, ::-1], np.asarray(mirrored)) and plain != mirrored

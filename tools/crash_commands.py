@@ -98,8 +98,8 @@ def commands(folder: Path, cli: Sequence[str], only: str) -> tuple[list[Command]
     found = [
         Command("export", f"export --ckpt {CHECKPOINT} --heads 2 {out}", "--prediction x0", "--prediction epsilon",
                 "out", bundle_identity, 1),
-        Command("add-decoder", f"add-decoder --engine {LATENT} --vae {vae} {out}", "--vae-precision float32",
-                "--vae-precision float16", "out", bundle_identity, 1),
+        Command("add-decoder", f"add-decoder --engine {LATENT} --vae {vae} {out}", "--vae-precision fp32",
+                "--vae-precision fp16", "out", bundle_identity, 1),
         Command("convert", f"convert {engine} {out}", "--precision bf16", "--precision fp16", "out",
                 bundle_identity, 2),
         Command("quantize", f"quantize {engine} --samples 2 --form tensorrt --count 1 {out}", "--keep-layer fc1",

@@ -21,7 +21,7 @@ from .images import check_metadata_fits, picture_format
 from .outputs import Output, check_memory, check_tensor_file, picture_output
 from .preview import check_previews
 from .recipe import Recipe, program_file_metadata, recipe_of_picture
-from .request import RunRequest
+from .request import RunOptions, RunRequest
 
 DEFAULT_IMAGES = 8  # without --class and --count: one image of each of the first classes
 
@@ -45,9 +45,7 @@ class Job:
     recipe: Recipe
     noise: GivenNoise | None  # instead of the recipe's seeds
     noise_sha256: str | None  # of the file that it came from
-    batch: int
-    check_finite: bool
-    preview_every: int | None
+    how: RunOptions
     files: Files
 
     @property
@@ -69,9 +67,7 @@ def job_of(request: RunRequest) -> Job:
         recipe=_recipe(request, bundle, noise),
         noise=noise,
         noise_sha256=sha256_of_file(request.noise) if request.noise else None,
-        batch=request.batch,
-        check_finite=request.check_finite,
-        preview_every=request.preview_every,
+        how=request.how,
         files=_files(request, bundle),
     )
     _check(job)
@@ -185,8 +181,8 @@ def _files(request: RunRequest, bundle: Bundle) -> Files:
 def _check(job: Job) -> None:
     """Raises RequestError for what would fail, or be of no use, after minutes of sampling."""
     program, pictures = job.recipe.program, job.files.pictures
-    if job.preview_every is not None:
-        check_previews(job.bundle, program, job.preview_every)
+    if job.how.preview_every is not None:
+        check_previews(job.bundle, program, job.how.preview_every)
         if pictures is not None and pictures.kind == "stdout":
             raise RequestError("--preview-every writes files beside the picture: give -o a name")
     check_memory(job.bundle, len(job.recipe.labels), program.steps if job.files.trajectory else 1)

@@ -11,6 +11,21 @@ from ..samplers.settings import SamplerSettings
 
 
 @dataclass(frozen=True)
+class RunOptions:
+    """What is understood without the bundle: the job has it as it was given."""
+
+    batch: int = field(default=DEFAULT_BATCH, metadata=option("--batch", help="Images at a time.", range=BATCH))
+    check_finite: bool = field(
+        default=False,
+        metadata=option("--check-finite", help="Look for overflows after every step, and say where they begin."),
+    )
+    preview_every: int | None = field(
+        default=None,
+        metadata=option("--preview-every", help="Also write the x0 estimate of every K-th step.", range=(1, None)),
+    )
+
+
+@dataclass(frozen=True)
 class RunRequest:
     """A run as it was asked for; None means the bundle's default. `job_of` makes a Job of it."""
 
@@ -45,13 +60,9 @@ class RunRequest:
             "--guidance-interval", help="Guide only while LO < sigma <= HI: LO,HI (or timesteps: tLO,tHI)."
         ),
     )
-    batch: int = field(default=DEFAULT_BATCH, metadata=option("--batch", help="Images at a time.", range=BATCH))
+    how: RunOptions = RunOptions()
     options: EngineOptions = EngineOptions()
     trusted_keys: tuple[Path, ...] = field(default=(), metadata=TRUSTED_KEYS)
-    check_finite: bool = field(
-        default=False,
-        metadata=option("--check-finite", help="Look for overflows after every step, and say where they begin."),
-    )
     noise: Path | None = field(
         default=None,
         metadata=option("--noise", help=".safetensors with z [B,C,H,W] and noise [N,B,C,H,W], instead of seeds."),
@@ -71,10 +82,6 @@ class RunRequest:
     like: Path | None = field(
         default=None,
         metadata=option("--like", help="Make a picture again from its own file: its classes, seeds and settings."),
-    )
-    preview_every: int | None = field(
-        default=None,
-        metadata=option("--preview-every", help="Also write the x0 estimate of every K-th step.", range=(1, None)),
     )
     out: Path | None = field(
         default=None,

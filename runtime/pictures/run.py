@@ -75,16 +75,16 @@ def _latents(
             job.bundle,
             recipe.labels,
             recipe.seeds,
-            program=recipe.program if job.preview_every is None else with_x0_slot(recipe.program),
+            program=recipe.program if job.how.preview_every is None else with_x0_slot(recipe.program),
             guidance=recipe.guidance,
             away_from=recipe.away_from,
-            batch=job.batch,
+            batch=job.how.batch,
             output="latents",
             noise=job.noise,
             on_step=on_step,
             session=session,
             force_program=True,  # looked at when the job was made
-            check_finite=job.check_finite,
+            check_finite=job.how.check_finite,
         )
     except NotFiniteError as error:
         return error.results, error
@@ -96,20 +96,20 @@ def _images(job: Job, session: Session, latents: np.ndarray, bad: list[int]) -> 
     shown = latents.copy()
     shown[bad] = 0
     pictures = session.preview if job.rough else session.images
-    parts = [shown[i : i + job.batch] for i in range(0, len(latents), job.batch)]
+    parts = [shown[i : i + job.how.batch] for i in range(0, len(latents), job.how.batch)]
     images = np.concatenate([pictures(part) for part in parts])
     images[bad] = 0
     return images
 
 
 def _previews(job: Job, session: Session) -> Previews | None:
-    if job.preview_every is None:
+    if job.how.preview_every is None:
         return None
 
     def write(step: int, images: np.ndarray, first: int) -> list[Path]:
         return write_images(job, images, step, first)
 
-    return Previews(session, job.preview_every, write)
+    return Previews(session, job.how.preview_every, write)
 
 
 def _summary(job: Job, seconds: float, written: list[Path], broken: NotFiniteError | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ditedge.runtime import Session, generate, open_bundle
 from ditedge.runtime.errors import RequestError
-from ditedge.runtime.pictures.request import RunRequest
+from ditedge.runtime.pictures.request import RunOptions, RunRequest
 from ditedge.runtime.pictures.run import run_bundle
 from ditedge.runtime.samplers.program import with_x0_slot
 from ditedge.runtime.samplers.settings import SamplerSettings
@@ -23,8 +23,8 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def request(bundle: Path, out: Path | None, **options: object) -> RunRequest:
-    settings = SamplerSettings(steps=6)
-    return RunRequest(engine=bundle, out=out, settings=settings, **{"preview_every": 2, **options})  # type: ignore[arg-type]
+    how = {"preview_every": 2} | {name: options.pop(name) for name in ("batch", "preview_every") if name in options}
+    return RunRequest(bundle, out=out, settings=SamplerSettings(steps=6), how=RunOptions(**how), **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
