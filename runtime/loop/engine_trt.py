@@ -201,11 +201,13 @@ class _TrtPlan:
     def __init__(self, trt: Any, engine: Any, weights_mb: int | None, errors: list[str]) -> None:
         self._trt, self._engine, self._errors = trt, engine, errors
         if weights_mb is not None:  # before any context is made
+            errors.clear()
             engine.weight_streaming_budget_v2 = min(weights_mb << 20, engine.streamable_weights_size)
+            if errors:  # the bindings drop what the setter answers
+                raise EngineError(f"TensorRT refuses {weights_mb} MB for the plan's weights{_said(errors)}")
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.inputs = frozenset(name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
-        size = getattr(engine, "device_memory_size_v2", None)  # 10.1 and later
-        self.scratch_bytes = int(engine.device_memory_size if size is None else size)
+        self.scratch_bytes = int(engine.device_memory_size_v2)
         self.capturable = weights_mb is None  # streaming copies from host memory that a graph would not renew
 
     def context(self, stream: int) -> Context:
@@ -232,10 +234,7 @@ class _TrtContext:
         self._context, self._errors = context, errors
 
     def set_memory(self, pointer: int, size: int) -> None:
-        if hasattr(self._context, "set_device_memory"):
-            self._context.set_device_memory(pointer, size)
-        else:
-            self._context.device_memory = pointer
+        self._context.set_device_memory(pointer, size)
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         if not self._context.set_input_shape(name, shape):

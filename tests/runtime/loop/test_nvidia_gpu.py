@@ -48,26 +48,12 @@ class FakeContext:
         self.double.set_address(name, memory)
         return True
 
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self.double.set_memory(memory, size)
+
     def execute_async_v3(self, stream_handle: int) -> bool:
         self.double.enqueue(stream_handle)
         return True
-
-
-class OldContext(FakeContext):
-    """10.3: memory is a property, without a size."""
-
-    @property
-    def device_memory(self) -> int:
-        raise AttributeError
-
-    @device_memory.setter
-    def device_memory(self, pointer: int) -> None:
-        self.double.set_memory(pointer, self.engine.plan.scratch_bytes)
-
-
-class NewContext(FakeContext):
-    def set_device_memory(self, memory: int, size: int) -> None:
-        self.double.set_memory(memory, size)
 
 
 class FakeEngine:
@@ -75,6 +61,10 @@ class FakeEngine:
         self.plan, self.contexts = plan, 0
         self.names = [*plan.dtypes, *plan.outputs]
         self.num_io_tensors = len(self.names)
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return self.plan.scratch_bytes
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
@@ -84,29 +74,21 @@ class FakeEngine:
 
 
 class OldEngine(FakeEngine):
-    @property
-    def device_memory_size(self) -> int:
-        return self.plan.scratch_bytes
-
-    def create_execution_context(self, strategy: str) -> OldContext:
+    def create_execution_context(self, strategy: str) -> FakeContext:
         assert strategy == "user managed"
-        return OldContext(self)
+        return FakeContext(self)
 
 
 class NewEngine(FakeEngine):
-    @property
-    def device_memory_size_v2(self) -> int:
-        return self.plan.scratch_bytes
-
     def create_runtime_config(self) -> Any:
         config = SimpleNamespace(strategy=None)
         config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
         return config
 
-    def create_execution_context(self, config: Any) -> NewContext:
+    def create_execution_context(self, config: Any) -> FakeContext:
         assert config.strategy == "user managed"
         assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
-        return NewContext(self)
+        return FakeContext(self)
 
 
 def fake_trt(double: DoubleGpu, folder: Path, library: str) -> Any:

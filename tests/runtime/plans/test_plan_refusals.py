@@ -141,7 +141,7 @@ class FakeEngine:
     """As much of an ICudaEngine as is asked for; TensorRT's own classes cannot be made without a GPU."""
 
     num_io_tensors = 2
-    device_memory_size = 123
+    device_memory_size_v2 = 123
 
     def get_tensor_name(self, i: int) -> str:
         return ("latent", "image")[i]
@@ -162,12 +162,14 @@ FAKE_TRT = SimpleNamespace(
 
 @pytest.mark.parametrize("call", ["set_shape", "set_address", "enqueue"])
 def test_refusals_of_tensorrt_become_sentences(call: str) -> None:
-    """10.3's API: device_memory_size, a context made from a strategy, a memory property."""
+    """10.3's API: a context is made from a strategy."""
     engine, errors = FakeEngine(), ["Error Code 3: API Usage Error"]
     profiles: list[tuple[int, int]] = []
+    memory: list[tuple[int, int]] = []
     engine.context = SimpleNamespace(
         active_optimization_profile=-1,
         set_optimization_profile_async=lambda *arguments: profiles.append(arguments),
+        set_device_memory=lambda *arguments: memory.append(arguments),
         set_input_shape=lambda name, shape: False,
         set_tensor_address=lambda name, pointer: False,
         execute_async_v3=lambda stream: False,
@@ -176,7 +178,7 @@ def test_refusals_of_tensorrt_become_sentences(call: str) -> None:
     assert plan.inputs == {"latent"} and plan.scratch_bytes == 123
     context = plan.context(stream=5)
     context.set_memory(256, 123)
-    assert profiles == [(0, 5)] and engine.context.device_memory == 256
+    assert profiles == [(0, 5)] and memory == [(256, 123)]
     arguments = {"set_shape": ("latent", (1, 2)), "set_address": ("latent", 256), "enqueue": (1,)}[call]
     with pytest.raises(DitedgeError, match="TensorRT .*API Usage Error"):
         getattr(context, call)(*arguments)
@@ -196,6 +198,25 @@ def test_streamed_weights_are_not_captured() -> None:
     assert not engine_trt._TrtPlan(FAKE_TRT, engine, 3, []).capturable and engine.weight_streaming_budget_v2 == 3 << 20
     engine_trt._TrtPlan(FAKE_TRT, engine, 9, [])
     assert engine.weight_streaming_budget_v2 == 5 << 20
+
+
+def test_a_budget_that_is_refused_is_said() -> None:
+    """TensorRT's bindings drop the setter's answer; its log has the reason."""
+    errors: list[str] = []
+
+    class Refusing(FakeEngine):
+        streamable_weights_size = 5 << 20
+
+        @property
+        def weight_streaming_budget_v2(self) -> int:
+            return 0
+
+        @weight_streaming_budget_v2.setter
+        def weight_streaming_budget_v2(self, size: int) -> None:
+            errors.append(f"Error Code 3: {size} is less than the minimum")
+
+    with pytest.raises(DitedgeError, match="refuses 3 MB for the plan's weights: Error Code 3: 3145728 is less"):
+        engine_trt._TrtPlan(FAKE_TRT, Refusing(), 3, errors)
 
 
 def test_names_that_tensorrt_rtx_must_have() -> None:
