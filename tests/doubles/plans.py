@@ -36,8 +36,10 @@ def write_plans(
     most = {"B": max_batch, "E": 2 * max_batch, "K": slots, "K+2": slots + 2, "U": max_rows}
     least = {"B": 1, "E": 1, "K": 1, "K+2": 3, "U": 1}
     plans = {}
-    for graph, info in opened.manifest.graphs.items():
-        plan = folder / PLAN_NAMES[graph]
+    for graph, name in PLAN_NAMES.items():
+        if graph not in opened.manifest.graphs:
+            continue
+        info, plan = opened.manifest.graphs[graph], folder / name
         if graph == "conditioner":
             most = most | {"U": conditioner_rows}
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.loop.verify import relative_error
 from ditedge.runtime.samplers.program import write_program
+from tests.cpp.plan_text import with_cpp_plans
 from tests.cpp.plans.support import LABELS, SEEDS, Double, replay
-from tests.cpp.support import CANCELLED, LOOPS, TOLERANCE, program_of
+from tests.cpp.support import CANCELLED, LOOPS, REQUEST, TOLERANCE, program_of
 from tests.cpp.test_guards import check_one_bad_image
+from tests.second_step import with_half_step
 
 
 def by_python(bundle: Bundle) -> np.ndarray:
@@ -144,3 +147,36 @@ def test_bundles_without_a_decoder(opened, plan_bundle) -> None:
     assert handle.generate([1], [1], images=False, program=b"ddim-25").shape == (1, 4, 8, 8)
     with pytest.raises(DitedgeError, match="no decoder"):
         handle.generate([1], [1])
+
+
+def test_a_ramp_of_guidance_equals_pythons(opened, plan_bundle, tmp_path: Path) -> None:
+    """Twice: graphs are captured, then replayed with the tables of another ramp."""
+    folder = plan_bundle("gray1_cfg")
+    bundle, handle, ramp = open_bundle(folder), opened(folder), np.maximum(0, np.linspace(-0.5, 1.5, 10))
+    for column in (ramp, ramp**2, ramp):
+        program = replace(bundle.program("ddim-10"), guidance=column)
+        write_program(program, tmp_path / "p.json")
+        fields = {"program_file": str(tmp_path / "p.json").encode(), "guidance": 4.0}
+        mine = handle.generate(LABELS, SEEDS, images=False, **fields)
+        theirs = generate(bundle, LABELS, SEEDS, program=program, guidance=4.0, output="latents")
+        assert relative_error(mine, theirs) < TOLERANCE
+
+
+def test_what_plans_cannot_do_is_refused(opened, golden_bundle, tensorrt_version: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(golden_bundle("gray1_cfg"), tmp_path / "bundle"))
+    with_half_step(folder)
+    with_cpp_plans(folder, tensorrt_version)
+    handle, program = opened(folder), json.loads((folder / "programs" / "ddim-10.json").read_text())
+    (tmp_path / "p.json").write_text(json.dumps(program | {"graph": [*9 * ["step"], "step-half"]}))
+    run = handle.start(1, 2)
+    for call, complaint in (
+        (lambda: handle.advance([run]), "plans run whole programs"),
+        (
+            lambda: handle.generate([1], [2], images=False, program_file=str(tmp_path / "p.json").encode()),
+            "runs graph 'step-half', and plans have 'step' alone",
+        ),
+    ):
+        with pytest.raises(DitedgeError, match=complaint) as caught:
+            call()
+        assert caught.value.status == REQUEST
+    handle.close_run(run)
