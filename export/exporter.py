@@ -26,9 +26,9 @@ from ..runtime.options import PRECISIONS
 from ..runtime.replacing import scratch_beside
 from ..runtime.report import Report, silent
 from ..runtime.samplers.schedule import ScheduleInfo
-from .graphs.write import write_decoder, write_graphs
+from .graphs.write import write_decoder, write_graphs, write_preview
 from .options import ExportOptions
-from .pictures import note_on_pictures, preview_info, read_fitting_vae, vae_info, works_on_pixels
+from .pictures import note_on_pictures, preview_of, read_fitting_vae, vae_info, works_on_pixels
 from .sources.betas import DDPM_SCHEDULE
 from .sources.checkpoint import Checkpoint
 from .sources.places import diffusers_folder_of, vae_folder
@@ -120,6 +120,9 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
     precision = PRECISIONS[options.vae_precision]
     if vae is not None:
         graphs["decoder"] = write_decoder(vae, info, folder, precision, options.opset, report)
+    preview = preview_of(info, vae, ready.pixels)
+    if preview is not None:
+        graphs["preview"] = write_preview(preview, info, folder, options.opset, report)
     programs, default = write_programs(info, ready.schedule, ready.checkpoint.sampling, folder)
     golden = write_golden(model, info, ready.schedule, folder, report)
     manifest = Manifest(
@@ -135,7 +138,6 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
         programs=programs,
         golden=golden,
         vae=vae_info(vae, precision) if vae is not None else None,
-        preview=preview_info(info, vae, ready.pixels),
         defaults=DefaultsInfo(program=default, guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0),
         files=hashed_files(folder),
     )

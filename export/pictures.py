@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..runtime.bundle.manifest import ModelInfo, PreviewInfo, VaeInfo
+from ..runtime.bundle.manifest import ModelInfo, VaeInfo
 from ..runtime.errors import RequestError
-from .graphs.decoder import fitted_preview, plain_preview
+from .graphs.preview import Preview, fitted_preview, plain_preview
 from .networks.vae import KlConfig
 from .sources.vae_checkpoint import VaeCheckpoint, read_vae
 
@@ -75,7 +75,7 @@ def _listed(values: tuple[float, ...] | None) -> list[float] | None:
     return None if values is None else list(values)
 
 
-def preview_info(info: ModelInfo, vae: VaeCheckpoint | None, pixels: bool) -> PreviewInfo | None:
+def preview_of(info: ModelInfo, vae: VaeCheckpoint | None, pixels: bool) -> Preview | None:
     """None where the decoder itself is quick enough for previews: pixels, and tiny decoders."""
     if pixels or (vae is not None and vae.kind == "tiny"):
         return None

@@ -15,8 +15,8 @@ from ..runtime.bundle.writing import check_target
 from ..runtime.errors import RequestError
 from ..runtime.options import PRECISIONS
 from ..runtime.report import Report, silent
-from .graphs.write import write_decoder
-from .pictures import preview_info, read_fitting_vae, vae_info
+from .graphs.write import write_decoder, write_preview
+from .pictures import preview_of, read_fitting_vae, vae_info
 
 
 def add_decoder(
@@ -29,10 +29,11 @@ def add_decoder(
     report: Report = silent,
     note: Callable[[str], object] = silent,
 ) -> Manifest:
-    """Writes bundle `source` with the decoder of the VAE at `vae_path` to `out`; every other file stays as it is.
+    """Writes bundle `source` with the decoder of the VAE at `vae_path` to `out`.
 
-    precision: of the decoder, "fp32" or "fp16". note: told, before the work, what the user should know. Raises
-    RequestError, CheckpointError (the VAE), BundleError; then nothing is left.
+    Its preview is made anew, every other file stays as it is. precision: of the decoder, "fp32" or "fp16". note: told,
+    before the work, what the user should know. Raises RequestError, CheckpointError (the VAE), BundleError; then
+    nothing is left.
     """
     inputs = [source, vae_path]
     check_target(out, force, inputs)
@@ -46,14 +47,15 @@ def add_decoder(
         note(text)
 
     def rewrite(folder: Path, scratch: Path) -> dict[str, Any]:
-        decoder = write_decoder(vae, info, folder, PRECISIONS[precision], _opset(bundle), report)
-        return {
-            "graphs": manifest.graphs | {"decoder": decoder},
-            "vae": vae_info(vae, PRECISIONS[precision]),
-            "preview": preview_info(info, vae, pixels=False),
-        }
+        opset, preview = _opset(bundle), preview_of(info, vae, pixels=False)
+        graphs = {str(name): graph for name, graph in manifest.graphs.items() if name not in made_anew}
+        graphs["decoder"] = write_decoder(vae, info, folder, PRECISIONS[precision], opset, report)
+        if preview is not None:
+            graphs["preview"] = write_preview(preview, info, folder, opset, report)
+        return {"graphs": graphs, "vae": vae_info(vae, PRECISIONS[precision])}
 
-    return derive_bundle(bundle, out, Derivation(("decoder",), rewrite), inputs=inputs, force=force, report=report)
+    made_anew = ("decoder", "preview")
+    return derive_bundle(bundle, out, Derivation(made_anew, rewrite), inputs=inputs, force=force, report=report)
 
 
 def _opset(bundle: Bundle) -> int:

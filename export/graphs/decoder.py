@@ -1,4 +1,4 @@
-"""A VAE becomes `decoder.onnx`: its check against PyTorch, and a linear stand-in for previews."""
+"""A VAE becomes `decoder.onnx`: its check against PyTorch."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...runtime.bundle.manifest import PreviewInfo
 from ...runtime.errors import BundleError
 from ...runtime.loop.engine import EngineOptions
 from ...runtime.loop.engines import open_engine
 from ...runtime.loop.verify import relative_error
 from ...runtime.replacing import scratch_folder
 from ..networks.vae import VaeDecoder
-from ..sources.shapes import LATENT_FACTOR
 from .modules import uint8_image
 
 # Relative error before rounding, against float32 PyTorch: float32 sums in another order, float16 rounds more often.
@@ -25,7 +22,6 @@ DECODER_TOLERANCE = {"float32": 1e-4, "float16": 1e-2}
 FLOAT16_RANGE = 65504.0  # a CPU that computes in float32 hides an overflow: activations are measured in PyTorch
 CLOSE_PIXELS = 0.999  # share of the picture's numbers that must be within 1 of 255 after rounding
 CHECK_PIXELS = 3 * 256 * 256  # a check decodes three pictures where they are this small together, else one
-PREVIEW_SAMPLES, PREVIEW_SIZE = 8, 16  # 2,048 equations for at most 17 unknowns per colour
 
 
 def check_decoder(path: Path, vae: VaeDecoder, size: int, precision: str) -> None:
@@ -90,29 +86,3 @@ def _run_before_and_after_rounding(
         finally:
             engine.close()
     return value, image
-
-
-@torch.no_grad()
-def fitted_preview(vae: VaeDecoder) -> PreviewInfo:
-    """The best linear map from a latent pixel to its patch's mean colour, by least squares over random latents.
-
-    The latents are smooth (normal at a quarter of the size, interpolated, unit variance again): in white noise a pixel
-    says little about its patch, because the decoder looks at its neighbours too, and the colours would come out grey.
-    """
-    config, generator = vae.config, torch.Generator().manual_seed(0)
-    coarse = torch.randn(PREVIEW_SAMPLES, config.latent_channels, *[PREVIEW_SIZE // 4] * 2, generator=generator)
-    latent = F.interpolate(coarse, size=(PREVIEW_SIZE, PREVIEW_SIZE), mode="bicubic")
-    latent = latent / latent.std()
-    picture = torch.cat([vae(one[None]) for one in latent]).clamp(-1, 1)
-    colour = F.avg_pool2d(picture, config.factor).permute(0, 2, 3, 1).flatten(0, 2).double()
-    pixels = latent.permute(0, 2, 3, 1).flatten(0, 2).double()
-    unknowns = torch.cat([pixels, torch.ones(len(pixels), 1, dtype=torch.float64)], dim=1)
-    solution = torch.linalg.lstsq(unknowns, colour).solution.T  # [colours, C + 1]
-    solution = solution.round(decimals=5)  # far below one level of 255, and the same number on every machine
-    return PreviewInfo(weight=solution[:, :-1].tolist(), bias=solution[:, -1].tolist(), scale=config.factor)
-
-
-def plain_preview(channels: int) -> PreviewInfo:
-    """Without a VAE: the first three channels as red, green and blue, three standard deviations to black and white."""
-    rows = [[1 / 3 if c == min(colour, channels - 1) else 0.0 for c in range(channels)] for colour in range(3)]
-    return PreviewInfo(weight=rows, bias=[0.0] * 3, scale=LATENT_FACTOR)

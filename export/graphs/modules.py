@@ -1,4 +1,4 @@
-"""The three graphs of a bundle as torch modules (docs/format.md).
+"""The graphs of a bundle as torch modules (docs/format.md).
 
 `Conditioner` runs once per image, `Step` once per sampler step, `PixelDecoder` or `LatentDecoder` at the end. The
 arithmetic of every sampler is in `Step.forward`; which sampler it is, is data.

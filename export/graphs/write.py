@@ -1,4 +1,4 @@
-"""The three graphs as ONNX files, each checked against PyTorch at other sizes than those it was traced with."""
+"""The graphs as ONNX files, each checked against PyTorch at other sizes than those it was traced with."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from ..networks.vae import half_precision
 from ..sources.vae_checkpoint import VaeCheckpoint
 from .decoder import check_decoder
 from .modules import Conditioner, LatentDecoder, PixelDecoder, Step
+from .preview import Preview
 from .to_onnx import onnx_from_module
 
 GRAPH_TOLERANCE = 2e-5  # float32 against float32, sums in another order: DiT-XL/2 measures 2e-6
@@ -133,6 +134,16 @@ def _tensor_info(name: str, dtype: torch.dtype, shape: tuple[int | str, ...]) ->
 
 
 def _check_graph(spec: _GraphSpec, inputs: dict[str, Tensor], path: Path) -> None:
+    expected, actual = _both(spec, inputs, path)
+    error = relative_error(actual, expected)
+    if not error <= GRAPH_TOLERANCE:
+        raise BundleError(
+            f"{path.name} does not compute what PyTorch does: relative error {error:.1e}, allowed {GRAPH_TOLERANCE:.0e}"
+        )
+
+
+def _both(spec: _GraphSpec, inputs: dict[str, Tensor], path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The output of the module in PyTorch, and of its graph."""
     with torch.no_grad():
         expected = spec.module(*inputs.values()).contiguous().numpy()
     actual = np.empty_like(expected)
@@ -141,11 +152,7 @@ def _check_graph(spec: _GraphSpec, inputs: dict[str, Tensor], path: Path) -> Non
         engine.run({name: tensor.numpy() for name, tensor in inputs.items()}, {spec.output[0]: actual})
     finally:
         engine.close()
-    error = relative_error(actual, expected)
-    if not error <= GRAPH_TOLERANCE:
-        raise BundleError(
-            f"{path.name} does not compute what PyTorch does: relative error {error:.1e}, allowed {GRAPH_TOLERANCE:.0e}"
-        )
+    return expected, actual
 
 
 def write_decoder(
@@ -166,4 +173,22 @@ def write_decoder(
     _export_graph(spec, {"latent": torch.randn(2, *latent)}, path, opset)
     report("checking decoder.onnx against PyTorch")
     check_decoder(path, vae.decoder, info.input_size, precision)
+    return _graph_info(spec, path)
+
+
+def write_preview(preview: Preview, info: ModelInfo, folder: Path, opset: int, report: Report) -> GraphInfo:
+    """Exports the rough picture of latents and checks it against PyTorch: each number within 1 of 255."""
+    report("exporting preview.onnx")
+    path, side = folder / "preview.onnx", info.input_size * preview.scale
+    spec = _GraphSpec(
+        "preview",
+        preview,
+        {"latent": (torch.float32, ("B", *info.latent_shape))},
+        ("image", torch.uint8, ("B", side, side, preview.colours)),
+    )
+    _export_graph(spec, _example(spec, {"B": 2}, 1, 0.0), path, opset)
+    inputs = _example(spec, {"B": 3}, 2, 0.0)
+    expected, actual = _both(spec, inputs, path)
+    if np.abs(actual.astype(np.int16) - expected).max() > 1:
+        raise BundleError(f"{path.name} does not compute what PyTorch does: pictures differ by more than 1 of 255")
     return _graph_info(spec, path)

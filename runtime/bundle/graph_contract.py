@@ -14,7 +14,7 @@ from pydantic import Field
 from ..fields import Count, Strict
 from ..samplers.program import is_step_graph
 
-GRAPHS = ("conditioner", "step", "decoder")  # by their names in a manifest and in a build record
+GRAPHS = ("conditioner", "step", "decoder", "preview")  # by their names in a manifest and in a build record
 MAX_GRAPHS, MAX_TENSORS, MAX_RANK = 16, 16, 8
 MAX_WIDTH = 1 << 24  # M, numbers of a row of modulation
 MAX_PIXELS = 1 << 28  # of one image
@@ -133,11 +133,10 @@ def _contracts(
     }
     for graph in filter(is_step_graph, graphs):
         _output_shape(graphs, graph)
-    if "decoder" in graphs:
-        contracts["decoder"] = (
-            [Tensor("latent", f32, (None, *latent))],
-            Tensor("image", "uint8", (None, *_picture(_output_shape(graphs, "decoder")))),
-        )
+    for graph in ("decoder", "preview"):
+        if graph in graphs:
+            image = Tensor("image", "uint8", (None, *_picture(graph, _output_shape(graphs, graph))))
+            contracts[graph] = [Tensor("latent", f32, (None, *latent))], image
     return contracts
 
 
@@ -147,11 +146,11 @@ def _output_shape(graphs: Mapping[str, GraphInfo], graph: str) -> Shape:
     return _of(graphs[graph].outputs[0]).shape
 
 
-def _picture(shape: Shape) -> tuple[int, int, int]:
-    """h, w and 1 or 3 of the decoder's output."""
+def _picture(graph: str, shape: Shape) -> tuple[int, int, int]:
+    """h, w and 1 or 3 of what a decoder or a preview makes."""
     sizes = [size for size in shape[1:] if size is not None]
     if len(shape) != 4 or len(sizes) != 3 or sizes[2] not in (1, 3) or sizes[0] * sizes[1] > MAX_PIXELS:
-        raise ValueError("graph decoder: output is not images of a fixed size")
+        raise ValueError(f"graph {graph}: output is not images of a fixed size")
     return sizes[0], sizes[1], sizes[2]
 
 

@@ -27,7 +27,7 @@ MANIFEST_VERSION: Literal[2] = 2
 UNDERSTOOD: frozenset[str] = frozenset()
 MAX_REQUIRED = 100
 MAX_MANIFEST_BYTES = 16 << 20
-# The bounds of docs/format.md, "Limits": the same as cpp/src/bundle.cpp's.
+# The bounds of docs/format.md, "Limits": the same as cpp/src/manifest.cpp's.
 MAX_SIDE = 1 << 16
 MAX_LATENT = 1 << 26  # numbers of one latent: above is no image
 MAX_CLASSES = 1_000_000
@@ -104,14 +104,6 @@ class VaeInfo(Strict):
     latents_std: list[Annotated[float, Field(gt=0, le=MAX_NUMBER)]] | None = None
 
 
-class PreviewInfo(Strict):
-    """A rough picture of latents without their decoder: weight @ latent + bias in [-1, 1], each pixel scale x scale."""
-
-    weight: list[list[Finite]]  # [1 or 3 colours][C]
-    bias: list[Finite]
-    scale: Annotated[int, Field(ge=1, le=64)]
-
-
 class DefaultsInfo(Strict):
     """What `run` does when it is told nothing else."""
 
@@ -158,7 +150,6 @@ class Manifest(Strict):
     golden: Annotated[list[GoldenInfo], Field(max_length=MAX_GOLDEN)]
     defaults: DefaultsInfo
     vae: VaeInfo | None = None  # None: a model of pixels, or latents without decoder
-    preview: PreviewInfo | None = None  # None: previews are made by the decoder
     quantization: QuantizationInfo | None = None  # None: the weights are the checkpoint's
     files: Annotated[
         dict[str, FileInfo], Field(max_length=MAX_FILES)
@@ -176,10 +167,6 @@ class Manifest(Strict):
         for values in (self.vae.latents_mean, self.vae.latents_std) if self.vae is not None else ():
             if values is not None and len(values) != self.model.in_channels:
                 raise ValueError(f"vae: expected {self.model.in_channels} latents_mean and latents_std, one a channel")
-        if self.preview is not None:
-            rows, channels = self.preview.weight, self.model.in_channels
-            if len(rows) not in (1, 3) or len(self.preview.bias) != len(rows) or {*map(len, rows)} != {channels}:
-                raise ValueError(f"preview: expected 1 or 3 rows of {channels} weights, with one bias each")
         if self.defaults.program not in self.programs:
             raise ValueError(f"default program '{self.defaults.program}' is not in programs")
         named = [graph.file for graph in self.graphs.values()] + list(self.programs.values())
@@ -192,6 +179,11 @@ class Manifest(Strict):
         graphs = {str(name): graph for name, graph in self.graphs.items()}
         check_graphs(self.model.latent_shape, self.model.out_channels, graphs)
         return self
+
+    def picture_size(self, graph: str) -> tuple[int, int, int]:
+        """(h, w, 1 or 3) of what "decoder" or "preview" makes."""
+        height, width, channels = self.graphs[graph].outputs[0].shape[1:]  # type: ignore[index]
+        return int(height), int(width), int(channels)
 
     def graph_files(self, graph: str) -> list[str]:
         """The file of a graph, and that of its weights where they are beside it."""

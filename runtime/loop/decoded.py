@@ -28,10 +28,9 @@ def latents_to_decode(bundle: Bundle) -> np.ndarray:
 
 def decoded(path: Path, bundle: Bundle, latents: np.ndarray) -> np.ndarray:
     """The pictures uint8 [S, h, w, 1 or 3] that the decoder graph at `path` makes; `bundle` says how large they are."""
-    height, width, channels = bundle.manifest.graphs["decoder"].outputs[0].shape[1:]
     engine = open_engine(path, EngineOptions(keep_buffers=False))
     try:
-        return decode_images(engine, latents, (int(height), int(width), int(channels)))
+        return decode_images(engine, latents, bundle.manifest.picture_size("decoder"))
     finally:
         engine.close()
 

@@ -42,7 +42,7 @@ class DeviceLoop:
         self.scratch_size = max([ALIGNMENT, *(plan.scratch_bytes for plan in self.plans.values())])
         self.scratch = self._memory.device(self.scratch_size)
         self._runs: dict[RunShape, Run] = {}  # the most recently used last
-        self._decoders: dict[int, _Decoder] = {}  # by images at a time
+        self._decoders: dict[tuple[str, int], _Decoder] = {}  # by graph and images at a time
         self._open = True
 
     def load(self, graph: str) -> None:
@@ -66,16 +66,18 @@ class DeviceLoop:
         self._runs[shape] = run
         return run.sample(program, tables, noise, on_step, cancel)
 
-    def images(self, latents: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
-        limits = self.record.plans["decoder"].profile.get("latent")
+    def images(self, graph: str, latents: np.ndarray) -> np.ndarray:
+        size = self.bundle.manifest.picture_size(graph)
+        limits = self.record.plans[graph].profile.get("latent")  # type: ignore[index]
         most = decoded_at_a_time(size[0] * size[1])
         count = min(most, len(latents), limits.max[0] if limits is not None else most)
         images = np.empty((len(latents), *size), dtype=np.uint8)
         for first in range(0, len(latents), count):
             part = np.ascontiguousarray(latents[first : first + count])
-            if len(part) not in self._decoders:
-                self._decoders[len(part)] = _Decoder(self, part.shape, size)
-            images[first : first + count] = self._decoders[len(part)].decode(part)
+            key = (graph, len(part))
+            if key not in self._decoders:
+                self._decoders[key] = _Decoder(self, graph, part.shape, size)
+            images[first : first + count] = self._decoders[key].decode(part)
         return images
 
     def context(self, graph: str, shapes: Mapping[str, tuple[int, ...]]) -> Context:
@@ -104,12 +106,12 @@ class DeviceLoop:
 
 
 class _Decoder:
-    """Buffers and the context for decoding one number of latents at a time."""
+    """Buffers and the context for making pictures of one number of latents at a time."""
 
-    def __init__(self, device: DeviceLoop, shape: tuple[int, ...], size: tuple[int, int, int]) -> None:
+    def __init__(self, device: DeviceLoop, graph: str, shape: tuple[int, ...], size: tuple[int, int, int]) -> None:
         self._device, self._shape = device, (shape[0], *size)
         self._latent_bytes, self._image_bytes = 4 * int(np.prod(shape)), int(np.prod(self._shape))
-        self._context = device.context("decoder", {"latent": shape})
+        self._context = device.context(graph, {"latent": shape})
         self._memory = Memory(device.gpu)
         self._latent, self._image = self._memory.device(self._latent_bytes), self._memory.device(self._image_bytes)
         self._latent_host = self._memory.pinned(self._latent_bytes)

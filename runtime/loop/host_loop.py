@@ -80,8 +80,8 @@ class HostLoop:
                 on_step(StepEvent(step + 1, program.steps, state[:, 0], state))
         return state[:, 0].copy()
 
-    def images(self, latents: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
-        return decode_images(self.engine("decoder"), latents, size)
+    def images(self, graph: str, latents: np.ndarray) -> np.ndarray:
+        return decode_images(self.engine(graph), latents, self.bundle.manifest.picture_size(graph))
 
     def _modulations(self, tables: StepTables, cancel: threading.Event | None) -> Iterator[np.ndarray]:
         """The adaLN rows [R, M] of each step in order, computed a block of steps at a time: memory stays bounded."""

@@ -56,8 +56,11 @@ class Loop(Protocol):
     ) -> np.ndarray:
         """Runs the whole program on one batch -> latents [B, C, H, W] float32. Raises Cancelled, RequestError."""
 
-    def images(self, latents: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
-        """latents [B, C, H, W] float32 -> uint8 [B, *size], a few at a time, so that memory stays bounded."""
+    def images(self, graph: str, latents: np.ndarray) -> np.ndarray:
+        """latents [B, C, H, W] float32 -> uint8 [B, h, w, 1 or 3] by "decoder" or "preview", which the bundle has.
+
+        A few at a time, so that memory stays bounded.
+        """
 
     def close(self) -> None:
         """Frees everything. Calling it twice is fine."""

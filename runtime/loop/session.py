@@ -17,7 +17,6 @@ from .host_loop import HostLoop
 from .image_run import ImageRun, advance
 from .loop import Loop, StepEvent
 from .noise import NoiseSource, SeededNoise
-from .projection import linear_picture
 from .request import check_images, whole_numbers
 from .tables import image_tables, step_tables
 
@@ -108,16 +107,14 @@ class Session:
     def images(self, latents: np.ndarray) -> np.ndarray:
         """latents [B, C, H, W] float32 -> uint8 [B, h, w, 1 or 3]. Raises RequestError without a decoder."""
         self.bundle.require("decoder")  # raises when there is none
-        shape = self.bundle.manifest.graphs["decoder"].outputs[0].shape
-        return self.loop.images(latents, (int(shape[1]), int(shape[2]), int(shape[3])))
+        return self.loop.images("decoder", latents)
 
     def preview(self, latents: np.ndarray) -> np.ndarray:
-        """latents [B, C, H, W] float32 -> uint8 [B, h, w, 1 or 3]: by the bundle's projection, else by its decoder."""
+        """latents [B, C, H, W] float32 -> uint8 [B, h, w, 1 or 3]: by the graph `preview`, else by the decoder."""
         latents = np.where(np.isfinite(latents), latents, np.float32(0))  # no number has no colour
-        projection = self.bundle.manifest.preview
-        if projection is None:
+        if "preview" not in self.bundle.manifest.graphs:
             return self.images(latents)
-        return linear_picture(latents, projection.weight, projection.bias, projection.scale)
+        return self.loop.images("preview", latents)
 
     def _check_graphs(self, program: Program) -> None:
         """Raises RequestError when the program runs a graph that the bundle lacks, or that plans do not have."""

@@ -50,7 +50,7 @@ class Job:
 
     @property
     def rough(self) -> bool:
-        """Without a decoder, pictures are linear projections of the latents."""
+        """Without a decoder, pictures are made by the graph `preview`."""
         return "decoder" not in self.bundle.manifest.graphs
 
 
@@ -162,11 +162,12 @@ def _files(request: RunRequest, bundle: Bundle) -> Files:
     out, latents, name = request.out, request.save_latents, bundle.folder.absolute().name
     unnamed = out is None and not (latents or request.save_trajectory)
     if "decoder" not in bundle.manifest.graphs:
-        if bundle.manifest.preview is None and out is not None:
+        rough = "preview" in bundle.manifest.graphs
+        if not rough and out is not None:
             bundle.require("decoder")  # raises, with the remedy
         if unnamed:
             latents = Path(f"{name}.safetensors")
-            out = Path(f"{name}.png") if bundle.manifest.preview is not None else None
+            out = Path(f"{name}.png") if rough else None
     elif unnamed:
         out = Path(f"{name}.png")
     pictures = None if out is None else picture_output(out)

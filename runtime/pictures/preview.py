@@ -49,5 +49,5 @@ def check_previews(bundle: Bundle, program: Program, every: int) -> None:
     """Raises RequestError when there would be nothing to see."""
     if not 1 <= every <= program.steps:
         raise RequestError(f"--preview-every {every} is not between 1 and the program's {program.steps} steps")
-    if bundle.manifest.preview is None:
+    if "preview" not in bundle.manifest.graphs:
         bundle.require("decoder")  # raises, with the remedy

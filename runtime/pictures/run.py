@@ -144,5 +144,5 @@ def summary_lines(summary: dict[str, Any], engine: Path) -> Iterator[str]:
     if len(summary["written"]) > FILES_SHOWN:
         yield f"... and {len(summary['written']) - FILES_SHOWN} more files"
     if summary["rough"]:
-        yield "the pictures are rough: this bundle has no decoder, and a linear projection stands in for it"
+        yield "the pictures are rough: this bundle has no decoder, and its linear preview stands in for it"
         yield f"next: ditedge add-decoder --engine {engine} --vae VAE --out BUNDLE"

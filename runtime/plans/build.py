@@ -95,7 +95,7 @@ def _build_plan(
     )
     seconds = time.monotonic() - start
     info = PlanInfo(
-        file=PLAN_NAMES[name],  # type: ignore[arg-type]  # pydantic checks it
+        file=PLAN_NAMES[name],
         plan=FileInfo(sha256=sha256_of_file(plan), bytes=plan.stat().st_size),
         source_sha256=bundle.manifest.files[bundle.manifest.graphs[name].file].sha256,  # type: ignore[index]
         profile=profile,

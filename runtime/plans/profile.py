@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..bundle.graph_contract import GraphInfo
 from ..bundle.manifest import Manifest, decoded_at_a_time
 from ..bundle.open import Bundle
 from ..errors import BundleError
@@ -30,7 +29,7 @@ class Sizes:
         """(min, opt, max) of a letter in one graph."""
         if letter == "B":
             most = self.batch
-            if graph == "decoder":  # images are decoded a few at a time: a VAE takes kilobytes a pixel
+            if graph in ("decoder", "preview"):  # images are decoded a few at a time: a VAE takes kilobytes a pixel
                 most = min(most, decoded_at_a_time(image_pixels))
             return 1, most, most
         if letter == "E":  # an unguided step evaluates B times, a guided one 2B times
@@ -53,7 +52,7 @@ def sizes_of(bundle: Bundle, max_batch: int, max_rows: int | None) -> Sizes:
 def graph_profile(manifest: Manifest, graph: str, sizes: Sizes) -> dict[str, ShapeRange]:
     """The shapes of every input with a variable dimension: {"latent": min, opt, max}."""
     info = manifest.graphs[graph]  # type: ignore[index]
-    pixels = _image_pixels(manifest)
+    pixels = _image_pixels(manifest, graph)
     profile = {}
     for tensor in info.inputs:
         if all(isinstance(dimension, int) for dimension in tensor.shape):
@@ -75,12 +74,12 @@ def _range(dimension: int | str, graph: str, sizes: Sizes, pixels: int) -> tuple
     return least + more, typical + more, most + more
 
 
-def _image_pixels(manifest: Manifest) -> int:
-    info: GraphInfo | None = manifest.graphs.get("decoder")
-    if info is None:
-        return manifest.model.input_size**2
-    height, width = info.outputs[0].shape[1:3]
-    return int(height) * int(width)
+def _image_pixels(manifest: Manifest, graph: str) -> int:
+    """Of a picture that `graph` makes; 1 where it makes none."""
+    if graph not in ("decoder", "preview"):
+        return 1
+    height, width, _ = manifest.picture_size(graph)
+    return height * width
 
 
 @dataclass(frozen=True)

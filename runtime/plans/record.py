@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..bundle.graph_contract import MAX_RANK, known_plans
+from ..bundle.graph_contract import GRAPHS, MAX_RANK, known_plans
 from ..bundle.manifest import FileInfo
 from ..bundle.signatures import check_signed
 from ..errors import BundleError
@@ -21,7 +21,7 @@ from ..fields import Finite, Sha256, Strict
 from ..json_files import parse_json, read_bounded, validated
 
 RECORD_NAME = "build.json"
-PLAN_NAMES = {"conditioner": "conditioner.plan", "step": "dit.plan", "decoder": "decoder.plan"}
+PLAN_NAMES = {graph: f"{'dit' if graph == 'step' else graph}.plan" for graph in GRAPHS}
 MAX_RECORD_BYTES, MAX_NAMES = 1 << 20, 1000
 INT32_MAX = 2**31 - 1  # TensorRT's dimensions are of 32 or 64 bits
 
@@ -46,7 +46,7 @@ class ShapeRange(Strict):
 class PlanInfo(Strict):
     """One plan, and the graph it was built from."""
 
-    file: Literal["conditioner.plan", "dit.plan", "decoder.plan"]
+    file: str  # PLAN_NAMES has that of each graph
     plan: FileInfo
     source_sha256: Sha256  # of the ONNX file
     profile: Annotated[
@@ -72,7 +72,7 @@ class BuildRecord(Strict):
         None  # of weights kept on the device; None: all
     )
     bundle_sha256: Sha256  # of the manifest.json
-    plans: Annotated[dict[Literal["conditioner", "step", "decoder"], PlanInfo], BeforeValidator(known_plans)]
+    plans: Annotated[dict[str, PlanInfo], BeforeValidator(known_plans)]
 
     @model_validator(mode="after")
     def _check(self) -> BuildRecord:

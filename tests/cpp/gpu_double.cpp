@@ -292,7 +292,7 @@ private:
     std::vector<std::int64_t> output_shape() {
         if (plan->graph == "step") return shapes["state"];
         std::vector<std::int64_t> shape = plan->outputs[0].shape;
-        shape[0] = shapes[plan->graph == "decoder" ? "latent" : "label"][0];
+        shape[0] = shapes[plan->graph == "conditioner" ? "label" : "latent"][0];
         return shape;
     }
 

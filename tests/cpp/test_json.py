@@ -44,6 +44,13 @@ def test_json_that_is_refused(later, gray_bundle: Path, name: str) -> None:
         open_bundle(gray_bundle)
 
 
+def picture_graph(height: int, width: int, channels: int) -> dict:
+    """The decoder as a graph that makes pictures of this size, by a manifest."""
+    image = {"name": "image", "dtype": "uint8", "shape": ["B", height, width, channels]}
+    latent = {"name": "latent", "dtype": "float32", "shape": ["B", 1, 8, 8]}
+    return {"file": "decoder.onnx", "inputs": [latent], "outputs": [image]}
+
+
 # Value at a place of the manifest -> whether it is within the limits of docs/format.md.
 LIMITS: list[tuple[str, object, bool]] = [
     ("model/num_classes", 1_000_000, True),
@@ -72,8 +79,10 @@ LIMITS: list[tuple[str, object, bool]] = [
     ("graphs/step/inputs/0/shape", ["B", 1, 1, 1, 1, 1, 1, 1, 1], False),
     ("graphs/conditioner/outputs/0/shape", ["U", 2**24 + 1], False),
     ("graphs/decoder/outputs/0/shape", ["B", 2**20, 2**20, 1], False),
-    ("preview", {"weight": [[1e39]], "bias": [0.0], "scale": 1}, False),
-    ("preview", {"weight": [[1.0]], "bias": [0.0], "scale": 65}, False),
+    ("graphs/preview", {"file": "decoder.onnx", "inputs": [], "outputs": []}, False),
+    ("graphs/preview", picture_graph(8, 8, 1), True),
+    ("graphs/preview", picture_graph(2**20, 2**20, 1), False),
+    ("graphs/preview", picture_graph(8, 8, 4), False),
 ]
 
 

@@ -89,7 +89,7 @@ def test_damaged_missing_and_linked_files(built: Path, gray_bundle: Path, tmp_pa
 def properties() -> list[tuple[str, ...]]:
     """Every property of the published schema, as a path into a manifest."""
     schema = json.loads((ROOT / "docs" / "manifest.schema.json").read_text())
-    places = {"ModelInfo": ("model",), "ScheduleInfo": ("schedule",), "VaeInfo": ("vae",), "PreviewInfo": ("preview",)}
+    places = {"ModelInfo": ("model",), "ScheduleInfo": ("schedule",), "VaeInfo": ("vae",)}
     places |= {"DefaultsInfo": ("defaults",), "GoldenInfo": ("golden", "0"), "GraphInfo": ("graphs", "step")}
     places |= {"FileInfo": ("files", "step.onnx"), "TensorInfo": ("graphs", "step", "inputs", "0")}
     places["QuantizationInfo"] = ("quantization",)
@@ -113,7 +113,6 @@ def test_every_property_of_the_schema_is_checked_or_not_used(
     manifest = json.loads((gray_bundle / "manifest.json").read_text())
     manifest["vae"] = {"kind": "kl", "source_sha256": "0" * 64, "precision": "float32"}
     manifest["vae"] |= {"scaling_factor": 1.0, "shift_factor": 0.0}
-    manifest["preview"] = {"weight": [[1.0]], "bias": [0.0], "scale": 1}
     manifest["quantization"] = {"precision": "int8", "form": "onnxruntime", "weights": "per-channel"}
     manifest["quantization"] |= {"activations": "per-token", "smoothing": None, "kept": [], "conditioner": "int8"}
     manifest["quantization"] |= {"source_bundle": "0" * 64, "calibration": None}

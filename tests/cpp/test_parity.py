@@ -13,10 +13,10 @@ import pytest
 from capi_ctypes import DitedgeError, load
 from safetensors.numpy import load_file
 
-from ditedge.runtime import generate, open_bundle
+from ditedge.runtime import Session, generate, open_bundle
 from ditedge.runtime.loop.noise import GivenNoise, standard_normal
 from ditedge.runtime.loop.verify import relative_error
-from ditedge.runtime.samplers.program import write_program
+from ditedge.runtime.samplers.program import with_x0_slot, write_program
 from tests.conftest import GOLDEN, ROOT
 from tests.cpp.support import (
     ARGUMENT,
@@ -88,6 +88,24 @@ def test_batches_away_from_progress_and_previews(opened, golden_bundle) -> None:
     assert relative_error(mine, python) < TOLERANCE
     assert told == [(i, 50, 2 if i <= 25 else 1) for i in range(1, 51)]
     assert shown == [(10, (2, 8, 8, 1)), (20, (2, 8, 8, 1)), (10, (1, 8, 8, 1)), (20, (1, 8, 8, 1))]
+
+
+@pytest.mark.parametrize("case", ["gray1_cfg", "latent4_learned_sigma"])
+def test_previews_are_pythons(opened, golden_bundle, case: str) -> None:
+    """By the decoder, or by the graph `preview`: the x0 estimates as pictures."""
+    bundle, shown, expected = open_bundle(golden_bundle(case)), [], []
+    program = with_x0_slot(bundle.program("ddim-25"))
+    opened(bundle.folder).generate(
+        [3, 1], [7, 8], images=False, program=b"ddim-25", preview_every=10,
+        on_preview=lambda step, pictures: shown.append(pictures),
+    )  # fmt: skip
+    with Session(bundle) as session:
+        generate(
+            bundle, [3, 1], [7, 8], program=program, output="latents",
+            on_step=lambda p: expected.append(session.preview(p.state[:, -1])),
+        )  # fmt: skip
+    for mine, theirs in zip(shown, expected[9::10], strict=True):
+        assert mine.shape == theirs.shape and np.abs(mine.astype(int) - theirs).max() <= 1
 
 
 def test_noise_is_pythons(built: Path) -> None:

@@ -69,6 +69,7 @@ VERDICTS: list[tuple[str, str, object, bool]] = [
     ("manifest", "golden", [{"tolerance": 2}], True),
     ("manifest", "graphs/step/precision", "float8", True),
     ("manifest", "graphs/step/precision", 8, False),
+    ("manifest", "graphs/preview", {"file": 3}, False),
     ("manifest", "graphs/text", {"file": 3}, True),
     ("manifest", "graphs", {f"g{i}": {} for i in range(17)}, False),
 ]

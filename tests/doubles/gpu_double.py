@@ -18,11 +18,7 @@ from ditedge.runtime.plans.library import GpuInfo
 from ditedge.runtime.plans.record import PLAN_NAMES, BuildRecord
 
 ALIGNMENT = 256
-
-
-SCRATCH_BYTES = {"conditioner": 1000, "step": 5000, "decoder": 3000}
-
-
+SCRATCH_BYTES = {"conditioner": 1000, "step": 5000, "decoder": 3000, "preview": 100}
 DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(uint8)": np.uint8}
 
 

@@ -116,8 +116,8 @@ def test_a_decoder_is_added_to_a_bundle(latent3: Path, tmp_path: Path) -> None:
     before, after = open_bundle(latent3).manifest, open_bundle(tmp_path / "b").manifest  # checks every hash
     assert after.vae is not None and (after.vae.latents_mean, after.vae.latents_std) == (mean, std)
     assert set(after.files) - set(before.files) == {"decoder.onnx"} and after.name == "b"
-    assert all(after.files[name] == info for name, info in before.files.items())
-    assert after.preview is not None and after.preview.scale == 4 != before.preview.scale
+    assert all(after.files[name] == info for name, info in before.files.items() if name != "preview.onnx")
+    assert (before.picture_size("preview"), after.picture_size("preview")) == ((64, 64, 3), (32, 32, 3))
     z = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     with Session(open_bundle(tmp_path / "b")) as session:
         assert_same_picture(session.images(z.numpy()), reference_images(vae, z))
@@ -129,7 +129,8 @@ def test_a_decoder_is_exchanged(latent3: Path, tmp_path: Path) -> None:
     add_decoder(latent3, tmp_path / "kl", tmp_path / "first")
     add_decoder(tmp_path / "first", tmp_path / "tiny", tmp_path / "second")
     bundle = open_bundle(tmp_path / "second")
-    assert bundle.manifest.vae is not None and bundle.manifest.vae.kind == "tiny" and bundle.manifest.preview is None
+    assert "preview.onnx" not in bundle.manifest.files and "preview" not in bundle.manifest.graphs
+    assert bundle.manifest.vae is not None and bundle.manifest.vae.kind == "tiny"
     z = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     with Session(bundle) as session:
         assert_same_picture(session.images(z.numpy()), reference_images(tiny, z))

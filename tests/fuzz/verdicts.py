@@ -151,7 +151,7 @@ def manifests(bundle: Path) -> list[Any]:
     full = copy.deepcopy(plain)
     full["vae"] = {"kind": "kl", "source_sha256": digest, "precision": "float16", "scaling_factor": 0.18}
     full["vae"] |= {"shift_factor": 0, "latents_mean": [0.5] * channels, "latents_std": [1] * channels}
-    full["preview"] = {"weight": [[1.0] * channels] * 3, "bias": [0.0, 0.5, 1], "scale": 8}
+    full["graphs"]["preview"] = copy.deepcopy(plain["graphs"].get("decoder") or plain["graphs"]["preview"])
     full["quantization"] = {"precision": "int8", "form": "onnxruntime", "weights": "per-channel", "decoder": "int8"}
     full["quantization"] |= {"activations": "static", "smoothing": 0.5, "kept": ["final_layer.linear"]}
     full["quantization"] |= {"conditioner": "int8", "source_bundle": digest, "calibration": digest}

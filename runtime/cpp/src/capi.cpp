@@ -160,8 +160,8 @@ void check_request(const Bundle& bundle, const ditedge_params& params, bool imag
         check_label(bundle, params.labels[i]);
         if (params.away_from != nullptr && params.away_from[i] != -1) check_label(bundle, params.away_from[i]);
     }
-    const bool projects = bundle.manifest.preview.has_value();
-    if (images || (params.on_preview != nullptr && !projects)) bundle.require_graph("decoder");  // fails now, not later
+    const bool previews = bundle.manifest.graphs.count("preview") != 0;
+    if (images || (params.on_preview != nullptr && !previews)) bundle.require_graph("decoder");  // fails now, not later
 }
 
 // By name, or from a file; one that does not fit the bundle is refused.
@@ -205,7 +205,7 @@ void check_memory(const Bundle& bundle, const ditedge::Program& program, const d
     const double tables = batch * static_cast<double>(program.steps) * slots * (slots + 2) +
                           2 * batch * batch * static_cast<double>(model.out_channels) * static_cast<double>(factors.size());
     const double rows = (1 + batch) * 2 * static_cast<double>(bundle.manifest.modulation_width);
-    check_room(sizeof(float) * std::max({states, tables, rows, batch * static_cast<double>(bundle.manifest.image.bytes())}));
+    check_room(sizeof(float) * std::max({states, tables, rows, batch * static_cast<double>(std::max(bundle.manifest.image.bytes(), bundle.manifest.preview.bytes()))}));
 }
 
 // The same of a step of images that go their own ways.
@@ -295,40 +295,18 @@ void blacken_not_finite(const Bundle& bundle, const float* latents, std::int64_t
                                                   " latents have infinite numbers or NaN: the first is that of image " + std::to_string(first));
 }
 
-// latents, `stride` numbers apart, by the bundle's projection (else its decoder) -> pictures
+// latents, `stride` numbers apart, by the graph `preview` (else the decoder) -> pictures; no number has no colour
 void preview(ditedge_session& session, const ditedge_params& params, const float* latents, std::size_t stride,
              std::int64_t step, std::int64_t first, std::int64_t batch) {
-    const ditedge::Manifest& manifest = session.bundle->manifest;
-    const auto side = static_cast<std::size_t>(manifest.model.input_size), channels = static_cast<std::size_t>(manifest.model.in_channels);
-    const std::size_t plane = side * side, latent = plane * channels;
-    std::vector<std::uint8_t> pictures;
-    ditedge::ImageSize size = manifest.image;
-    if (!manifest.preview) {
-        std::vector<float> packed(static_cast<std::size_t>(batch) * latent);
-        for (std::size_t b = 0; b < static_cast<std::size_t>(batch); ++b)
-            std::copy_n(latents + b * stride, latent, packed.begin() + static_cast<std::ptrdiff_t>(b * latent));
-        pictures.resize(static_cast<std::size_t>(batch) * size.bytes());
-        session.loop->decode(packed.data(), batch, pictures.data());
-    } else {
-        const ditedge::PreviewInfo& projection = *manifest.preview;
-        const auto scale = static_cast<std::size_t>(projection.scale), colours = projection.bias.size();
-        size = {static_cast<std::int64_t>(side * scale), static_cast<std::int64_t>(side * scale), static_cast<std::int64_t>(colours)};
-        const double pixels = std::pow(static_cast<double>(side) * static_cast<double>(scale), 2) * static_cast<double>(colours);
-        check_room(static_cast<double>(batch) * pixels);
-        pictures.resize(static_cast<std::size_t>(batch) * size.bytes());
-        std::uint8_t* next = pictures.data();
-        for (std::size_t b = 0; b < static_cast<std::size_t>(batch); ++b)
-            for (std::size_t y = 0; y < side * scale; ++y)
-                for (std::size_t x = 0; x < side * scale; ++x)
-                    for (std::size_t k = 0; k < colours; ++k) {
-                        float colour = projection.bias[k];
-                        for (std::size_t c = 0; c < channels; ++c)
-                            colour += projection.weight[k * channels + c] *
-                                      latents[b * stride + c * plane + y / scale * side + x / scale];
-                        const float pixel = 127.5f * colour + 128.0f;
-                        *next++ = static_cast<std::uint8_t>(pixel > 255.0f ? 255.0f : pixel >= 0.0f ? pixel : 0.0f);
-                    }
-    }
+    const char* graph = session.bundle->manifest.graphs.count("preview") != 0 ? "preview" : "decoder";
+    const ditedge::ImageSize& size = session.bundle->manifest.picture_size(graph);
+    const std::size_t latent = session.bundle->latent_count(), count = static_cast<std::size_t>(batch);
+    std::vector<float> packed(count * latent);
+    for (std::size_t b = 0; b < count; ++b)
+        std::transform(latents + b * stride, latents + b * stride + latent, packed.begin() + static_cast<std::ptrdiff_t>(b * latent),
+                       [](float number) { return std::isfinite(number) ? number : 0.0f; });
+    std::vector<std::uint8_t> pictures(count * size.bytes());
+    session.loop->decode(graph, packed.data(), batch, pictures.data());
     const ditedge_preview event = {sizeof event, step, first, batch, size.height, size.width, size.channels, pictures.data()};
     params.on_preview(&event, params.user);
 }
@@ -615,7 +593,7 @@ ditedge_status ditedge_generate_images(ditedge_session* session, const ditedge_p
         check_request(*session->bundle, given, true);
         check_bytes(bytes, size, given.count, "bytes is not the size of count images");
         generate(*session, given, true, [&](std::size_t first, const std::vector<bool>& good, const float* latents) {
-            session->loop->decode(latents, static_cast<std::int64_t>(good.size()), images + first * size);
+            session->loop->decode("decoder", latents, static_cast<std::int64_t>(good.size()), images + first * size);
             for (std::size_t b = 0; b < good.size(); ++b)
                 if (!good[b]) std::fill_n(images + (first + b) * size, size, std::uint8_t{0});
         });
@@ -643,7 +621,7 @@ ditedge_status ditedge_decode(ditedge_session* session, const float* latents, in
         session->bundle->require_graph("decoder");
         check_bytes(bytes, session->bundle->manifest.image.bytes(), count, "bytes is not the size of count images");
         const Call call(*session, 0);
-        session->loop->decode(latents, count, images);
+        session->loop->decode("decoder", latents, count, images);
         blacken_not_finite(*session->bundle, latents, count, images);
     });
 }

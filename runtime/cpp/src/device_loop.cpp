@@ -291,14 +291,17 @@ class DeviceLoop final : public Loop {
 public:
     DeviceLoop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options)
         : Loop(std::move(bundle)), device_(*bundle_, options) {
-        if (at_once_ == 0) return;
-        at_once_ = device_.at_most("decoder", "latent", at_once_);
-        const auto count = static_cast<std::size_t>(at_once_);
-        latents_ = device_.memory.device(count * latent_bytes());
-        latents_host_ = device_.memory.pinned(count * latent_bytes());
-        images_ = device_.memory.device(count * bundle_->manifest.image.bytes());
-        images_host_ = device_.memory.pinned(count * bundle_->manifest.image.bytes());
-        decoder_ = device_.context("decoder", {});
+        for (auto& [graph, most] : at_once_) {
+            most = device_.at_most(graph.c_str(), "latent", most);
+            const auto count = static_cast<std::size_t>(most);
+            Pictures& made = pictures_[graph];
+            made.image_bytes = bundle_->manifest.picture_size(graph).bytes();
+            made.latents = device_.memory.device(count * latent_bytes());
+            made.latents_host = device_.memory.pinned(count * latent_bytes());
+            made.images = device_.memory.device(count * made.image_bytes);
+            made.images_host = device_.memory.pinned(count * made.image_bytes);
+            made.context = device_.context(graph.c_str(), {});
+        }
     }
     ~DeviceLoop() override {
         try {
@@ -331,31 +334,37 @@ public:
 
 protected:
     // Also from a callback: the work takes its place in the stream behind the steps that are enqueued.
-    void decode_some(const float* latents, std::int64_t count, std::uint8_t* images) override {
+    void decode_some(const std::string& graph, const float* latents, std::int64_t count, std::uint8_t* images) override {
         device_.gpu.use();
-        const Plan& plan = *device_.plans.at("decoder");
+        const Plan& plan = *device_.plans.at(graph);
         const ModelInfo& model = bundle_->manifest.model;
-        const std::size_t bytes = static_cast<std::size_t>(count) * latent_bytes();
-        const std::size_t pixels = static_cast<std::size_t>(count) * bundle_->manifest.image.bytes();
-        std::memcpy(latents_host_, latents, bytes);
-        device_.stream.copy(latents_, latents_host_, bytes);
-        plan.set_shape(*decoder_, "latent", {count, model.in_channels, model.input_size, model.input_size});
-        plan.set_address(*decoder_, "latent", latents_);
-        plan.set_address(*decoder_, "image", images_);
-        plan.enqueue(*decoder_, device_.stream.get());
-        device_.stream.copy(images_host_, images_, pixels);
+        Pictures& made = pictures_.at(graph);
+        const std::size_t bytes = static_cast<std::size_t>(count) * latent_bytes(), pixels = static_cast<std::size_t>(count) * made.image_bytes;
+        std::memcpy(made.latents_host, latents, bytes);
+        device_.stream.copy(made.latents, made.latents_host, bytes);
+        plan.set_shape(*made.context, "latent", {count, model.in_channels, model.input_size, model.input_size});
+        plan.set_address(*made.context, "latent", made.latents);
+        plan.set_address(*made.context, "image", made.images);
+        plan.enqueue(*made.context, device_.stream.get());
+        device_.stream.copy(made.images_host, made.images, pixels);
         device_.stream.mark(kDecoding);
         device_.stream.wait(kDecoding);
-        std::memcpy(images, images_host_, pixels);
+        std::memcpy(images, made.images_host, pixels);
     }
 
 private:
+    // Buffers and the context of a graph that makes pictures.
+    struct Pictures {
+        Context context;
+        char *latents = nullptr, *images = nullptr, *latents_host = nullptr, *images_host = nullptr;
+        std::size_t image_bytes = 0;  // of one
+    };
+
     std::size_t latent_bytes() const { return sizeof(float) * bundle_->latent_count(); }
 
     Device device_;
     std::list<std::unique_ptr<DeviceRun>> runs_;  // the most recently used first
-    Context decoder_;
-    char *latents_ = nullptr, *images_ = nullptr, *latents_host_ = nullptr, *images_host_ = nullptr;
+    std::map<std::string, Pictures> pictures_;    // of the decoder and of the preview
 };
 
 }  // namespace

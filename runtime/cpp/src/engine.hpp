@@ -102,16 +102,17 @@ public:
     virtual void sample(const Run& run, float* latents) = 0;                         // -> [B, C, H, W]
     // One step of each run that is not done, in a batch. Throws Error (request) where only whole programs can be run.
     virtual void advance(const std::vector<ImageRun*>& runs);
-    void decode(const float* latents, std::int64_t count, std::uint8_t* images);  // -> [count, h, w, c]
+    // graph: "decoder" or "preview" -> [count, h, w, c]
+    void decode(const std::string& graph, const float* latents, std::int64_t count, std::uint8_t* images);
 
     std::atomic<bool> cancelled{false};
 
 protected:
     virtual void interrupt(bool) {}
-    virtual void decode_some(const float* latents, std::int64_t count, std::uint8_t* images) = 0;  // count <= at_once_
+    virtual void decode_some(const std::string& graph, const float* latents, std::int64_t count, std::uint8_t* images) = 0;  // count <= at_once_
 
     const std::shared_ptr<const Bundle> bundle_;
-    std::int64_t at_once_ = 0;  // pictures decoded at a time; 0 without a decoder
+    std::map<std::string, std::int64_t> at_once_;  // pictures made at a time, of the graphs that make some
 };
 
 // Throws Error (engine, no device).

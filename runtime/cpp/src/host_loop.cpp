@@ -72,11 +72,11 @@ protected:
         for (const auto& engine : engines_) engine.second->interrupt(stop);
     }
 
-    void decode_some(const float* latents, std::int64_t count, std::uint8_t* images) override {
+    void decode_some(const std::string& graph, const float* latents, std::int64_t count, std::uint8_t* images) override {
         const ModelInfo& model = bundle_->manifest.model;
-        const ImageSize& size = bundle_->manifest.image;
-        engines_.at("decoder")->run({view("latent", latents, {count, model.in_channels, model.input_size, model.input_size})},
-                                    view("image", images, {count, size.height, size.width, size.channels}));
+        const ImageSize& size = bundle_->manifest.picture_size(graph);
+        engines_.at(graph)->run({view("latent", latents, {count, model.in_channels, model.input_size, model.input_size})},
+                                view("image", images, {count, size.height, size.width, size.channels}));
     }
 
 private:

@@ -13,17 +13,20 @@ constexpr std::int64_t kDecodePixels = 512 * 512;  // decoded at a time: Stable 
 }  // namespace
 
 Loop::Loop(std::shared_ptr<const Bundle> bundle) : bundle_(std::move(bundle)) {
-    const ImageSize& size = bundle_->manifest.image;
-    if (size.bytes() != 0) at_once_ = std::max<std::int64_t>(1, kDecodePixels / (size.height * size.width));
+    for (const char* graph : {"decoder", "preview"}) {
+        const ImageSize& size = bundle_->manifest.picture_size(graph);
+        if (size.bytes() != 0) at_once_[graph] = std::max<std::int64_t>(1, kDecodePixels / (size.height * size.width));
+    }
 }
 
-void Loop::decode(const float* latents, std::int64_t count, std::uint8_t* images) {
-    bundle_->require_graph("decoder");  // throws where there is none
-    for (std::int64_t first = 0; first < count; first += at_once_) {
+void Loop::decode(const std::string& graph, const float* latents, std::int64_t count, std::uint8_t* images) {
+    bundle_->require_graph(graph);  // throws where there is none
+    const std::int64_t most = at_once_.at(graph);
+    for (std::int64_t first = 0; first < count; first += most) {
         if (cancelled.load()) fail_cancelled("before decoding image " + std::to_string(first + 1) + " of " + std::to_string(count));
         const auto index = static_cast<std::size_t>(first);
-        decode_some(latents + index * bundle_->latent_count(), std::min(at_once_, count - first),
-                    images + index * bundle_->manifest.image.bytes());
+        decode_some(graph, latents + index * bundle_->latent_count(), std::min(most, count - first),
+                    images + index * bundle_->manifest.picture_size(graph).bytes());
     }
 }
 

@@ -82,21 +82,6 @@ Process read_process_of_model(const Field& root) {
     return process;
 }
 
-std::optional<PreviewInfo> read_preview(const Field& field, std::int64_t channels) {
-    if (field.null()) return std::nullopt;
-    PreviewInfo preview{{}, {}, field.at("scale").integer(1, 64)};
-    const std::vector<Field> rows = field.at("weight").elements(3);
-    for (const Field& value : field.at("bias").elements(3)) preview.bias.push_back(static_cast<float>(value.number()));
-    for (const Field& row : rows) {
-        const std::vector<Field> values = row.elements(kMaxSide);
-        if (values.size() != static_cast<std::size_t>(channels)) field.fail("expected a weight for each latent channel");
-        for (const Field& value : values) preview.weight.push_back(static_cast<float>(value.number()));
-    }
-    if ((rows.size() != 1 && rows.size() != 3) || preview.bias.size() != rows.size())
-        field.fail("expected 1 or 3 rows of weights, with one bias each");
-    return preview;
-}
-
 // Tensors are bound by address later: what the manifest says of them has to be what this library will bind.
 void check_tensors(const Field& root, const std::string& graph, const char* side, const std::vector<TensorInfo>& tensors,
                    const std::vector<TensorInfo>& contract) {  // what docs/format.md says of a graph's tensors
@@ -131,13 +116,14 @@ void check_graphs(const Field& root, Manifest& manifest) {
                                        {"x0_bound", f32, {-1}}, {"log_sigma", f32, {-1, 2}}, {"mix", f32, {-1, -1, -1}},
                                        {"noise", f32, {-1, c, h, h}}},
                                       {"next_state", f32, {-1, -1, c, h, h}}};
-    if (manifest.graphs.count("decoder") != 0) {
-        const std::vector<std::int64_t>& shape = output("decoder").shape;
+    for (const auto& [graph, image] : {std::pair{"decoder", &manifest.image}, std::pair{"preview", &manifest.preview}}) {
+        if (manifest.graphs.count(graph) == 0) continue;
+        const std::vector<std::int64_t>& shape = output(graph).shape;
         if (shape.size() != 4 || *std::min_element(shape.begin() + 1, shape.end()) < 1 || (shape[3] != 1 && shape[3] != 3) ||
             shape[1] > kMaxPixels || shape[2] > kMaxPixels / shape[1])
-            root.fail("graph decoder: output is not images of a fixed size");
-        manifest.image = {shape[1], shape[2], shape[3]};
-        contracts["decoder"] = {{{"latent", f32, {-1, c, h, h}}}, {"image", Dtype::uint8, {-1, shape[1], shape[2], shape[3]}}};
+            root.fail(std::string("graph ") + graph + ": output is not images of a fixed size");
+        *image = {shape[1], shape[2], shape[3]};
+        contracts[graph] = {{{"latent", f32, {-1, c, h, h}}}, {"image", Dtype::uint8, {-1, shape[1], shape[2], shape[3]}}};
     }
     for (const auto& [graph, contract] : contracts) {
         check_tensors(root, graph, "input", manifest.graphs.at(graph).inputs, contract.first);
@@ -152,7 +138,11 @@ void check_listed(const Field& root, const Manifest& manifest, const std::string
 
 }  // namespace
 
-bool has_plan(const std::string& graph) { return graph == "conditioner" || graph == "step" || graph == "decoder"; }
+bool has_plan(const std::string& graph) {
+    return graph == "conditioner" || graph == "step" || graph == "decoder" || graph == "preview";
+}
+
+const ImageSize& Manifest::picture_size(const std::string& graph) const { return graph == "preview" ? preview : image; }
 
 Manifest manifest_from_json(const std::string& text, const std::string& place) {
     const Json json = parse_json(text, place, DITEDGE_ERROR_BUNDLE);
@@ -165,7 +155,6 @@ Manifest manifest_from_json(const std::string& text, const std::string& place) {
     Manifest manifest{};
     manifest.model = read_model(root.at("model"));
     manifest.process = read_process_of_model(root);
-    if (root.has("preview")) manifest.preview = read_preview(root.at("preview"), manifest.model.in_channels);
     for (const Field& label : root.at("labels").elements(kMaxClasses)) manifest.labels.push_back(label.text());
     if (!manifest.labels.empty() && manifest.labels.size() != static_cast<std::uint64_t>(manifest.model.num_classes))
         root.fail(std::to_string(manifest.labels.size()) + " labels for " + std::to_string(manifest.model.num_classes) +

@@ -27,12 +27,6 @@ struct ModelInfo {
     std::optional<std::int64_t> null_class;
 };
 
-struct PreviewInfo {
-    std::vector<float> weight;  // [colours, C]
-    std::vector<float> bias;    // [colours]
-    std::int64_t scale;
-};
-
 struct ImageSize {
     std::int64_t height = 0, width = 0, channels = 0;
     std::size_t bytes() const { return static_cast<std::size_t>(height * width * channels); }
@@ -46,11 +40,12 @@ struct Manifest {
     std::map<std::string, std::string> programs;  // name -> file
     std::string default_program;
     double default_guidance;
-    std::optional<PreviewInfo> preview;
     std::map<std::string, FileInfo> files;
     std::vector<std::string> program_names, graph_names;  // sorted, for listing
     std::int64_t modulation_width;                        // M
-    ImageSize image;                                      // zeros without a decoder
+    ImageSize image, preview;                             // zeros without a decoder, without the graph `preview`
+
+    const ImageSize& picture_size(const std::string& graph) const;  // of "decoder" or "preview"
 };
 
 // Whether a graph of this name may have a plan. A manifest's graphs that have none and are no step graphs are ignored.

@@ -66,15 +66,17 @@ def test_seeded_pictures_equal_pythons(opened, double: Double, plan_bundle) -> N
         assert np.array_equal(images, again), "same seed, same image"
 
 
+@pytest.mark.parametrize("case", ["gray1_cfg", "latent4_learned_sigma"])
 def test_previews_decode_while_steps_are_enqueued(
-    opened, plan_bundle, golden_bundle, built, onnxruntime_library
+    opened, plan_bundle, golden_bundle, built, onnxruntime_library, case: str
 ) -> None:
-    folder = plan_bundle("gray1_cfg")
+    """By the plan of the decoder, and by that of the preview."""
+    folder = plan_bundle(case)
     shown: dict[str, list[np.ndarray]] = {"plans": [], "onnxruntime": []}
     host = Ditedge(built / "libditedge.so", folder, onnxruntime_library, threads=1)
     for name, handle in (("plans", opened(folder)), ("onnxruntime", host)):
         handle.generate(
-            LABELS, SEEDS, program=b"ddim-25", preview_every=3, batch=3,
+            LABELS, SEEDS, images=False, program=b"ddim-25", preview_every=3, batch=3,
             on_preview=lambda step, pictures, name=name: shown[name].append(pictures),
         )  # fmt: skip
     host.close()

@@ -1,4 +1,4 @@
-"""VAE decoders against diffusers: through `decoder.onnx`, from every file layout; previews; files that do not fit."""
+"""VAE decoders against diffusers: through `decoder.onnx`, from every file layout; files that do not fit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from safetensors.torch import load_file, save_file
 
 from ditedge.cli import main
 from ditedge.export import ExportOptions, bundle_from_checkpoint
-from ditedge.export.graphs import decoder as decoder_module
 from ditedge.export.graphs.decoder import check_decoder
 from ditedge.export.graphs.modules import LatentDecoder
 from ditedge.export.graphs.to_onnx import onnx_from_module
@@ -450,37 +448,3 @@ def test_a_vae_that_does_not_fit_the_model(
         options = ExportOptions(heads={"gray1_cfg": 2}.get(checkpoint, 4), vae=folder)
         bundle_from_checkpoint(GOLDEN / checkpoint / "model.safetensors", tmp_path / "b", options)
     assert not (tmp_path / "b").exists()
-
-
-# --- the projection for previews ---------------------------------------------------------------------------------------
-
-
-def test_preview_projection_is_the_best_linear_one(latent_bundle, vaes: Path) -> None:
-    """On a decoder that is linear, smooth latents are reproduced; on any, the manifest holds finite numbers."""
-    preview = open_bundle(latent_bundle("kl")).manifest.preview
-    assert preview is not None and np.shape(preview.weight) == (3, 4) and preview.scale == 4
-    assert open_bundle(latent_bundle("tiny")).manifest.preview is None  # quick enough itself
-
-    class Linear(torch.nn.Module):
-        config = replace(read_vae(vaes / "kl").decoder.config, latent_channels=4)
-
-        def forward(self, z: torch.Tensor) -> torch.Tensor:
-            colour = torch.einsum("kc,bchw->bkhw", torch.tensor(WEIGHT), z) + 0.05
-            return colour.repeat_interleave(4, 2).repeat_interleave(4, 3)
-
-    fitted = decoder_module.fitted_preview(Linear())
-    np.testing.assert_allclose(fitted.weight, WEIGHT, atol=2e-5)
-    np.testing.assert_allclose(fitted.bias, [0.05] * 3, atol=2e-5)
-
-
-WEIGHT = [[0.1, 0.0, -0.05, 0.02], [0.0, 0.08, 0.0, 0.0], [-0.03, 0.0, 0.0, 0.09]]
-
-
-def test_preview_of_a_latent_model_without_vae(golden_bundle) -> None:
-    bundle = open_bundle(golden_bundle("latent4_learned_sigma"))
-    z = np.zeros((2, 4, 8, 8), np.float32)
-    z[1, 0], z[1, 2] = 3.5, -3.5
-    with Session(bundle) as session:
-        picture = session.preview(z)
-    assert picture.shape == (2, 64, 64, 3)
-    assert (picture[0] == 128).all() and (picture[1] == [255, 128, 0]).all()

@@ -43,6 +43,13 @@ def test_decoding_inside_a_callback_disturbs_nothing(plan_bundle, gpu: DoubleGpu
             assert np.array_equal(picture, ort.images(shown))
 
 
+def test_previews_by_a_plan(plan_bundle, gpu: DoubleGpu) -> None:
+    bundle = plan_bundle("latent4_learned_sigma")
+    some = np.random.default_rng(0).standard_normal((5, 4, 8, 8)).astype(np.float32)
+    with Session(bundle) as ort, plans(bundle) as device:
+        assert np.array_equal(device.preview(some), ort.preview(some)) and gpu.log.count("preview") == 1
+
+
 def test_bundles_without_decoder(plan_bundle, gpu: DoubleGpu) -> None:
     from ditedge.runtime.errors import RequestError
 

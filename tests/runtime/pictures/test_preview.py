@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_previews_in_a_folder(golden_bundle, tmp_path: Path) -> None:
 
 
 def test_previews_of_latents_without_decoder(golden_bundle, tmp_path: Path) -> None:
-    """They lie beside the file of latents, through the bundle's projection."""
+    """They lie beside the file of latents, through the bundle's graph."""
     bundle = golden_bundle("latent4_learned_sigma")
     summary = run_bundle(request(bundle, None, save_latents=tmp_path / "l.safetensors", count=1, preview_every=6))
     assert summary["written"][0] == str(tmp_path / "l.preview-0006.png")
@@ -118,16 +119,31 @@ def test_intervals_that_show_nothing(golden_bundle, tmp_path: Path, every: int) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bundles_from_before_previews(golden_bundle, tmp_path: Path) -> None:
-    """Version-1 manifests without the optional fields stay readable: pixels have previews, latents say why not."""
-    import shutil
+def linear_picture(latents: np.ndarray, weight: np.ndarray, bias: np.ndarray, scale: int) -> np.ndarray:
+    """What `preview.onnx` computes, written down: [B, C, H, W] -> uint8 [B, H * scale, W * scale, colours]."""
+    colour = np.einsum("kc,bchw->bhwk", weight, latents) + bias
+    return np.clip(127.5 * colour + 128, 0, 255).astype(np.uint8).repeat(scale, axis=1).repeat(scale, axis=2)
 
-    for case in ("gray1_cfg", "latent4_learned_sigma"):
-        bundle = Path(shutil.copytree(golden_bundle(case), tmp_path / case))
-        manifest = json.loads((bundle / "manifest.json").read_text())
-        assert {manifest.pop("vae"), type(manifest.pop("preview"))} <= {None, type(None), dict}
-        (bundle / "manifest.json").write_text(json.dumps(manifest))
-    run_bundle(request(tmp_path / "gray1_cfg", tmp_path / "x.png", count=1))
+
+def test_the_preview_graph_is_the_formula(golden_bundle) -> None:
+    """Without a VAE: the first three channels as red, green and blue; numbers that are none as zeros."""
+    latents = np.random.default_rng(0).normal(0, 2, (5, 4, 8, 8)).astype(np.float32)
+    expected = linear_picture(latents, np.eye(3, 4, dtype=np.float32) / 3, np.zeros(3, np.float32), 8)
+    broken = np.stack([np.where(np.arange(64).reshape(8, 8) == i, np.nan, np.inf) for i in range(4)])[None]
+    with Session(open_bundle(golden_bundle("latent4_learned_sigma"))) as session:
+        pictures = session.preview(latents)
+        assert (session.preview(broken.astype(np.float32)) == 128).all()
+    assert pictures.shape == (5, 64, 64, 3) and np.abs(pictures.astype(int) - expected).max() <= 1
+
+
+def test_bundles_without_preview(golden_bundle, tmp_path: Path) -> None:
+    """The graph is optional: pixels have previews by their decoder, latents say why not."""
+    bundle = Path(shutil.copytree(golden_bundle("latent4_learned_sigma"), tmp_path / "latents"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["graphs"]["preview"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert "preview" not in open_bundle(golden_bundle("gray1_cfg")).manifest.graphs
+    run_bundle(request(golden_bundle("gray1_cfg"), tmp_path / "x.png", count=1))
     assert (tmp_path / "x.preview-0002.png").is_file()
     with pytest.raises(RequestError, match="no decoder"):
-        run_bundle(request(tmp_path / "latent4_learned_sigma", None, save_latents=tmp_path / "l"))
+        run_bundle(request(bundle, None, save_latents=tmp_path / "l"))
