@@ -182,7 +182,7 @@ class Manifest(Strict):
 
     def picture_size(self, graph: str) -> tuple[int, int, int]:
         """(h, w, 1 or 3) of what "decoder" or "preview" makes."""
-        height, width, channels = self.graphs[graph].outputs[0].shape[1:]  # type: ignore[index]
+        height, width, channels = self.graphs[graph].outputs[0].shape[1:]
         return int(height), int(width), int(channels)
 
     def graph_files(self, graph: str) -> list[str]:

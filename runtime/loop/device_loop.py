@@ -68,7 +68,7 @@ class DeviceLoop:
 
     def images(self, graph: str, latents: np.ndarray) -> np.ndarray:
         size = self.bundle.manifest.picture_size(graph)
-        limits = self.record.plans[graph].profile.get("latent")  # type: ignore[index]
+        limits = self.record.plans[graph].profile.get("latent")
         most = decoded_at_a_time(size[0] * size[1])
         count = min(most, len(latents), limits.max[0] if limits is not None else most)
         images = np.empty((len(latents), *size), dtype=np.uint8)
