@@ -27,6 +27,7 @@ from ditedge.runtime.loop.verify import replay
 from ditedge.runtime.processors import usable_processors
 from tests.conftest import CASES
 from tests.runtime.bundle.test_held_files import list_file, weights_beside
+from tests.runtime.loop.test_image_run import alone, one_after_the_other
 from tests.runtime.loop.test_interruptible import ctrl_c, soon
 
 OPENVINO, BF16 = EngineOptions("openvino"), EngineOptions("openvino-bf16")
@@ -98,6 +99,17 @@ def test_batches_of_any_size_on_one_session(golden_bundle) -> None:
             assert np.linalg.norm(alone - three[i]) < 1e-6 * np.linalg.norm(alone)
         latents([1] * 5, [*range(5)], 1.0)  # no guidance: half the evaluations
         assert np.array_equal(latents([1, 2, 3], [4, 5, 6], 2.0), three)
+
+
+@installed
+@pytest.mark.parametrize("case", CASES)
+def test_a_mixed_batch_is_its_images_alone(golden_bundle, case: str) -> None:
+    bundle = open_bundle(golden_bundle(case))
+    with Session(bundle, OPENVINO) as session:
+        expected = alone(bundle, session)
+        runs, _ = one_after_the_other(bundle, session)
+    for run, latent in zip(runs, expected, strict=True):
+        assert np.linalg.norm(run.latent - latent) < 1e-6 * np.linalg.norm(latent), run.program.name
 
 
 @installed
