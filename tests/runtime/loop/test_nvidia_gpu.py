@@ -20,7 +20,7 @@ from ditedge.runtime.errors import DitedgeError
 from ditedge.runtime.loop import cuda, engine_trt
 from ditedge.runtime.plans import library as tensorrt_library
 from ditedge.runtime.plans.library import MODULES, GpuInfo
-from ditedge.runtime.plans.record import PLAN_NAMES, read_build_record
+from ditedge.runtime.plans.record import read_build_record
 from tests.doubles.fake_cudart import FakeCudart
 from tests.doubles.gpu_double import DoubleGpu, DoublePlan
 from tests.doubles.plans import write_plans
@@ -99,7 +99,7 @@ def fake_trt(double: DoubleGpu, folder: Path, library: str) -> Any:
             self.logger = logger
 
         def deserialize_cuda_engine(self, data: Any) -> FakeEngine | None:
-            (path,) = [folder / name for name in PLAN_NAMES.values() if (folder / name).read_bytes() == bytes(data)]
+            (path,) = [path for path in folder.glob("*.plan") if path.read_bytes() == bytes(data)]
             if double.broken == "refuse":
                 self.logger.log("WARNING", "not this one")
                 self.logger.log("ERROR", "Error Code 6: the engine plan file is not compatible")
