@@ -4,61 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-from tests.conftest import ROOT
-
-IN_THE_COPY = """
-import sys
-sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
-sys.path.insert(0, {copy!r})
-import ditedge
-assert ditedge.__file__.startswith({copy!r}), ditedge.__file__
-from ditedge.cli import main
-main(sys.argv[1:])
-"""
+from tests.growing import add_line, blocks, copied_package
 
 
-def blocks(page: str) -> list[str]:
-    """The page's code: a file, and a line of a table."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
-
-
-@pytest.fixture
-def ditedge(tmp_path: Path):
-    """ditedge(arguments ...) -> what the command in the copy says; `ditedge.copy` is its folder."""
-    copy = tmp_path / "copy"
-    for folder in ("ditedge", "runtime", "calibration", "export"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("cpp", "__pycache__"))
-    shutil.copy(ROOT / "cli.py", copy)
-
-    def run(*arguments: object) -> str:
-        command = [sys.executable, "-c", IN_THE_COPY.format(copy=str(copy)), *map(str, arguments)]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        return " ".join(result.stdout.split())
-
-    run.copy = copy  # type: ignore[attr-defined]
-    return run
-
-
-def add_line(table: Path, line: str, *more: tuple[str, str]) -> None:
-    """At the end of the one dictionary of the file."""
-    text = table.read_text()
-    for old, new in (("\n}\n", f"\n{line}}}\n"), *more):
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    table.write_text(text)
-
-
-def test_a_weight_format(ditedge, golden_bundle, tmp_path: Path) -> None:
-    code, line = blocks("adding-a-format.md")
-    formats = ditedge.copy / "calibration" / "formats"
+def test_a_weight_format(golden_bundle, tmp_path: Path) -> None:
+    (copy, ditedge), (code, line) = copied_package(tmp_path), blocks("adding-a-format.md")
+    formats = copy / "calibration" / "formats"
     (formats / "w8.py").write_text(code)
     add_line(formats / "__init__.py", line)
     said = ditedge("quantize", "--help")
@@ -78,9 +31,9 @@ def test_a_weight_format(ditedge, golden_bundle, tmp_path: Path) -> None:
     ditedge("convert", "--engine", tmp_path / "tensorrt", "--precision", "bf16", "--out", tmp_path / "low")
 
 
-def test_a_metric(ditedge, golden_bundle, tmp_path: Path) -> None:
-    code, line = blocks("adding-a-metric.md")
-    metrics = ditedge.copy / "calibration" / "quality" / "metrics"
+def test_a_metric(golden_bundle, tmp_path: Path) -> None:
+    (copy, ditedge), (code, line) = copied_package(tmp_path), blocks("adding-a-metric.md")
+    metrics = copy / "calibration" / "quality" / "metrics"
     (metrics / "contrast.py").write_text(code)
     add_line(metrics / "__init__.py", line, ("from . import disk", "from . import contrast, disk"))
     for command in ("compare", "quantize"):

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 from ditedge.export import read_source
 from ditedge.export.sources import SOURCES, is_source, listed
 from ditedge.runtime.errors import CheckpointError
-from tests.calibration.test_tables_grow import add_line, blocks, ditedge  # noqa: F401
 from tests.conftest import GOLDEN
+from tests.growing import add_line, blocks, copied_package
 from tests.test_cli import ditedge as command
 
 
@@ -34,9 +34,9 @@ def test_errors_and_help_list_the_table(tmp_path: Path) -> None:
         read_source(Path("nowhere"))
 
 
-def test_a_new_source(ditedge, tmp_path: Path) -> None:  # noqa: F811
-    code, line = blocks("adding-a-source.md")
-    sources = ditedge.copy / "export" / "sources"
+def test_a_new_source(tmp_path: Path) -> None:
+    (copy, ditedge), (code, line) = copied_package(tmp_path), blocks("adding-a-source.md")
+    sources = copy / "export" / "sources"
     (sources / "npz.py").write_text(code)
     add_line(sources / "__init__.py", line)
     assert "Checkpoint: .npz, .pt" in ditedge("export", "--help")
