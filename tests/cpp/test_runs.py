@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from ditedge.runtime import Session, generate, open_bundle
 from ditedge.runtime.loop.verify import relative_error
 from ditedge.runtime.samplers.program import read_program, write_program
 from tests.conftest import CASES
-from tests.cpp.support import ARGUMENT, PROGRAM, REQUEST, TOLERANCE
+from tests.cpp.support import ARGUMENT, CANCELLED, PROGRAM, REQUEST, TOLERANCE
 from tests.second_step import with_half_step
 
 # sampler, steps, label, seed, guidance, class to guide away from: the second one is not guided
@@ -93,6 +94,31 @@ def test_what_does_not_fit_is_refused(opened, gray_bundle: Path) -> None:
         other.advance([run])
     handle.advance([])
     assert handle.steps(run)[0] == 0
+    handle.close_run(run)
+
+
+def test_a_cancelled_step_can_be_taken_again(opened, golden_bundle) -> None:
+    handle, over = opened(golden_bundle("gray1_cfg")), threading.Event()
+    alone = handle.generate([1], [2], images=False, program=b"ddpm-250")[0]
+
+    def cancels() -> None:
+        while not over.wait(1e-4):
+            handle.cancel()
+
+    run, cancelled = handle.start(1, 2, program=b"ddpm-250"), 0
+    canceller = threading.Thread(target=cancels)
+    canceller.start()
+    while handle.steps(run)[0] < 250:
+        try:
+            handle.advance([run])
+        except DitedgeError as error:
+            assert error.status == CANCELLED
+            cancelled += 1
+            if cancelled == 20:
+                over.set()
+    over.set()
+    canceller.join()
+    assert cancelled and np.array_equal(handle.latent(run), alone)
     handle.close_run(run)
 
 
