@@ -17,16 +17,9 @@ from PIL import Image
 from ditedge.runtime.bundle.signatures import fingerprint, read_public_key
 from ditedge.runtime.signing import new_key_pair, sign_bundle
 from tests.cpp.support import ARGUMENT, BUNDLE, ENGINE, REQUEST
-from tests.runtime.bundle.test_signatures import (
-    KINDS,
-    SPOILED,
-    each_byte_flipped,
-    edit_signature,
-    keys,
-    private_pem,
-    public_pem,
-    signed,
-)
+from tests.runtime.bundle.conftest import keys, signed
+from tests.runtime.bundle.signing import KINDS, edit_signature, private_pem, public_pem
+from tests.runtime.bundle.test_signatures import SPOILED, each_byte_flipped
 
 __all__ = ["keys", "signed"]  # fixtures
 

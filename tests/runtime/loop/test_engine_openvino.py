@@ -26,7 +26,7 @@ from ditedge.runtime.loop.engines import open_engine
 from ditedge.runtime.loop.verify import replay
 from ditedge.runtime.processors import usable_processors
 from tests.conftest import CASES
-from tests.runtime.bundle.test_held_files import list_file, weights_beside
+from tests.runtime.bundle.support import list_file, weights_beside
 from tests.runtime.loop.test_image_run import alone, one_after_the_other
 from tests.runtime.loop.test_interruptible import ctrl_c, soon
 
