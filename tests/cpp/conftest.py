@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,11 +28,21 @@ def need(*tools: str) -> None:
             pytest.skip(f"the C++ runtime is not tested: {tool} is not installed")
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """One process at a time in build/: tests may run in several."""
+    (ROOT / "build").mkdir(exist_ok=True)
+    with (ROOT / "build" / ".tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def headers() -> Path:
     need("cmake", "c++")
     folder = ROOT / "build" / "cpp-headers"
-    fetched = subprocess.run([ROOT / "tools" / "fetch_cpp_headers.sh", folder], capture_output=True, text=True)
+    with alone():
+        fetched = subprocess.run([ROOT / "tools" / "fetch_cpp_headers.sh", folder], capture_output=True, text=True)
     if fetched.returncode:
         pytest.skip(f"the C++ runtime is not tested: its headers cannot be fetched: {fetched.stderr.strip()[-200:]}")
     return folder
@@ -49,7 +61,8 @@ def build(headers: Path) -> Build:
             [*configure, "-DCMAKE_BUILD_TYPE=Release", *options],
             ["cmake", "--build", folder, "--parallel", "2"],
         ):
-            done = subprocess.run(command, capture_output=True, text=True)
+            with alone():
+                done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         return folder
 
@@ -62,7 +75,8 @@ def gpu_headers() -> tuple[Path, Path]:
     if "TENSORRT_ROOT" in os.environ:
         return Path(os.environ["TENSORRT_ROOT"]), Path(os.environ.get("CUDA_ROOT", "/usr/local/cuda"))
     folder, script = ROOT / "build" / "gpu-headers", ROOT / "tools" / "fetch_gpu_headers.sh"
-    fetched = subprocess.run([script, sys.executable, folder], capture_output=True, text=True)
+    with alone():
+        fetched = subprocess.run([script, sys.executable, folder], capture_output=True, text=True)
     if fetched.returncode:
         reason = fetched.stderr.strip()[-200:]
         pytest.skip(f"the engine for plans is not tested: its headers cannot be fetched: {reason}")
