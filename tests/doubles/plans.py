@@ -7,12 +7,40 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from ditedge.runtime.bundle.graph_contract import GraphInfo
 from ditedge.runtime.bundle.open import open_bundle
 from ditedge.runtime.plans.record import PLAN_NAMES, RECORD_NAME
 
 
 def onnx_as_plan(source: Path, graph: str, tensors: dict, profile: dict) -> bytes:
     return source.read_bytes()
+
+
+LEAST = {"B": 1, "E": 1, "K": 1, "K+2": 3, "U": 1}
+RECORD = {
+    "format": "ditedge-engines",
+    "version": 1,
+    "made_by": "the tests",
+    "gpu": None,
+    "compute_capabilities": ["sm86", "sm89"],
+    "flags": [],
+}
+
+
+def profile_of(graph: GraphInfo, most: dict[str, int]) -> dict[str, dict[str, list[int]]]:
+    """Tuned for the largest sizes."""
+
+    def sizes(shape: list[int | str], of: dict[str, int]) -> list[int]:
+        return [of[size] if isinstance(size, str) else size for size in shape]
+
+    return {
+        tensor.name: {
+            "min": sizes(tensor.shape, LEAST),
+            "opt": sizes(tensor.shape, most),
+            "max": sizes(tensor.shape, most),
+        }
+        for tensor in graph.inputs
+    }
 
 
 def write_plans(
@@ -33,47 +61,23 @@ def write_plans(
     opened = open_bundle(bundle)
     folder = bundle / "engines" / target
     folder.mkdir(parents=True)
-    most = {"B": max_batch, "E": 2 * max_batch, "K": slots, "K+2": slots + 2, "U": max_rows}
-    least = {"B": 1, "E": 1, "K": 1, "K+2": 3, "U": 1}
+    most = {"B": max_batch, "E": 2 * max_batch, "K": slots, "K+2": slots + 2}
+    rows = {"conditioner": conditioner_rows, "step": max_rows, "decoder": max_rows}
     plans = {}
     for graph, name in PLAN_NAMES.items():
         if graph not in opened.manifest.graphs:
             continue
         info, plan = opened.manifest.graphs[graph], folder / name
-        if graph == "conditioner":
-            most = most | {"U": conditioner_rows}
-        else:
-            most = most | {"U": max_rows}
-        profile = {
-            tensor.name: {
-                "min": [least.get(size, size) for size in tensor.shape],
-                "opt": [most.get(size, size) for size in tensor.shape],
-                "max": [most.get(size, size) for size in tensor.shape],
-            }
-            for tensor in info.inputs
-        }
+        profile = profile_of(info, most | {"U": rows.get(graph, max_rows)})
         plan.write_bytes(as_plan(bundle / info.file, graph, info.model_dump(mode="json"), profile))
-        sha256 = hashlib.sha256(plan.read_bytes()).hexdigest()
         plans[graph] = {
             "file": plan.name,
-            "plan": {"sha256": sha256, "bytes": plan.stat().st_size},
+            "plan": {"sha256": hashlib.sha256(plan.read_bytes()).hexdigest(), "bytes": plan.stat().st_size},
             "source_sha256": opened.manifest.files[info.file].sha256,
             "profile": profile,
             "seconds": 0.0,
         }
-    record = {
-        "format": "ditedge-engines",
-        "version": 1,
-        "made_by": "the tests",
-        "library": library[0],
-        "library_version": library[1],
-        "gpu": None,
-        "compute_capabilities": ["sm86", "sm89"],
-        "flags": [],
-        "max_batch": max_batch,
-        "max_rows": max_rows,
-        "bundle_sha256": opened.sha256,
-        "plans": plans,
-    }
-    (folder / RECORD_NAME).write_text(json.dumps(record))
+    sizes = {"max_batch": max_batch, "max_rows": max_rows}
+    told = {"library": library[0], "library_version": library[1], "bundle_sha256": opened.sha256, "plans": plans}
+    (folder / RECORD_NAME).write_text(json.dumps(RECORD | sizes | told))
     return folder / PLAN_NAMES["step"]

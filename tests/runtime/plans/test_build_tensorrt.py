@@ -25,14 +25,95 @@ def enum(name: str, *members: str) -> Any:
     return IntEnum(name, {member: i + 3 for i, member in enumerate(members)})
 
 
+class OnnxParser:
+    num_errors = 0
+
+    def __init__(self, network: Any, logger: Any) -> None:
+        network.parser = self
+
+    def parse_from_file(self, path: str) -> bool:
+        return Path(path).is_file()
+
+
+class Config:
+    def __init__(self) -> None:
+        self.flags = {"TF32"}  # as TensorRT's own default
+        self.pools: dict[str, int] = {}
+        self.profiles: list[dict[str, Any]] = []
+        self.cache = b""
+
+    def set_flag(self, flag: Any) -> None:
+        self.flags.add(flag.name)
+
+    def clear_flag(self, flag: Any) -> None:
+        self.flags.discard(flag.name)
+
+    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+        self.pools[pool.name] = size
+
+    def add_optimization_profile(self, profile: Any) -> None:
+        self.profiles.append(profile.shapes)
+
+    def create_timing_cache(self, data: bytes) -> bytes:
+        return data
+
+    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return SimpleNamespace(serialize=lambda: self.cache + b"+timed")
+
+
+class Profile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, Any] = {}
+
+    def set_shape(self, name: str, least: Any, typical: Any, most: Any) -> None:
+        self.shapes[name] = (least, typical, most)
+
+
+class Builder:
+    """Of a double, which keeps what is made."""
+
+    def __init__(self, double: Double, cores: int, logger: Any) -> None:
+        self.double, self.num_DLA_cores, self.logger = double, cores, logger
+
+    def create_network(self, flags: int) -> Any:
+        self.double.created.append(flags)
+        return SimpleNamespace()
+
+    def create_builder_config(self) -> Config:
+        self.double.configs.append(Config())
+        return self.double.configs[-1]
+
+    def create_optimization_profile(self) -> Profile:
+        return Profile()
+
+    def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
+        monitor = config.progress_monitor
+        monitor.phase_start("outer", None, 4)
+        for step in range(4):
+            monitor.phase_start("inner", "outer", 2)
+            for inner in range(2):
+                if not monitor.step_complete("inner", inner):
+                    return None
+            monitor.phase_finish("inner")
+            monitor.step_complete("outer", step)
+        monitor.phase_finish("outer")
+        return b"plan of " + str(len(self.double.configs)).encode()
+
+
 class Double:
     """A `tensorrt` module that writes down what is asked of it. cores: DLA cores; lacks: flags it does not have."""
 
+    OnnxParser = OnnxParser
+
     def __init__(self, version: str, cores: int = 2, lacks: frozenset[str] = frozenset()) -> None:
-        double = self
         self.__version__ = version
         self.created: list[int] = []  # flags of create_network
         self.configs: list[Any] = []
+        self.Builder = lambda logger: Builder(self, cores, logger)
         flags = {"VERSION_COMPATIBLE", "REFIT", "STRIP_PLAN", "WEIGHT_STREAMING", "GPU_FALLBACK"} - lacks
         self.BuilderFlag = enum("BuilderFlag", "TF32", *sorted(flags))
         if version.startswith("10."):
@@ -42,83 +123,6 @@ class Double:
         self.HardwareCompatibilityLevel = enum("HardwareCompatibilityLevel", "NONE", "AMPERE_PLUS")
         self.DeviceType = enum("DeviceType", "GPU", "DLA")
         self.ILogger = self.IProgressMonitor = type("Base", (), {"__init__": lambda self: None})
-
-        class OnnxParser:
-            num_errors = 0
-
-            def __init__(self, network: Any, logger: Any) -> None:
-                network.parser = self
-
-            def parse_from_file(self, path: str) -> bool:
-                return Path(path).is_file()
-
-        class Config:
-            def __init__(self) -> None:
-                self.flags = {"TF32"}  # as TensorRT's own default
-                self.pools: dict[str, int] = {}
-                self.profiles: list[dict[str, Any]] = []
-                self.cache = b""
-                double.configs.append(self)
-
-            def set_flag(self, flag: Any) -> None:
-                self.flags.add(flag.name)
-
-            def clear_flag(self, flag: Any) -> None:
-                self.flags.discard(flag.name)
-
-            def set_memory_pool_limit(self, pool: Any, size: int) -> None:
-                self.pools[pool.name] = size
-
-            def add_optimization_profile(self, profile: Any) -> None:
-                self.profiles.append(profile.shapes)
-
-            def create_timing_cache(self, data: bytes) -> bytes:
-                return data
-
-            def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
-                self.cache = cache
-                return True
-
-            def get_timing_cache(self) -> Any:
-                return SimpleNamespace(serialize=lambda: self.cache + b"+timed")
-
-        class Profile:
-            def __init__(self) -> None:
-                self.shapes: dict[str, Any] = {}
-
-            def set_shape(self, name: str, least: Any, typical: Any, most: Any) -> None:
-                self.shapes[name] = (least, typical, most)
-
-        class Builder:
-            num_DLA_cores = cores
-
-            def __init__(self, logger: Any) -> None:
-                self.logger = logger
-
-            def create_network(self, flags: int) -> Any:
-                double.created.append(flags)
-                return SimpleNamespace()
-
-            def create_builder_config(self) -> Config:
-                return Config()
-
-            def create_optimization_profile(self) -> Profile:
-                return Profile()
-
-            def build_serialized_network(self, network: Any, config: Config) -> bytes | None:
-                monitor = config.progress_monitor
-                monitor.phase_start("outer", None, 4)
-                for step in range(4):
-                    monitor.phase_start("inner", "outer", 2)
-                    for inner in range(2):
-                        if not monitor.step_complete("inner", inner):
-                            return None
-                    monitor.phase_finish("inner")
-                    monitor.step_complete("outer", step)
-                monitor.phase_finish("outer")
-                return b"plan of " + str(len(double.configs)).encode()
-
-        self.OnnxParser, self.Builder = OnnxParser, Builder
 
 
 @pytest.fixture

@@ -32,18 +32,15 @@ def attention_graph(
     """
     width = heads * head
     low = TYPES[element]
-    random = np.random.default_rng(0)
-    qkv_weight = numpy_helper.from_array(random.standard_normal((width, 3 * width)).astype(np.float32), "w32")
-    constants = [
-        qkv_weight,
-        *(
-            numpy_helper.from_array(np.array(v, np.int64), n)
-            for n, v in {"split": [0, 0, 3, heads, head], "merge": [0, 0, -1]}.items()
-        ),
-    ]
-    constants += [numpy_helper.from_array(np.array(i, np.int64), f"i{i}") for i in range(3)]
-    constants.append(numpy_helper.from_array(np.array(head**-0.5, np.float32), "scale32"))
-    constants.append(numpy_helper.from_array(np.zeros((1, heads, tokens, tokens), np.float32), "bias32"))
+    numbers = {
+        "w32": np.random.default_rng(0).standard_normal((width, 3 * width)).astype(np.float32),
+        "split": np.array([0, 0, 3, heads, head]),
+        "merge": np.array([0, 0, -1]),
+        **{f"i{i}": np.array(i) for i in range(3)},
+        "scale32": np.array(head**-0.5, np.float32),
+        "bias32": np.zeros((1, heads, tokens, tokens), np.float32),
+    }
+    constants = [numpy_helper.from_array(value, name) for name, value in numbers.items()]
     node = helper.make_node
     nodes = [
         node("Cast", ["x"], ["xl"], to=low),
