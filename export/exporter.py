@@ -22,12 +22,11 @@ from ..runtime.bundle.writing import check_target, hashed_files, new_bundle
 from ..runtime.errors import RequestError
 from ..runtime.files import write_text
 from ..runtime.loop.verify import check_replayed, replay_golden
-from ..runtime.options import PRECISIONS
 from ..runtime.replacing import scratch_beside
 from ..runtime.report import Report, silent
 from ..runtime.samplers.schedule import ScheduleInfo
 from .graphs.write import write_decoder, write_graphs, write_preview
-from .options import ExportOptions
+from .options import ExportOptions, vae_dtype
 from .pictures import note_on_pictures, preview_of, read_fitting_vae, vae_info, works_on_pixels
 from .sources.betas import DDPM_SCHEDULE
 from .sources.checkpoint import Checkpoint
@@ -116,8 +115,8 @@ def _read(source: Path, options: ExportOptions) -> _Ready:
 def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, report: Report) -> Manifest:
     """Graphs, programs, golden trajectories and manifest into `folder`."""
     info, vae, model = ready.info, ready.vae, ready.checkpoint.model()
+    precision = vae_dtype(options.vae_precision)
     graphs = write_graphs(model, info, ready.pixels, folder, options.opset, report)
-    precision = PRECISIONS[options.vae_precision]
     if vae is not None:
         graphs["decoder"] = write_decoder(vae, info, folder, precision, options.opset, report)
     preview = preview_of(info, vae, ready.pixels)

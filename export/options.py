@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..runtime.errors import RequestError
 from ..runtime.options import BUNDLE_OUT, FORCE, HEADS, SIZE, option
 from ..runtime.plans.options import TARGETS
 from .sources import listed
@@ -14,7 +15,15 @@ from .sources.asked import Asked
 DEFAULT_OPSET = 20
 PREDICTIONS = ("epsilon", "x0", "v", "flow-to-data")
 VAE = option("--vae", help="VAE of a latent model: a diffusers folder, or a file of weights; TAESD too.")
-VAE_PRECISION = option("--vae-precision", help="Of the decoder's weights and arithmetic.", choices=("fp32", "fp16"))
+VAE_PRECISIONS = {"fp32": "float32", "fp16": "float16"}  # as the command line spells them -> as manifests do
+VAE_PRECISION = option("--vae-precision", help="Of the decoder's weights and arithmetic.", choices=(*VAE_PRECISIONS,))
+
+
+def vae_dtype(precision: str) -> str:
+    """ "fp16" -> "float16". Raises RequestError for another precision than a decoder can have."""
+    if precision not in VAE_PRECISIONS:
+        raise RequestError(f"precision '{precision}' of a decoder is not one of {', '.join(VAE_PRECISIONS)}")
+    return VAE_PRECISIONS[precision]
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,6 @@ SIZE: Range = (1, 1 << 20)  # channels, pixels
 MEGABYTES: Range = (0, 1 << 30)
 
 DEFAULT_BATCH = 8  # images at a time of a run, and the most that a plan is built for
-# Float types as the command line spells them -> as manifests and graphs do.
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)

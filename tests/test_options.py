@@ -14,8 +14,9 @@ from PIL import Image
 
 from ditedge.cli import main
 from ditedge.options import RequestCommand, command, request_from
+from ditedge.runtime.errors import RequestError
 from ditedge.runtime.options import BATCH, option
-from tests.calibration.test_tables_grow import ditedge  # noqa: F401
+from tests.growing import copied_package
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,14 @@ def filled(kind: type, wanted: dict[str, object]) -> object:
     return kind(**{f.name: wanted[f.name] if f.name in wanted else filled(hints[f.name], wanted) for f in required})
 
 
-def test_a_new_option_of_run_is_a_field_and_its_use(ditedge, golden_bundle, tmp_path: Path) -> None:  # noqa: F811
+def test_a_new_option_of_run_is_a_field_and_its_use(golden_bundle, tmp_path: Path) -> None:
     """In a copy of the package: --mirror, said in request.py, done in run.py, and in no other file."""
+    copy, ditedge = copied_package(tmp_path)
     for name, old, new in (
         ("request.py", "    preview_every: int", '    mirror: bool = field(default=False, metadata=option("--mirror", help="Left is right."))\n'),
         ("run.py", "    images[bad] = 0\n", "    images = images[:, :, ::-1] if job.how.mirror else images\n"),
     ):  # fmt: skip
-        file = ditedge.copy / "runtime" / "pictures" / name
+        file = copy / "runtime" / "pictures" / name
         assert file.read_text().count(old) == 1
         file.write_text(file.read_text().replace(old, new + old))
     assert "--mirror Left is right." in ditedge("run", "--help")
@@ -119,3 +121,12 @@ def test_a_new_option_of_run_is_a_field_and_its_use(ditedge, golden_bundle, tmp_
     ditedge(*run, "--mirror", "-o", tmp_path / "b.png")
     with Image.open(tmp_path / "a.png") as plain, Image.open(tmp_path / "b.png") as mirrored:
         assert np.array_equal(np.asarray(plain)[:, ::-1], np.asarray(mirrored)) and plain != mirrored
+
+
+def test_float_types_have_one_spelling_on_each_side() -> None:
+    from ditedge.export.options import vae_dtype
+
+    assert [vae_dtype(name) for name in ("fp32", "fp16")] == ["float32", "float16"]
+    for other in ("float16", "bf16"):
+        with pytest.raises(RequestError, match=f"precision '{other}' of a decoder is not one of fp32, fp16"):
+            vae_dtype(other)

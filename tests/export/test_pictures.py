@@ -19,7 +19,7 @@ from ditedge.export.exporter import _model_info
 from ditedge.export.pictures import note_on_pictures, read_fitting_vae, works_on_pixels
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.errors import CheckpointError, RequestError
-from tests.export.networks.test_vae import assert_same_picture, make_tiny, make_vae, reference_images
+from tests.export.networks.vaes import assert_same_picture, make_tiny, make_vae, reference_images
 
 
 def model_of(channels: int) -> SimpleNamespace:

@@ -22,7 +22,7 @@ from ditedge.export.schedulers.probe import read_scheduler_program
 from ditedge.export.sources.describe import describe_checkpoint
 from ditedge.export.sources.settings import read_settings
 from ditedge.export.sources.vae_checkpoint import read_vae
-from tests.export.networks.test_vae import make_vae
+from tests.export.networks.vaes import make_vae
 from tests.export.sources.diffusers_models import diffusers_model
 from tests.fuzz.mutations import hostile, mutate, mutated_bytes, mutated_json, mutated_safetensors, mutated_zip
 from tests.fuzz.target import Files, Target

@@ -21,7 +21,7 @@ from ditedge.export import ExportOptions, bundle_from_checkpoint
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.errors import BundleError
-from tests.export.networks.test_vae import LATENT, make_tiny, make_vae
+from tests.export.networks.vaes import LATENT, make_tiny, make_vae
 
 KINDS = ("kl", "tiny")
 

@@ -19,7 +19,7 @@ from ditedge.runtime.errors import BundleError
 from ditedge.runtime.loop.engine import EngineOptions
 from ditedge.runtime.loop.engines import open_engine
 from ditedge.runtime.report import silent
-from tests.export.networks.test_vae import make_tiny, make_vae
+from tests.export.networks.vaes import make_tiny, make_vae
 from tests.runtime.pictures.test_preview import linear_picture
 
 WEIGHT = [[0.1, 0.0, -0.05, 0.02], [0.0, 0.08, 0.0, 0.0], [-0.03, 0.0, 0.0, 0.09]]

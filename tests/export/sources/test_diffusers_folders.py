@@ -23,7 +23,7 @@ from ditedge.runtime.loop.engine import EngineOptions
 from ditedge.runtime.loop.engines import open_engine
 from ditedge.runtime.loop.verify import relative_error
 from ditedge.runtime.samplers.schedule import ScheduleInfo
-from tests.export.networks.test_vae import assert_same_decoder, make_vae
+from tests.export.networks.vaes import assert_same_decoder, make_vae
 from tests.export.sources.diffusers_models import diffusers_model
 
 diffusers = pytest.importorskip("diffusers")
