@@ -70,6 +70,26 @@ class BuildOptions:
     )
     force: bool = field(default=False, metadata=option("--force", help="Replace existing plans."))
 
+    def trtexec(self) -> list[str]:
+        """What says the same to NVIDIA's own tool. TensorRT 11.x and RTX's tool do not know --stronglyTyped."""
+        archs = ",".join(arch.removeprefix("sm") for arch in self.archs)
+        words = {
+            "--stronglyTyped": self.target == "tensorrt",
+            f"--computeCapabilities={archs}": bool(archs),
+            "--profilingVerbosity=detailed": True,
+            f"--memPoolSize=workspace:{self.workspace}M": self.workspace is not None,
+            f"--timingCacheFile={self.timing_cache}": self.timing_cache is not None,
+            "--versionCompatible": self.version_compatible,
+            "--hardwareCompatibilityLevel=ampere+": self.hardware_compatible,
+            "--stripWeights": self.strip_weights,
+            "--refit": self.refit and not self.strip_weights,
+            "--allowWeightStreaming": self.weight_streaming is not None,
+            f"--useDLACore={self.dla}": self.dla is not None,
+            "--allowGPUFallback": self.dla is not None,
+            f"--builderOptimizationLevel={self.optimization_level}": self.optimization_level is not None,
+        }
+        return [word for word, given in words.items() if given]
+
 
 @dataclass(frozen=True)
 class BuildRequest:

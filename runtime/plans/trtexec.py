@@ -34,19 +34,4 @@ def trtexec_command(graph: Path, plan: Path, profile: Mapping[str, ShapeRange], 
     for flag, which in (("--minShapes", "min"), ("--optShapes", "opt"), ("--maxShapes", "max")):
         shapes = ",".join(f"{name}:{'x'.join(map(str, getattr(size, which)))}" for name, size in profile.items())
         words += [f"{flag}={shapes}"] if profile else []
-    if options.target == "tensorrt":
-        words.append("--stronglyTyped")
-    if options.archs:
-        words.append("--computeCapabilities=" + ",".join(arch.removeprefix("sm") for arch in options.archs))
-    words += ["--profilingVerbosity=detailed"]
-    words += [f"--memPoolSize=workspace:{options.workspace}M"] if options.workspace is not None else []
-    words += [f"--timingCacheFile={options.timing_cache}"] if options.timing_cache else []
-    words += ["--versionCompatible"] if options.version_compatible else []
-    words += ["--hardwareCompatibilityLevel=ampere+"] if options.hardware_compatible else []
-    words += ["--stripWeights"] if options.strip_weights else []
-    words += ["--refit"] if options.refit and not options.strip_weights else []
-    words += ["--allowWeightStreaming"] if options.weight_streaming is not None else []
-    words += [f"--useDLACore={options.dla}", "--allowGPUFallback"] if options.dla is not None else []
-    if options.optimization_level is not None:
-        words.append(f"--builderOptimizationLevel={options.optimization_level}")
-    return shlex.join(words)
+    return shlex.join([*words, *options.trtexec()])
