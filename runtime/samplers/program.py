@@ -1,12 +1,7 @@
 """Programs: a sampler as a table of small matrices, computed once in float64 (docs/format.md).
 
-A step of any linear sampler is, for one sample with slots s_0 .. s_{K-1} (s_0 is what the network sees),
-
-    x0    = clamp(a s_0 + b pred, +-x0_bound)      (a, b) = x0_from
-    sigma = exp(k0 + k1 v)                         (k0, k1) = log_sigma, v the network's variance channels
-    s'    = mix @ [s_0, .., s_{K-1}, x0, sigma * noise]
-
-so a sampler is nothing but the numbers a, b, k0, k1 and mix, one row per step. `samplers/` makes them.
+A step of any linear sampler is numbers: how the network's answer is read (x0_from, log_sigma), and how much of a slot,
+of x0 and of noise goes into a new slot (mix). docs/format.md has the formula; `samplers/` makes the numbers.
 """
 
 from __future__ import annotations
