@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 from tests.cpp.conftest import need
 
@@ -69,6 +71,7 @@ def of_32_bits(built: Path, folder: Path) -> Path:
     return folder / "narrow"
 
 
+@pytest.mark.slow
 def test_sizes_of_32_bits(built: Path, demo_bundle: Path, tmp_path: Path) -> None:
     """Built for 32-bit ARM, warnings being errors: no product of sizes wraps to a small one and is believed. What the program
     does not link (the engine for ONNX Runtime, the examples: with it all of the default build) is compiled, too."""

@@ -189,6 +189,7 @@ def test_the_real_libraries_without_a_gpu(built: Path, plan_bundle, cudart: Path
     assert caught.value.status == NO_DEVICE
 
 
+@pytest.mark.slow
 def test_a_build_without_the_engine_says_so(build, plan_bundle, onnxruntime_library) -> None:
     plain = build("cpp-plain", "-DDITEDGE_EXAMPLES=OFF")
     with pytest.raises(
