@@ -60,11 +60,37 @@ def with_labels(bundle: Path, out: Path) -> Path:
     return out
 
 
+def with_prediction(bundle: Path, out: Path, prediction: str) -> Path:
+    """A copy of a bundle as export would make it of a model that predicts something else: its graphs are the same.
+
+    What a model predicts is in its programs' x0_from and in its manifest (tests/export/truth/test_golden.py exports such
+    models). It has no golden trajectories.
+    """
+    from ditedge.export.truth.golden import write_programs
+    from ditedge.runtime.bundle.manifest import Manifest
+    from ditedge.runtime.bundle.writing import hashed_files
+
+    shutil.copytree(bundle, out)
+    for folder in ("programs", "golden"):
+        shutil.rmtree(out / folder)
+    manifest = Manifest.model_validate_json((out / "manifest.json").read_text())
+    flow = prediction == "flow-to-data"
+    schedule = None if flow else manifest.schedule
+    changes = {"prediction": prediction, **({"timestep_range": (0.0, 1.0)} if flow else {})}
+    model = manifest.model.model_copy(update=changes)
+    programs, default = write_programs(model, schedule, {}, out)
+    defaults = manifest.defaults.model_copy(update={"program": default})
+    said = {"model": model, "schedule": schedule, "programs": programs, "golden": [], "defaults": defaults}
+    manifest = manifest.model_copy(update={**said, "files": hashed_files(out)})
+    (out / "manifest.json").write_text(manifest.model_dump_json(indent=1))
+    return out
+
+
 @pytest.fixture(scope="session")
 def golden_bundle(tmp_path_factory: pytest.TempPathFactory):
     """golden_bundle(case, prediction="epsilon", labels=False) -> folder of the bundle. Not to be changed.
 
-    A copy of the one in tests/bundles; another prediction than the model's own is exported.
+    A copy of the one in tests/bundles, or one that says that the same graphs predict something else.
     """
     folder = tmp_path_factory.mktemp("bundles")
 
@@ -75,7 +101,7 @@ def golden_bundle(tmp_path_factory: pytest.TempPathFactory):
         if labels:
             return with_labels(bundle(case, prediction), out)
         if prediction != "epsilon":
-            return export_golden(case, out, prediction)
+            return with_prediction(BUNDLES / case, out, prediction)
         return Path(shutil.copytree(BUNDLES / case, out))
 
     return bundle

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from ditedge.export.truth.reference import guided_output
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.loop.noise import GivenNoise
 from ditedge.runtime.loop.verify import relative_error
-from tests.conftest import CASES, GOLDEN, golden_case, has_null_class
+from tests.conftest import CASES, GOLDEN, export_golden, golden_case, has_null_class
 
 LAYOUTS = ("model.pt", "train_checkpoint.pt", "model.safetensors")
 LOOPS = [(case, loop["name"]) for case in CASES for loop in golden_case(case)["loops"]]
@@ -75,9 +77,10 @@ def test_forward_through_the_graphs(golden_bundle, case: str) -> None:
 
 
 @pytest.mark.parametrize(("case", "name"), LOOPS)
-def test_trajectory_through_graphs_and_loop(golden_bundle, case: str, name: str) -> None:
+def test_trajectory_through_graphs_and_loop(golden_bundle, tmp_path: Path, case: str, name: str) -> None:
     loop = next(loop for loop in golden_case(case)["loops"] if loop["name"] == name)
-    bundle = open_bundle(golden_bundle(case, "x0" if loop.get("predict_xstart") else "epsilon"))
+    other = loop.get("predict_xstart", False)
+    bundle = open_bundle(export_golden(case, tmp_path / "x0", "x0") if other else golden_bundle(case))
     variance = None
     if loop["loop"] == "ddpm" and not bundle.manifest.model.learned_variance:
         variance = "fixed-small" if loop.get("sigma_small") else "fixed-large"

@@ -80,6 +80,7 @@ def test_a_mixed_batch_is_its_images_alone(golden_bundle, case: str) -> None:
     assert far[:5] == [(1,), (2,), (3, 1), (4, 2), (5, 3, 1)] and far[-1] == (10, 20, 15)
 
 
+@pytest.mark.slow
 def test_a_mixed_batch_of_the_demo_is_its_images_alone(demo_bundle) -> None:
     """A network of the size that people train, where a batch of another size takes other kernels, maybe."""
     bundle = open_bundle(demo_bundle)
