@@ -405,6 +405,10 @@ EXPORT cudaError_t cudaGetDeviceCount(int* count) {
     *count = state.devices;
     return state.devices > 0 ? cudaSuccess : cudaErrorInsufficientDriver;
 }
+EXPORT cudaError_t cudaDriverGetVersion(int* version) {
+    *version = state.devices > 0 ? 13000 : 0;
+    return cudaSuccess;
+}
 EXPORT cudaError_t cudaSetDevice(int device) { return device < state.devices ? cudaSuccess : cudaErrorInvalidDevice; }
 EXPORT cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 6;

@@ -15,14 +15,45 @@ constexpr int kHeadersMajor = TRT_MAJOR_RTX;
 constexpr int kHeadersMajor = NV_TENSORRT_MAJOR;
 #endif
 
-Cuda load_cuda() {
-    const SharedLibrary library =
-        open_shared_library("the CUDA runtime", "", "DITEDGE_CUDART", {"libcudart.so.13", "libcudart.so.12", "libcudart.so"});
+Cuda calls_of(const SharedLibrary& library) {
     Cuda cuda;
 #define DITEDGE_CUDA_LOAD(name) cuda.name = library.function<decltype(&cuda##name)>("cuda" #name);
     DITEDGE_CUDA_CALLS(DITEDGE_CUDA_LOAD)
 #undef DITEDGE_CUDA_LOAD
     return cuda;
+}
+
+// "12.4": what the driver is for, by any runtime library; nothing when there is no driver.
+std::string driver_version(const Cuda& cuda) {
+    int version = 0;
+    if (cuda.DriverGetVersion(&version) != cudaSuccess || version == 0) return "";
+    return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+// The newest runtime library here that the driver runs: one that is newer answers every call with an error, and an older
+// one beside it may do. Throws Error (engine) when there is none, Error (no device) when the driver is too old for all.
+Cuda load_cuda() {
+    std::vector<std::string> names = {"libcudart.so.13", "libcudart.so.12", "libcudart.so"};
+    std::string refused;
+    for (;;) {
+        SharedLibrary library;
+        try {
+            library = open_shared_library("the CUDA runtime", "", "DITEDGE_CUDART", names);
+        } catch (const Error&) {
+            if (refused.empty()) throw;
+            throw Error(DITEDGE_ERROR_NO_DEVICE, refused);
+        }
+        const Cuda cuda = calls_of(library);
+        int devices = 0;
+        const std::string driver = driver_version(cuda);
+        if (cuda.GetDeviceCount(&devices) != cudaErrorInsufficientDriver || driver.empty()) return cuda;
+        if (refused.empty())
+            refused = "the NVIDIA driver, which is for CUDA " + driver + ", is too old for " + library.path +
+                      ": update it, or install the runtime library of CUDA " + driver.substr(0, driver.find('.'));
+        const auto tried = std::find(names.begin(), names.end(), library.path);
+        if (tried == names.end() || tried + 1 == names.end()) throw Error(DITEDGE_ERROR_NO_DEVICE, refused);
+        names.erase(names.begin(), tried + 1);
+    }
 }
 
 SharedLibrary load_tensorrt(const EngineOptions& options) {

@@ -17,8 +17,8 @@
 namespace ditedge {
 
 #define DITEDGE_CUDA_CALLS(CALL)                                                                                         \
-    CALL(GetErrorName) CALL(GetDeviceCount) CALL(SetDevice) CALL(DeviceGetAttribute) CALL(Malloc) CALL(Free)             \
-    CALL(MallocHost) CALL(FreeHost) CALL(MemcpyAsync) CALL(StreamCreateWithFlags) CALL(StreamDestroy)                    \
+    CALL(GetErrorName) CALL(GetDeviceCount) CALL(DriverGetVersion) CALL(SetDevice) CALL(DeviceGetAttribute) CALL(Malloc) \
+    CALL(Free) CALL(MallocHost) CALL(FreeHost) CALL(MemcpyAsync) CALL(StreamCreateWithFlags) CALL(StreamDestroy)         \
     CALL(StreamBeginCapture) CALL(StreamEndCapture) CALL(EventCreateWithFlags) CALL(EventDestroy) CALL(EventRecord)      \
     CALL(EventQuery) CALL(GraphInstantiateWithFlags) CALL(GraphDestroy) CALL(GraphLaunch) CALL(GraphExecDestroy)
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import pytest
 from capi_ctypes import Ditedge, DitedgeError
 
 from ditedge.runtime.signing import new_key_pair, sign_bundle
+from tests.conftest import ROOT
 from tests.cpp.plans.support import LABELS, SEEDS, Double
 from tests.cpp.support import BUNDLE, ENGINE, NO_DEVICE, REQUEST
 
@@ -166,6 +171,49 @@ def test_libraries_that_are_not_there(built: Path, plan_bundle, double: Double, 
         with pytest.raises(DitedgeError, match=complaint) as caught:
             Ditedge(built / "libditedge.so", folder, Path(library), engine=b"tensorrt")
         assert caught.value.status == ENGINE
+
+
+NEWER_THAN_THE_DRIVER = """
+import os, sys
+from pathlib import Path
+from capi_ctypes import Ditedge, DitedgeError
+try:
+    handle = Ditedge(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), engine=b"tensorrt")
+    print(handle.generate([3], [7], images=False).shape)
+    handle.close()
+except DitedgeError as error:
+    print(error.status, error)
+"""
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_a_cuda_runtime_newer_than_the_driver(
+    built: Path, plan_bundle, double: Double, onnxruntime_library: Path, tmp_path: Path, older: bool
+) -> None:
+    """JetPack 6 with CUDA 13's runtime: CUDA 12's beside it is taken; without one, the sentence says what is too old."""
+    header = (ROOT / "runtime/cpp/src/engine_trt.hpp").read_text()
+    calls = re.findall(r"CALL\((\w+)\)", header[header.index("#define DITEDGE_CUDA_CALLS") :])
+    source = "".join(f"int cuda{name}(void) {{ return 35; }}\n" for name in calls if name != "DriverGetVersion")
+    source += "int cudaDriverGetVersion(int* version) { *version = 12060; return 0; }\n"
+    (tmp_path / "newer.c").write_text(source)
+    command = ["cc", "-shared", "-fPIC", "-fno-builtin", tmp_path / "newer.c", "-o", tmp_path / "libcudart.so.13"]
+    subprocess.run(command, check=True, capture_output=True)
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(ROOT / "examples")}
+    if older:
+        (tmp_path / "libcudart.so.12").symlink_to(double.path)
+        del environment["DITEDGE_CUDART"]
+    else:
+        environment["DITEDGE_CUDART"] = "libcudart.so.13"
+    arguments = [built / "libditedge.so", plan_bundle("gray1_cfg"), double.path]
+    done = subprocess.run(
+        [sys.executable, "-c", NEWER_THAN_THE_DRIVER, *map(str, arguments)],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    if older:
+        assert done.stdout == "(1, 1, 8, 8)\n", done.stdout + done.stderr
+    else:
+        said = f"{NO_DEVICE} the NVIDIA driver, which is for CUDA 12.6, is too old for libcudart.so.13: update it, or install"
+        assert done.stdout.startswith(said) and "of CUDA 12" in done.stdout, done.stdout
 
 
 @pytest.fixture(scope="session")
