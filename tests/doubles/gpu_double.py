@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from ditedge.runtime.bundle.held_files import HeldFile
 from ditedge.runtime.plans.library import GpuInfo
@@ -220,6 +219,8 @@ class DoublePlan:
     capturable = True
 
     def __init__(self, gpu: DoubleGpu, path: Path, record: BuildRecord) -> None:
+        import onnxruntime  # here: tests/gpu has other plans, and runs where there is none
+
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = 1
         self.gpu, self.graph = gpu, next(graph for graph, name in PLAN_NAMES.items() if name == path.name)
