@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 
 from ditedge.interrupt import Interrupted, handle_signals, importing, interruption_sentence
 from ditedge.output import keep_output_for_results
@@ -11,6 +12,7 @@ def main(name: str = "ditedge") -> None:
     """Runs the command line and exits."""
     handle_signals()
     keep_output_for_results()
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         with importing():
             from ditedge.cli import main as commands

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -209,10 +210,22 @@ class Run:
             return
         if not self._warm:
             self._warm_up()
-        if index == len(self._graphs):
+        if index == len(self._graphs) and not self._captured(first, last):
+            self._enqueue(first, last)
+            return
+        self._gpu.launch(self._graphs[index], self._device.stream)
+
+    def _captured(self, first: int, last: int) -> bool:
+        """Whether the steps are a graph now. What cannot be captured is enqueued, from here on, and that is said."""
+        try:
             with captured(self._gpu, self._device.stream, self._graphs):
                 self._enqueue(first, last)
-        self._gpu.launch(self._graphs[index], self._device.stream)
+        except EngineError as error:
+            self._device.graphs = False
+            text = "these plans cannot be captured as a CUDA graph: every step is enqueued anew, which is slower"
+            warnings.warn(f"{text} ({error})", RuntimeWarning, stacklevel=2)
+            return False
+        return True
 
     def _warm_up(self) -> None:
         """Runs every context once: TensorRT allocates and uploads at its first enqueue, which capture forbids."""

@@ -38,7 +38,10 @@ class EngineOptions:
     keep_buffers: bool = True  # between runs: quicker for many runs of one shape; False halves the memory of a decoder
     exact: bool = False  # float32, whatever the provider would round to: of every graph but the step (host_loop.py)
     plans: Path | None = None  # a folder of TensorRT plans to run instead of the graphs (engine_trt.py)
-    cuda_graphs: bool = True  # of plans: capture each run and replay it; False enqueues every step anew
+    cuda_graphs: bool = field(  # capture each run and replay it
+        default=True,
+        metadata=option("--cuda-graph/--no-cuda-graph", help="Plans: replay steps, or enqueue each."),
+    )
 
 
 def options_for(path: Path, options: EngineOptions) -> EngineOptions:
