@@ -10,6 +10,7 @@ MODEL  := models/fashion-dit
 help:
 	@echo "make demo       trained checkpoint -> bundle -> picture, and the same in int8"
 	@echo "make test       set up and run the tests (make test-slow: the rest; make test-gpu: what needs a GPU)"
+	@echo "make gpu-pack   what a GPU machine without a network needs for tests/gpu/gpu_check.py, and the command to run there"
 	@echo "make check      lint, typing, test"
 	@echo "make cpp        libditedge, the C and C++ runtime (TENSORRT_ROOT=/usr: with plans)"
 	@echo "make fuzz       five minutes of hostile files, half for C++, half for Python; make test-aarch64, test-avx2: under qemu"
@@ -56,6 +57,11 @@ test-gpu: demo $(VENV)/test.stamp
 	  $(BIN)/python cli.py build --engine $(DEMO)/fashion --target $$target || echo "no plans of $$target: their tests are skipped"; \
 	done
 	$(BIN)/python -m pytest -q -rs -m gpu
+
+# For a machine with a GPU and without a network: bundle and wheels into .gpu, and the command to run there.
+.PHONY: gpu-pack
+gpu-pack: $(DEMO)/fashion/manifest.json $(VENV)/demo.stamp
+	@$(BIN)/python tools/gpu_pack.py
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

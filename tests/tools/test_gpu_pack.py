@@ -1,0 +1,76 @@
+"""`make gpu-pack`: a bundle that the check can open, pinned wheels of what it imports, and no more than can be carried."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ditedge.runtime import open_bundle
+from ditedge.runtime.errors import RequestError
+from tests.conftest import BUNDLES, ROOT
+from tools import gpu_pack
+
+THERE = (
+    "numpy",
+    "safetensors",
+    "torch",
+    "filelock",
+    "fsspec",
+    "jinja2",
+    "markupsafe",
+    "mpmath",
+    "networkx",
+    "setuptools",
+    "sympy",
+)
+
+BARE = """
+import importlib.machinery, importlib.metadata, runpy, sys
+here = {name.lower().replace("_", "-") for name in sys.argv.pop(1).split(",")}
+owners = importlib.metadata.packages_distributions()
+class Bare(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        names = {owner.lower().replace("_", "-") for owner in owners.get(name.partition(".")[0], ())}
+        if names and not names & here and "ditedge" not in names:
+            return None
+        return super().find_spec(name, path, target)
+sys.meta_path[:] = [Bare if finder is importlib.machinery.PathFinder else finder for finder in sys.meta_path]
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+def test_the_bundle_is_copied_without_what_its_manifest_does_not_name(tmp_path: Path) -> None:
+    bundle, out = tmp_path / "bundle", tmp_path / "out"
+    shutil.copytree(BUNDLES / "gray1_cfg", bundle)
+    (bundle / "engines" / "tensorrt").mkdir(parents=True)
+    (bundle / "engines" / "tensorrt" / "dit.plan").write_bytes(b"plan")
+    gpu_pack.copy_bundle(bundle, out)
+    assert not (out / "engines").exists()
+    opened = open_bundle(out)
+    assert all(opened.has(golden.file) for golden in opened.manifest.golden) and opened.manifest.golden
+
+
+def test_every_package_is_pinned() -> None:
+    pins = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert set(gpu_pack.PACKAGES) <= {name.replace("_", "-").lower() for name in pins}
+
+
+def test_what_is_too_much_to_carry_is_refused() -> None:
+    assert "1.0 MiB packed" in gpu_pack.check_size(1 << 20, 30 << 20)
+    with pytest.raises(RequestError, match="45.0 MiB packed, 20.0 MiB of checkout: together more than 60 MiB"):
+        gpu_pack.check_size(45 << 20, 20 << 20)
+
+
+def test_the_check_imports_nothing_else() -> None:
+    """What is neither packed nor there is hidden: a trajectory runs, on the CPU."""
+    there = ",".join([*THERE, *gpu_pack.PACKAGES])
+    command = [sys.executable, "-c", BARE, there, str(ROOT / "tests" / "gpu" / "gpu_check.py"), "--host", "--small"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert '"ok": "ddpm-10' in result.stdout

@@ -1,0 +1,92 @@
+"""Packs what tests/gpu/gpu_check.py needs on a GPU machine without a network, beside this checkout: `make gpu-pack`.
+
+The float32 demo bundle and the wheels of a few packages, for another Python than this one, into the ignored folder
+.gpu. That machine needs a copy of the checkout with it, and numpy, safetensors and torch installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ditedge.runtime import open_bundle  # noqa: E402
+from ditedge.runtime.errors import DitedgeError, RequestError  # noqa: E402
+
+PACKAGES = ("annotated-types", "pydantic", "pydantic-core", "typing-extensions", "typing-inspection")
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+MOST_BYTES = 60 << 20  # of checkout and folder together
+CHECK = """\
+python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target /tmp/site {folder}/*.whl &&
+  PYTHONPATH=/tmp/site python3 tests/gpu/gpu_check.py"""
+
+
+def copy_bundle(bundle: Path, out: Path) -> None:
+    """What its manifest names, and no plan. Raises DitedgeError for what is not a bundle of this version."""
+    opened = open_bundle(bundle)
+    for name in ("manifest.json", *opened.manifest.files):
+        if (bundle / name).is_file():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(bundle / name, out / name)
+
+
+def download_wheels(out: Path, python: str, constraints: Path) -> None:
+    """The pinned versions of PACKAGES. Raises RequestError with pip's words."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", python]
+    command += [word for platform in PLATFORMS for word in ("--platform", platform)]
+    result = subprocess.run(
+        [*command, "-c", str(constraints), "-d", str(out), *PACKAGES], capture_output=True, text=True
+    )
+    if result.returncode:
+        raise RequestError(f"the wheels for Python {python} cannot be had: {result.stderr.strip().splitlines()[-1]}")
+
+
+def bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def bytes_of_checkout() -> int:
+    """Of every file that git does not ignore."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    names = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return sum(path.stat().st_size for path in names if path.is_file())
+
+
+def check_size(packed: int, checkout: int, most: int = MOST_BYTES) -> str:
+    """-> a sentence. Raises RequestError when it is too much to carry."""
+    said = f"{packed / 2**20:.1f} MiB packed, {checkout / 2**20:.1f} MiB of checkout"
+    if packed + checkout >= most:
+        raise RequestError(f"{said}: together more than {most >> 20} MiB")
+    return said
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--bundle", type=Path, default=ROOT / "build" / "demo" / "fashion")
+    parser.add_argument("--out", type=Path, default=ROOT / ".gpu")
+    parser.add_argument("--python", default="3.12", help="version of that machine's Python (Linux, x86-64)")
+    given = parser.parse_args(argv)
+    try:
+        shutil.rmtree(given.out, ignore_errors=True)
+        copy_bundle(given.bundle, given.out / "fashion")
+        download_wheels(given.out, given.python, ROOT / "constraints.txt")
+        print(f"{given.out}: {check_size(bytes_in(given.out), bytes_of_checkout())}")
+    except DitedgeError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    folder = given.out.relative_to(ROOT) if given.out.is_relative_to(ROOT) else given.out
+    print(f"in a copy of this checkout, {folder} included, on the machine with the GPU (six minutes at most):\n")
+    print(CHECK.format(folder=folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
