@@ -16,7 +16,7 @@ help:
 	@echo "make fuzz       five minutes of hostile files, half for C++, half for Python; make test-aarch64, test-avx2: under qemu"
 	@echo "make verdicts   10,000 documents (COUNT=): Python and C++ take the same ones"
 	@echo "make crash      kill every command that writes 200 times, look at what is left (20 minutes)"
-	@echo "make clean      remove .venv and $(BUILD)"
+	@echo "make clean      remove .venv, .gpu and $(BUILD)"
 
 $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -f $@; echo "$(PYTHON) -m venv failed: install it (Debian: apt-get install python3-venv)"; exit 1; }
@@ -83,7 +83,7 @@ commands: $(VENV)/demo.stamp  # docs/commands.md from the help texts
 	$(BIN)/python tools/commands_page.py > docs/commands.md
 
 clean:
-	rm -rf .venv $(BUILD)
+	rm -rf .venv .gpu $(BUILD)
 
 # The C++ runtime (runtime/cpp, docs/embedding.md). `make test` builds and tests it too, where there is a compiler.
 .PHONY: cpp fuzz fuzz-cpp fuzz-python verdicts test-aarch64 test-avx2

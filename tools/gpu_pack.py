@@ -52,10 +52,12 @@ def bytes_in(folder: Path) -> int:
 
 
 def bytes_of_checkout() -> int:
-    """Of every file that git does not ignore."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    """Of every file that git does not ignore. Raises RequestError where git has no say."""
+    command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise RequestError(f"{ROOT} is no git checkout: what has to travel cannot be told") from None
     names = [ROOT / name for name in listed.stdout.split("\0") if name]
     return sum(path.stat().st_size for path in names if path.is_file())
 

@@ -74,3 +74,11 @@ def test_the_check_imports_nothing_else() -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr[-2000:]
     assert '"ok": "ddpm-10' in result.stdout
+
+
+def test_what_cannot_be_packed_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    assert gpu_pack.main(["--bundle", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
+    assert "none" in capsys.readouterr().err
+    monkeypatch.setattr(gpu_pack, "ROOT", tmp_path)
+    with pytest.raises(RequestError, match="is no git checkout"):
+        gpu_pack.bytes_of_checkout()
