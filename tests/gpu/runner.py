@@ -6,12 +6,14 @@ A check that fails, dies or hangs ends its process, since a CUDA error stays in 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,7 +73,15 @@ def run_all(rows: Sequence[Row], command: Sequence[str], seconds: float, changed
 
 def _run_child(rows: Sequence[Row], command: Sequence[str], deadline: float, changed: Callable[[], None]) -> int:
     """Runs checks until one fails or time ends -> how many rows are filled in, at least one."""
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        return _follow(child, rows, deadline, changed)
+    finally:
+        _kill(child)
+
+
+def _follow(child: subprocess.Popen[str], rows: Sequence[Row], deadline: float, changed: Callable[[], None]) -> int:
+    """Fills in what the child tells, and stops it when a check's time is over."""
     timer = _kill_after(child, min(START_SECONDS + rows[0].seconds, deadline - time.monotonic()))
     done, begun = 0, time.monotonic()
     lines = child.stdout
@@ -93,8 +103,8 @@ def _run_child(rows: Sequence[Row], command: Sequence[str], deadline: float, cha
             row.figures += [text for text in message.values() if text]
             row.seconds, done = time.monotonic() - begun, done + 1
             changed()
-            if row.status != "ok":
-                break
+            if row.status != "ok" or done == len(rows):
+                break  # not at the end of the pipe, which a process that the child started may hold
     status = child.wait()
     timer.cancel()
     lines.close()
@@ -109,10 +119,16 @@ def _run_child(rows: Sequence[Row], command: Sequence[str], deadline: float, cha
 
 
 def _kill_after(child: subprocess.Popen[str], seconds: float) -> threading.Timer:
-    timer = threading.Timer(max(seconds, 0.1), child.kill)
+    timer = threading.Timer(max(seconds, 0.1), _kill, [child])
     timer.daemon = True
     timer.start()
     return timer
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    """With every process that it started: compilers, compute-sanitizer."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def written(rows: Sequence[Row], about: str, path: Path | None) -> Callable[[], None]:

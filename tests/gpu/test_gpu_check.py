@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.gpu.runner import Row, report, run_all  # noqa: E402
 
 SMALL = ["--bundle", str(BUNDLES / "gray1_cfg"), "--ckpt", str(GOLDEN / "gray1_cfg" / "model.pt")]
 CHILD = f"""
-import os, sys, time
+import os, subprocess, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 sys.modules["tests"] = type(sys)("tests")
 sys.modules["tests"].__path__ = [{str(ROOT / "tests")!r}]
@@ -27,7 +28,13 @@ from tests.gpu.runner import run_here, tell
 def hang():
     tell(say="so far")
     time.sleep(60)
-does = {{"good": lambda: "fine", "bad": lambda: 1 / 0, "dies": lambda: os._exit(7), "hangs": hang}}
+def leaves():
+    subprocess.Popen(["sleep", "50"])  # it holds this process's standard output
+    return "left"
+def leaves_and_hangs():
+    leaves()
+    hang()
+does = {{"leaves": leaves, "leaves and hangs": leaves_and_hangs, "good": lambda: "fine", "bad": lambda: 1 / 0, "dies": lambda: os._exit(7), "hangs": hang}}
 sys.exit(run_here([(name, does[name]) for name in sys.argv[1:]]))
 """
 
@@ -113,6 +120,14 @@ def test_a_check_that_fails_dies_or_hangs_does_not_stop_the_next(monkeypatch: py
     assert figures[0] == "fine" and "ZeroDivisionError" in figures[1] and figures[3] == "exit status 7"
     assert figures[4].startswith("so far / stopped after")
     assert "4 of" not in report(rows, "about") and "3 of 6 ok" in report(rows, "about")
+
+
+@pytest.mark.skipif(shutil.which("sleep") is None, reason="no program sleep")
+def test_processes_that_a_check_started_hold_nothing_up() -> None:
+    begin = time.monotonic()
+    rows = ran(["good", "leaves and hangs", "leaves"], seconds=20)
+    assert [row.status for row in rows] == ["ok", "**failed**", "ok"]
+    assert time.monotonic() - begin < 15
 
 
 def test_the_time_of_all_checks_is_kept() -> None:
