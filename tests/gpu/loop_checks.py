@@ -15,6 +15,7 @@ import torch
 from ditedge.runtime import Session, StepEvent, generate
 from ditedge.runtime.errors import Cancelled
 from ditedge.runtime.loop import device_run
+from ditedge.runtime.loop.device_loop import DeviceLoop
 from ditedge.runtime.loop.noise import standard_normal
 from ditedge.runtime.loop.verify import relative_error, replay
 from ditedge.runtime.samplers.program import with_x0_slot
@@ -90,6 +91,7 @@ def bits(lab: Lab) -> str:
     with lab.subject.session() as session:
         captured, replayed = lab.subject.sample(session), lab.subject.sample(session)
         watched = lab.subject.sample(session, on_step=lambda event: None)
+        assert isinstance(session.loop, DeviceLoop) and session.loop.graphs, "it could not be captured"
     with lab.subject.session(cuda_graphs=False) as session:
         plain = lab.subject.sample(session)
     others = {"replayed": replayed, "plain": plain, "watched": watched}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ditedge.runtime.errors import EngineError
 from tests.conftest import BUNDLES, GOLDEN, ROOT
 
 pytest.importorskip("torch")
@@ -104,6 +105,19 @@ def _once_more(enqueue):
             gpu.do(lambda: gpu.put(place[0], gpu.tensor(*place) * 1.5), stream, None)
 
     return changed
+
+
+@pytest.mark.filterwarnings("ignore:these plans cannot be captured")
+def test_a_capture_that_fails_is_noticed(lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop goes on without graphs, with the same numbers."""
+
+    def end_capture(self, stream: int) -> int:
+        self.capture = None
+        raise EngineError("CUDA: cudaStreamEndCapture failed")
+
+    monkeypatch.setattr(torch_plan.HostGpu, "end_capture", end_capture)
+    with pytest.raises(AssertionError, match="could not be captured"):
+        loop_checks.bits(lab)
 
 
 def test_what_is_not_freed_is_noticed(lab, monkeypatch: pytest.MonkeyPatch) -> None:
