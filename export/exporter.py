@@ -33,7 +33,8 @@ from .sources.checkpoint import Checkpoint
 from .sources.places import diffusers_folder_of, vae_folder
 from .sources.read import read_source
 from .sources.vae_checkpoint import VaeCheckpoint, read_vae
-from .truth.golden import GOLDEN_GUIDANCE, write_golden, write_programs
+from .truth.golden import GOLDEN_GUIDANCE, write_golden
+from .truth.programs import write_programs
 
 
 @dataclass(frozen=True)

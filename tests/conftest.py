@@ -66,7 +66,7 @@ def with_prediction(bundle: Path, out: Path, prediction: str) -> Path:
     What a model predicts is in its programs' x0_from and in its manifest (tests/export/truth/test_golden.py exports such
     models). It has no golden trajectories.
     """
-    from ditedge.export.truth.golden import write_programs
+    from ditedge.export.truth.programs import write_programs
     from ditedge.runtime.bundle.manifest import Manifest
     from ditedge.runtime.bundle.writing import hashed_files
 

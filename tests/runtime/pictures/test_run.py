@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -33,6 +32,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_arrays_and_tensors_are_labels_and_seeds(golden_bundle) -> None:
+    torch = pytest.importorskip("torch")
     bundle = open_bundle(golden_bundle("gray1_cfg"))
     program = bundle.program(sampler="ddim", steps=1)
     with Session(bundle) as session:
