@@ -24,14 +24,14 @@ quietly "${haswell[@]}" "$build/cpp/ditedge-run" --bundle "$int8" "${request[@]}
 import sys
 from pathlib import Path
 import numpy as np
-from ditedge.runtime import Sampler, open_bundle
+from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.loop.int8_kernels import integer_kernels
 folder, bundle, levels = Path(sys.argv[1]), open_bundle(Path(sys.argv[2])), int(sys.argv[3])
 model = bundle.manifest.model
 shape = (-1, model.in_channels, model.input_size, model.input_size)
 exact, native, haswell = (np.fromfile(folder / f"avx2-{name}.f32", np.float32).reshape(shape) for name in ("float", "native", "haswell"))
 def drift(a): return float(np.mean([np.linalg.norm(x - y) / np.linalg.norm(y) for x, y in zip(a, exact, strict=True)]))
-with Sampler(bundle) as sampler: pictures = [sampler.images(latents).astype(int) for latents in (native, haswell)]
+with Session(bundle) as session: pictures = [session.images(latents).astype(int) for latents in (native, haswell)]
 difference = int(np.abs(pictures[0] - pictures[1]).max())
 print(f"int8 of {len(exact)} images: drift {drift(native):.2%} on this processor's kernels ({integer_kernels().name}), "
       f"{drift(haswell):.2%} on AVX2's (allowed 3 %); pictures differ by {difference} of 255 (allowed {levels}), "
