@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ...runtime.bundle.open import Bundle
 from ...runtime.errors import RequestError
-from .pictures import has_pictures, image_shape
+from .pictures import has_pictures
 from .request import CompareRequest
 
 COMPARABLE: Sequence[tuple[str, str]] = (
@@ -33,10 +33,11 @@ def check_comparable(a: Bundle, b: Bundle, request: CompareRequest) -> None:
         if request.features is not None:
             folder = b.folder if has_pictures(a) else a.folder
             raise RequestError(f"{folder} has no decoder, so there are no pictures for {request.features}")
-    elif image_shape(a) != image_shape(b):
+        return
+    mine, theirs = (bundle.manifest.picture_size("decoder") for bundle in (a, b))
+    if mine != theirs:
         raise RequestError(
-            f"{a.folder} and {b.folder} cannot be compared: pictures {list(image_shape(a))} against "
-            f"{list(image_shape(b))}"
+            f"{a.folder} and {b.folder} cannot be compared: pictures {list(mine)} against {list(theirs)}"
         )
 
 

@@ -193,7 +193,7 @@ def bundle_step(
     tables = step_tables(program, model, [i % model.num_classes for i in range(batch)], guidance)
     session, middle, rows = Session(bundle, options), program.steps // 2, tables.rows
     noise = SeededNoise(list(range(batch)), model.latent_shape)
-    modulation = np.empty((rows, int(bundle.manifest.graphs["conditioner"].outputs[0].shape[1])), np.float32)
+    modulation = np.empty((rows, bundle.manifest.modulation_width), np.float32)
     session.engine("conditioner").run(of_steps(tables.conditions, middle, middle + 1), {"modulation": modulation})
     state = first_state(program, noise)
     inputs = {"state": state, "modulation": modulation, "noise": noise.step(middle), **tables.inputs(middle)}

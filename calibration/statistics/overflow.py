@@ -170,7 +170,7 @@ def _conditioning(session: Session, timesteps: np.ndarray) -> np.ndarray:
 
 def _modulation(session: Session, timesteps: np.ndarray, labels: list[int]) -> np.ndarray:
     """[L, T, M] float32 of L classes at T timesteps."""
-    width = int(session.bundle.manifest.graphs["conditioner"].outputs[0].shape[1])
+    width = session.bundle.manifest.modulation_width
     out = np.empty((len(labels), len(timesteps), width), np.float32)
     pairs: dict[str, np.ndarray] = {"timestep": np.tile(timesteps.astype(np.float32), len(labels))}
     pairs["label"] = np.repeat(np.array(labels, np.int64), len(timesteps))

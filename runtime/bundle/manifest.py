@@ -180,6 +180,11 @@ class Manifest(Strict):
         check_graphs(self.model.latent_shape, self.model.out_channels, graphs)
         return self
 
+    @property
+    def modulation_width(self) -> int:
+        """M: numbers in a row of adaLN modulation, which the conditioner makes."""
+        return int(self.graphs["conditioner"].outputs[0].shape[1])
+
     def picture_size(self, graph: str) -> tuple[int, int, int]:
         """(h, w, 1 or 3) of what "decoder" or "preview" makes."""
         height, width, channels = self.graphs[graph].outputs[0].shape[1:]

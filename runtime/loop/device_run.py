@@ -63,7 +63,7 @@ class Run:
         manifest = device.bundle.manifest
         model, steps, batch = manifest.model, len(shape.evaluations_of), shape.batch
         self._latent = model.latent_shape
-        width = int(manifest.graphs["conditioner"].outputs[0].shape[1])
+        width = manifest.modulation_width
         self._row_bytes = 4 * width * shape.rows  # of one step
         limits = device.record.plans["conditioner"].profile.get(next(iter(tables.conditions)))
         most = max(1, limits.max[0] // shape.rows) if limits is not None else 1

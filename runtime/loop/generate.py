@@ -14,13 +14,12 @@ from typing_extensions import TypedDict, Unpack
 from ..bundle.open import Bundle
 from ..errors import BrokenImage, RequestError
 from ..options import DEFAULT_BATCH
-from ..samplers.process import check_process
 from ..samplers.program import Program
 from .engine import EngineOptions
 from .finite import FirstBroken, broken_images, not_finite, not_finite_error
 from .loop import StepEvent
 from .noise import GivenNoise, NoiseSource, SeededNoise
-from .request import check_images, whole_numbers
+from .request import check_images, check_program, whole_numbers
 from .session import Session
 
 
@@ -177,8 +176,7 @@ def _check(bundle: Bundle, run: _Run) -> None:
                 f"z {list(latent)} and noise {[program.steps, *latent]}"
             )
     if not run.given.force_program:
-        remedy = "make one for this model, or insist with force_program=True"
-        check_process(program.name, program.process, bundle.process, remedy)
+        check_program(bundle, program)
 
 
 def read_noise(path: Path) -> GivenNoise:

@@ -85,8 +85,7 @@ class HostLoop:
 
     def _modulations(self, tables: StepTables, cancel: threading.Event | None) -> Iterator[np.ndarray]:
         """The adaLN rows [R, M] of each step in order, computed a block of steps at a time: memory stays bounded."""
-        modulation = self.bundle.manifest.graphs["conditioner"].outputs[0]
-        width, rows = int(modulation.shape[1]), tables.rows
+        width, rows = self.bundle.manifest.modulation_width, tables.rows
         block = max(1, min(tables.steps, MODULATION_BYTES // (4 * width * rows)))
         buffer = np.empty((block * rows, width), dtype=np.float32)
         for first in range(0, tables.steps, block):

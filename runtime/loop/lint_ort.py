@@ -73,7 +73,6 @@ def _one_step(bundle: Bundle) -> dict[str, np.ndarray]:
     model, middle = manifest.model, program.steps // 2
     tables = step_tables(program, model, [0], manifest.defaults.guidance)
     shape = (1, *model.latent_shape)
-    width = int(manifest.graphs["conditioner"].outputs[0].shape[1])
     state = np.zeros((1, program.slots, *shape[1:]), np.float32)
-    modulation = np.zeros((tables.rows, width), np.float32)
+    modulation = np.zeros((tables.rows, manifest.modulation_width), np.float32)
     return {"state": state, "modulation": modulation, "noise": np.zeros(shape, np.float32), **tables.inputs(middle)}

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..bundle.manifest import ModelInfo
+from ..bundle.open import Bundle
 from ..errors import RequestError
+from ..samplers.process import check_process
+from ..samplers.program import Program
 
 
 def whole_numbers(what: str, values: Any) -> list[Any]:
@@ -42,3 +45,9 @@ def check_images(
     for seed in seeds:
         if not 0 <= seed < 2**64:
             raise RequestError(f"seed {seed} is not between 0 and 2**64 - 1")
+
+
+def check_program(bundle: Bundle, program: Program) -> None:
+    """Raises RequestError for a program that was made for another prediction, other betas or other timesteps."""
+    remedy = "make one for this model, or insist with force_program=True"
+    check_process(program.name, program.process, bundle.process, remedy)

@@ -9,7 +9,6 @@ import numpy as np
 
 from ..bundle.open import Bundle
 from ..errors import RequestError
-from ..samplers.process import check_process
 from ..samplers.program import STEP_GRAPH, Program
 from .device_loop import DeviceLoop
 from .engine import Engine, EngineOptions
@@ -17,7 +16,7 @@ from .host_loop import HostLoop
 from .image_run import ImageRun, advance
 from .loop import Loop, StepEvent
 from .noise import NoiseSource, SeededNoise
-from .request import check_images, whole_numbers
+from .request import check_images, check_program, whole_numbers
 from .tables import image_tables, step_tables
 
 
@@ -90,8 +89,7 @@ class Session:
         check_images(model, [label], [seed], [away_from])
         self._check_graphs(program)
         if not force_program:
-            remedy = "make one for this model, or insist with force_program=True"
-            check_process(program.name, program.process, self.bundle.process, remedy)
+            check_program(self.bundle, program)
         if given is not None and (given.shape != shape or given.dtype != np.float32 or not np.isfinite(given).all()):
             raise RequestError(f"the given latent is not {list(shape)} finite float32 numbers")
         tables = image_tables(program, model, label, guidance, away_from)
@@ -101,8 +99,7 @@ class Session:
         """One step of every run that is not done, in one batch, on ONNX Runtime. Raises Cancelled, RequestError."""
         if self._options.plans is not None:
             raise RequestError("plans run whole programs: sample step by step with the bundle's ONNX graphs")
-        width = self.bundle.manifest.graphs["conditioner"].outputs[0].shape[1]
-        advance(self.engine, runs, int(width), cancel)
+        advance(self.engine, runs, self.bundle.manifest.modulation_width, cancel)
 
     def images(self, latents: np.ndarray) -> np.ndarray:
         """latents [B, C, H, W] float32 -> uint8 [B, h, w, 1 or 3]. Raises RequestError without a decoder."""

@@ -59,9 +59,8 @@ def check_memory(bundle: Bundle, images: int, copies: int) -> None:
     copies: of the latents, for a trajectory.
     """
     each = 4 * math.prod(bundle.manifest.model.latent_shape) * copies
-    if (decoder := bundle.manifest.graphs.get("decoder")) is not None:
-        height, width, channels = (int(size) for size in decoder.outputs[0].shape[1:])
-        each += 2 * height * width * channels
+    if "decoder" in bundle.manifest.graphs:
+        each += 2 * math.prod(bundle.manifest.picture_size("decoder"))
     have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**63
     if images * each > have:
         raise RequestError(

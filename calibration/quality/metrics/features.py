@@ -14,7 +14,6 @@ from ....runtime.files import sha256_of_file
 from ..distances import accuracy, frechet_distance, kernel_distance, kernel_distance_of_sets
 from ..features import FeatureExtractor
 from ..metric import Batch, Card, Comparing, Count, Finite, Limit, Line, Metric, Positive, Quality, Strict, number
-from ..pictures import image_shape
 from ..real_pictures import reference_features
 
 
@@ -113,20 +112,20 @@ class _Measure:
 
 
 def _start(comparing: Comparing) -> _Measure | None:
-    request, shape = comparing.request, None
+    request = comparing.request
     if request.features is None:
         return None
-    extractor, shape = FeatureExtractor(request.features, request.options_a), image_shape(comparing.a)
+    extractor = FeatureExtractor(request.features, request.options_a)
     _check_extractor(extractor, comparing.a)
     if request.reference is None:
         return _Measure(comparing, extractor, None)
-
+    shape = comparing.a.manifest.picture_size("decoder")
     return _Measure(comparing, extractor, reference_features(request.reference, extractor, shape, comparing.report))
 
 
 def _check_extractor(extractor: FeatureExtractor, bundle: Bundle) -> None:
     """Raises RequestError now, from one black image, and not after minutes of sampling."""
-    logits, _ = extractor(np.zeros((1, *image_shape(bundle)), dtype=np.uint8))
+    logits, _ = extractor(np.zeros((1, *bundle.manifest.picture_size("decoder")), dtype=np.uint8))
     classes = bundle.manifest.model.num_classes
     if logits.ndim != 2 or logits.shape[1] < classes:
         raise RequestError(f"{extractor.model}: has logits {list(logits.shape)}, the bundles have {classes} classes")
