@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from ditedge.export import DiT, DiTConfig, ExportOptions, bundle_from_checkpoint
 from ditedge.export import exporter as bundle_writer
 from ditedge.export.graphs import write as graph_files
-from ditedge.export.truth import golden
+from ditedge.export.truth import programs
 from ditedge.runtime import Session, generate, open_bundle
 from ditedge.runtime.errors import BundleError, RequestError
 from ditedge.runtime.loop.verify import replay
@@ -88,14 +88,14 @@ def test_nothing_is_left_behind_on_failure(tmp_path: Path, monkeypatch: pytest.M
 
         monkeypatch.setattr(graph_files, "onnx_from_module", other_weights)
     elif broken == "golden":  # a table that is not the reference's session
-        real_program = golden.make_program
+        real_program = programs.make_program
 
         def wrong(*args, **options):
             program = real_program(*args, **options)
             program.mix[3] *= 1.001
             return program
 
-        monkeypatch.setattr(golden, "make_program", wrong)
+        monkeypatch.setattr(programs, "make_program", wrong)
     else:
         error = KeyboardInterrupt() if broken == "interrupt" else OSError(28, "No space left on device")
         expected = KeyboardInterrupt if broken == "interrupt" else RequestError
