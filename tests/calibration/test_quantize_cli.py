@@ -15,6 +15,8 @@ from click.testing import CliRunner
 from ditedge.calibration import read_quality
 from ditedge.cli import main
 from ditedge.runtime import open_bundle
+from ditedge.runtime.errors import BundleError
+from ditedge.runtime.signing import new_key_pair, sign_bundle
 from tests.conftest import ROOT
 
 
@@ -83,3 +85,20 @@ def test_interrupted_leaves_the_statistics_alone(golden_bundle, tmp_path: Path) 
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "no result was written" in errors, errors
     assert [path.name for path in tmp_path.iterdir()] == ["statistics.safetensors"]
+
+
+def test_what_is_made_where_signatures_are_asked_for(
+    gray_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`quantize` reads a signed bundle; its own result, which nobody signed yet, it checks and measures all the same."""
+    key = tmp_path / "release.pem"
+    monkeypatch.setenv("DITEDGE_TRUSTED_KEYS", str(new_key_pair(key)))
+    sign_bundle(gray_bundle, key)
+    out = tmp_path / "int8"
+    arguments = ["--out", out, "--count", 2, "--max-drift", 1, "--min-psnr", 0, "--steps", 3]
+    result = ditedge("quantize", "--engine", gray_bundle, *arguments)
+    assert result.exit_code == 0, result.output
+    with pytest.raises(BundleError, match="is not signed"):
+        open_bundle(out)
+    assert ditedge("sign", "--engine", out, "--key", key).exit_code == 0
+    assert open_bundle(out).trusted

@@ -92,24 +92,6 @@ def test_the_feature_extractor_keeps_to_the_same_bound(monkeypatch: pytest.Monke
     assert session_settings(asked[0]).intra_op_num_threads == usable_processors()
 
 
-def test_pytorch_keeps_to_it_in_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a container of two processors on a machine of 64 it would start 64 threads, that wait for each other."""
-    torch = pytest.importorskip("torch")
-    from ditedge.extras import exporter
-
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(4)
-        monkeypatch.setattr("ditedge.runtime.processors.usable_processors", lambda: 3)
-        exporter()
-        assert torch.get_num_threads() == 3
-        monkeypatch.setattr("ditedge.runtime.processors.usable_processors", lambda: 8)
-        exporter()
-        assert torch.get_num_threads() == 3, "what somebody has set lower stays"
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_the_process_that_times_gets_the_same_settings() -> None:
     import json
 

@@ -11,8 +11,9 @@ from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.loop.noise import GivenNoise
 from ditedge.runtime.loop.verify import relative_error
 from tests.conftest import GOLDEN
-from tests.runtime.samplers import test_samplers as samplers
-from tests.runtime.samplers import trajectories as reference
+from tests.export.schedulers import by_diffusers as reference
+from tests.export.schedulers import test_equal_diffusers as samplers
+from tests.runtime.samplers.trajectories import SIZE, noises
 
 pytestmark = reference.diffusers_warnings
 LABEL, SHAPE = 3, (1, 1, 8, 8)
@@ -32,11 +33,11 @@ def test_trajectory_equals_diffusers(
         image = torch.from_numpy(x.reshape(SHAPE)).float()
         return model(image, torch.tensor([t]), torch.tensor([LABEL])).double().numpy().ravel()
 
-    assert np.prod(SHAPE) == reference.SIZE
+    assert np.prod(SHAPE) == SIZE
     monkeypatch.setattr(reference, "network", network)
     expected = reference.diffusers_trajectory(monkeypatch, scheduler, config, steps, prediction, **options)
     program = ours(steps, prediction)
-    z, *noise = reference.noises(program.steps + 1).astype(np.float32)
+    z, *noise = noises(program.steps + 1).astype(np.float32)
     given = GivenNoise(z.reshape(SHAPE), np.array(noise).reshape(program.steps, *SHAPE))
     errors = []
     with Session(open_bundle(golden_bundle("gray1_cfg"), check_hashes=False)) as session:

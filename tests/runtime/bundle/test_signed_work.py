@@ -136,21 +136,6 @@ def test_every_command_asks_for_the_signature_of_the_environments_keys(
         open_bundle(signed)
 
 
-def test_what_is_made_where_signatures_are_asked_for(
-    signed: Path, keys: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`quantize` reads a signed bundle; its own result, which nobody signed yet, it checks and measures all the same."""
-    monkeypatch.setenv("DITEDGE_TRUSTED_KEYS", str(keys[1]))
-    out = tmp_path / "int8"
-    arguments = ["--out", out, "--count", 2, "--max-drift", 1, "--min-psnr", 0, "--program", "ddim-25"]
-    result = ditedge("quantize", "--engine", signed, *arguments)
-    assert result.exit_code == 0, result.output
-    with pytest.raises(BundleError, match="is not signed"):
-        open_bundle(out)
-    assert ditedge("sign", "--engine", out, "--key", keys[0]).exit_code == 0
-    assert open_bundle(out).trusted
-
-
 def test_options_name_the_keys(signed: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
     other, trust = new_key_pair(tmp_path / "other.pem"), ["--trusted-key", keys[1]]
     for command in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import math
 from dataclasses import replace
@@ -19,6 +20,7 @@ from ditedge.runtime.samplers import grid_from_timesteps
 from ditedge.runtime.samplers.program import NO_BOUND, read_program, write_program
 from ditedge.runtime.samplers.schedule import linear_schedule, respaced_timesteps
 from ditedge.runtime.samplers.settings import SamplerSettings, make_program, settings_from_made
+from tests.conftest import ROOT
 
 SCHEDULE = linear_schedule()
 ARRAYS = ("timestep", "x0_from", "log_sigma", "mix", "guidance")
@@ -217,3 +219,9 @@ def test_every_sampler_makes_a_program_by_its_name() -> None:
 def test_last_step_of_one_draws_no_noise() -> None:
     program = replace(ddpm())
     assert [program.draws_noise(i) for i in range(10)] == [True] * 9 + [False]
+
+
+def test_the_page_on_adding_a_sampler_runs() -> None:
+    page = ROOT / "docs" / "adding-a-sampler.md"
+    result = doctest.testfile(str(page), module_relative=False)
+    assert result.attempted > 5 and result.failed == 0

@@ -1,13 +1,10 @@
-"""What a sampler makes of a fixed analytic network, by our table and by diffusers' own scheduler, in float64."""
+"""What a sampler makes of a fixed analytic network, by our table, in float64."""
 
 from __future__ import annotations
 
-import importlib
 import math
-from typing import Any
 
 import numpy as np
-import pytest
 
 from ditedge.runtime.samplers import (
     Grid,
@@ -27,12 +24,6 @@ from ditedge.runtime.samplers.schedule import (
     zero_terminal_snr,
 )
 from ditedge.runtime.samplers.spacing import spaced_timesteps
-
-diffusers_warnings = pytest.mark.filterwarnings(  # diffusers gives tensors to numpy
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
-    "ignore:__array_wrap__ must accept context:DeprecationWarning",
-)
-
 
 SIZE, STEPS, TOLERANCE = 64, (5, 10, 20, 50), 1e-5
 
@@ -68,52 +59,6 @@ def replay(program: Program, prediction: str) -> np.ndarray:
         state = program.mix[i] @ np.stack([*state, x0, np.exp(k0) * noise[i]])
         seen.append(state[0])
     return np.array(seen)
-
-
-class Wide:
-    """torch or numpy with float32 spelled float64: diffusers' schedulers hard-code float32."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, "float64" if name == "float32" else name)
-
-
-def diffusers_trajectory(
-    monkeypatch: pytest.MonkeyPatch, scheduler: str, config: dict, steps: int, prediction: str, **step_options
-) -> np.ndarray:
-    """The same by diffusers. [N+1, SIZE]"""
-    pytest.importorskip("diffusers")
-    import diffusers
-    import torch
-
-    cls = getattr(diffusers, scheduler)
-    module = importlib.import_module(cls.__module__)
-    monkeypatch.setattr(module, "torch", Wide(torch))
-    monkeypatch.setattr(module, "np", Wide(np))
-    drawn: list[int] = []
-    if hasattr(module, "randn_tensor"):  # step i draws row i + 1 of the same noise
-        draw = lambda *_, **__: torch.from_numpy(noises(len(made.timesteps) + 1)[1 + drawn[-1]][None, :, None])  # noqa: E731
-        monkeypatch.setattr(module, "randn_tensor", draw)
-    if prediction != "flow":
-        config = config | {"prediction_type": {"x0": "sample", "v": "v_prediction"}.get(prediction, prediction)}
-    made = cls(**config)
-    made.set_timesteps(steps)
-    x = (
-        torch.from_numpy(noises(1)[0][None, :, None]) * made.init_noise_sigma
-        if hasattr(made, "init_noise_sigma")
-        else (torch.from_numpy(noises(1)[0][None, :, None]))
-    )
-    seen = []
-    for i, t in enumerate(made.timesteps):
-        drawn.append(i)
-        scaled = made.scale_model_input(x, t) if hasattr(made, "scale_model_input") else x
-        seen.append(scaled.numpy().ravel())
-        output = torch.from_numpy(network(seen[-1], float(t), prediction)[None, :, None])
-        x = made.step(output, t, x, return_dict=False, **step_options)[0]
-    assert x.dtype == torch.float64
-    return np.array([*seen, x.numpy().ravel()])
 
 
 def multistep_grid(

@@ -1,8 +1,7 @@
-"""Samplers: every program's trajectory against diffusers' own scheduler, in float64, on a fixed analytic network."""
+"""Samplers and schedules against diffusers' own, in float64: every program's trajectory on a fixed analytic network."""
 
 from __future__ import annotations
 
-import doctest
 from typing import Any
 
 import numpy as np
@@ -22,22 +21,19 @@ from ditedge.runtime.samplers import (
     unipc,
 )
 from ditedge.runtime.samplers.program import check_program
-from ditedge.runtime.samplers.schedule import (
-    zero_terminal_snr,
-)
+from ditedge.runtime.samplers.schedule import ScheduleInfo, schedule_from_info, zero_terminal_snr
 from ditedge.runtime.samplers.spacing import exponential_sigmas, karras_sigmas
-from tests.conftest import ROOT
+from tests.export.schedulers.by_diffusers import diffusers_trajectory, diffusers_warnings
 from tests.runtime.samplers.trajectories import (
     COSINE,
     LINEAR,
     OWN,
+    OWN_BETAS,
     SCALED,
     SIZE,
     STEPS,
     TOLERANCE,
     ZERO_SNR,
-    diffusers_trajectory,
-    diffusers_warnings,
     from_sigma,
     multistep_grid,
     network,
@@ -181,7 +177,27 @@ def test_float32_tables_lose_nothing(ours, prediction: str) -> None:
         assert np.abs(state[0] - exact[i + 1]).max() < 2e-5 * scale, i
 
 
-def test_the_page_on_adding_a_sampler_runs() -> None:
-    page = ROOT / "docs" / "adding-a-sampler.md"
-    result = doctest.testfile(str(page), module_relative=False)
-    assert result.attempted > 5 and result.failed == 0
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"beta_schedule": "linear", "beta_end": 0.012}, {"kind": "linear", "beta_start": 1e-4, "beta_end": 0.012}),
+        ({"beta_schedule": "scaled_linear"}, {"kind": "scaled_linear", "beta_start": 1e-4, "beta_end": 0.02}),
+        ({"beta_schedule": "squaredcos_cap_v2"}, {"kind": "cosine"}),
+        ({"trained_betas": OWN_BETAS}, {"kind": "given", "betas": OWN_BETAS}),
+    ],
+)
+def test_schedules_of_a_manifest_equal_diffusers_and_the_plain_ones(theirs: dict, ours: dict, zero_snr: bool) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    torch = pytest.importorskip("torch")
+    from ditedge.export.truth.reference import trained_alphas_cumprod
+
+    scheduler = diffusers.DDIMScheduler(**theirs, rescale_betas_zero_snr=zero_snr)
+    info = ScheduleInfo(**ours, steps=1000, zero_terminal_snr=zero_snr)
+    abar = schedule_from_info(info).alphas_cumprod
+    # theirs is float32 throughout: abar is good to 1e-6 of 1; relative errors are larger where it is small
+    np.testing.assert_allclose(abar, scheduler.alphas_cumprod.numpy(), rtol=0, atol=5e-6)
+    plain = trained_alphas_cumprod(info)
+    assert plain.dtype == torch.float64
+    np.testing.assert_allclose(abar, plain.numpy(), rtol=1e-9, atol=1e-15)
+    assert (abar[-1] == 0) == zero_snr

@@ -1,0 +1,60 @@
+"""What diffusers' own scheduler makes of the fixed analytic network of tests/runtime/samplers/trajectories.py."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from tests.runtime.samplers.trajectories import network, noises
+
+diffusers_warnings = pytest.mark.filterwarnings(  # diffusers gives tensors to numpy
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+    "ignore:__array_wrap__ must accept context:DeprecationWarning",
+)
+
+
+class Wide:
+    """torch or numpy with float32 spelled float64: diffusers' schedulers hard-code float32."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, "float64" if name == "float32" else name)
+
+
+def diffusers_trajectory(
+    monkeypatch: pytest.MonkeyPatch, scheduler: str, config: dict, steps: int, prediction: str, **step_options
+) -> np.ndarray:
+    """The same by diffusers. [N+1, SIZE]"""
+    cls = getattr(diffusers, scheduler)
+    module = importlib.import_module(cls.__module__)
+    monkeypatch.setattr(module, "torch", Wide(torch))
+    monkeypatch.setattr(module, "np", Wide(np))
+    drawn: list[int] = []
+    if hasattr(module, "randn_tensor"):  # step i draws row i + 1 of the same noise
+        draw = lambda *_, **__: torch.from_numpy(noises(len(made.timesteps) + 1)[1 + drawn[-1]][None, :, None])  # noqa: E731
+        monkeypatch.setattr(module, "randn_tensor", draw)
+    if prediction != "flow":
+        config = config | {"prediction_type": {"x0": "sample", "v": "v_prediction"}.get(prediction, prediction)}
+    made = cls(**config)
+    made.set_timesteps(steps)
+    x = (
+        torch.from_numpy(noises(1)[0][None, :, None]) * made.init_noise_sigma
+        if hasattr(made, "init_noise_sigma")
+        else (torch.from_numpy(noises(1)[0][None, :, None]))
+    )
+    seen = []
+    for i, t in enumerate(made.timesteps):
+        drawn.append(i)
+        scaled = made.scale_model_input(x, t) if hasattr(made, "scale_model_input") else x
+        seen.append(scaled.numpy().ravel())
+        output = torch.from_numpy(network(seen[-1], float(t), prediction)[None, :, None])
+        x = made.step(output, t, x, return_dict=False, **step_options)[0]
+    assert x.dtype == torch.float64
+    return np.array([*seen, x.numpy().ravel()])
