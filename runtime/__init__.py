@@ -4,7 +4,7 @@ from .bundle.open import Bundle, open_bundle
 from .errors import Cancelled, DitedgeError, NotFiniteError
 from .loop.engine import EngineOptions
 from .loop.generate import generate
-from .loop.loop import StepEvent
+from .loop.loop import StepEvent, Watcher
 from .loop.session import Session
 from .samplers.program import Program
 
@@ -17,6 +17,7 @@ __all__ = [
     "Program",
     "Session",
     "StepEvent",
+    "Watcher",
     "generate",
     "open_bundle",
 ]

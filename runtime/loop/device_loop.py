@@ -1,13 +1,13 @@
 """The sampling loop on a device: everything uploaded ahead, every step enqueued, captured once and replayed.
 
-What the host loop binds step by step lies on the device at once (device_run.py). The host waits by polling events: it
-never stops the stream, and Ctrl-C is heard.
+What the host loop binds step by step lies on the device at once (device_run.py, device_steps.py). The host waits by
+polling events: it never stops the stream, and Ctrl-C is heard.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,12 @@ from ..bundle.manifest import decoded_at_a_time
 from ..bundle.open import Bundle
 from ..samplers.program import Program
 from . import engine_trt
+from .device import wait
 from .device_memory import ALIGNMENT, Memory
-from .device_run import Run, wait
+from .device_run import Run
 from .device_tables import RunShape, run_shape
 from .engine_trt import Context, Gpu, check_fits, check_plans, check_shape, load_plans
-from .loop import StepEvent
+from .loop import Told
 from .noise import NoiseSource
 from .tables import StepTables
 
@@ -35,7 +36,7 @@ class DeviceLoop:
         self.gpu = gpu if gpu is not None else engine_trt.NvidiaGpu()
         self.record, files = check_plans(bundle, folder, self.gpu)
         self.plans = load_plans(self.record, files, self.gpu)
-        self.graphs = cuda_graphs and self.plans["step"].capturable and self.plans["conditioner"].capturable
+        self.graphs = cuda_graphs and self.plans["step"].capturable
         self.stream = self.gpu.stream()
         self._memory = Memory(self.gpu)
         # Never moved: captured graphs hold its address. Used by one graph at a time: there is one stream.
@@ -53,10 +54,10 @@ class DeviceLoop:
         program: Program,
         tables: StepTables,
         noise: NoiseSource,
-        on_step: Callable[[StepEvent], None] | None = None,
+        on_step: Told | None = None,
         cancel: threading.Event | None = None,
     ) -> np.ndarray:
-        shape = run_shape(program, tables, on_step is not None, cancel is not None)
+        shape = run_shape(tables)
         check_fits(self.record, shape.batch, shape.rows)
         run = self._runs.pop(shape, None)
         if run is None:

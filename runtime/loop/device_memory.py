@@ -16,6 +16,19 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+def offsets_of(record: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Where each array of a record begins, in bytes from where the record does."""
+    offsets, end = {}, 0
+    for name, array in record.items():
+        offsets[name] = end
+        end += aligned(array.nbytes)
+    return offsets
+
+
+def size_of(record: Mapping[str, np.ndarray]) -> int:
+    return sum(aligned(array.nbytes) for array in record.values())
+
+
 class Memory:
     """Device and pinned memory of one owner, freed together."""
 
@@ -40,22 +53,23 @@ class Memory:
 
 
 class Arena:
-    """Arrays at aligned offsets of one device buffer, uploaded in one copy."""
+    """Records of arrays end to end in one device buffer, each array at an aligned offset, uploaded in one copy."""
 
-    def __init__(self, gpu: Gpu, memory: Memory, parts: Mapping[str, np.ndarray]) -> None:
-        self._gpu, self._offsets, end = gpu, dict[str, int](), 0
-        for name, array in parts.items():
-            self._offsets[name] = end
-            end += aligned(array.nbytes)
-        self._size = end
-        self._base, self._host = memory.device(end), memory.pinned(end)
+    def __init__(self, gpu: Gpu, memory: Memory, records: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        self._gpu, self._starts, self._size = gpu, dict[str, int](), 0
+        for name, record in records.items():
+            self._starts[name] = self._size
+            self._size += size_of(record)
+        self._base, self._host = memory.device(self._size), memory.pinned(self._size)
 
-    def upload(self, parts: Mapping[str, np.ndarray], stream: int) -> None:
+    def upload(self, records: Mapping[str, Mapping[str, np.ndarray]], stream: int) -> None:
         """Only when no earlier upload is under way: the pinned memory is one."""
-        for name, array in parts.items():
-            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            self._host[self._offsets[name] : self._offsets[name] + array.nbytes] = flat
+        for name, record in records.items():
+            for part, offset in offsets_of(record).items():
+                flat = np.ascontiguousarray(record[part]).reshape(-1).view(np.uint8)
+                start = self._starts[name] + offset
+                self._host[start : start + len(flat)] = flat
         self._gpu.copy(self._base, self._host.ctypes.data, self._size, stream)
 
-    def address(self, name: str) -> int:
-        return self._base + self._offsets[name]
+    def address(self, record: str) -> int:
+        return self._base + self._starts[record]

@@ -1,63 +1,84 @@
-"""What a run on a device depends on, and its tables as the arrays of one arena."""
+"""What a run on a device depends on: its shape, its steps in segments, and its tables as the records of one arena."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..samplers.program import Program
-from .tables import STEP_TABLES, StepTables
+from .tables import STEP_TABLES, Evaluations, StepTables
 
-CANCEL_STEPS = 4  # steps enqueued at a time when the run may be cancelled
-DRAWN_STEPS = 10  # steps enqueued at a time when they add noise: the host draws the next while the device works
+SEGMENT = 4  # steps of one CUDA graph at most
+AHEAD = 2 * SEGMENT  # steps that are enqueued at most: what a cancel waits for
+
+Record = dict[str, np.ndarray]  # arrays that lie side by side
 
 
 @dataclass(frozen=True)
 class RunShape:
     """What buffers and graphs depend on."""
 
+    steps: int
     evaluations: tuple[int, ...]  # E of each of the steps' `Evaluations`
-    evaluations_of: tuple[int, ...]  # per step: which of them it makes
-    draws: tuple[bool, ...]  # per step: whether it adds noise
     batch: int
     slots: int
     rows: int
-    segment: int  # steps enqueued at a time
+
+    @property
+    def places(self) -> int:
+        """Steps that a segment has at most."""
+        return min(SEGMENT, self.steps)
 
 
-def run_shape(program: Program, tables: StepTables, watched: bool, cancellable: bool) -> RunShape:
-    draws = tuple(program.draws_noise(step) for step in range(program.steps))
-    segment = 1 if watched else CANCEL_STEPS if cancellable else DRAWN_STEPS if any(draws) else program.steps
-    return RunShape(
-        evaluations=tuple(len(some.sample) for some in tables.evaluations),
-        evaluations_of=tables.evaluations_of,
-        draws=draws,
-        batch=tables.batch,
-        slots=program.slots,
-        rows=tables.rows,
-        segment=min(segment, program.steps),
-    )
+def run_shape(tables: StepTables) -> RunShape:
+    evaluations = tuple(len(some.sample) for some in tables.evaluations)
+    return RunShape(tables.steps, evaluations, tables.batch, tables.mix.shape[2], tables.rows)
 
 
-def arena_parts(tables: StepTables, latent: tuple[int, ...], steps_per_call: int) -> dict[str, np.ndarray]:
-    """Every array that the graphs read but state, noise and modulation, by the name under which it is bound.
+@dataclass(frozen=True)
+class Segment:
+    """Steps first .. last - 1, each with as many evaluations, enqueued together."""
 
-    NAME/c is what call c of the conditioner reads of the condition NAME: `steps_per_call` steps x R rows; the steps
-    after the last are copies of it.
+    first: int
+    last: int
+    evaluations: int  # E
+    looked_at: bool  # whether the state after the last one is to be copied to the host
+
+    @property
+    def graph(self) -> tuple[int, int, int]:
+        """Segments with the same one run the same kernels on the same addresses."""
+        return self.last - self.first, self.evaluations, self.first % 2
+
+
+def segments(tables: StepTables, looks: Callable[[int], bool]) -> Iterator[Segment]:
+    """The steps in order. looks: whether somebody looks at the state after n steps (1 .. N)."""
+    counts = [len(tables.evaluations[index].sample) for index in tables.evaluations_of]
+    first = 0
+    for last in range(1, tables.steps + 1):
+        looked_at = looks(last)
+        if looked_at or last - first == SEGMENT or last == tables.steps or counts[last] != counts[first]:
+            yield Segment(first, last, counts[first], looked_at)
+            first = last
+
+
+def step_record(tables: StepTables, step: int) -> Record:
+    return {name: getattr(tables, name)[step] for name in STEP_TABLES}
+
+
+def evaluations_record(some: Evaluations) -> Record:
+    return dict(vars(some))
+
+
+def records_of(tables: StepTables, latent: tuple[int, ...], steps_per_call: int) -> dict[str, Record]:
+    """Every array that graphs read but state, noise and modulation.
+
+    "step/n" are the tables of step n, "evaluations/i" those of evaluations i, "call/c" what call c of the conditioner
+    reads: `steps_per_call` steps x R rows; the steps after the last are copies of it. "silence" is noise of zeros.
     """
-    parts = {"silence": np.zeros((tables.batch, *latent), dtype=np.float32)}
-    for index, some in enumerate(tables.evaluations):
-        parts |= {f"{name}/{index}": table for name, table in vars(some).items()}
-    for step in range(tables.steps):
-        parts |= {f"{name}/{step}": getattr(tables, name)[step] for name in STEP_TABLES}
+    records = {f"step/{step}": step_record(tables, step) for step in range(tables.steps)}
+    records |= {f"evaluations/{index}": evaluations_record(some) for index, some in enumerate(tables.evaluations)}
     for call in range(-(-tables.steps // steps_per_call)):
         chosen = np.minimum(np.arange(call * steps_per_call, (call + 1) * steps_per_call), tables.steps - 1)
-        parts |= {f"{name}/{call}": values[chosen].reshape(-1) for name, values in tables.conditions.items()}
-    return parts
-
-
-def parts_of_step(shape: RunShape, step: int) -> dict[str, str]:
-    """Input of the step graph -> the arena's name of what this step binds to it."""
-    evaluations = {name: f"{name}/{shape.evaluations_of[step]}" for name in ("sample", "condition", "combine")}
-    return evaluations | {name: f"{name}/{step}" for name in STEP_TABLES}
+        records[f"call/{call}"] = {name: values[chosen].reshape(-1) for name, values in tables.conditions.items()}
+    return records | {"silence": {"noise": np.zeros((tables.batch, *latent), dtype=np.float32)}}

@@ -37,6 +37,7 @@ class Context(Protocol):
     def set_memory(self, pointer: int, size: int) -> None: ...  # scratch of at least Plan.scratch_bytes
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None: ...
     def set_address(self, name: str, pointer: int) -> None: ...  # a multiple of 256; read when `enqueue` is called
+    def capturable(self, stream: int) -> bool: ...  # whether the library says that `enqueue` can be captured now
     def enqueue(self, stream: int) -> None: ...  # returns at once
 
 
@@ -243,6 +244,11 @@ class _TrtContext:
     def set_address(self, name: str, pointer: int) -> None:
         if not self._context.set_tensor_address(name, pointer):
             raise EngineError(f"TensorRT refuses the address of tensor {name}{_said(self._errors)}")
+
+    def capturable(self, stream: int) -> bool:
+        """TensorRT-RTX can say so; of the others it is known when a capture fails."""
+        asked = getattr(self._context, "is_stream_capturable", None)
+        return asked is None or bool(asked(stream))
 
     def enqueue(self, stream: int) -> None:
         if not self._context.execute_async_v3(stream):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..options import DEFAULT_BATCH
 from ..samplers.program import Program
 from .engine import EngineOptions
 from .finite import FirstBroken, broken_images, not_finite, not_finite_error
-from .loop import StepEvent
+from .loop import StepEvent, Told, Watcher, looks_of
 from .noise import GivenNoise, NoiseSource, SeededNoise
 from .request import check_images, check_program, whole_numbers
 from .session import Session
@@ -32,7 +32,7 @@ class Settings(TypedDict, total=False):
     batch: int
     output: str
     noise: GivenNoise | None
-    on_step: Callable[[StepEvent], None] | None
+    on_step: Told | None
     cancel: threading.Event | None
     options: EngineOptions | None
     session: Session | None
@@ -50,7 +50,7 @@ class Sampling:
     batch: images that share one run of the network; bounds memory.
     output: "images" (uint8 [n, h, w, 1 or 3]) or "latents" (float32 [n, C, H, W]).
     noise: recorded noise for all n images instead of seeds.
-    on_step: told of every step, with the latents of the batch that runs.
+    on_step: told of every step, with the latents of the batch that runs; a `Watcher` says when it looks at them.
     cancel: set it from another thread to stop within the step that runs (plans: within a few steps).
     options: of the engines, where no session is given.
     session: loaded engines to use again; None loads them for this call.
@@ -64,7 +64,7 @@ class Sampling:
     batch: int = DEFAULT_BATCH
     output: str = "images"
     noise: GivenNoise | None = None
-    on_step: Callable[[StepEvent], None] | None = None
+    on_step: Told | None = None
     cancel: threading.Event | None = None
     options: EngineOptions | None = None
     session: Session | None = None
@@ -140,8 +140,8 @@ def _images(engines: Session, latents: np.ndarray, bad: np.ndarray) -> np.ndarra
     return images
 
 
-def _step_callback(run: _Run, first: int, seen: FirstBroken | None) -> Callable[[StepEvent], None] | None:
-    """None when nobody watches: a device runs ahead then."""
+def _step_callback(run: _Run, first: int, seen: FirstBroken | None) -> Told | None:
+    """None when nobody watches. States stay on a device where nobody looks at them."""
     tell, batches = run.given.on_step, -(-len(run.labels) // run.given.batch)
     if tell is None:
         return seen.on_step if seen is not None else None
@@ -151,7 +151,7 @@ def _step_callback(run: _Run, first: int, seen: FirstBroken | None) -> Callable[
             seen.on_step(event)
         tell(replace(event, first=first, batch=first // run.given.batch, batches=batches))
 
-    return on_step
+    return Watcher(on_step, looks_of(tell)) if seen is None else on_step
 
 
 def _noise_of(bundle: Bundle, seeds: Sequence[int], noise: GivenNoise | None, part: slice) -> NoiseSource:

@@ -77,7 +77,7 @@ class HostLoop:
             self.engine(program.graph_of(step)).run(inputs, {"next_state": next_state}, cancel)
             state, next_state = next_state, state
             if on_step is not None:
-                on_step(StepEvent(step + 1, program.steps, state[:, 0], state))
+                on_step(StepEvent(step + 1, program.steps, state))
         return state[:, 0].copy()
 
     def images(self, graph: str, latents: np.ndarray) -> np.ndarray:

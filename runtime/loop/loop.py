@@ -24,11 +24,22 @@ class StepEvent:
 
     step: int  # steps done of this batch, 1 .. steps
     steps: int
-    latents: np.ndarray  # [B, C, H, W] float32, slot 0 of the state
-    state: np.ndarray  # [B, K, C, H, W] float32, every slot of the program
+    held: np.ndarray | None  # [B, K, C, H, W] float32; None: on the device, since nobody asked for it (`Watcher`)
     first: int = 0  # index of the batch's first image, where a run has several batches
     batch: int = 0  # that of this event
     batches: int = 1
+
+    @property
+    def state(self) -> np.ndarray:
+        """[B, K, C, H, W] float32, every slot of the program. Raises RequestError where a `Watcher` did not want it."""
+        if self.held is None:
+            raise RequestError(f"the state after step {self.step} was not asked for: say so in the Watcher's `looks`")
+        return self.held
+
+    @property
+    def latents(self) -> np.ndarray:
+        """[B, C, H, W] float32, slot 0 of the state."""
+        return self.state[:, 0]
 
     @property
     def done(self) -> int:
@@ -38,6 +49,28 @@ class StepEvent:
     @property
     def total(self) -> int:
         return self.batches * self.steps
+
+
+Told = Callable[[StepEvent], None]  # is told of every step
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """An `on_step` that looks at latents or state after some steps only: where they lie on a device, others stay there.
+
+    looks: whether it does after n steps (1 .. N).
+    """
+
+    tell: Told
+    looks: Callable[[int], bool]
+
+    def __call__(self, event: StepEvent) -> None:
+        self.tell(event)
+
+
+def looks_of(on_step: Told | None) -> Callable[[int], bool]:
+    """After which steps it looks at the state: any, unless it is a `Watcher`."""
+    return on_step.looks if isinstance(on_step, Watcher) else lambda _: on_step is not None
 
 
 class Loop(Protocol):
@@ -51,7 +84,7 @@ class Loop(Protocol):
         program: Program,
         tables: StepTables,
         noise: NoiseSource,
-        on_step: Callable[[StepEvent], None] | None = None,
+        on_step: Told | None = None,
         cancel: threading.Event | None = None,
     ) -> np.ndarray:
         """Runs the whole program on one batch -> latents [B, C, H, W] float32. Raises Cancelled, RequestError."""

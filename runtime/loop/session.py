@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from .device_loop import DeviceLoop
 from .engine import Engine, EngineOptions
 from .host_loop import HostLoop
 from .image_run import ImageRun, advance
-from .loop import Loop, StepEvent
+from .loop import Loop, Told
 from .noise import NoiseSource, SeededNoise
 from .request import check_images, check_program, whole_numbers
 from .tables import image_tables, step_tables
@@ -56,7 +56,7 @@ class Session:
         labels: list[int],
         guidance: float,
         noise: NoiseSource,
-        on_step: Callable[[StepEvent], None] | None = None,
+        on_step: Told | None = None,
         cancel: threading.Event | None = None,
         away_from: list[int | None] | None = None,
     ) -> np.ndarray:

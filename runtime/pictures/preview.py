@@ -32,8 +32,11 @@ class Previews:
     written: dict[Path, None] = field(default_factory=dict)  # in order, each once
     _images: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
+    def shows(self, step: int) -> bool:
+        return step % self.every == 0
+
     def on_step(self, event: StepEvent) -> None:
-        if event.step % self.every:
+        if not self.shows(event.step):
             return
         images = self._images.setdefault(event.step, [])
         images.append(self.session.preview(event.state[:, -1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import NotFiniteError
 from ..loop.generate import generate
-from ..loop.loop import StepEvent
+from ..loop.loop import StepEvent, Told, Watcher
 from ..loop.session import Session
 from ..report import Report, silent
 from ..samplers.program import with_x0_slot
@@ -44,12 +44,15 @@ def run_job(job: Job, report: Report = silent) -> dict[str, Any]:
             previews.on_step(event)
         report("sampling", event.done, event.total)
 
+    def looks(step: int) -> bool:
+        return job.files.trajectory is not None or (previews is not None and previews.shows(step))
+
     with Session(job.bundle, job.engines) as session:
         for graph in ("step", "conditioner"):
             session.load(graph)  # loading is not sampling: keep it out of the timing
         previews = _previews(job, session)
         start = time.perf_counter()
-        latents, broken = _latents(job, session, on_step)
+        latents, broken = _latents(job, session, Watcher(on_step, looks))
         bad = [image.index for image in broken.images] if broken is not None else []
         images = _images(job, session, latents, bad) if job.files.pictures is not None else None
         seconds = time.perf_counter() - start
@@ -65,9 +68,7 @@ def run_job(job: Job, report: Report = silent) -> dict[str, Any]:
     return summary
 
 
-def _latents(
-    job: Job, session: Session, on_step: Callable[[StepEvent], None]
-) -> tuple[np.ndarray, NotFiniteError | None]:
+def _latents(job: Job, session: Session, on_step: Told) -> tuple[np.ndarray, NotFiniteError | None]:
     """[n, C, H, W] float32, and what `generate` says of pictures that overflowed."""
     recipe = job.recipe
     try:

@@ -42,7 +42,7 @@ class DoubleGpu:
     count: int = 1
     sm: str = "sm86"
     may_synchronize: bool = False  # with work enqueued; the loop must not
-    log: list[str] = field(default_factory=list)  # graph names as they run, "capture", "launch", "copy"
+    log: list[str] = field(default_factory=list)  # graph names as they run, "capture", "launch", copies by their way
     bound: list[dict[str, int]] = field(default_factory=list)  # addresses of every enqueued execution
 
     def __post_init__(self) -> None:
@@ -127,10 +127,11 @@ class DoubleGpu:
         block.written[part] = True
 
     def copy(self, destination: int, source: int, size: int, stream: int) -> None:
-        self.find(destination, size), self.find(source, size)
+        ways = {("pinned", "device"): "upload", ("device", "pinned"): "download"}
+        way = ways.get((self.find(source, size)[0].kind, self.find(destination, size)[0].kind), "copy")
 
         def work() -> None:
-            self.log.append("copy")
+            self.log.append(way)
             self.write(destination, self.read(source, size, "source of a copy"))
 
         self.enqueue(work, stream)
@@ -261,6 +262,10 @@ class DoubleContext:
         self.gpu.demand(name in self.plan.inputs or name in self.plan.outputs, f"no tensor {name}")
         self.gpu.demand(pointer % ALIGNMENT == 0, f"address of {name} is not aligned to {ALIGNMENT} bytes")
         self.addresses[name] = pointer
+
+    def capturable(self, stream: int) -> bool:
+        self.gpu.demand(self.gpu.capture is None, "asked while capturing")
+        return True
 
     def enqueue(self, stream: int) -> None:
         plan, gpu = self.plan, self.gpu

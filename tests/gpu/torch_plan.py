@@ -73,6 +73,9 @@ class TorchContext:
         assert pointer % ALIGNMENT == 0, f"address of {name} is not aligned to {ALIGNMENT} bytes"
         self.addresses[name] = pointer
 
+    def capturable(self, stream: int) -> bool:
+        return True
+
     def enqueue(self, stream: int) -> None:
         plan, gpu = self.plan, self.plan.gpu
         inputs = [(t.name, self.addresses[t.name], self.shapes[t.name], DTYPES[t.dtype]) for t in plan.info.inputs]

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ditedge.runtime import Cancelled, Session
-from ditedge.runtime.loop import device_loop, device_memory, device_run, engine_trt
+from ditedge.runtime import Cancelled, Session, StepEvent
+from ditedge.runtime.loop import device_loop, device_memory, device_modulation, engine_trt
+from ditedge.runtime.loop.device_tables import AHEAD, SEGMENT
+from ditedge.runtime.loop.loop import Watcher
 from ditedge.runtime.loop.noise import GivenNoise, SeededNoise
 from ditedge.runtime.loop.verify import relative_error, replay
 from ditedge.runtime.samplers.program import with_x0_slot
@@ -48,7 +50,7 @@ def test_verify_replays_on_plans(plan_bundle, gpu: DoubleGpu) -> None:
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
 def test_equals_the_loop_on_onnx_runtime(plan_bundle, gpu: DoubleGpu, sampler: str, cuda_graphs: bool) -> None:
-    """Also with two batches of one shape (a replay), a smaller last one, and other labels, seeds and guidance."""
+    """Also with two batches of one shape (replays), a smaller last one, and other labels, seeds and guidance."""
     bundle = plan_bundle("gray1_cfg")
     program = bundle.program(sampler=sampler, steps=6)
     with Session(bundle) as ort, plans(bundle, cuda_graphs) as device:
@@ -63,12 +65,15 @@ def test_equals_the_loop_on_onnx_runtime(plan_bundle, gpu: DoubleGpu, sampler: s
 
 
 def test_a_shape_is_captured_once_and_replayed(plan_bundle, gpu: DoubleGpu) -> None:
-    bundle = plan_bundle("gray1_cfg")
+    """Four steps and two: enqueued plainly in the first run, captured in the second, replayed in the third."""
+    bundle, captures = plan_bundle("gray1_cfg"), []
+    program = bundle.program(sampler="ddpm", steps=6)
     with plans(bundle) as device:
-        first = latents(bundle, device, bundle.program(sampler="ddpm", steps=6))
-        again = latents(bundle, device, bundle.program(sampler="ddpm", steps=6))
-        latents(bundle, device, bundle.program(sampler="ddpm", steps=6), labels=[1, 2, 3, 4, 2], guidance=5.0)
-        assert gpu.log.count("capture") == 1 and gpu.log.count("launch") == 3
+        first = latents(bundle, device, program)
+        for other in ({}, {"labels": [1, 2, 3, 4, 2], "guidance": 5.0}, {}):
+            captures.append(gpu.log.count("capture"))
+            again = latents(bundle, device, program, **other)
+        assert captures == [0, 2, 2] and gpu.log.count("launch") == 3 * 2
         assert np.array_equal(first, again)
     assert not gpu.live
 
@@ -79,7 +84,7 @@ def test_unguided_steps_run_half_the_evaluations(plan_bundle, gpu: DoubleGpu) ->
     with Session(bundle) as ort, plans(bundle) as device:
         same(latents(bundle, device, program), latents(bundle, ort, program))
         run = next(iter(device.loop._runs.values()))
-        evaluations = {count: context.shapes["sample"][0] for count, context in run._contexts.items()}
+        evaluations = {count: context.shapes["sample"][0] for count, context in run._steps._contexts.items()}
     assert evaluations == {10: 10, 5: 5}
 
 
@@ -90,15 +95,14 @@ def test_modulation_that_does_not_fit_is_computed_in_blocks(
 ) -> None:
     bundle = plan_bundle("gray1_cfg")
     row = 4 * (6 * 2 + 2) * 32 * 5  # four labels and the null class
-    monkeypatch.setattr(device_run, "MODULATION_BYTES", steps_held * row)
+    monkeypatch.setattr(device_modulation, "MODULATION_BYTES", steps_held * row)
     program = bundle.program(sampler="ddpm", steps=7)
     with Session(bundle) as ort, plans(bundle) as device:
         same(
             latents(bundle, device, program, on_step=(lambda p: None) if watched else None),
             latents(bundle, ort, program),
         )
-    calls = gpu.log.count("conditioner") - 1  # without the warm-up's
-    assert calls == -(-7 // steps_held)
+    assert gpu.log.count("conditioner") == -(-7 // steps_held)
 
 
 def test_modulation_rows_that_are_not_aligned_are_computed_step_by_step(plan_bundle, gpu, monkeypatch) -> None:
@@ -108,42 +112,26 @@ def test_modulation_rows_that_are_not_aligned_are_computed_step_by_step(plan_bun
     program = bundle.program(sampler="ddpm", steps=3)
     with Session(bundle) as ort, plans(bundle) as device:
         same(latents(bundle, device, program), latents(bundle, ort, program))
-    assert gpu.log.count("conditioner") == 3 + 1
+    assert gpu.log.count("conditioner") == 3
     assert all(addresses["modulation"] % 256 == 0 for addresses in gpu.bound)
 
 
 @pytest.mark.parametrize("watched", [False, True])
-@pytest.mark.parametrize("draws_held", [2, 4, 5])
-def test_noise_that_does_not_fit_goes_through_a_ring(
-    plan_bundle, gpu, monkeypatch, draws_held: int, watched: bool
-) -> None:
+def test_noise_goes_through_a_ring(plan_bundle, gpu, watched: bool) -> None:
+    """Of more steps than the ring has places."""
     bundle = plan_bundle("gray1_cfg")
-    monkeypatch.setattr(device_run, "NOISE_BYTES", draws_held * 5 * 8 * 8 * 4)
-    program = bundle.program(sampler="ddpm", steps=11)
+    program = bundle.program(sampler="ddpm", steps=3 * (AHEAD + SEGMENT))
     with Session(bundle) as ort, plans(bundle) as device:
         expected = latents(bundle, ort, program)
         for _ in range(2):
             same(latents(bundle, device, program, on_step=(lambda p: None) if watched else None), expected)
 
 
-def test_noise_is_drawn_while_the_device_works(plan_bundle, gpu: DoubleGpu) -> None:
-    bundle, queued = plan_bundle("gray1_cfg"), []
-
-    class Noise(SeededNoise):
-        def step(self, step: int) -> np.ndarray:
-            queued.append(gpu.log.count("launch"))
-            return super().step(step)
-
-    with plans(bundle) as device:
-        device.latents(bundle.program(sampler="ddpm", steps=30), LABELS, 3.0, Noise(SEEDS, (1, 8, 8)))
-    assert queued == [0] * 10 + [1] * 10 + [2] * 9
-
-
 def test_samplers_without_noise_upload_none(plan_bundle, gpu: DoubleGpu) -> None:
     bundle = plan_bundle("gray1_cfg")
     with plans(bundle) as device:
         latents(bundle, device, bundle.program(sampler="ddim", steps=9))
-        assert gpu.log.count("copy") == 3  # tables, initial state, result
+        assert gpu.log.count("upload") == 2 and gpu.log.count("download") == 1  # tables, initial state; result
 
 
 def test_progress_reports_every_step_in_order(plan_bundle, gpu: DoubleGpu) -> None:
@@ -219,25 +207,33 @@ def test_few_runs_are_kept_and_memory_stays_bounded(plan_bundle, gpu: DoubleGpu)
     guided=st.integers(0, 2**13 - 1),
     sampler=st.sampled_from(["ddpm", "ddim", "dpm++", "sde-dpm++", "euler-ancestral"]),
     guidance=st.sampled_from([1.0, 3.0]),
-    heard=st.tuples(st.booleans(), st.booleans()),
-    held=st.tuples(st.integers(1, 60), st.integers(1, 15)),
+    heard=st.tuples(st.integers(0, 2**15 - 1), st.booleans()),
+    rows_held=st.integers(1, 60),
 )
-def test_any_combination_equals_onnx_runtime(plan_bundle, steps, count, guided, sampler, guidance, heard, held) -> None:
-    """Segments, blocks of rows, rings of noise and unguided steps, in combinations that nobody thought of; twice each."""
-    bundle, (watched, cancellable), (rows_held, draws_held) = plan_bundle("gray1_cfg"), heard, held
+def test_any_combination_equals_onnx_runtime(
+    plan_bundle, steps, count, guided, sampler, guidance, heard, rows_held
+) -> None:
+    """Segments, blocks of rows, steps that are looked at and unguided ones, in combinations that nobody thought of."""
+    bundle, (looked_at, cancellable), states = plan_bundle("gray1_cfg"), heard, {}
     program = bundle.program(sampler=sampler, steps=steps)
     program = replace(program, guidance=np.array([float(guided >> i & 1) for i in range(program.steps)]))
     gpu, seen = DoubleGpu(), []
     options = {"labels": LABELS[:count], "seeds": SEEDS[:count], "guidance": guidance}
+
+    def watch(event: StepEvent) -> None:
+        seen.append(event.done)
+        if looked_at >> event.step & 1:
+            same(event.state, states[event.step])
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_trt, "NvidiaGpu", lambda: gpu)
-        patch.setattr(device_run, "MODULATION_BYTES", rows_held * 4 * (6 * 2 + 2) * 32)
-        patch.setattr(device_run, "NOISE_BYTES", draws_held * count * 8 * 8 * 4)
+        patch.setattr(device_modulation, "MODULATION_BYTES", rows_held * 4 * (6 * 2 + 2) * 32)
         with Session(bundle) as ort, plans(bundle) as device:
-            expected = latents(bundle, ort, program, **options)
-            options["on_step"] = (lambda p: seen.append(p.done)) if watched else None
-            for _ in range(2):
+            keep = lambda event: states.update({event.step: event.state.copy()})  # noqa: E731
+            expected = latents(bundle, ort, program, on_step=keep, **options)
+            options["on_step"] = Watcher(watch, lambda step: bool(looked_at >> step & 1))
+            for _ in range(3):  # plainly, captured, replayed
                 stop = threading.Event() if cancellable else None
                 same(latents(bundle, device, program, cancel=stop, **options), expected)
-    assert seen == (2 * list(range(1, program.steps + 1)) if watched else [])
+    assert seen == 3 * list(range(1, program.steps + 1))
     assert not gpu.live and not gpu.graphs

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from ditedge.runtime import Session
-from ditedge.runtime.loop import device_loop, device_memory, device_run
-from ditedge.runtime.loop.device_tables import parts_of_step
+from ditedge.runtime.loop import device_loop, device_memory, device_modulation, device_run, device_steps, noise_ahead
 from ditedge.runtime.loop.noise import GivenNoise
 from ditedge.runtime.loop.verify import relative_error
 from tests.doubles.gpu_double import DoubleError, DoubleGpu
-from tests.runtime.loop.on_plans import LABELS, SEEDS, TOLERANCE, latents, plans, recorded_program, same
+from tests.runtime.loop.on_plans import TOLERANCE, latents, plans, recorded_program, same
 
 
 def ten_recorded_steps(plan_bundle) -> None:
@@ -24,36 +23,53 @@ def ten_recorded_steps(plan_bundle) -> None:
 
 
 def tightly_packed(monkeypatch) -> None:
-    for module in (device_memory, device_run):
-        monkeypatch.setattr(module, "aligned", lambda size: -(-size // 4) * 4)
+    for module in (device_memory, device_run, device_steps, device_modulation):
+        if hasattr(module, "aligned"):
+            monkeypatch.setattr(module, "aligned", lambda size: -(-size // 4) * 4)
 
 
 def steps_backwards(monkeypatch) -> None:
-    monkeypatch.setattr(device_run, "parts_of_step", lambda shape, step: parts_of_step(shape, 9 - step))
+    real = device_memory.Arena.address
+
+    def address(self, record: str) -> int:
+        kind, _, step = record.partition("/")
+        return real(self, f"step/{max(0, 6 - int(step))}" if kind == "step" else record)
+
+    monkeypatch.setattr(device_memory.Arena, "address", address)
 
 
-def moved_arena(monkeypatch) -> None:
-    real = device_memory.Arena.upload
+def moved_places(monkeypatch) -> None:
+    """Reallocates, as a loop would that lets its buffers grow: captured graphs keep the old address."""
+    real = device_run.Run._upload
 
-    def upload(self, parts, stream) -> None:
-        """Reallocates, as a loop would that lets its buffers grow: captured graphs keep the old address."""
-        if any(self._base == block.address and block.written.any() for block in self._gpu.live):
-            self._gpu.free(self._base)
-            self._base = self._gpu.malloc(self._size)
-        real(self, parts, stream)
+    def upload(self, *arguments) -> None:
+        steps = self._steps
+        if steps._graphs:
+            self._gpu.free(steps._places["noise"])
+            steps._places["noise"] = self._gpu.malloc(10 * steps.draw_bytes)
+        real(self, *arguments)
 
-    monkeypatch.setattr(device_memory.Arena, "upload", upload)
+    monkeypatch.setattr(device_run.Run, "_upload", upload)
 
 
 def one_state(monkeypatch) -> None:
-    real = device_run.Run._step
-    monkeypatch.setattr(
-        device_run.Run, "_step", lambda self, s, m, n, states: real(self, s, m, n, (states[0], states[0]))
-    )
+    real = device_steps.Steps.__init__
+
+    def init(self, *arguments) -> None:
+        real(self, *arguments)
+        self.states[1] = self.states[0]
+
+    monkeypatch.setattr(device_steps.Steps, "__init__", init)
 
 
 def cold_capture(monkeypatch) -> None:
-    monkeypatch.setattr(device_run.Run, "_warm_up", lambda self: None)
+    real = device_steps.Steps.launch
+
+    def launch(self, segment) -> None:
+        self._enqueued.add(segment.graph)
+        real(self, segment)
+
+    monkeypatch.setattr(device_steps.Steps, "launch", launch)
 
 
 def waiting_by_synchronising(monkeypatch) -> None:
@@ -61,32 +77,39 @@ def waiting_by_synchronising(monkeypatch) -> None:
 
 
 def forgotten_conditioner(monkeypatch) -> None:
-    monkeypatch.setattr(device_run.Run, "_modulate", lambda self, call: None)
+    monkeypatch.setattr(device_modulation.Modulation, "_compute", lambda self, first, arena: None)
 
 
 def forgotten_noise(monkeypatch) -> None:
-    monkeypatch.setattr(device_run.Run, "_upload_noise", lambda self, noise, first, last: None)
+    monkeypatch.setattr(noise_ahead.NoiseAhead, "take", lambda self: {})
+
+
+def noise_of_the_last_segment(monkeypatch) -> None:
+    """Its addresses are taken for the next one's."""
+    real = noise_ahead.NoiseAhead.begin
+    monkeypatch.setattr(noise_ahead.NoiseAhead, "begin", lambda self, s: None if s.first == 4 else real(self, s))
 
 
 def freed_too_early(monkeypatch) -> None:
-    real = device_run.Run._upload_noise
+    real = device_run.Run._leave
 
-    def upload(self, noise, first, last) -> None:
-        real(self, noise, first, last)
+    def leave(self, *arguments):
         self._memory.free()
+        return real(self, *arguments)
 
-    monkeypatch.setattr(device_run.Run, "_upload_noise", upload)
+    monkeypatch.setattr(device_run.Run, "_leave", leave)
 
 
 MUTATIONS = {
     tightly_packed: "not aligned to 256",
     steps_backwards: "assert",
-    moved_arena: "use after free",
+    moved_places: "use after free",
     one_state: "lies over an input",
     cold_capture: "captured before its first enqueue",
     waiting_by_synchronising: "host synchronisation while work is enqueued",
-    forgotten_conditioner: "read of memory never written: input modulation",
-    forgotten_noise: "read of memory never written: input noise",
+    forgotten_conditioner: "read of memory never written: source of a copy",
+    forgotten_noise: "assert",
+    noise_of_the_last_segment: "assert",
     freed_too_early: "free while work is enqueued",
 }
 
@@ -101,28 +124,30 @@ def test_mutations_are_noticed(plan_bundle, gpu: DoubleGpu, monkeypatch, mutate)
     gpu.may_synchronize = False
     with pytest.raises(AssertionError, match=MUTATIONS[mutate]) as caught:
         ten_recorded_steps(plan_bundle)
-    assert isinstance(caught.value, DoubleError) or mutate is steps_backwards
+    assert isinstance(caught.value, DoubleError) or MUTATIONS[mutate] == "assert"
 
 
-def test_noise_uploaded_too_early_is_noticed(plan_bundle, gpu: DoubleGpu, monkeypatch) -> None:
-    """Without waiting for the ring's oldest part, the host overwrites pinned memory that is still to be copied."""
-    real = device_run.Run.__init__
-
-    def impatient(self, device, shape, tables) -> None:
-        real(self, device, shape, tables)
-        self._events += [gpu.event() for _ in range(20)]
-        self._ahead += 20
-
-    monkeypatch.setattr(device_run, "NOISE_BYTES", 2 * 5 * 8 * 8 * 4)
+def test_noise_drawn_too_early_is_noticed(plan_bundle, gpu: DoubleGpu, monkeypatch) -> None:
+    """In a ring that is too small, the host overwrites pinned memory that is still to be copied."""
     bundle = plan_bundle("gray1_cfg")
-    program = bundle.program(sampler="ddpm", steps=11)
+    program = bundle.program(sampler="ddpm", steps=30)
     with Session(bundle) as ort, plans(bundle) as device:
-        same(latents(bundle, device, program), latents(bundle, ort, program))
-        monkeypatch.setattr(device_run.Run, "__init__", impatient)
-        other = LABELS[:4]  # another shape, so that its run is made anew
-        expected = latents(bundle, ort, program, labels=other, seeds=SEEDS[:4])
-        actual = latents(bundle, device, program, labels=other, seeds=SEEDS[:4])
-        assert np.abs(actual - expected).max() > 1e-2
+        expected = latents(bundle, ort, program)
+        same(latents(bundle, device, program), expected)
+        (run,) = device.loop._runs.values()
+        run._ring = run._ring[:5]
+        assert np.abs(latents(bundle, device, program) - expected).max() > 1e-2
+
+
+def test_evaluations_of_the_run_before_are_noticed(plan_bundle, gpu: DoubleGpu, monkeypatch) -> None:
+    """What lies at a place must not stay there when the arena is written anew."""
+    monkeypatch.setattr(device_steps.Steps, "begin", lambda self: None)
+    bundle = plan_bundle("gray1_cfg")
+    program = bundle.program(sampler="ddim", steps=5)
+    with Session(bundle) as ort, plans(bundle) as device:
+        same(latents(bundle, device, program, guidance=2.0), latents(bundle, ort, program, guidance=2.0))
+        expected = latents(bundle, ort, program, guidance=5.0)
+        assert np.abs(latents(bundle, device, program, guidance=5.0) - expected).max() > 1e-2
 
 
 def test_shapes_outside_the_profile_reach_no_context(plan_bundle, gpu: DoubleGpu, monkeypatch) -> None:

@@ -153,7 +153,7 @@ def test_pictures_through_the_real_adapter(machine: SimpleNamespace, watched: bo
             actual = generate(machine.bundle, session=session, on_step=progress, **options)
             assert np.abs(actual.astype(int) - expected).max() <= 1
     double = machine.double
-    assert double.log.count("capture") == (12 if watched else 2)
+    assert double.log.count("capture") == (2 if watched else 1)
     assert not double.live and not double.graphs and not double.events and not double.streams
     assert not machine.cuda.pinned and not machine.cuda.captured
 
@@ -172,13 +172,13 @@ def test_a_full_device(machine: SimpleNamespace) -> None:
     with Session(machine.bundle, EngineOptions(plans=machine.folder)) as session:
         session.load("step")
         live = len(machine.double.live)
-        machine.cuda.memory = 18_000
+        machine.cuda.memory = 30_000
         with pytest.raises(
             DitedgeError, match="cudaMalloc failed with cudaErrorMemoryAllocation: use a smaller --batch"
         ):
             generate(machine.bundle, [1] * 8, list(range(8)), program=program, guidance=1.0, session=session)
         assert len(machine.double.live) == live
-        machine.cuda.memory = 18_000
+        machine.cuda.memory = 30_000
         assert generate(
             machine.bundle, [1], [0], program=program, guidance=1.0, session=session, output="latents"
         ).shape == (1, 1, 8, 8)
