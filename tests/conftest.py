@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import signal
@@ -24,9 +25,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `make test &` in a scri
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """Modules live as long as the process: PyTorch's million objects are not looked through again at each collection."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
-def graphs_once() -> None:
-    exports_once.install()
+def graphs_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    exports_once.install(tmp_path_factory)
 
 
 def golden_case(name: str) -> dict[str, Any]:

@@ -7,13 +7,21 @@ class, `forward` and attributes, and every weight.
 
 from __future__ import annotations
 
-import atexit
 import hashlib
+import marshal
+import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+
+def told_of(forward: Any) -> object:
+    """What a function does, in words that another process would find, too; its address where it holds on to something."""
+    code = getattr(forward, "__code__", None)
+    return repr(forward) if code is None or forward.__closure__ else marshal.dumps(code)
 
 
 def key_of(module: Any, inputs: dict[str, Any], *settings: Any) -> str:
@@ -23,7 +31,7 @@ def key_of(module: Any, inputs: dict[str, Any], *settings: Any) -> str:
     told = hashlib.sha256(repr(settings).encode())
     for name, part in module.named_modules():
         own = {k: v for k, v in vars(part).items() if k not in ("_parameters", "_buffers", "_modules")}
-        told.update(repr((name, type(part), type(part).forward, sorted(own.items()))).encode())
+        told.update(repr((name, type(part), told_of(type(part).forward), sorted(own.items()))).encode())
         tensors = {k: v for k, v in own.items() if isinstance(v, torch.Tensor)}
         tensors |= dict(part.named_parameters(recurse=False)) | dict(part.named_buffers(recurse=False))
         for key, tensor in tensors.items():
@@ -34,15 +42,16 @@ def key_of(module: Any, inputs: dict[str, Any], *settings: Any) -> str:
     return told.hexdigest()
 
 
-def install() -> None:
-    """In this process, until it ends; nothing where the exporter is not imported: runtime's tests need no PyTorch."""
+def install(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In every process of a session; nothing where the exporter is not imported: runtime's tests need no PyTorch."""
     write = sys.modules.get("ditedge.export.graphs.write")
     if write is None or hasattr(write.onnx_from_module, "once"):
         return
     from ditedge.calibration.graph import surgery
 
-    real, kept = write.onnx_from_module, Path(tempfile.mkdtemp(prefix="ditedge-exports-"))
-    atexit.register(shutil.rmtree, kept, ignore_errors=True)
+    real, base = write.onnx_from_module, tmp_path_factory.getbasetemp()
+    kept = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports-once"  # one of all processes
+    kept.mkdir(exist_ok=True)
 
     def once(module: Any, inputs: Any, output: Any, dynamic: Any, path: Path, opset: int) -> None:
         found = kept / key_of(module, inputs, output, dynamic, opset, surgery.EXTERNAL_DATA_BYTES)
@@ -51,7 +60,8 @@ def install() -> None:
             return
         real(module, inputs, output, dynamic, path, opset)
         if not path.with_name(f"{path.name}.data").exists():  # of a test of large weights
-            shutil.copy(path, found)
+            whole = shutil.copy(path, found.with_suffix(f".{os.getpid()}"))
+            os.replace(whole, found)  # another process may read it now
 
     once.once = True  # type: ignore[attr-defined]
     write.onnx_from_module = once

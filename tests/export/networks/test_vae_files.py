@@ -12,9 +12,11 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from ditedge.cli import main
+from ditedge.export import exporter
 from ditedge.export.networks.vae import KlConfig, TinyConfig
 from ditedge.export.sources.vae_checkpoint import read_vae
 from ditedge.export.with_decoder import add_decoder
+from ditedge.runtime.errors import RequestError
 from tests.export.networks.vaes import (
     LATENT,
     WEIGHTS,
@@ -54,7 +56,9 @@ def test_kl_single_file_and_pipeline_folder(vaes: Path, tmp_path: Path) -> None:
     assert config == read_vae(vaes / "kl").decoder.config
 
 
-def test_what_was_taken_and_what_was_assumed_is_told(vaes: Path, golden_bundle, tmp_path: Path) -> None:
+def test_what_was_taken_and_what_was_assumed_is_told(
+    vaes: Path, golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A lone file of 4 channels may be SDXL's, whose scaling is another: before the work, export and add-decoder say it."""
     vae = from_diffusers(vaes / "kl").state_dict()
     torch.save({"state_dict": vae, "state_dict_ema": vae}, tmp_path / "kl.ckpt")
@@ -66,8 +70,14 @@ def test_what_was_taken_and_what_was_assumed_is_told(vaes: Path, golden_bundle, 
     assert scaling.startswith("VAE's scaling: 0.18215 (assumed: ") and "kl.ckpt does not say it" in scaling
     folder, tiny = read_vae(vaes / "kl").notes, read_vae(vaes / "tiny" / WEIGHTS).notes
     assert folder == (f"VAE's weights: kl/{WEIGHTS}",) and len(tiny) == 1
-    command = ["export", "--ckpt", str(LATENT), "--heads", "4", "--vae", str(tmp_path / "kl.ckpt"), "--opset", "18"]
+
+    def work(*_: object) -> None:
+        raise RequestError("the work begins")
+
+    monkeypatch.setattr(exporter, "write_graphs", work)
+    command = ["export", "--ckpt", str(LATENT), "--heads", "4", "--vae", str(tmp_path / "kl.ckpt")]
     result = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "e")])
+    assert result.stderr.splitlines()[-1].endswith("the work begins")
     assert [line.removeprefix("note: ") for line in result.stderr.splitlines() if "note: VAE's" in line] == told
 
 
