@@ -19,6 +19,7 @@ from .derived import Derivation, derive_bundle
 from .formats import half_format
 from .formats.format import Half
 from .formats.half_decoder import halve_decoder
+from .graph.late_bias import add_bias_after_split
 from .graph.lowering import emulated, lower
 from .graph.surgery import check_graph, load_graph, save_graph
 from .options import ConvertOptions
@@ -77,6 +78,7 @@ def _lower_graphs(bundle: Bundle, form: Half, folder: Path, scratch: Path, repor
                 f"{name}.onnx: every matrix product would stay in float32 ({len(keep)} tensors exceed {form.dtype}), "
                 "so there is nothing to convert; use --precision bf16"
             )
+        add_bias_after_split(model)
         save_graph(model, path)
         check_graph(path)
         graphs[name] = graphs[name].model_copy(update={"precision": form.dtype})

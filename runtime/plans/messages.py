@@ -15,7 +15,7 @@ SENTENCES = (
     ),
     (
         r"FP32 GEMM is not supported",
-        "it computes no float32 matrix products on sm75, and every bundle's sampler has some: build for sm80 or later",
+        "it computes no float32 matrix products on sm75: convert the bundle to fp16, or build for sm80 or later",
     ),
     (
         r"cudaError 35|cudaErrorInsufficientDriver|CUDA initialization failure with error: (?:35|100)",
