@@ -23,14 +23,15 @@ from ditedge.failures import Commands, UserError, importing_extra
 from ditedge.options import command
 from ditedge.summary import Summary, megabytes
 from ditedge.terminal import ask_passphrase, print_json, progress, readable, say
+from ditedge.verifying import verified
 
 if TYPE_CHECKING:
+    from ditedge.calibration.layers.request import VerifyCommand
     from ditedge.calibration.options import CompareCommand, ConvertRequest, QuantizeRequest
     from ditedge.calibration.quality.record import GateResult
     from ditedge.export.options import DecoderRequest, ExportRequest
     from ditedge.export.schedulers.request import ScheduleRequest
     from ditedge.runtime.inspection import InspectRequest
-    from ditedge.runtime.loop.verification import VerifyRequest
     from ditedge.runtime.pictures.request import RunRequest
     from ditedge.runtime.plans.options import BuildRequest
     from ditedge.runtime.signing import SignRequest
@@ -259,25 +260,23 @@ def build(request: BuildRequest, as_json: bool) -> None:
     told.end()
 
 
-@command(main, "ditedge.runtime.loop.verification:VerifyRequest")
+@command(main, "ditedge.calibration.layers.request:VerifyCommand")
 @JSON
-def verify(request: VerifyRequest, as_json: bool) -> None:
+def verify(request: VerifyCommand, as_json: bool) -> None:
     """Replay the bundle's golden trajectories, recorded from PyTorch. Exit code 1 when over tolerance.
+
+    With --layers: every tensor of one step against the float32 bundle, and the first layer that breaks.
 
     \b
     Examples:
       ditedge verify --engine fashion
       ditedge verify --engine dit-xl-2-256 --provider cuda --trusted-key release.pub.pem
+      ditedge verify --layers --engine fashion-int8 --reference fashion --report layers.html
     """
-    from ditedge.runtime.loop.verification import verify_bundle
-
     told = Summary(as_json)
-    with progress() as report:
-        found = verify_bundle(request, report)
-    told.lines(found.lines())
-    told.add(**found.summary())
+    passed = verified(request, told)
     told.end()
-    if not found.passed:
+    if not passed:
         sys.exit(1)
 
 

@@ -19,6 +19,7 @@ PACKAGES = {
     "torch": ("reads checkpoints (export)", "pip install 'ditedge[export]'"),
     "onnx": ("writes graphs (export)", "pip install 'ditedge[export]'"),
     "onnxscript": ("writes graphs (export)", "pip install 'ditedge[export]'"),
+    "polygraphy": ("compares layers (verify --layers)", "pip install 'ditedge[calibrate]'"),
     "diffusers": ("reads diffusers folders", "pip install 'ditedge[diffusers]'"),
     "cryptography": ("signs bundles, checks signatures", "pip install 'ditedge[sign]'"),
 }

@@ -80,7 +80,7 @@ ROOMS = (
     *("runtime.samplers", "runtime.bundle", "runtime.plans", "runtime.loop", "runtime.pictures"),
     *("runtime.describe", "runtime.inspection", "runtime.doctor", "runtime.signing", "runtime"),
     *("calibration.graph", "calibration.statistics", "calibration.formats", "calibration.quality"),
-    *("calibration.options", "calibration.plan", "calibration.kept", "calibration.derived"),
+    *("calibration.layers", "calibration.options", "calibration.plan", "calibration.kept", "calibration.derived"),
     *("calibration.convert", "calibration.quantize", "calibration"),
     *("export.networks", "export.sources", "export.options", "export.graphs", "export.truth", "export.schedulers"),
     *("export.pictures", "export.exporter", "export.with_decoder", "export"),

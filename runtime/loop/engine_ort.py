@@ -57,27 +57,9 @@ class OrtEngine:
     """An ONNX graph in an onnxruntime.InferenceSession."""
 
     def __init__(self, graph: HeldGraph | Path, options: EngineOptions) -> None:
-        try:
-            import onnxruntime
-        except ModuleNotFoundError:
-            raise EngineError("onnxruntime is not installed: pip install 'ditedge[cpu]' (or 'ditedge[gpu]')") from None
-        except ImportError as error:  # no memory left to map it, a library of the system that is missing
-            raise EngineError(f"onnxruntime is installed but cannot be loaded: {first_line(error)}") from None
-        settings = session_settings(options)
-        settings.enable_cpu_mem_arena = settings.enable_mem_pattern = options.keep_buffers
-        providers = _providers(options.provider, onnxruntime.get_available_providers())
-        path = graph if isinstance(graph, Path) else graph.file.path
-        # the package prints what it thinks of missing libraries
-        with model_of(graph, settings) as model, redirect_stdout(sys.stderr):
-            try:
-                _preload(options.provider)
-                # no second try: the package would print names out of the graph as they are
-                self._session = onnxruntime.InferenceSession(model, settings, providers=providers, enable_fallback=0)
-            except Exception as error:  # onnxruntime's own exception types are not public
-                raise EngineError(f"{path}: ONNX Runtime cannot load this graph: {first_line(error)}") from None
-        check_provider(self._session, options.provider)
+        self._session = open_session(graph, options)
         self.inputs = frozenset(tensor.name for tensor in self._session.get_inputs())
-        self._run_options, self._worker = onnxruntime.RunOptions, Worker()
+        self._worker = Worker()
 
     def run(
         self,
@@ -93,7 +75,9 @@ class OrtEngine:
                 binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in outputs.items():
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        options, session = self._run_options(), self._session
+        import onnxruntime
+
+        options, session = onnxruntime.RunOptions(), self._session
 
         def work(_held: object = (inputs, outputs)) -> None:  # also when its caller gave up waiting for it
             session.run_with_iobinding(binding, options)
@@ -107,6 +91,30 @@ class OrtEngine:
 
     def close(self) -> None:
         self._session = None
+
+
+def open_session(graph: HeldGraph | Path, options: EngineOptions) -> Any:
+    """An onnxruntime.InferenceSession on the provider of the options, and on no other. Raises EngineError."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise EngineError("onnxruntime is not installed: pip install 'ditedge[cpu]' (or 'ditedge[gpu]')") from None
+    except ImportError as error:  # no memory left to map it, a library of the system that is missing
+        raise EngineError(f"onnxruntime is installed but cannot be loaded: {first_line(error)}") from None
+    settings = session_settings(options)
+    settings.enable_cpu_mem_arena = settings.enable_mem_pattern = options.keep_buffers
+    providers = _providers(options.provider, onnxruntime.get_available_providers())
+    path = graph if isinstance(graph, Path) else graph.file.path
+    # the package prints what it thinks of missing libraries
+    with model_of(graph, settings) as model, redirect_stdout(sys.stderr):
+        try:
+            _preload(options.provider)
+            # no second try: the package would print names out of the graph as they are
+            session = onnxruntime.InferenceSession(model, settings, providers=providers, enable_fallback=0)
+        except Exception as error:  # onnxruntime's own exception types are not public
+            raise EngineError(f"{path}: ONNX Runtime cannot load this graph: {first_line(error)}") from None
+    check_provider(session, options.provider)
+    return session
 
 
 def session_settings(options: EngineOptions) -> Any:
