@@ -18,7 +18,8 @@ from ..graph.lowering import LOW
 
 FLOATS = (ir.DataType.FLOAT, *LOW)
 ROUNDED = tuple(f"_{dtype.name.lower()}_rounded" for dtype in LOW)  # graph/lowering.py: emulated
-BEHIND = (".divided", ".written_out")  # graph/attention.py: what a written-out softmax gives
+# Behind what a rewrite took something away from, under its old name: graph/attention.py, graph/late_bias.py
+BEHIND = (".divided", ".written_out", ".biased")
 ADALN = ".adaLN_modulation.1"
 MODULATING = {"Add", "Mul", "Unsqueeze", "Split", "Slice", "Gather", "Identity"}
 VALUES = {"Reshape", "Transpose", "Squeeze", "Slice", "Split", "Gather", "Unsqueeze", "Add", "MatMul", "Identity"}
