@@ -31,7 +31,7 @@ class Options(c.Structure):
     _fields_ = [
         ("size", c.c_size_t),
         *[(n, c.c_char_p) for n in ("engine", "provider", "library")],
-        *[(n, c.c_int32) for n in ("threads", "device", "spin", "tf32")],
+        *[(n, c.c_int32) for n in ("threads", "device", "spin", "tf32", "no_cuda_graph")],
     ]
 
 
@@ -192,6 +192,13 @@ class Ditedge:
         """From any thread: a `generate` that runs raises DitedgeError with status 7 (DITEDGE_CANCELLED)."""
         self.c.ditedge_cancel(self.session)
 
+    def warnings(self) -> list[str]:
+        """What went on otherwise than it was asked for: plans that cannot be captured as a CUDA graph, say."""
+        said: list[str] = []
+        while (text := self.c.ditedge_session_warning(self.session, len(said))) is not None:
+            said.append(text.decode(errors="replace"))
+        return said
+
     def close(self) -> None:
         self.c.ditedge_session_close(self.session)
         self.c.ditedge_bundle_close(self.bundle)
@@ -211,6 +218,8 @@ def load(library: Path) -> c.CDLL:
         getattr(loaded, f"ditedge_{name}").restype = c.c_int64
     for name in ("class_name", "program_name", "graph_name"):
         getattr(loaded, f"ditedge_{name}").argtypes = [c.c_void_p, c.c_int64]
+    loaded.ditedge_session_warning.restype = c.c_char_p
+    loaded.ditedge_session_warning.argtypes = [c.c_void_p, c.c_int64]
     loaded.ditedge_cancel_request.argtypes = [c.c_void_p, c.c_uint64]
     loaded.ditedge_noise.argtypes = [c.c_uint64, c.c_uint64, c.c_void_p, c.c_size_t]
     return loaded

@@ -53,8 +53,9 @@ struct State {
     std::map<std::uintptr_t, std::uintptr_t> recorded_in;     // stream
     std::uintptr_t handles = 1000;
     int devices = 1, version = NV_TENSORRT_VERSION, fail_after = -1;  // allocations until memory runs out
+    int captures = std::getenv("DOUBLE_CAPTURES") != nullptr ? std::atoi(std::getenv("DOUBLE_CAPTURES")) : -1;  // until one is refused
     std::string broken;
-    std::map<std::string, int> counts;  // executions by graph, "copy", "capture", "launch", "contexts"
+    std::map<std::string, int> counts;  // executions by graph, copies by their way, "capture", "launch", "contexts"
     std::size_t longest_queue = 0;
 } state;
 
@@ -399,7 +400,7 @@ EXPORT void* createInferRuntime_INTERNAL(void* logger, std::int32_t) noexcept {
 }
 
 EXPORT const char* cudaGetErrorName(cudaError_t error) {
-    return error == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : error == cudaErrorIllegalAddress ? "cudaErrorIllegalAddress" : "another error";
+    return error == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : error == cudaErrorIllegalAddress ? "cudaErrorIllegalAddress" : error == cudaErrorStreamCaptureInvalidated ? "cudaErrorStreamCaptureInvalidated" : "another error";
 }
 EXPORT cudaError_t cudaGetDeviceCount(int* count) {
     *count = state.devices;
@@ -421,9 +422,10 @@ EXPORT cudaError_t cudaFreeHost(void* pointer) { return guarded([&] { release(po
 EXPORT cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t size, cudaMemcpyKind kind, cudaStream_t stream) {
     return guarded([&] {
         demand(kind == cudaMemcpyDefault, "kind of a copy");
-        find(to, size, "copy"), find(from, size, "copy");
+        const bool source_pinned = find(from, size, "copy").first->pinned, pinned = find(to, size, "copy").first->pinned;
+        const char* way = source_pinned == pinned ? "copy" : pinned ? "download" : "upload";
         const auto work = [=] {
-            ++state.counts["copy"];
+            ++state.counts[way];
             read(from, size, "source of a copy");
             find(to, size, "destination of a copy");
             std::memcpy(to, from, size);
@@ -455,6 +457,8 @@ EXPORT cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph)
     return guarded([&] {
         demand(capturing == number(stream), "end of no capture");
         capturing = 0;
+        if (state.captures == 0) captured.clear(), throw cudaErrorStreamCaptureInvalidated;
+        if (state.captures > 0) --state.captures;
         make_handle(graph);
         state.graphs[number(*graph)] = std::move(captured);
         captured.clear();
@@ -519,6 +523,10 @@ EXPORT void double_reset(int devices, int version, int fail_after) {
     state.devices = devices;
     state.fail_after = fail_after;
     if (version != 0) state.version = version;
+}
+EXPORT void double_refuse_captures(int after) {
+    const std::lock_guard<std::recursive_mutex> lock(mutex);
+    state.captures = after;
 }
 EXPORT std::size_t double_report(char* text, std::size_t size) {
     const std::lock_guard<std::recursive_mutex> lock(mutex);

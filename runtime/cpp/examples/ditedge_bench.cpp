@@ -13,7 +13,7 @@ namespace {
 
 const char kUsage[] =
     "usage: ditedge-bench --bundle FOLDER [--program NAME] [--batch 1] [--repeats 5] [--threads 0]\n"
-    "                     [--engine onnxruntime|tensorrt|tensorrt-rtx] [--provider cpu] [--library PATH]\n"
+    "                     [--engine onnxruntime|tensorrt|tensorrt-rtx] [--provider cpu] [--library PATH] [--no-cuda-graph]\n"
     "example: ditedge-bench --bundle build/demo/fashion --program ddim-25 --batch 4\n";
 
 void run(const Arguments& arguments) {
@@ -23,6 +23,7 @@ void run(const Arguments& arguments) {
     options.engine = arguments.text_or_null("--engine");
     options.provider = arguments.text_or_null("--provider");
     options.library = arguments.text_or_null("--library");
+    options.no_cuda_graph = arguments.on("--no-cuda-graph");
     options.threads = static_cast<std::int32_t>(arguments.whole("--threads", INT32_MAX));
     ditedge::api::Session session(bundle, options);
     const std::vector<std::int64_t> labels(static_cast<std::size_t>(arguments.whole("--batch", 4096)), 0);
@@ -52,7 +53,7 @@ int main(int argc, char** argv) {
     if (Arguments::ask_for_help(argc, argv)) return std::cout << kUsage, 0;
     try {
         run(Arguments(argc, argv, {{"--bundle", ""}, {"--program", ""}, {"--batch", "1"}, {"--repeats", "5"},
-                                   {"--engine", ""}, {"--provider", "cpu"}, {"--library", ""}, {"--threads", "0"}}));
+                                   {"--engine", ""}, {"--provider", "cpu"}, {"--library", ""}, {"--no-cuda-graph", "off"}, {"--threads", "0"}}));
     } catch (const std::exception& error) {
         std::cerr << "error: " << printable(error.what()) << '\n' << kUsage;
         return 2;

@@ -20,7 +20,7 @@ const char kUsage[] =
     "usage: ditedge-run --bundle FOLDER --class LABEL[;LABEL...] [--seed 0] [--program NAME | --program-file FILE]\n"
     "                   [--guidance G] [--batch 8] [-o out.png] [--latents FILE.f32]\n"
     "                   [--engine onnxruntime|tensorrt|tensorrt-rtx] [--provider cpu] [--device 0]\n"
-    "                   [--library PATH OF THE ENGINE'S LIBRARY] [--threads 0] [--spin]\n"
+    "                   [--library PATH OF THE ENGINE'S LIBRARY] [--threads 0] [--spin] [--no-cuda-graph]\n"
     "                   [--check-finite] [--force-program] [--trusted-key FILE[;FILE...]]\n"
     "A trusted key is a public one, in PEM: only what it signed is run (ditedge sign; also $DITEDGE_TRUSTED_KEYS).\n"
     "Image i has seed + i. Images that overflow are black, and the exit code is 1 (--check-finite: at which step).\n"
@@ -159,6 +159,7 @@ int run(const Arguments& arguments) {
     options.library = arguments.text_or_null("--library");
     options.threads = static_cast<std::int32_t>(arguments.whole("--threads", INT32_MAX));
     options.spin = arguments.on("--spin");
+    options.no_cuda_graph = arguments.on("--no-cuda-graph");
     options.device = static_cast<std::int32_t>(arguments.whole("--device", INT32_MAX));
     ditedge::api::Session session(bundle, options);
     ditedge_params params = ditedge::api::default_params();
@@ -184,6 +185,7 @@ int run(const Arguments& arguments) {
         write_file(target, png.data(), png.size());
         std::cout << target << '\n';
     }
+    for (const std::string& warning : session.warnings()) std::cerr << "warning: " << printable(warning) << '\n';
     if (!bad.empty()) std::cerr << "error: " << bad << '\n';
     return bad.empty() ? 0 : 1;
 }
@@ -196,7 +198,7 @@ int main(int argc, char** argv) {
         return run(Arguments(argc, argv, {{"--bundle", ""}, {"--class", ""}, {"--seed", "0"}, {"--program", ""}, {"--program-file", ""}, {"--guidance", ""},
                                    {"--batch", "8"}, {"--trusted-key", ""}, {"-o", "out.png"}, {"--latents", ""}, {"--engine", ""},
                                    {"--provider", "cpu"}, {"--library", ""}, {"--threads", "0"}, {"--device", "0"},
-                                   {"--spin", "off"}, {"--check-finite", "off"}, {"--force-program", "off"}}));
+                                   {"--spin", "off"}, {"--no-cuda-graph", "off"}, {"--check-finite", "off"}, {"--force-program", "off"}}));
     } catch (const std::invalid_argument& error) {
         std::cerr << "error: " << printable(error.what()) << '\n' << kUsage;
         return 2;

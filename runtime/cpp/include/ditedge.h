@@ -74,6 +74,8 @@ typedef struct ditedge_session_options {
     int32_t device;       /* CUDA device number */
     int32_t spin;     /* not 0: ONNX Runtime's idle threads spin, which is quicker by a little and keeps them busy */
     int32_t tf32;         /* not 0: CUDA may round float32 products to 10 bits of fraction (TF32), for speed */
+    int32_t no_cuda_graph; /* not 0: plans enqueue each step anew instead of replaying CUDA graphs: slower, for a driver or a
+                            * tool that cannot capture */
 } ditedge_session_options;
 
 /* Pointers are valid during the callback only. */
@@ -172,6 +174,9 @@ DITEDGE_API ditedge_status ditedge_params_init(ditedge_params* params, size_t si
 DITEDGE_API ditedge_status ditedge_session_open(const ditedge_bundle* bundle, const ditedge_session_options* options,
                                                 ditedge_session** session);
 DITEDGE_API void ditedge_session_close(ditedge_session* session);
+/* The session's thread. What went on otherwise than it was asked for, so far: plans that cannot be captured as a CUDA graph
+ * run all the same. NULL when there are not as many; sentences are owned by the session. */
+DITEDGE_API const char* ditedge_session_warning(const ditedge_session* session, int64_t index);
 /* One thread at a time. Writes uint8 [count, image_height, image_width, image_channels]; bytes is the buffer's size. */
 DITEDGE_API ditedge_status ditedge_generate_images(ditedge_session* session, const ditedge_params* params,
                                                    uint8_t* images, size_t bytes);

@@ -177,6 +177,12 @@ public:
         for (const Run* run : runs) handles.push_back(run->get());
         check(ditedge_advance(get(), handles.data(), handles.size()));
     }
+    // What went on otherwise than it was asked for, so far.
+    std::vector<std::string> warnings() const {
+        std::vector<std::string> said;
+        while (const char* text = ditedge_session_warning(get(), static_cast<std::int64_t>(said.size()))) said.emplace_back(text);
+        return said;
+    }
     void cancel() { ditedge_cancel(get()); }                                          // from any thread
     void cancel(std::uint64_t request) { ditedge_cancel_request(get(), request); }  // calls numbered up to this
 

@@ -82,7 +82,7 @@ bool ends_at_a_field(std::size_t size) {
         ends.insert(ends.end(), {AT(num_classes), AT(null_class), AT(latent_channels), AT(latent_height), AT(latent_width),
                                  AT(image_height), AT(image_width), AT(image_channels), AT(default_guidance)});
     else if constexpr (std::is_same_v<T, ditedge_session_options>)
-        ends.insert(ends.end(), {AT(engine), AT(provider), AT(library), AT(threads), AT(device), AT(spin), AT(tf32)});
+        ends.insert(ends.end(), {AT(engine), AT(provider), AT(library), AT(threads), AT(device), AT(spin), AT(tf32), AT(no_cuda_graph)});
     else if constexpr (std::is_same_v<T, ditedge_run_params>)
         ends.insert(ends.end(), {AT(label), AT(seed), AT(away_from), AT(guidance), AT(program), AT(program_file),
                                  AT(given_latent), AT(other_process)});
@@ -570,7 +570,7 @@ ditedge_status ditedge_session_open(const ditedge_bundle* bundle, const ditedge_
         const ditedge::EngineOptions chosen{given.engine != nullptr ? given.engine : "onnxruntime",
                                             given.provider != nullptr ? given.provider : "cpu",
                                             given.library != nullptr ? given.library : "", given.threads, given.device,
-                                            given.spin != 0, given.tf32 != 0};
+                                            given.spin != 0, given.tf32 != 0, given.no_cuda_graph == 0};
         auto opened = std::make_unique<ditedge_session>();
         opened->bundle = bundle->bundle;
         opened->loop = ditedge::open_loop(bundle->bundle, chosen);
@@ -582,6 +582,12 @@ void ditedge_session_close(ditedge_session* session) {
     // After fork() the engine's threads are the parent's: joining them here would wait for ever.
     if (session != nullptr && session->process != getpid()) static_cast<void>(session->loop.release());
     delete session;
+}
+
+const char* ditedge_session_warning(const ditedge_session* session, int64_t index) {
+    if (session == nullptr || index < 0) return nullptr;
+    const auto& warnings = session->loop->warnings();
+    return static_cast<std::uint64_t>(index) < warnings.size() ? warnings[static_cast<std::size_t>(index)].c_str() : nullptr;
 }
 
 ditedge_status ditedge_generate_images(ditedge_session* session, const ditedge_params* params, uint8_t* images,

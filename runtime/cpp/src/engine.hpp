@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -59,7 +60,7 @@ inline const TensorInfo* find_tensor(const std::vector<TensorInfo>& promised, co
 struct EngineOptions {
     std::string engine = "onnxruntime", provider = "cpu", library;
     int threads = 0, device = 0;
-    bool spin = false, tf32 = false;
+    bool spin = false, tf32 = false, cuda_graph = true;
 };
 
 // Opens the engine of one graph. keep_buffers: between runs; quicker for many runs of one shape, false halves the memory
@@ -79,7 +80,7 @@ struct Run {
     const StepTables& tables;
     Noise noise;
     const std::atomic<bool>& cancel;  // checked before each step: throws Error (cancelled)
-    // Steps done, and the state [B, K, C, H, W] when `wants_state(step)` or the engine has it on the host anyway.
+    // Each step, in order: steps done, and the state [B, K, C, H, W] when `wants_state(step)` or the engine has it on the host.
     std::function<void(std::int64_t step, const float* state)> on_step;
     std::function<bool(std::int64_t step)> wants_state;
 };
@@ -104,6 +105,8 @@ public:
     virtual void advance(const std::vector<ImageRun*>& runs);
     // graph: "decoder" or "preview" -> [count, h, w, c]
     void decode(const std::string& graph, const float* latents, std::int64_t count, std::uint8_t* images);
+    // Sentences on what went on otherwise than it was asked for; they stay where they are.
+    const std::deque<std::string>& warnings() const { return warnings_; }
 
     std::atomic<bool> cancelled{false};
 
@@ -112,6 +115,7 @@ protected:
     virtual void decode_some(const std::string& graph, const float* latents, std::int64_t count, std::uint8_t* images) = 0;  // count <= at_once_
 
     const std::shared_ptr<const Bundle> bundle_;
+    std::deque<std::string> warnings_;
     std::map<std::string, std::int64_t> at_once_;  // pictures made at a time, of the graphs that make some
 };
 

@@ -73,6 +73,16 @@ bool contains(const std::vector<std::string>& names, const std::string& name) {
     return std::find(names.begin(), names.end(), name) != names.end();
 }
 
+// Headers that know the question: those of TensorRT-RTX, of some versions.
+template <class Execution>
+auto asked(Execution& context, cudaStream_t stream, int) -> decltype(context.isStreamCapturable(stream)) {
+    return context.isStreamCapturable(stream);
+}
+template <class Execution>
+bool asked(Execution&, cudaStream_t, long) {
+    return true;
+}
+
 }  // namespace
 
 void Complaints::log(Severity severity, const char* message) noexcept {
@@ -195,6 +205,8 @@ void Plan::set_address(nvinfer1::IExecutionContext& context, const char* tensor,
     if (tensors_.count(tensor) != 0 && !context.setTensorAddress(tensor, address))
         refused(std::string("does not take the address of ") + tensor);
 }
+
+bool Plan::capturable(nvinfer1::IExecutionContext& context, cudaStream_t stream) const { return asked(context, stream, 0); }
 
 void Plan::enqueue(nvinfer1::IExecutionContext& context, cudaStream_t stream) const {
     if (!context.enqueueV3(stream)) refused("cannot be enqueued");

@@ -71,6 +71,8 @@ public:
     // Throws Error (request) when the shape is outside of the profile. A tensor that the plan does not have is passed over.
     void set_shape(nvinfer1::IExecutionContext& context, const std::string& input, const std::vector<std::int64_t>& shape) const;
     void set_address(nvinfer1::IExecutionContext& context, const char* tensor, void* address) const;
+    // Whether the library says that `enqueue` can be captured now. TensorRT-RTX can say so; of the others a capture that fails does.
+    bool capturable(nvinfer1::IExecutionContext& context, cudaStream_t stream) const;
     void enqueue(nvinfer1::IExecutionContext& context, cudaStream_t stream) const;
 
 private:

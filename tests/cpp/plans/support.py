@@ -24,6 +24,10 @@ class Double:
     def reset(self, devices: int = 1, version: int = 0, fail_after: int = -1) -> None:
         self.c.double_reset(devices, version, fail_after)
 
+    def refuse_captures(self, after: int) -> None:
+        """From the next but `after` on."""
+        self.c.double_refuse_captures(after)
+
     @property
     def report(self) -> dict:
         text = ctypes.create_string_buffer(10_000)

@@ -19,27 +19,33 @@ from tests.cpp.support import LOOPS, TOLERANCE, program_of
 # Each breaks one thing in the loop: (what stands there, what stands there instead). The double, or PyTorch's recorded
 # latents, have to notice every one; a mutation that is not found in the source fails, too.
 MUTATIONS = {
-    "states do not take turns": ("states_[1 - from]", "states_[from]"),
-    "tables of the first step": (": bindings_[static_cast<std::size_t>(step)])", ": bindings_[0])"),
-    "adaLN rows of the first step": ("this->step(step, step % block_,", "this->step(step, 0,"),
-    "noise of the wrong step": ("noise_ + ring(step) *", "noise_ + ring(step + 1) *"),
+    "states do not take turns": ("states[1 - from]", "states[from]"),
+    "tables of the first step": ("step_at_[index(segment.first)]", "step_at_[0]"),
+    "evaluations are not renewed": ("held_evaluations_[index(place)] != some", "step == 0"),
+    "adaLN rows of the first step": ("modulation_ + static_cast<std::size_t>(at % block_) * aligned(row_bytes_);\n        device_", "modulation_;\n        device_"),
+    "noise of the wrong step": ("run.noise(step + 1,", "run.noise(step,"),
+    "noise is left out": ("drawn != nullptr || !silent_", "drawn == nullptr && !silent_"),
     "unaligned arena": ("if (fresh) size_ += aligned(bytes);", "if (fresh) size_ += bytes;"),
-    "noise is overwritten too early": ("static_cast<std::size_t>(step % (segment_ * ahead_))", "static_cast<std::size_t>(step % 2)"),
+    "noise is overwritten too early": ("std::min(kAhead + kSegment, count_)", "std::min<std::int64_t>(2, count_)"),
     "host does not wait": ("while (!passed(number))", "if (!passed(number))"),
-    "no warm-up": ("if (index == 0 && graphs_.empty()) warm_up();", ""),
-    "allocation while capturing": ("                enqueue(first, last);\n            } catch", "                memory_.device(8); enqueue(first, last);\n            } catch"),
-    "conditioner once": ("modulate(at / per_call_);", "modulate(0);"),
-    "state buffer too small": ("state = memory_.device(state_bytes_);", "state = memory_.device(state_bytes_ / 2);"),
+    "captured at once": ("!device_.graphs || fresh ||", "!device_.graphs ||"),
+    "allocation while capturing": ("    try {\n        enqueue(segment);", "    try {\n        memory_.device(8); enqueue(segment);"),
+    "conditioner once": ("call_at_[static_cast<std::size_t>(at / per_call_)]", "call_at_[0]"),
+    "state buffer too small": ("state = memory_.device(state_bytes);", "state = memory_.device(state_bytes / 2);"),
     "scratch too small": ("scratch = memory.device(scratch_bytes);", "scratch = memory.device(scratch_bytes / 2);"),
+    "graphs of one kind for two": ("return {steps(), evaluations, first % 2};", "return {1, evaluations, first % 2};"),
 }  # fmt: skip
 
 
 # These change nothing that anybody may see.
 EQUIVALENTS = {
     "adaLN rows in blocks": ("kModulationBytes = 256 << 20", "kModulationBytes = 40 << 10"),
-    "longer graphs": ("kSegment = 4, kAhead = 2", "kSegment = 3, kAhead = 5"),
-    "one step at a time": ("kSegment = 4, kAhead = 2", "kSegment = 1, kAhead = 1"),
+    "longer graphs": ("kSegment = 4;", "kSegment = 7;"),
+    "odd graphs": ("kSegment = 4;", "kSegment = 3;"),
+    "one step at a time": ("kSegment = 4;", "kSegment = 1;"),
 }
+SOURCES = ("device_loop.cpp", "device_run.cpp", "device_steps.cpp")
+HEADERS = ("device.hpp", "device_memory.hpp", "device_run.hpp", "device_steps.hpp")
 
 
 @pytest.fixture
@@ -47,22 +53,27 @@ def mutant(built: Path, tmp_path: Path) -> Callable[[str, str], Path]:
     """mutant(before, after) -> libditedge.so with that text of the loop replaced."""
 
     def make(before: str, after: str) -> Path:
-        source = ROOT / "runtime" / "cpp" / "src" / "device_loop.cpp"
-        texts = {path: path.read_text() for path in (source, source.with_name("device_memory.hpp"))}
-        assert sum(text.count(before) for text in texts.values()) == 1, f"{before!r} is not in the loop once"
-        for path, text in texts.items():
-            (tmp_path / path.name).write_text(text.replace(before, after))
-        commands = json.loads((built / "compile_commands.json").read_text())
-        (command,) = [entry["command"] for entry in commands if Path(entry["file"]) == source]
-        words = shlex.split(command)
-        place = words.index("-o") + 1
+        folder = ROOT / "runtime" / "cpp" / "src"
+        texts = {name: (folder / name).read_text() for name in (*SOURCES, *HEADERS)}
+        (changed,) = [name for name, text in texts.items() if text.count(before)]
+        assert texts[changed].count(before) == 1, f"{before!r} is not in the loop once"
+        for name, text in texts.items():
+            (tmp_path / name).write_text(text.replace(before, after))
+        stale = SOURCES if changed in HEADERS else (changed,)
+        commands = {Path(entry["file"]): entry for entry in json.loads((built / "compile_commands.json").read_text())}
+        for name in stale:
+            words = shlex.split(commands[folder / name]["command"])
+            words[words.index("-o") + 1] = str(tmp_path / f"{name}.o")
+            words[words.index("-c") + 1] = str(tmp_path / name)
+            words = [word for word in words if word not in ("-O3", "-Werror")] + ["-O0"]
+            subprocess.run(words, cwd=built, check=True, capture_output=True)
         objects = [*(built / "CMakeFiles" / "ditedge.dir" / "src").glob("*.o")]
-        words[place], words[words.index("-c") + 1] = str(tmp_path / "mutant.o"), str(tmp_path / source.name)
-        words = [word for word in words if word not in ("-O3", "-Werror")] + ["-O0"]
-        subprocess.run(words, cwd=built, check=True, capture_output=True)
-        objects = [object for object in objects if object.name != "device_loop.cpp.o"] + [tmp_path / "mutant.o"]
+        kept = [path for path in objects if path.name.removesuffix(".o") not in stale]
         library = tmp_path / "libditedge.so"
-        subprocess.run(["c++", "-shared", "-o", library, *objects, "-ldl", "-pthread"], check=True)
+        subprocess.run(
+            ["c++", "-shared", "-o", library, *kept, *(tmp_path / f"{name}.o" for name in stale), "-ldl", "-pthread"],
+            check=True,
+        )
         return library
 
     return make
@@ -77,7 +88,7 @@ def test_mutations_are_noticed(mutant, double: Double, opened, plan_bundle, tmp_
     library = mutant(*(MUTATIONS | EQUIVALENTS)[name])
     try:
         handle = opened(folder, library)
-        error = max(replay(handle, case, loop, tmp_path / "p.json") for _ in range(2))
+        error = max(replay(handle, case, loop, tmp_path / "p.json") for _ in range(3))
     except DitedgeError as refused:
         noticed = f"{refused}; the double: {double.report['broken']}"
     else:
