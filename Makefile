@@ -59,9 +59,13 @@ test-gpu: demo $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q -rs -m gpu
 
 # For a machine with a GPU and without a network: bundle and wheels into .gpu, and the command to run there.
-.PHONY: gpu-pack
+.PHONY: gpu-pack gpu-pack-training
 gpu-pack: $(DEMO)/fashion/manifest.json $(VENV)/demo.stamp
 	@$(BIN)/python tools/gpu_pack.py
+
+# The same for examples/train.py: its images instead of the bundle.
+gpu-pack-training: $(VENV)/demo.stamp
+	@$(BIN)/python tools/gpu_pack.py --training
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """Packs what tests/gpu/gpu_check.py needs on a GPU machine without a network, beside this checkout: `make gpu-pack`.
 
 The float32 demo bundle and the wheels of a few packages, for another Python than this one, into the ignored folder
-.gpu. That machine needs a copy of the checkout with it, and numpy, safetensors and torch installed.
+.gpu; with --training the images that examples/train.py learns from instead of the bundle. That machine needs a copy of
+the checkout with it, and numpy, safetensors and torch installed.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ from ditedge.runtime import open_bundle  # noqa: E402
 from ditedge.runtime.errors import DitedgeError, RequestError  # noqa: E402
 
 PACKAGES = ("annotated-types", "pydantic", "pydantic-core", "typing-extensions", "typing-inspection")
+FOR_TRAINING = ("markdown-it-py", "mdurl", "pygments", "rich")
+DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+TRAINED_ON = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 MOST_BYTES = 60 << 20  # of checkout and folder together
-CHECK = """\
-python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target /tmp/site {folder}/*.whl &&
-  PYTHONPATH=/tmp/site python3 tests/gpu/gpu_check.py"""
+INSTALL = "python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target /tmp/site {folder}/*.whl &&"
+CHECK = "  PYTHONPATH=/tmp/site python3 tests/gpu/gpu_check.py"
+TRAIN = """\
+  PYTHONPATH=/tmp/site python3 examples/train.py --data {folder} --out ${{OUT:-runs/fashion}} --device cuda \\
+    --minutes 8 --steps 100000 --batch-size 256 --hidden-size 256 --depth 8 --num-heads 4 --patch-size 2"""
 
 
 def copy_bundle(bundle: Path, out: Path) -> None:
@@ -35,13 +41,22 @@ def copy_bundle(bundle: Path, out: Path) -> None:
             shutil.copy2(bundle / name, out / name)
 
 
-def download_wheels(out: Path, python: str, constraints: Path) -> None:
-    """The pinned versions of PACKAGES. Raises RequestError with pip's words."""
+def copy_images(data: Path, out: Path) -> None:
+    """Raises RequestError where they are missing."""
+    for name in TRAINED_ON:
+        if not (data / name).is_file():
+            raise RequestError(f"{data / name} is missing: install dataset-fashion-mnist, or give its folder as --data")
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(data / name, out / name)
+
+
+def download_wheels(out: Path, python: str, constraints: Path, packages: tuple[str, ...] = PACKAGES) -> None:
+    """The pinned versions of packages. Raises RequestError with pip's words."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", python]
     command += [word for platform in PLATFORMS for word in ("--platform", platform)]
     result = subprocess.run(
-        [*command, "-c", str(constraints), "-d", str(out), *PACKAGES], capture_output=True, text=True
+        [*command, "-c", str(constraints), "-d", str(out), *packages], capture_output=True, text=True
     )
     if result.returncode:
         raise RequestError(f"the wheels for Python {python} cannot be had: {result.stderr.strip().splitlines()[-1]}")
@@ -75,18 +90,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, default=ROOT / "build" / "demo" / "fashion")
     parser.add_argument("--out", type=Path, default=ROOT / ".gpu")
     parser.add_argument("--python", default="3.12", help="version of that machine's Python (Linux, x86-64)")
+    parser.add_argument("--training", action="store_true", help="images instead of the bundle, for examples/train.py")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the gzipped IDX files of Fashion-MNIST")
     given = parser.parse_args(argv)
     try:
         shutil.rmtree(given.out, ignore_errors=True)
-        copy_bundle(given.bundle, given.out / "fashion")
-        download_wheels(given.out, given.python, ROOT / "constraints.txt")
+        if given.training:
+            copy_images(given.data, given.out)
+        else:
+            copy_bundle(given.bundle, given.out / "fashion")
+        packages = (*PACKAGES, *(FOR_TRAINING if given.training else ()))
+        download_wheels(given.out, given.python, ROOT / "constraints.txt", packages)
         print(f"{given.out}: {check_size(bytes_in(given.out), bytes_of_checkout())}")
     except DitedgeError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     folder = given.out.relative_to(ROOT) if given.out.is_relative_to(ROOT) else given.out
-    print(f"in a copy of this checkout, {folder} included, on the machine with the GPU (six minutes at most):\n")
-    print(CHECK.format(folder=folder))
+    minutes = "nine" if given.training else "six"
+    print(f"in a copy of this checkout, {folder} included, on the machine with the GPU ({minutes} minutes at most):\n")
+    print("\n".join((INSTALL, TRAIN if given.training else CHECK)).format(folder=folder))
     return 0
 
 
