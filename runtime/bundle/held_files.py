@@ -36,7 +36,7 @@ class HeldFile:
 
     def __init__(self, path: Path, info: FileInfo, complaint: str = DAMAGED, check_hash: bool = True) -> None:
         """Opens, reads nothing. check_hash: False trusts the bytes, not the size. Raises BundleError."""
-        self.path, self.bytes = path, info.bytes
+        self.path, self.bytes, self.sha256 = path, info.bytes, info.sha256
         self._sha256 = info.sha256 if check_hash else None
         self._complaint = complaint
         self._checked: tuple[int, ...] | None = None  # the stamp of the bytes that were hashed

@@ -60,12 +60,16 @@ class DeviceLoop:
         shape = run_shape(tables)
         check_fits(self.record, shape.batch, shape.rows)
         run = self._runs.pop(shape, None)
+        fresh = run is None
         if run is None:
             while len(self._runs) >= RUNS_KEPT:
                 self._runs.pop(next(iter(self._runs))).close()
             run = Run(self, shape, tables)
         self._runs[shape] = run
-        return run.sample(program, tables, noise, on_step, cancel)
+        latents = run.sample(program, tables, noise, on_step, cancel)
+        if fresh:
+            self._keep()
+        return latents
 
     def images(self, graph: str, latents: np.ndarray) -> np.ndarray:
         size = self.bundle.manifest.picture_size(graph)
@@ -80,6 +84,11 @@ class DeviceLoop:
                 self._decoders[key] = _Decoder(self, graph, part.shape, size)
             images[first : first + count] = self._decoders[key].decode(part)
         return images
+
+    def _keep(self) -> None:
+        """What was compiled for new shapes; nothing is enqueued."""
+        for plan in self.plans.values():
+            plan.keep()
 
     def context(self, graph: str, shapes: Mapping[str, tuple[int, ...]]) -> Context:
         """An execution context for inputs of these shapes, on the shared scratch memory."""
@@ -97,6 +106,7 @@ class DeviceLoop:
             return
         self._open = False
         self.gpu.synchronize(self.stream)
+        self._keep()
         for run in self._runs.values():
             run.close()
         for decoder in self._decoders.values():

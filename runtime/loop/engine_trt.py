@@ -16,6 +16,7 @@ import numpy as np
 from ..bundle.held_files import HeldFile, check_all
 from ..bundle.open import Bundle
 from ..errors import BundleError, EngineError, RequestError
+from ..plans.kernels import keep_kernels, kernel_file, read_kernels
 from ..plans.library import (
     NAMES,
     ErrorLog,
@@ -49,6 +50,7 @@ class Plan(Protocol):
     capturable: bool  # whether its work may be captured into a CUDA graph
 
     def context(self, stream: int) -> Context: ...
+    def keep(self) -> None: ...  # what the library compiled since it was loaded, for later starts; raises nothing
 
 
 class Gpu(Protocol):
@@ -193,14 +195,19 @@ class NvidiaGpu(Cuda):
             self._loaded[record.library] = library, runtime
         library, runtime = self._loaded[record.library]
         engine = deserialize(library, runtime, file, self._log, "VERSION_COMPATIBLE" in record.flags)
-        return _TrtPlan(library.module, engine, record.weight_streaming_mb, self._log.errors)
+        gpu = self.device()
+        kernels = kernel_file(file.sha256, gpu) if library.is_rtx and gpu is not None else None
+        return _TrtPlan(library.module, engine, record.weight_streaming_mb, self._log.errors, kernels)
 
 
 class _TrtPlan:
-    """An ICudaEngine of either library."""
+    """An ICudaEngine of either library. kernels: where TensorRT-RTX's are kept."""
 
-    def __init__(self, trt: Any, engine: Any, weights_mb: int | None, errors: list[str]) -> None:
+    def __init__(
+        self, trt: Any, engine: Any, weights_mb: int | None, errors: list[str], kernels: Path | None = None
+    ) -> None:
         self._trt, self._engine, self._errors = trt, engine, errors
+        self._kernels, self._kept, self._cache = kernels, b"", None
         if weights_mb is not None:  # before any context is made
             errors.clear()
             engine.weight_streaming_budget_v2 = min(weights_mb << 20, engine.streamable_weights_size)
@@ -218,6 +225,7 @@ class _TrtPlan:
             config = self._engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            self._compile_into(config)
             context = self._engine.create_execution_context(config)
         else:
             context = self._engine.create_execution_context(strategy)
@@ -226,6 +234,23 @@ class _TrtPlan:
         if context.active_optimization_profile < 0:  # only an engine's first context gets profile 0 by itself
             context.set_optimization_profile_async(0, stream)
         return _TrtContext(context, self._errors)
+
+    def _compile_into(self, config: Any) -> None:
+        """Kernels that a context compiles go to the engine's cache, which begins with those of earlier starts."""
+        if self._kernels is None:
+            return
+        if self._cache is None:
+            self._cache, self._kept = config.create_runtime_cache(), read_kernels(self._kernels)
+            if self._cache is not None and self._kept and not self._cache.deserialize(self._kept):
+                self._kept = b""  # of another driver, GPU or version
+        if self._cache is not None:
+            config.set_runtime_cache(self._cache)
+
+    def keep(self) -> None:
+        kernels = bytes(self._cache.serialize() or b"") if self._cache is not None else b""
+        if kernels and kernels != self._kept:
+            keep_kernels(self._kernels, kernels)
+            self._kept = kernels
 
 
 class _TrtContext:

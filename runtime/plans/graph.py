@@ -110,12 +110,14 @@ def parse_graph(library: Library, builder: Any, path: Path, errors: list[str]) -
 
 def _configure(library: Library, builder: Any, config: Any, options: BuildOptions, log: BuildLog) -> set[str]:
     """Sets every option on `config`, by name; returns the names of the builder flags."""
+    captured = library.is_rtx and options.weight_streaming is None  # it captures only what allocates nothing itself
     flags = {
         "VERSION_COMPATIBLE": options.version_compatible,
         "REFIT": options.refit or options.strip_weights,
         "STRIP_PLAN": options.strip_weights,
         "WEIGHT_STREAMING": options.weight_streaming is not None,
         "GPU_FALLBACK": options.dla is not None,
+        "REQUIRE_USER_ALLOCATION": captured and library.has("BuilderFlag", "REQUIRE_USER_ALLOCATION"),
     }
     chosen = {name for name, wanted in flags.items() if wanted}
     for name in sorted(chosen):

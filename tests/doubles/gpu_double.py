@@ -65,10 +65,9 @@ class DoubleGpu:
         return GpuInfo("Double GPU", self.sm, 8 << 30) if self.count else None
 
     def deserialize(self, record: BuildRecord, file: HeldFile) -> DoublePlan:
-        path = file.path
         self.demand(self.count > 0, "a TensorRT runtime without a driver crashes")
-        self.deserialized.append(path)
-        return DoublePlan(self, path, record)
+        self.deserialized.append(file.path)
+        return DoublePlan(self, file.path, record)
 
     # memory
 
@@ -95,7 +94,7 @@ class DoubleGpu:
         self._free(array.ctypes.data, "pinned")
 
     def _free(self, address: int, kind: str) -> None:
-        found = [block for block in self.blocks if block.address == address and block.kind == kind and block.live]
+        found = [block for block in self.live if block.address == address and block.kind == kind]
         self.demand(len(found) == 1, "free of what is not allocated")
         self.demand(not self.queue, "free while work is enqueued")
         found[0].live = False
@@ -127,8 +126,8 @@ class DoubleGpu:
         block.written[part] = True
 
     def copy(self, destination: int, source: int, size: int, stream: int) -> None:
-        ways = {("pinned", "device"): "upload", ("device", "pinned"): "download"}
-        way = ways.get((self.find(source, size)[0].kind, self.find(destination, size)[0].kind), "copy")
+        kinds = self.find(source, size)[0].kind, self.find(destination, size)[0].kind
+        way = {("pinned", "device"): "upload", ("device", "pinned"): "download"}.get(kinds, "copy")
 
         def work() -> None:
             self.log.append(way)
@@ -235,6 +234,9 @@ class DoublePlan:
     def context(self, stream: int) -> DoubleContext:
         self.gpu.demand(stream in self.gpu.streams, "no such stream")
         return DoubleContext(self)
+
+    def keep(self) -> None:
+        self.gpu.demand(not self.gpu.queue, "asked while work is enqueued")
 
 
 class DoubleContext:

@@ -54,6 +54,9 @@ class TorchPlan:
     def context(self, stream: int) -> TorchContext:
         return TorchContext(self, self.gpu.pool(stream))
 
+    def keep(self) -> None:
+        """Nothing is compiled."""
+
 
 class TorchContext:
     """pool: where its intermediate tensors lie, so that their addresses stay valid for captured graphs."""

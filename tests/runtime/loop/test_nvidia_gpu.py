@@ -79,16 +79,54 @@ class OldEngine(FakeEngine):
         return FakeContext(self)
 
 
+class FakeCache:
+    """An IRuntimeCache: the shapes that kernels were compiled for; one of another driver is refused."""
+
+    def __init__(self) -> None:
+        self.shapes: set[str] = set()
+
+    def deserialize(self, blob: bytes) -> bool:
+        if not blob.startswith(b"driver 580:"):
+            return False
+        self.shapes = set(blob.decode().partition(":")[2].split(";"))
+        return True
+
+    def serialize(self) -> memoryview:
+        return memoryview(b"driver 580:" + ";".join(sorted(self.shapes)).encode())
+
+
+class NewContext(FakeContext):
+    """Of TensorRT-RTX: it compiles a kernel for shapes that its cache does not have, and says whether it can be captured."""
+
+    def __init__(self, engine: NewEngine, cache: FakeCache) -> None:
+        super().__init__(engine)
+        self.cache = cache
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        self.engine.plan.gpu.log.append("asked")
+        return self.double.capturable(stream) and self.engine.can_capture
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        shapes = f"{self.engine.plan.graph} {sorted(self.double.shapes.items())}"
+        if shapes not in self.cache.shapes:
+            self.engine.plan.gpu.log.append("compile")
+            self.cache.shapes.add(shapes)
+        return super().execute_async_v3(stream_handle)
+
+
 class NewEngine(FakeEngine):
+    can_capture = True
+
     def create_runtime_config(self) -> Any:
-        config = SimpleNamespace(strategy=None)
+        config = SimpleNamespace(strategy=None, cache=None, create_runtime_cache=FakeCache)
         config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
+        config.set_runtime_cache = lambda cache: setattr(config, "cache", cache)
         return config
 
     def create_execution_context(self, config: Any) -> FakeContext:
         assert config.strategy == "user managed"
         assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
-        return FakeContext(self)
+        return NewContext(self, config.cache)
 
 
 def fake_trt(double: DoubleGpu, folder: Path, library: str) -> Any:
@@ -133,6 +171,7 @@ def machine(request, golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (folder / "build.json").write_text(text)
     double = DoubleGpu()
     cudart = FakeCudart(double)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in MODULES.values():
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, MODULES[request.param], fake_trt(double, folder, request.param))
@@ -182,3 +221,62 @@ def test_a_full_device(machine: SimpleNamespace) -> None:
         assert generate(
             machine.bundle, [1], [0], program=program, guidance=1.0, session=session, output="latents"
         ).shape == (1, 1, 8, 8)
+
+
+@pytest.fixture
+def rtx(machine: SimpleNamespace) -> SimpleNamespace:
+    if "tensorrt-rtx" not in engine_trt.NvidiaGpu().libraries():
+        pytest.skip("TensorRT compiles when it builds, and does not say what can be captured")
+    return machine
+
+
+def sampled(machine: SimpleNamespace, **options: Any) -> np.ndarray:
+    """In a session of its own: a new start."""
+    settings = {"program": machine.bundle.program(sampler="ddim", steps=10), "output": "latents", "guidance": 3.0}
+    with Session(machine.bundle, EngineOptions(plans=machine.folder)) as session:
+        return generate(machine.bundle, [1, 2], [3, 4], session=session, **settings, **options)
+
+
+def test_kernels_are_compiled_once_for_all_starts(rtx: SimpleNamespace, tmp_path: Path) -> None:
+    """They lie in the user's cache directory, one file a plan and GPU, for nobody else, and not in the bundle."""
+    before = {path: path.read_bytes() for path in rtx.bundle.folder.rglob("*") if path.is_file()}
+    first = sampled(rtx)
+    assert rtx.double.log.count("compile") == 2  # conditioner, step
+    assert np.array_equal(sampled(rtx), first) and rtx.double.log.count("compile") == 2
+    folder = tmp_path / "cache" / "ditedge" / "kernels"
+    plans = read_build_record(rtx.folder / "build.json").plans
+    assert {path.name for path in folder.iterdir()} >= {
+        f"{plans[g].plan.sha256}-sm86-Fake-GPU" for g in ("step", "conditioner")
+    }
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    assert {path: path.read_bytes() for path in rtx.bundle.folder.rglob("*") if path.is_file()} == before
+
+
+def test_kernels_of_another_driver_are_replaced(rtx: SimpleNamespace, tmp_path: Path) -> None:
+    sampled(rtx)
+    files = [*(tmp_path / "cache" / "ditedge" / "kernels").iterdir()]
+    for file in files:
+        file.write_bytes(b"driver 570:" + file.read_bytes().partition(b":")[2])
+    sampled(rtx)
+    assert rtx.double.log.count("compile") == 4
+    sampled(rtx)
+    assert rtx.double.log.count("compile") == 4
+
+
+def test_kernels_that_others_could_have_written_are_not_loaded(rtx: SimpleNamespace, tmp_path: Path) -> None:
+    sampled(rtx)
+    folder = tmp_path / "cache" / "ditedge" / "kernels"
+    folder.chmod(0o777)
+    with pytest.warns(RuntimeWarning, match="kernels is not a folder of this user alone: .*chmod 700"):
+        sampled(rtx)
+    assert rtx.double.log.count("compile") == 4
+
+
+def test_tensorrt_rtx_is_asked_before_a_capture(rtx: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = sampled(rtx)
+    assert rtx.double.log.count("asked") == rtx.double.log.count("capture") == 1
+    monkeypatch.setattr(NewEngine, "can_capture", False)
+    with pytest.warns(RuntimeWarning, match="cannot be captured as a CUDA graph: .*TensorRT says so"):
+        assert np.array_equal(sampled(rtx), expected)
+    assert rtx.double.log.count("asked") == 2 and rtx.double.log.count("capture") == 1

@@ -37,7 +37,7 @@ def test_the_record_says_what_was_built(built: Path) -> None:
     assert record.library == "tensorrt-rtx"
     assert record.library_version == tensorrt_library.load_library("tensorrt-rtx").version
     assert record.compute_capabilities == ["sm86", "sm89", "sm120"]
-    assert (record.gpu, record.flags, record.max_batch, record.max_rows) == (None, [], 3, 5)
+    assert (record.gpu, record.flags, record.max_batch, record.max_rows) == (None, ["REQUIRE_USER_ALLOCATION"], 3, 5)
     assert record.bundle_sha256 == sha256_of_file(built / "manifest.json")
     assert set(record.plans) == {"conditioner", "step", "decoder"}
     for name, plan in record.plans.items():

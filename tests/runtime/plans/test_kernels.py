@@ -1,57 +1,95 @@
-"""How many kernels a step is, held: each is a launch, and what TensorRT cuts apart it reads and writes once more.
-
-TensorRT-RTX 1.7.1, x86-64, no GPU, 2026-11-27. The whole table, with what it was before, is in docs/tensorrt.md.
-"""
+"""Compiled kernels are executable code: where they may lie, and what is not read."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from ditedge.calibration.convert import convert_bundle
-from ditedge.calibration.options import ConvertOptions, QuantizeOptions
-from ditedge.calibration.quantize import quantize_bundle
-from ditedge.runtime import open_bundle
-from ditedge.runtime.plans.build import build_bundle
-from ditedge.runtime.plans.layers import LAYERS_NAME, Layer, read_layers
-from ditedge.runtime.plans.lint import Lint, lint_plan
-from ditedge.runtime.plans.options import BuildOptions
-from tests.runtime.plans.here import needs_rtx
+from ditedge.runtime.plans import kernels
+from ditedge.runtime.plans.kernels import keep_kernels, kernel_file, kernel_folder, read_kernels
+from ditedge.runtime.plans.library import GpuInfo
 
-BLOCKS = 2  # of the bundle
-# per block: qkv, its bias and transposes, attention, proj, LayerNorm and modulate, fc1, fc2, LayerNorm and modulate;
-# before and after all blocks: shapes, gathers, patches, modulation; unpatchify, guidance and x0, solver, next state
-A_BLOCK, AROUND = 8, 8
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="modes of files")
+GPU = GpuInfo("NVIDIA RTX A/../6000", "sm86", 48 << 30)
 
 
-def kernels(bundle: Path, arch: str) -> tuple[tuple[Layer, ...], Lint]:
-    build_bundle(open_bundle(bundle), BuildOptions("tensorrt-rtx", archs=(arch,)))
-    engines = bundle / "engines" / "tensorrt-rtx"
-    return read_layers(engines / LAYERS_NAME, "step").layers, lint_plan(engines / "dit.plan")
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = kernel_file("ab" * 32, GPU)
+    assert file is not None
+    return file
 
 
-@needs_rtx
-@pytest.mark.parametrize(
-    ("precision", "arch", "more"), [("fp16", "sm86", 0), ("bf16", "sm120", 0), ("fp16", "sm75", 2)]
-)
-def test_a_16_bit_step_is_eight_kernels_a_block(
-    gray_bundle: Path, tmp_path: Path, precision: str, arch: str, more: int
-) -> None:
-    """30 before: q, k and v had a kernel each for bias and transpose. sm75 builds: no float32 product is left."""
-    convert_bundle(gray_bundle, tmp_path / "low", ConvertOptions(precision))
-    layers, lint = kernels(tmp_path / "low", arch)
-    assert len(layers) - more <= A_BLOCK * BLOCKS + AROUND
-    assert lint.fused and len(lint.attention) == BLOCKS
-    assert lint.gemms.get("float32", 0) == (precision == "bf16")  # ONNX has no bfloat16 Conv: the patches
+def test_kept_and_read_again(file: Path, tmp_path: Path) -> None:
+    assert file == tmp_path / "cache" / "ditedge" / "kernels" / f"{'ab' * 32}-sm86-NVIDIA-RTX-A----6000"
+    assert read_kernels(file) == b""
+    mask = os.umask(0)
+    try:
+        keep_kernels(file, memoryview(b"one"))
+    finally:
+        os.umask(mask)
+    keep_kernels(file, b"two")
+    assert read_kernels(file) == b"two"
+    assert file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o777 == 0o700
+    assert [*file.parent.iterdir()] == [file], "a temporary file was left"
 
 
-@needs_rtx
-def test_a_quantised_step_in_fp16(gray_bundle: Path, tmp_path: Path) -> None:
-    """34 before, and qkv was no integer product. Two more a block than fp16: GELU, and what attention made, moved."""
-    quantize_bundle(gray_bundle, tmp_path / "int8", QuantizeOptions(form="tensorrt", samples=2))
-    convert_bundle(tmp_path / "int8", tmp_path / "low", ConvertOptions("fp16"))
-    layers, lint = kernels(tmp_path / "low", "sm86")
-    assert len(layers) <= (A_BLOCK + 2) * BLOCKS + AROUND
-    assert lint.fused and lint.gemms["int8"] == 4 * BLOCKS
-    assert not any("int8" in layer.constants and not layer.inputs for layer in layers), "a weight is made float again"
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o720])
+def test_a_folder_that_others_write_to(file: Path, mode: int) -> None:
+    keep_kernels(file, b"mine")
+    file.parent.chmod(mode)
+    with pytest.warns(RuntimeWarning, match="not a folder of this user alone"):
+        assert read_kernels(file) == b""
+    with pytest.warns(RuntimeWarning, match="not a folder of this user alone"):
+        keep_kernels(file, b"other")
+    assert file.read_bytes() == b"mine"
+
+
+def test_a_folder_of_another_user(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_kernels(file, b"mine")
+    monkeypatch.setattr(kernels.os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.warns(RuntimeWarning, match="not a folder of this user alone"):
+        assert read_kernels(file) == b""
+
+
+def test_what_is_no_file_of_ours(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link, a file that others write to, a pipe, one that is far too large: nothing, without a word."""
+    keep_kernels(file, b"mine")
+    file.chmod(0o666)
+    assert read_kernels(file) == b""
+    (tmp_path / "elsewhere").write_bytes(b"theirs")
+    file.unlink()
+    file.symlink_to(tmp_path / "elsewhere")
+    assert read_kernels(file) == b""
+    file.unlink()
+    file.mkdir()
+    assert read_kernels(file) == b""
+    file.rmdir()
+    keep_kernels(file, b"mine")
+    monkeypatch.setattr(kernels, "MOST_BYTES", 3)
+    assert read_kernels(file) == b""
+
+
+def test_a_folder_that_is_a_link(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    file.parent.parent.mkdir(parents=True)
+    file.parent.symlink_to(tmp_path / "elsewhere")
+    with pytest.warns(RuntimeWarning, match="not a folder of this user alone"):
+        keep_kernels(file, b"mine")
+    assert not [*(tmp_path / "elsewhere").iterdir()]
+
+
+def test_where_nothing_can_be_written_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    keep_kernels(kernel_file("ab" * 32, GPU), b"mine")
+    assert read_kernels(kernel_file("ab" * 32, GPU)) == b""
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert kernel_folder() == Path.home() / ".cache" / "ditedge" / "kernels"
+    monkeypatch.setattr(Path, "home", classmethod(lambda cls: (_ for _ in ()).throw(RuntimeError())))
+    assert kernel_file("ab" * 32, GPU) is None
+    keep_kernels(None, b"mine")
