@@ -130,8 +130,6 @@ class NewEngine(FakeEngine):
 
 
 def fake_trt(double: DoubleGpu, folder: Path, library: str) -> Any:
-    record = read_build_record(folder / "build.json")
-
     class Runtime:
         def __init__(self, logger: Any) -> None:
             self.logger = logger
@@ -143,6 +141,7 @@ def fake_trt(double: DoubleGpu, folder: Path, library: str) -> Any:
                 self.logger.log("ERROR", "Error Code 6: the engine plan file is not compatible")
                 return None
             double.deserialized.append(path)
+            record = read_build_record(folder / "build.json")
             return (OldEngine if library == "tensorrt" else NewEngine)(DoublePlan(double, path, record))
 
     class ILogger:
