@@ -92,7 +92,8 @@ class DeviceLoop:
 
     def context(self, graph: str, shapes: Mapping[str, tuple[int, ...]]) -> Context:
         """An execution context for inputs of these shapes, on the shared scratch memory."""
-        plan, context = self.plans[graph], self.plans[graph].context(self.stream)
+        plan = self.plans[graph]
+        context = plan.context(self.stream, self.record.profile_for(graph, shapes))
         for name, shape in shapes.items():
             if name in plan.inputs:
                 check_shape(self.record, graph, name, shape)

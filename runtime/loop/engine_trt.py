@@ -49,7 +49,7 @@ class Plan(Protocol):
     scratch_bytes: int  # of any shape in its profile
     capturable: bool  # whether its work may be captured into a CUDA graph
 
-    def context(self, stream: int) -> Context: ...
+    def context(self, stream: int, profile: int = 0) -> Context: ...
     def keep(self) -> None: ...  # what the library compiled since it was loaded, for later starts; raises nothing
 
 
@@ -218,7 +218,7 @@ class _TrtPlan:
         self.scratch_bytes = int(engine.device_memory_size_v2)
         self.capturable = weights_mb is None  # streaming copies from host memory that a graph would not renew
 
-    def context(self, stream: int) -> Context:
+    def context(self, stream: int, profile: int = 0) -> Context:
         trt, strategy = self._trt, self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if hasattr(self._engine, "create_runtime_config") and hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
             # TensorRT-RTX compiles kernels on the device; in the background, a captured graph would keep the slow ones
@@ -231,8 +231,9 @@ class _TrtPlan:
             context = self._engine.create_execution_context(strategy)
         if context is None:
             raise EngineError(f"TensorRT cannot create an execution context{_said(self._errors)}")
-        if context.active_optimization_profile < 0:  # only an engine's first context gets profile 0 by itself
-            context.set_optimization_profile_async(0, stream)
+        chosen = context.active_optimization_profile  # only an engine's first context gets profile 0 by itself
+        if chosen != profile and not context.set_optimization_profile_async(profile, stream):
+            raise EngineError(f"TensorRT refuses profile {profile} of the plan{_said(self._errors)}")
         return _TrtContext(context, self._errors)
 
     def _compile_into(self, config: Any) -> None:

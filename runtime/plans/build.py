@@ -28,8 +28,8 @@ from .graph import PARTS, BuildLog, build_graph
 from .layers import LAYERS_NAME, PlanLayers, write_layers
 from .library import GpuInfo, Library, first_gpu, load_library
 from .options import BuildOptions
-from .profile import Sizes, graph_profile, sizes_of
-from .record import PLAN_NAMES, RECORD_NAME, BuildRecord, PlanInfo
+from .profile import Sizes, graph_profile, one_image_shapes, sizes_of
+from .record import PLAN_NAMES, RECORD_NAME, BuildRecord, PlanInfo, exact_ranges
 
 PERCENT = 100
 
@@ -88,10 +88,14 @@ def _build_plan(
 ) -> _Built:
     """One graph's plan in `folder`."""
     profile = graph_profile(bundle.manifest, name, prepared.sizes)
+    one_image = one_image_shapes(bundle, prepared.sizes) if options.one_image and name == "step" else {}
     start, log, plan = time.monotonic(), BuildLog(), folder / PLAN_NAMES[name]
     path = bundle.graph_file(name)
     flags = _in_thread(
-        partial(build_graph, prepared.library, path, profile, options, log, report, cancel, plan), cancel
+        partial(
+            build_graph, prepared.library, path, [profile, exact_ranges(one_image)], options, log, report, cancel, plan
+        ),
+        cancel,
     )
     seconds = time.monotonic() - start
     info = PlanInfo(
@@ -100,6 +104,7 @@ def _build_plan(
         source_sha256=bundle.manifest.files[bundle.manifest.graphs[name].file].sha256,  # type: ignore[index]
         profile=profile,
         seconds=round(seconds, 3),
+        one_image=one_image,
     )
     return _Built(info, log.plan_layers(), flags)
 

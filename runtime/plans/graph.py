@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ class BuildLog:
         elif "LayerType: " in message and "Name: " in message and len(message) > len(self.layers):
             self.layers = message
         elif found := re.match(r"Total (Activation|Weights) Memory: (\d+) bytes", message):
-            self.memory[found.group(1)] = int(found.group(2))
+            kind, size = found.groups()
+            self.memory[kind] = max(self.memory.get(kind, 0), int(size))  # told of each profile
 
     def plan_layers(self) -> PlanLayers:
         listed = tuple(layers_from_log(self.layers))
@@ -48,7 +50,7 @@ class BuildLog:
 def build_graph(
     library: Library,
     path: Path,
-    profile: dict[str, ShapeRange],
+    profiles: Sequence[Mapping[str, ShapeRange]],
     options: BuildOptions,
     log: BuildLog,
     report: Report,
@@ -66,10 +68,10 @@ def build_graph(
     network, parser = parse_graph(library, builder, path, log.errors)
     config = builder.create_builder_config()
     flags = _configure(library, builder, config, options, log)
-    shapes = builder.create_optimization_profile()
-    for name, size in profile.items():
-        shapes.set_shape(name, tuple(size.min), tuple(size.opt), tuple(size.max))
-    if profile:
+    for profile in filter(None, profiles):
+        shapes = builder.create_optimization_profile()
+        for name, size in profile.items():
+            shapes.set_shape(name, tuple(size.min), tuple(size.opt), tuple(size.max))
         config.add_optimization_profile(shapes)
     config.progress_monitor = monitor = _monitor(library, report, cancel)
     log.errors.clear()  # without a driver, creating objects already complains

@@ -33,6 +33,10 @@ class BuildOptions:
         default=None,
         metadata=option("--max-rows", help="Distinct classes of one batch. [default: 2 x max-batch]", range=(1, 2048)),
     )
+    one_image: bool = field(
+        default=False,
+        metadata=option("--one-image", help="Tune the step for a single image as well: a second profile."),
+    )
     workspace: int | None = field(
         default=None,
         metadata=option(

@@ -1,7 +1,8 @@
 """What sizes a plan is built for, and what it will take: optimisation profiles and the memory forecast.
 
 The manifest gives every input's shape in letters (docs/format.md): B samples, K state slots, E evaluations,
-U conditioning rows. One profile per graph covers 1 .. the maximum of each.
+U conditioning rows. One profile per graph covers 1 .. the maximum of each; a second one of the step graph takes the
+shapes of one image alone, on demand.
 """
 
 from __future__ import annotations
@@ -63,15 +64,37 @@ def graph_profile(manifest: Manifest, graph: str, sizes: Sizes) -> dict[str, Sha
     return profile
 
 
+def one_image_shapes(bundle: Bundle, sizes: Sizes) -> dict[str, list[int]]:
+    """What a run binds to the step graph for one image: the default program, guided where the model can be."""
+    evaluations = 1 if bundle.manifest.model.null_class is None else 2
+    slots, rows = min(bundle.program().slots, sizes.slots), min(evaluations, sizes.rows)
+    of = {"B": 1, "E": evaluations, "K": slots, "U": rows}
+
+    def size(dimension: int | str) -> int:
+        letter, more = _letter(dimension, "step")
+        return of.get(letter, 0) + more
+
+    return {
+        tensor.name: [size(dimension) for dimension in tensor.shape]
+        for tensor in bundle.manifest.graphs["step"].inputs
+        if any(isinstance(dimension, str) for dimension in tensor.shape)
+    }
+
+
 def _range(dimension: int | str, graph: str, sizes: Sizes, pixels: int) -> tuple[int, int, int]:
+    letter, more = _letter(dimension, graph)
+    least, typical, most = sizes.range(graph, letter, pixels) if letter else (0, 0, 0)
+    return least + more, typical + more, most + more
+
+
+def _letter(dimension: int | str, graph: str) -> tuple[str, int]:
+    """ "K + 2" -> ("K", 2); a fixed size has no letter."""
     if isinstance(dimension, int):
-        return dimension, dimension, dimension
+        return "", dimension
     letter, _, offset = dimension.replace(" ", "").partition("+")
     if letter not in ("B", "K", "E", "U") or (offset and not offset.isdigit()):
         raise BundleError(f"manifest: graph {graph}: dimension '{dimension}' is not one of B, K, E, U")
-    least, typical, most = sizes.range(graph, letter, pixels)
-    more = int(offset or 0)
-    return least + more, typical + more, most + more
+    return letter, int(offset or 0)
 
 
 def _image_pixels(manifest: Manifest, graph: str) -> int:

@@ -7,7 +7,7 @@ the bundle they were built from.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,6 +43,11 @@ class ShapeRange(Strict):
         return self
 
 
+def exact_ranges(shapes: Mapping[str, list[int]]) -> dict[str, ShapeRange]:
+    """The profile that takes these shapes alone."""
+    return {name: ShapeRange(min=shape, opt=shape, max=shape) for name, shape in shapes.items()}
+
+
 class PlanInfo(Strict):
     """One plan, and the graph it was built from."""
 
@@ -53,6 +58,8 @@ class PlanInfo(Strict):
         dict[str, ShapeRange], Field(max_length=MAX_NAMES)
     ]  # by input name; inputs of fixed shape are left out
     seconds: Finite
+    # by input name: the only shapes that the plan's second profile takes (`build --one-image`); {}: there is none
+    one_image: Annotated[dict[str, Sizes], Field(max_length=MAX_NAMES)] = {}
 
 
 class BuildRecord(Strict):
@@ -80,6 +87,11 @@ class BuildRecord(Strict):
             if plan.file != PLAN_NAMES[graph]:
                 raise ValueError(f"the plan of {graph} is {PLAN_NAMES[graph]}, not {plan.file}")
         return self
+
+    def profile_for(self, graph: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """1 where the inputs' shapes are those of the plan's second profile, 0 otherwise."""
+        exact = self.plans[graph].one_image
+        return int(bool(exact) and all(shapes.get(name) == tuple(shape) for name, shape in exact.items()))
 
 
 def read_build_record(path: Path, trusted: Collection[bytes] = ()) -> BuildRecord:

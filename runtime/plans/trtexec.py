@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..bundle.open import Bundle
+from ..errors import RequestError
 from .build import engine_folder
 from .options import BuildOptions
 from .profile import graph_profile, sizes_of
@@ -16,7 +17,12 @@ TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 def trtexec_commands(bundle: Bundle, options: BuildOptions) -> list[str]:
-    """One shell command per graph. `--stronglyTyped` is needed by 10.x and is no option of 11.x and RTX's tool."""
+    """One shell command per graph. `--stronglyTyped` is needed by 10.x and is no option of 11.x and RTX's tool.
+
+    Raises RequestError for a second profile.
+    """
+    if options.one_image:
+        raise RequestError("--print-trtexec prints builds of one profile: leave out --one-image")
     sizes = sizes_of(bundle, options.max_batch, options.max_rows)
     out = engine_folder(bundle, options.target)
     return [

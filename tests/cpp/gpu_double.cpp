@@ -55,7 +55,7 @@ struct State {
     int devices = 1, version = NV_TENSORRT_VERSION, fail_after = -1;  // allocations until memory runs out
     int captures = std::getenv("DOUBLE_CAPTURES") != nullptr ? std::atoi(std::getenv("DOUBLE_CAPTURES")) : -1;  // until one is refused
     std::string broken;
-    std::map<std::string, int> counts;  // executions by graph, copies by their way, "capture", "launch", "contexts"
+    std::map<std::string, int> counts;  // by graph (and "GRAPH of one image"), copies by their way, "capture", "launch", "contexts"
     std::size_t longest_queue = 0;
 } state;
 
@@ -184,7 +184,7 @@ void advance(std::uintptr_t stream) {
 struct Plan {
     std::string graph;
     std::vector<ditedge::TensorInfo> inputs, outputs;
-    nlohmann::json profile;
+    nlohmann::json profile, one_image;
     std::size_t scratch;
     std::unique_ptr<ditedge::Engine> engine;
 
@@ -223,7 +223,10 @@ struct ContextDouble : VExecutionContextStubs {
     std::int32_t getOptimizationProfile() const noexcept override { return profile; }
     bool setOptimizationProfileAsync(std::int32_t index, cudaStream_t stream) noexcept override {
         profile = index;
-        return accepted([&] { demand(index == 0 && state.streams.count(number(stream)) != 0, "no such profile or stream"); });
+        return accepted([&] {
+            demand(index == 0 || (index == 1 && !plan->one_image.empty()), "no such profile");
+            demand(state.streams.count(number(stream)) != 0, "no such stream");
+        });
     }
     void setDeviceMemoryV2(void* memory, std::int64_t size) noexcept override {
         accepted([&] {
@@ -233,12 +236,12 @@ struct ContextDouble : VExecutionContextStubs {
     }
     bool setInputShape(const char* name, const Dims& dims) noexcept override {
         return accepted([&] {
-            demand(profile == 0, "shape before a profile");
+            demand(profile >= 0, "shape before a profile");
             const ditedge::TensorInfo* tensor = plan->find(name);
             demand(tensor != nullptr && tensor->shape.size() == static_cast<std::size_t>(dims.nbDims), std::string("no such input: ") + name);
             const std::vector<std::int64_t> shape(dims.d, dims.d + dims.nbDims);
             for (std::size_t i = 0; i < shape.size(); ++i)
-                demand(plan->profile.at(name).at("min").at(i) <= shape[i] && shape[i] <= plan->profile.at(name).at("max").at(i),
+                demand(limit(name, "min").at(i) <= shape[i] && shape[i] <= limit(name, "max").at(i),
                        std::string("shape outside of the profile: ") + name);
             warm = warm && shapes[name] == shape;
             shapes[name] = shape;
@@ -265,8 +268,9 @@ struct ContextDouble : VExecutionContextStubs {
             demand(scratch != nullptr, "no scratch memory");
             std::vector<const void*> uses = {output.data, scratch};
             for (const ditedge::Tensor& input : inputs) uses.push_back(input.data);
-            const auto work = [plan = plan, inputs, output, scratch = scratch, size = scratch_size] {
+            const auto work = [plan = plan, profile = profile, inputs, output, scratch = scratch, size = scratch_size] {
                 ++state.counts[plan->graph];
+                if (profile == 1) ++state.counts[plan->graph + " of one image"];
                 for (const ditedge::Tensor& input : inputs) {
                     read(input.data, input.bytes(), plan->graph + "/" + input.name);
                     apart(input.data, input.bytes(), output, input.name);
@@ -282,6 +286,9 @@ struct ContextDouble : VExecutionContextStubs {
     }
 
 private:
+    const nlohmann::json& limit(const char* name, const char* which) const {
+        return profile == 1 ? plan->one_image.at(name) : plan->profile.at(name).at(which);
+    }
     static void apart(const void* address, std::size_t size, const ditedge::Tensor& output, const std::string& what) {
         const auto a = number(address), b = number(output.data);
         demand(a + size <= b || b + output.bytes() <= a, std::string(output.name) + " lies over " + what);
@@ -360,6 +367,7 @@ struct RuntimeDouble : VRuntimeStubs {
             auto plan = std::make_shared<Plan>();
             plan->graph = json.at("graph");
             plan->profile = json.at("profile");
+            plan->one_image = json.at("one_image");
             plan->scratch = json.at("scratch");
             plan->inputs = tensors(json.at("info").at("inputs"));
             plan->outputs = tensors(json.at("info").at("outputs"));

@@ -9,12 +9,12 @@ from tests.doubles.gpu_double import SCRATCH_BYTES
 from tests.doubles.plans import write_plans
 
 
-def plan_text(source: Path, graph: str, tensors: dict, profile: dict) -> bytes:
-    plan = {"onnx": str(source), "graph": graph, "info": tensors, "profile": profile, "scratch": SCRATCH_BYTES[graph]}
-    return json.dumps(plan).encode()
+def plan_text(source: Path, graph: str, tensors: dict, profile: dict, one_image: dict) -> bytes:
+    plan = {"onnx": str(source), "graph": graph, "info": tensors, "profile": profile, "one_image": one_image}
+    return json.dumps(plan | {"scratch": SCRATCH_BYTES[graph]}).encode()
 
 
 def with_cpp_plans(bundle: Path, version: str, **sizes: int) -> Path:
     """The bundle, with engines/tensorrt/ as TensorRT `version` would build it. sizes: of `write_plans`."""
-    write_plans(bundle, target="tensorrt", library=("tensorrt", version), as_plan=plan_text, **sizes)
+    write_plans(bundle, library=("tensorrt", version), as_plan=plan_text, **sizes)
     return bundle

@@ -32,6 +32,11 @@ VERDICTS: list[tuple[str, str, object, bool]] = [
     ("record", "plans/step/seconds", "1", True),  # C++ has no use for it
     ("record", "plans/step/profile/noise/max", [1, 1, 8], False),
     ("record", "plans/step/profile/noise/min", [1, 1, 8], False),
+    ("record", "plans/step/one_image", {"noise": [1, 1, 8, 8]}, True),
+    ("record", "plans/step/one_image", {"noise": [1] * 9}, False),
+    ("record", "plans/step/one_image", {"noise": [-1]}, False),
+    ("record", "plans/step/one_image", {"noise": 1}, False),
+    ("record", "plans/step/one_image", None, False),
     ("record", "plans/text", {"file": "text.plan"}, True),
     ("record", "plans/step/plan/sha256", "0" * 63, False),
     ("record", "plans/step/file", "decoder.plan", False),

@@ -14,7 +14,8 @@ import numpy as np
 
 from ditedge.runtime.bundle.held_files import HeldFile
 from ditedge.runtime.plans.library import GpuInfo
-from ditedge.runtime.plans.record import PLAN_NAMES, BuildRecord
+from ditedge.runtime.plans.record import PLAN_NAMES, BuildRecord, exact_ranges
+from tests.doubles.block import Block
 
 ALIGNMENT = 256
 SCRATCH_BYTES = {"conditioner": 1000, "step": 5000, "decoder": 3000, "preview": 100}
@@ -23,17 +24,6 @@ DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(uint8)
 
 class DoubleError(AssertionError):
     """The loop did what a GPU would punish, or would silently get wrong."""
-
-
-@dataclass
-class Block:
-    """One allocation. data: uint8 from its aligned address on; written: which bytes device work has written."""
-
-    address: int
-    data: np.ndarray
-    written: np.ndarray
-    kind: str  # "device" or "pinned"
-    live: bool = True
 
 
 @dataclass
@@ -55,6 +45,7 @@ class DoubleGpu:
         self.handles = 1000
         self.broken = ""
         self.deserialized: list[Path] = []
+        self.profiles: list[tuple[str, int]] = []  # (graph, profile) of every context, as chosen
 
     # libraries and device
 
@@ -214,7 +205,7 @@ class DoubleGpu:
 
 
 class DoublePlan:
-    """An ONNX graph in a .plan file, with the profile that the build record beside it gives."""
+    """An ONNX graph in a .plan file, with the profiles that the build record beside it gives."""
 
     capturable = True
 
@@ -228,31 +219,38 @@ class DoublePlan:
         self.dtypes = {tensor.name: np.dtype(DTYPES[tensor.type]) for tensor in self.session.get_inputs()}
         self.inputs = frozenset(self.dtypes)
         self.outputs = [tensor.name for tensor in self.session.get_outputs()]
-        self.profile = record.plans[self.graph].profile
+        info = record.plans[self.graph]
+        self.profiles = [info.profile, *([exact_ranges(info.one_image)] if info.one_image else [])]
         self.scratch_bytes = SCRATCH_BYTES[self.graph]
 
-    def context(self, stream: int) -> DoubleContext:
+    def context(self, stream: int, profile: int = 0) -> DoubleContext:
         self.gpu.demand(stream in self.gpu.streams, "no such stream")
-        return DoubleContext(self)
+        return DoubleContext(self, profile)
 
     def keep(self) -> None:
         self.gpu.demand(not self.gpu.queue, "asked while work is enqueued")
 
 
 class DoubleContext:
-    def __init__(self, plan: DoublePlan) -> None:
+    def __init__(self, plan: DoublePlan, profile: int) -> None:
         self.plan, self.gpu = plan, plan.gpu
+        self.set_profile(profile)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.memory = (0, 0)
         self.warm = False  # enqueued outside of a capture since the last change of shape
+
+    def set_profile(self, profile: int) -> None:
+        self.gpu.demand(0 <= profile < len(self.plan.profiles), f"no profile {profile}")
+        self.limits = self.plan.profiles[profile]
+        self.gpu.profiles.append((self.plan.graph, profile))
 
     def set_memory(self, pointer: int, size: int) -> None:
         self.gpu.demand(size >= self.plan.scratch_bytes and pointer % ALIGNMENT == 0, "scratch memory does not do")
         self.memory = (pointer, size)
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        limits = self.plan.profile[name]
+        limits = self.limits[name]
         inside = len(shape) == len(limits.min) and all(
             low <= size <= high for low, size, high in zip(limits.min, shape, limits.max, strict=True)
         )

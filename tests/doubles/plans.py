@@ -9,13 +9,15 @@ from pathlib import Path
 
 from ditedge.runtime.bundle.graph_contract import GraphInfo
 from ditedge.runtime.bundle.open import open_bundle
+from ditedge.runtime.plans.profile import Sizes, one_image_shapes
 from ditedge.runtime.plans.record import PLAN_NAMES, RECORD_NAME
 
 
-def onnx_as_plan(source: Path, graph: str, tensors: dict, profile: dict) -> bytes:
+def onnx_as_plan(source: Path, graph: str, tensors: dict, profile: dict, one_image: dict) -> bytes:
     return source.read_bytes()
 
 
+OURS = ("tensorrt-rtx", "1.7.1.116")  # what the double passes for
 LEAST = {"B": 1, "E": 1, "K": 1, "K+2": 3, "U": 1}
 RECORD = {
     "format": "ditedge-engines",
@@ -50,16 +52,19 @@ def write_plans(
     max_rows: int = 9,
     slots: int = 4,
     conditioner_rows: int = 64,
-    target: str = "double",
-    library: tuple[str, str] = ("tensorrt-rtx", "1.7.1.116"),
+    one_image: bool = False,
+    library: tuple[str, str] = OURS,
     as_plan: Callable = onnx_as_plan,
 ) -> Path:
-    """engines/`target`/ of a bundle: its ONNX graphs as plans, with a truthful record. Returns the step plan's path.
+    """engines/double/ of a bundle, or that of another library: its ONNX graphs as plans, with a truthful record.
 
-    as_plan(path of the ONNX file, graph, its tensors in the manifest, its profile) -> bytes that the double understands.
+    Returns the step plan's path.
+
+    as_plan(path of the ONNX file, graph, its tensors in the manifest, its profile, the shapes of its second one) -> bytes
+    that the double understands.
     """
     opened = open_bundle(bundle)
-    folder = bundle / "engines" / target
+    folder = bundle / "engines" / ("double" if library == OURS else library[0])
     folder.mkdir(parents=True)
     most = {"B": max_batch, "E": 2 * max_batch, "K": slots, "K+2": slots + 2}
     rows = {"conditioner": conditioner_rows, "step": max_rows, "decoder": max_rows}
@@ -69,12 +74,14 @@ def write_plans(
             continue
         info, plan = opened.manifest.graphs[graph], folder / name
         profile = profile_of(info, most | {"U": rows.get(graph, max_rows)})
-        plan.write_bytes(as_plan(bundle / info.file, graph, info.model_dump(mode="json"), profile))
+        exact = one_image_shapes(opened, Sizes(max_batch, slots, max_rows)) if one_image and graph == "step" else {}
+        plan.write_bytes(as_plan(bundle / info.file, graph, info.model_dump(mode="json"), profile, exact))
         plans[graph] = {
             "file": plan.name,
             "plan": {"sha256": hashlib.sha256(plan.read_bytes()).hexdigest(), "bytes": plan.stat().st_size},
             "source_sha256": opened.manifest.files[info.file].sha256,
             "profile": profile,
+            "one_image": exact,
             "seconds": 0.0,
         }
     sizes = {"max_batch": max_batch, "max_rows": max_rows}

@@ -51,7 +51,7 @@ class TorchPlan:
         self.gpu, self.info, self.module = gpu, info, module
         self.inputs = frozenset(tensor.name for tensor in info.inputs)
 
-    def context(self, stream: int) -> TorchContext:
+    def context(self, stream: int, profile: int = 0) -> TorchContext:
         return TorchContext(self, self.gpu.pool(stream))
 
     def keep(self) -> None:

@@ -1,5 +1,7 @@
 #include "build_record.hpp"
 
+#include <algorithm>
+
 #include "json.hpp"
 #include "manifest.hpp"
 
@@ -8,10 +10,16 @@ namespace {
 
 constexpr std::size_t kMaxRank = 8, kMaxNames = 1000;
 
+std::vector<std::int64_t> read_sizes(const Field& field) {
+    std::vector<std::int64_t> sizes;
+    for (const Field& size : field.elements(kMaxRank)) sizes.push_back(size.integer(0, INT32_MAX));
+    return sizes;
+}
+
 ShapeRange read_range(const Field& field) {
     ShapeRange range;
     for (const auto& [key, sizes] : {std::pair{"min", &range.min}, std::pair{"max", &range.max}})
-        for (const Field& size : field.at(key).elements(kMaxRank)) sizes->push_back(size.integer(0, INT32_MAX));
+        *sizes = read_sizes(field.at(key));
     if (range.min.size() != range.max.size()) field.fail("min and max are not of one rank");
     return range;
 }
@@ -47,6 +55,8 @@ BuildRecord build_record_from_json(const std::string& text, const std::string& p
         PlanInfo& info = record.plans[graph];
         info.plan = {plan.at("plan").at("sha256").sha256(), plan.at("plan").at("bytes").integer(0, INT64_MAX)};
         for (const auto& [input, range] : plan.at("profile").items(kMaxNames)) info.profile[input] = read_range(range);
+        if (!plan.has("one_image")) continue;
+        for (const auto& [input, shape] : plan.at("one_image").items(kMaxNames)) info.one_image[input] = read_sizes(shape);
     }
     return record;
 }
@@ -64,6 +74,16 @@ BuildRecord read_build_record(const Bundle& bundle, const std::string& library) 
     for (const auto& [graph, info] : bundle.manifest.graphs)
         if (has_plan(graph) && record.plans.count(graph) == 0) fail_bundle(record.place + ": the plan of graph '" + graph + "' is missing" + again);
     return record;
+}
+
+std::int32_t BuildRecord::profile_for(const std::string& graph,
+                                      const std::map<std::string, std::vector<std::int64_t>>& shapes) const {
+    const auto& exact = plans.at(graph).one_image;
+    const auto is_bound = [&](const auto& tensor) {
+        const auto found = shapes.find(tensor.first);
+        return found != shapes.end() && found->second == tensor.second;
+    };
+    return !exact.empty() && std::all_of(exact.begin(), exact.end(), is_bound) ? 1 : 0;
 }
 
 void BuildRecord::check_shape(const std::string& graph, const std::string& input,

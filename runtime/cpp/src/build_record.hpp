@@ -22,6 +22,7 @@ struct ShapeRange {
 struct PlanInfo {
     FileInfo plan;
     std::map<std::string, ShapeRange> profile;  // by input; inputs of fixed shape are not in it
+    std::map<std::string, std::vector<std::int64_t>> one_image;  // the only shapes of the second profile; none: there is none
 };
 
 struct BuildRecord {
@@ -33,6 +34,8 @@ struct BuildRecord {
     std::map<std::string, PlanInfo> plans;  // by graph
     std::string place;                      // the record's path, for messages
 
+    // 1 where the inputs' shapes are those of the plan's second profile, 0 otherwise.
+    std::int32_t profile_for(const std::string& graph, const std::map<std::string, std::vector<std::int64_t>>& shapes) const;
     // One input's shape against its optimisation profile. Throws Error (request).
     void check_shape(const std::string& graph, const std::string& input, const std::vector<std::int64_t>& shape) const;
 };

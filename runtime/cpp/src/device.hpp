@@ -28,7 +28,9 @@ struct Device {
     // A context for inputs of these shapes; tensors that the plan does not have are passed over.
     Context context(const char* graph, const std::vector<Tensor>& inputs) const {
         Plan& plan = *plans.at(graph);
-        Context context = plan.context(stream.get(), scratch, scratch_bytes);
+        std::map<std::string, std::vector<std::int64_t>> shapes;
+        for (const Tensor& input : inputs) shapes[input.name] = input.shape;
+        Context context = plan.context(stream.get(), scratch, scratch_bytes, record.profile_for(graph, shapes));
         for (const Tensor& input : inputs) plan.set_shape(*context, input.name, input.shape);
         return context;
     }

@@ -174,7 +174,8 @@ std::size_t Plan::scratch_bytes() const {
     return static_cast<std::size_t>(std::max<std::int64_t>(0, engine_->getDeviceMemorySizeV2()));
 }
 
-std::unique_ptr<nvinfer1::IExecutionContext> Plan::context(cudaStream_t stream, void* scratch, std::size_t bytes) {
+std::unique_ptr<nvinfer1::IExecutionContext> Plan::context(cudaStream_t stream, void* scratch, std::size_t bytes,
+                                                            std::int32_t profile) {
     constexpr auto strategy = nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED;
 #ifdef TRT_MAJOR_RTX  // compiles kernels on the device: in the background, a captured graph would keep the slow ones
     const std::unique_ptr<nvinfer1::IRuntimeConfig> config(engine_->createRuntimeConfig());
@@ -187,7 +188,8 @@ std::unique_ptr<nvinfer1::IExecutionContext> Plan::context(cudaStream_t stream, 
 #endif
     if (context == nullptr) refused("cannot be given an execution context");
     // Only the first context of an engine gets profile 0 by itself.
-    if (context->getOptimizationProfile() < 0 && !context->setOptimizationProfileAsync(0, stream)) refused("has no profile");
+    if (context->getOptimizationProfile() != profile && !context->setOptimizationProfileAsync(profile, stream))
+        refused("has no profile " + std::to_string(profile));
     context->setDeviceMemoryV2(scratch, static_cast<std::int64_t>(bytes));
     return context;
 }

@@ -66,8 +66,8 @@ public:
     Plan(Gpu& gpu, const Bundle& bundle, const BuildRecord& record, const std::string& graph);
 
     std::size_t scratch_bytes() const;  // that any shape of its profile needs
-    // With profile 0. Work that is enqueued uses `scratch`, which contexts of one stream may share.
-    std::unique_ptr<nvinfer1::IExecutionContext> context(cudaStream_t stream, void* scratch, std::size_t bytes);
+    // With a profile of BuildRecord::profile_for. Work that is enqueued uses `scratch`, which contexts of one stream may share.
+    std::unique_ptr<nvinfer1::IExecutionContext> context(cudaStream_t stream, void* scratch, std::size_t bytes, std::int32_t profile);
     // Throws Error (request) when the shape is outside of the profile. A tensor that the plan does not have is passed over.
     void set_shape(nvinfer1::IExecutionContext& context, const std::string& input, const std::vector<std::int64_t>& shape) const;
     void set_address(nvinfer1::IExecutionContext& context, const char* tensor, void* address) const;

@@ -99,6 +99,27 @@ def test_the_conditioner_runs_few_times(opened, double: Double, plan_bundle, row
     assert counts["conditioner"] == -(-25 // (rows // distinct))
 
 
+def test_one_image_takes_the_second_profile(opened, double: Double, plan_bundle) -> None:
+    """Guided, with the default program's slots; two images, one evaluation and other slots take the first."""
+    handle, plain = opened(plan_bundle("gray1_cfg", one_image=True)), opened(plan_bundle("gray1_cfg"))
+    bundle = open_bundle(plan_bundle("gray1_cfg"))
+    program = bundle.program().name.encode()
+
+    def steps(handle: Ditedge, count: int, program: bytes, **fields: object) -> tuple[np.ndarray, int, int]:
+        before = dict(double.report["counts"])
+        made = handle.generate(LABELS[:count], SEEDS[:count], images=False, program=program, **fields)
+        counts = double.report["counts"]
+        return made, *(counts.get(name, 0) - before.get(name, 0) for name in ("step", "step of one image"))
+
+    alone, whole, on_second = steps(handle, 1, program)
+    assert whole == on_second >= 20
+    assert relative_error(alone, steps(plain, 1, program)[0]) < TOLERANCE
+    for count, which, fields in ((2, program, {}), (1, program, {"guidance": 1.0}), (1, b"ddim-25", {})):
+        made, whole, on_second = steps(handle, count, which, **fields)
+        assert whole >= 20 and on_second == 0
+    assert steps(plain, 1, program)[2] == 0
+
+
 def test_samplers_without_noise_upload_none(opened, double: Double, plan_bundle) -> None:
     opened(plan_bundle("gray1_cfg")).generate(LABELS, SEEDS, images=False, program=b"ddim-25")
     counts = double.report["counts"]

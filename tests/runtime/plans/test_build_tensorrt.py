@@ -166,6 +166,20 @@ def test_the_record_of_a_build_on_a_gpu(gray_bundle: Path, use, tmp_path: Path) 
     assert len(step) == 1 and step[0]["sample"] == ((1,), (4,), (4,))
 
 
+def test_a_second_profile_for_one_image(gray_bundle: Path, use) -> None:
+    """Of the step alone, for one shape; the record says which."""
+    double = Double("10.3.0.26")
+    use(double)
+    record = build_bundle(open_bundle(gray_bundle), BuildOptions("tensorrt", max_batch=2, one_image=True))
+    assert record == read_build_record(gray_bundle / "engines" / "tensorrt" / RECORD_NAME)
+    assert [len(config.profiles) for config in double.configs] == [1, 2, 1]
+    second = double.configs[1].profiles[1]
+    assert second["sample"] == ((2,), (2,), (2,)) and second.keys() == double.configs[1].profiles[0].keys()
+    exact = {name: tuple(shape) for name, shape in record.plans["step"].one_image.items()}
+    assert second == {name: (shape, shape, shape) for name, shape in exact.items()}
+    assert record.plans["decoder"].one_image == {}
+
+
 def test_a_plan_for_every_gpu_from_ampere_on_names_none(gray_bundle: Path, use) -> None:
     double = Double("10.3.0.26")
     use(double)

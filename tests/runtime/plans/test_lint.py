@@ -161,7 +161,7 @@ def test_the_plan_of_the_whole_graph_says_what_the_trial_said(tmp_path: Path, el
     log, options = build.BuildLog(), build.BuildOptions("tensorrt-rtx", archs=("sm86",))
     profile = {"x": ShapeRange(min=[1, 64, 144], opt=[4, 64, 144], max=[16, 64, 144])}
     nothing = threading.Event()
-    build.build_graph(library, graph, profile, options, log, lambda *_: None, nothing, tmp_path / "a.plan")
+    build.build_graph(library, graph, [profile], options, log, lambda *_: None, nothing, tmp_path / "a.plan")
     found = plan_report(log.plan_layers(), "a.plan", 1, library.name)
     assert found.fused == lint_graph(graph).fused == (element != "float32")
     assert len(found.attention) == 1

@@ -168,7 +168,7 @@ def test_refusals_of_tensorrt_become_sentences(call: str) -> None:
     memory: list[tuple[int, int]] = []
     engine.context = SimpleNamespace(
         active_optimization_profile=-1,
-        set_optimization_profile_async=lambda *arguments: profiles.append(arguments),
+        set_optimization_profile_async=lambda *arguments: profiles.append(arguments) is None,
         set_device_memory=lambda *arguments: memory.append(arguments),
         set_input_shape=lambda name, shape: False,
         set_tensor_address=lambda name, pointer: False,
@@ -189,6 +189,13 @@ def test_an_engine_that_makes_no_context() -> None:
     engine.context = None
     with pytest.raises(DitedgeError, match="cannot create an execution context"):
         engine_trt._TrtPlan(FAKE_TRT, engine, None, []).context(1)
+
+
+def test_a_profile_that_is_refused_is_said() -> None:
+    engine = FakeEngine()
+    engine.context = SimpleNamespace(active_optimization_profile=0, set_optimization_profile_async=lambda *_: False)
+    with pytest.raises(DitedgeError, match="TensorRT refuses profile 1 of the plan: out of range"):
+        engine_trt._TrtPlan(FAKE_TRT, engine, None, ["out of range"]).context(5, 1)
 
 
 def test_streamed_weights_are_not_captured() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ditedge.runtime import open_bundle
 from ditedge.runtime.files import sha256_of_file
-from ditedge.runtime.plans.profile import Sizes, forecast, graph_profile, sizes_of
+from ditedge.runtime.plans.profile import Sizes, forecast, graph_profile, one_image_shapes, sizes_of
 
 
 def test_profiles_cover_every_batch_the_runtime_makes(golden_bundle) -> None:
@@ -31,6 +31,21 @@ def test_profiles_cover_every_batch_the_runtime_makes(golden_bundle) -> None:
         assert all(least <= typical <= most for least, typical, most in bounds), name
     assert graph_profile(bundle.manifest, "decoder", sizes)["latent"].max[0] == 3
     assert graph_profile(bundle.manifest, "conditioner", sizes)["label"].max == [64]
+
+
+def test_the_shapes_of_one_image(golden_bundle) -> None:
+    """Guided: two evaluations, the class and the null class; without a null class one. Within the first profile."""
+    for case, evaluations in (("gray1_cfg", 2), ("pixel3_no_null_class", 1)):
+        bundle = open_bundle(golden_bundle(case))
+        model, sizes = bundle.manifest.model, sizes_of(bundle, 3, None)
+        shapes, whole = one_image_shapes(bundle, sizes), graph_profile(bundle.manifest, "step", sizes)
+        slots = bundle.program().slots
+        assert shapes["state"] == [1, slots, *model.latent_shape] and shapes["mix"] == [1, slots, slots + 2]
+        assert shapes["sample"] == shapes["condition"] == [evaluations]
+        assert shapes["combine"] == [1, evaluations, model.out_channels] and shapes["modulation"][0] == evaluations
+        assert shapes.keys() == whole.keys()
+        for name, shape in shapes.items():
+            assert all(a <= b <= c for a, b, c in zip(whole[name].min, shape, whole[name].max, strict=True)), name
 
 
 def test_a_large_decoder_takes_few_images_at_a_time() -> None:

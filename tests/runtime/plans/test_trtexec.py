@@ -32,6 +32,12 @@ def test_print_trtexec_prints_the_same_build(gray_bundle: Path) -> None:
     assert not (gray_bundle / "engines").exists()
 
 
+def test_print_trtexec_has_one_profile(gray_bundle: Path) -> None:
+    arguments = ["--target", "tensorrt", "--one-image", "--print-trtexec"]
+    result = CliRunner().invoke(main, ["build", "--engine", str(gray_bundle), *arguments])
+    assert result.exit_code == 2 and "leave out --one-image" in result.stderr
+
+
 def test_print_trtexec_for_rtx_names_the_gpus(gray_bundle: Path) -> None:
     command = [
         "build",
