@@ -20,6 +20,8 @@ from .device import wait
 from .device_memory import ALIGNMENT, Memory
 from .device_run import Run
 from .device_tables import RunShape, run_shape
+from .engine import EngineOptions
+from .engine_ort_cuda import open_graphs
 from .engine_trt import Context, Gpu, check_fits, check_plans, check_shape, load_plans
 from .loop import Told
 from .noise import NoiseSource
@@ -29,15 +31,20 @@ RUNS_KEPT = 2  # shapes whose buffers and graphs are kept: whole batches, and th
 
 
 class DeviceLoop:
-    """The plans of one folder on one GPU: a `Loop` (loop.py)."""
+    """The plans of one folder on one GPU, or a bundle's own graphs on ONNX Runtime there: a `Loop` (loop.py)."""
 
-    def __init__(self, bundle: Bundle, folder: Path, cuda_graphs: bool = True, gpu: Gpu | None = None) -> None:
-        self.bundle = bundle
+    def __init__(
+        self, bundle: Bundle, folder: Path | None, options: EngineOptions | None = None, gpu: Gpu | None = None
+    ) -> None:
+        """folder: of plans; None: ONNX Runtime's CUDA provider runs the bundle's graphs."""
+        self.bundle, options = bundle, options or EngineOptions()
         self.gpu = gpu if gpu is not None else engine_trt.NvidiaGpu()
-        self.record, files = check_plans(bundle, folder, self.gpu)
-        self.plans = load_plans(self.record, files, self.gpu)
-        self.graphs = cuda_graphs and self.plans["step"].capturable
-        self.stream = self.gpu.stream()
+        if folder is None:
+            self.record, self.plans, self.stream = open_graphs(bundle, self.gpu, options)
+        else:
+            self.record, files = check_plans(bundle, folder, self.gpu)
+            self.plans, self.stream = load_plans(self.record, files, self.gpu), self.gpu.stream()
+        self.graphs = options.cuda_graphs and self.plans["step"].capturable
         self._memory = Memory(self.gpu)
         # Never moved: captured graphs hold its address. Used by one graph at a time: there is one stream.
         self.scratch_size = max([ALIGNMENT, *(plan.scratch_bytes for plan in self.plans.values())])
@@ -108,13 +115,17 @@ class DeviceLoop:
         self._open = False
         self.gpu.synchronize(self.stream)
         self._keep()
+        self._close_contexts()
+        self.plans = {}  # with the last contexts gone, before the stream that they were made for
+        self._memory.free()
+        self.gpu.destroy_stream(self.stream)
+
+    def _close_contexts(self) -> None:
         for run in self._runs.values():
             run.close()
         for decoder in self._decoders.values():
             decoder.close()
-        self._runs, self._decoders, self.plans = {}, {}, {}
-        self._memory.free()
-        self.gpu.destroy_stream(self.stream)
+        self._runs, self._decoders = {}, {}
 
 
 class _Decoder:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..bundle.held_files import HeldGraph
 from ..errors import Cancelled, EngineError, first_line
+from ..plans.library import first_gpu
 from ..processors import thread_count
 from .engine import EngineKind, EngineOptions
 from .held_model import model_of
@@ -28,6 +29,8 @@ PROVIDERS = {  # OpenVINO's is reached by its full name: `openvino` is OpenVINO 
     "coreml": "CoreMLExecutionProvider",
     "directml": "DmlExecutionProvider",
 }
+NOT_STARTED = "provider '{}' could not be started ({}): see `ditedge doctor`, or use cpu"
+MISSING = "its driver or device is missing"
 
 # x [1, 4] uint8 MatMulInteger w [4, 1] int8, all 127 -> y int32, as an ONNX file. The C++ runtime holds the same bytes.
 PROBE_GRAPH = (
@@ -93,17 +96,15 @@ class OrtEngine:
         self._session = None
 
 
-def open_session(graph: HeldGraph | Path, options: EngineOptions) -> Any:
-    """An onnxruntime.InferenceSession on the provider of the options, and on no other. Raises EngineError."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        raise EngineError("onnxruntime is not installed: pip install 'ditedge[cpu]' (or 'ditedge[gpu]')") from None
-    except ImportError as error:  # no memory left to map it, a library of the system that is missing
-        raise EngineError(f"onnxruntime is installed but cannot be loaded: {first_line(error)}") from None
+def open_session(graph: HeldGraph | Path, options: EngineOptions, more: Mapping[str, str] | None = None) -> Any:
+    """An onnxruntime.InferenceSession on the provider of the options, and on no other. Raises EngineError.
+
+    more: options of that provider, by its own names.
+    """
+    onnxruntime = _onnxruntime()
     settings = session_settings(options)
     settings.enable_cpu_mem_arena = settings.enable_mem_pattern = options.keep_buffers
-    providers = _providers(options.provider, onnxruntime.get_available_providers())
+    providers = _providers(options.provider, onnxruntime.get_available_providers(), more or {})
     path = graph if isinstance(graph, Path) else graph.file.path
     # the package prints what it thinks of missing libraries
     with model_of(graph, settings) as model, redirect_stdout(sys.stderr):
@@ -115,6 +116,16 @@ def open_session(graph: HeldGraph | Path, options: EngineOptions) -> Any:
             raise EngineError(f"{path}: ONNX Runtime cannot load this graph: {first_line(error)}") from None
     check_provider(session, options.provider)
     return session
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise EngineError("onnxruntime is not installed: pip install 'ditedge[cpu]' (or 'ditedge[gpu]')") from None
+    except ImportError as error:  # no memory left to map it, a library of the system that is missing
+        raise EngineError(f"onnxruntime is installed but cannot be loaded: {first_line(error)}") from None
+    return onnxruntime
 
 
 def session_settings(options: EngineOptions) -> Any:
@@ -143,8 +154,7 @@ def check_provider(session: Any, name: str) -> None:
     if wanted == PROVIDERS["cpu"]:
         return
     if wanted not in session.get_providers():
-        reason = library_refusal(wanted) or "its driver or device is missing"
-        raise EngineError(f"provider '{name}' could not be started ({reason}): see `ditedge doctor`, or use cpu")
+        raise EngineError(NOT_STARTED.format(name, library_refusal(wanted) or MISSING))
     try:
         parts = session.get_provider_graph_assignment_info()
     except Exception:  # before ONNX Runtime 1.24, and builds that do not record it
@@ -177,18 +187,27 @@ def _preload(name: str) -> None:
     """CUDA's and cuDNN's libraries from NVIDIA's Python packages, where no search path leads to them."""
     import onnxruntime
 
-    if name in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
+    if name.removesuffix(FULL_NAME).lower() in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
 
 
-def _providers(name: str, available: list[str]) -> list[Any]:
+def check_can_start(name: str) -> None:
+    """Raises EngineError for a provider that this ONNX Runtime lacks, or whose libraries or device are missing."""
+    wanted = PROVIDERS.get(name, name)
+    _providers(name, _onnxruntime().get_available_providers())
+    reason = library_refusal(wanted) or ("" if first_gpu() is not None else MISSING)
+    if reason:
+        raise EngineError(NOT_STARTED.format(name, reason))
+
+
+def _providers(name: str, available: list[str], more: Mapping[str, str] | None = None) -> list[Any]:
     """ONNX Runtime's provider names, the wanted one first, the CPU for what it cannot do."""
     wanted = PROVIDERS.get(name, name)
     if wanted not in available:
         have = ", ".join(sorted(short for short, full in PROVIDERS.items() if full in available))
         raise EngineError(f"provider '{name}' is not in this ONNX Runtime, which has: {have}; see `ditedge doctor`")
     if wanted == PROVIDERS["cuda"]:  # TensorFloat-32 has 10 bits: a float32 graph is to be one
-        return [(wanted, {"use_tf32": "0"}), PROVIDERS["cpu"]]
+        return [(wanted, {"use_tf32": "0", **(more or {})}), PROVIDERS["cpu"]]
     return list(dict.fromkeys([wanted, PROVIDERS["cpu"]]))
 
 

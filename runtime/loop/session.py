@@ -9,7 +9,8 @@ import numpy as np
 
 from ..bundle.open import Bundle
 from ..errors import RequestError
-from ..samplers.program import STEP_GRAPH, Program
+from ..samplers.program import STEP_GRAPH, Program, is_step_graph
+from . import engine_ort_cuda
 from .device_loop import DeviceLoop
 from .engine import Engine, EngineOptions
 from .host_loop import HostLoop
@@ -31,20 +32,22 @@ class Session:
         self._options = options or EngineOptions()
         self._host = HostLoop(bundle, self._options, engines)
         self._device: DeviceLoop | None = None
+        on_cuda = self._options.provider == engine_ort_cuda.PROVIDER and engines is None
+        self._on_device = self._options.plans is not None or on_cuda
 
     @property
     def loop(self) -> Loop:
-        """Where the work is done: on the plans that the options name, loaded at first use, or on the host."""
-        if self._options.plans is None:
+        """Where the work is done: on a GPU, by plans or by ONNX Runtime, loaded at first use; or on the host."""
+        if not self._on_device:
             return self._host
         if self._device is None:
-            self._device = DeviceLoop(self.bundle, self._options.plans, self._options.cuda_graphs)
+            self._device = DeviceLoop(self.bundle, self._options.plans, self._options)
         return self._device
 
     def load(self, graph: str) -> None:
         """Loads a graph now rather than at first use. Raises RequestError when the bundle has none."""
         self.bundle.require(graph)
-        self.loop.load(graph)
+        (self._host if _is_further(graph) else self.loop).load(graph)
 
     def engine(self, graph: str) -> Engine:
         """The engine of a graph in ONNX, loaded at first use."""
@@ -63,7 +66,8 @@ class Session:
         """Runs the whole program on one batch -> latents [B, C, H, W] float32. Raises Cancelled, RequestError."""
         self._check_graphs(program)
         tables = step_tables(program, self.bundle.manifest.model, labels, guidance, away_from)
-        return self.loop.latents(program, tables, noise, on_step, cancel)
+        loop = self._host if any(map(_is_further, program.graph or ())) else self.loop
+        return loop.latents(program, tables, noise, on_step, cancel)
 
     def start(
         self,
@@ -133,3 +137,8 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _is_further(graph: str) -> bool:
+    """Whether it is a step graph beside "step": the host's loop runs those."""
+    return is_step_graph(graph) and graph != STEP_GRAPH

@@ -33,7 +33,7 @@ if __name__ == "__main__":  # as a script: of this checkout, whatever else calls
 import torch  # noqa: E402
 
 from ditedge.runtime.loop.cuda import load_cudart, version_of  # noqa: E402
-from tests.gpu import loop_checks, speed_checks  # noqa: E402
+from tests.gpu import loop_checks, ort_checks, speed_checks  # noqa: E402
 from tests.gpu.loop_checks import Lab  # noqa: E402
 from tests.gpu.runner import Row, report, run_all, run_here, tell, written  # noqa: E402
 from tests.gpu.torch_plan import Subject  # noqa: E402
@@ -77,6 +77,7 @@ CHECKS = {
     "memcheck": Check(memcheck, 90, host=False),
     "roofline XL/2 float16": Check(speed_checks.roofline("XL/2", torch.float16), 70, host=False),
     "roofline S/2 float16": Check(speed_checks.roofline("S/2", torch.float16), 40, host=False),
+    "ONNX Runtime CUDA": Check(ort_checks.ort_cuda, 40, host=False),
 }
 
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ditedge.runtime.errors import EngineError
+from ditedge.runtime.loop import engine_ort_cuda, engine_trt
 from tests.conftest import BUNDLES, GOLDEN, ROOT
 
 pytest.importorskip("torch")
 
 import torch  # noqa: E402
 
-from tests.gpu import gpu_check, loop_checks, speed_checks, torch_plan  # noqa: E402
+from tests.doubles.gpu_double import DoubleGpu  # noqa: E402
+from tests.doubles.ort_double import OrtDouble  # noqa: E402
+from tests.gpu import gpu_check, loop_checks, ort_checks, speed_checks, torch_plan  # noqa: E402
 from tests.gpu.runner import Row, report, run_all  # noqa: E402
 
 SMALL = ["--bundle", str(BUNDLES / "gray1_cfg"), "--ckpt", str(GOLDEN / "gray1_cfg" / "model.pt")]
@@ -166,3 +171,28 @@ def test_the_roofline_runs_the_step_graphs_modules(monkeypatch: pytest.MonkeyPat
     with torch.no_grad():
         state = step(**inputs)
     assert state.shape == inputs["state"].shape and state.isfinite().all()
+
+
+def test_onnx_runtime_without_cuda_is_no_failure(lab) -> None:
+    if not ort_checks.refusal("cuda"):
+        pytest.skip("this ONNX Runtime has CUDA")
+    assert ort_checks.ort_cuda(lab).startswith("not here: ")
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_onnx_runtime_on_the_device(lab, monkeypatch: pytest.MonkeyPatch, wrong: bool) -> None:
+    """Over the doubles; the provider with copies is the CPU's. wrong: each step's results are a little off."""
+    gpu, said = DoubleGpu(), []
+    double = OrtDouble(gpu)
+    monkeypatch.setattr(engine_trt, "NvidiaGpu", lambda: gpu)
+    monkeypatch.setattr(engine_ort_cuda, "check_can_start", lambda provider: None)
+    monkeypatch.setattr(engine_ort_cuda, "open_session", double.open)
+    for name, value in {"refusal": lambda provider: "", "WITH_COPIES": "cpu", "RUNS": 1}.items():
+        monkeypatch.setattr(ort_checks, name, value)
+    if wrong:
+        double.after = lambda output: np.multiply(output, 1.01, out=output, casting="unsafe")
+        with pytest.raises(AssertionError, match="cuda: ddpm-10 "):
+            ort_checks.ort_cuda(replace(lab, say=said.append))
+        return
+    assert ort_checks.ort_cuda(replace(lab, say=said.append)) == ""
+    assert len(said) == 2 and said[0].startswith("cuda: ddpm-10 ") and said[1].startswith("cpu: ddpm-10 ")

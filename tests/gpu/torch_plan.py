@@ -228,7 +228,9 @@ class Subject:
         """On plans, with or without captured graphs."""
         folder = self.folder / "engines" / "double"
         session = Session(self.bundle, EngineOptions(plans=folder, cuda_graphs=cuda_graphs))
-        session._device = DeviceLoop(self.bundle, folder, cuda_graphs, gpu if gpu is not None else self.gpu())
+        session._device = DeviceLoop(
+            self.bundle, folder, EngineOptions(cuda_graphs=cuda_graphs), gpu if gpu is not None else self.gpu()
+        )
         return session
 
     def reference(self) -> Session:

@@ -82,7 +82,7 @@ def test_float32_on_cuda_is_float32() -> None:
 
 def test_what_the_package_prints_is_no_output(golden_bundle, listed: None, monkeypatch, capsys) -> None:
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn.so.9"))
-    with Session(open_bundle(golden_bundle("gray1_cfg")), EngineOptions("cuda")) as session:
+    with Session(open_bundle(golden_bundle("gray1_cfg")), EngineOptions("CUDAExecutionProvider")) as session:
         with pytest.warns(UserWarning, match="not in available"), pytest.raises(EngineError):
             session.load("step")
         captured = capsys.readouterr()
