@@ -49,3 +49,24 @@ def test_static_int8_passes(collected, tmp_path: Path) -> None:
     assert found.passed, "\n".join(found.lines())
     assert {tensor.reason for _, tensor in found.unmatched} == {SMOOTHED}
     assert 0 < (found.largest_jump or pytest.fail("equal"))[1].jump < 0.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("tiny", "int8"), *(pytest.param(*which, marks=pytest.mark.slow) for which in (("kl", "int8"), ("kl", "fp16")))],
+)
+def test_a_decoder_is_compared_too(tmp_path: Path, kind: str, name: str) -> None:
+    """A VAE's, of random weights: the latents that the step began with, decoded."""
+    from ditedge.export import ExportOptions, bundle_from_checkpoint
+    from tests.export.networks.vaes import LATENT, make_tiny, make_vae
+
+    {"kl": make_vae, "tiny": make_tiny}[kind](tmp_path / "vae")
+    source = tmp_path / "float"
+    bundle_from_checkpoint(LATENT, source, ExportOptions(heads=4, vae=tmp_path / "vae"))
+    write(source, tmp_path / name, name)
+    found = compare_layers(VerifyRequest(tmp_path / name), LayersOptions(True, source, step=10))
+    (decoder,) = [graph for graph in found.graphs if graph.graph == "decoder"]
+    errors = {row.layer: row.error for row in decoder.rows() if row.error is not None}
+    assert len(errors) > 5 and all(1e-5 < error < 0.1 for error in errors.values()), errors
+    assert [name for name in errors if "conv_out" in name or "." in name], "layers have the network's names"
+    assert not [tensor for tensor in decoder.tensors if tensor.error is None]

@@ -10,7 +10,7 @@ import pytest
 from ditedge.runtime import Cancelled, EngineOptions, Session, open_bundle
 from ditedge.runtime.errors import EngineError
 from ditedge.runtime.loop import device_run, device_steps, engine_ort_cuda, engine_trt
-from ditedge.runtime.loop.engine_ort import _providers
+from ditedge.runtime.loop.engine_ort import _providers, open_session
 from ditedge.runtime.loop.noise import GivenNoise
 from ditedge.runtime.loop.verify import relative_error, replay
 from tests.conftest import CASES, golden_case
@@ -209,3 +209,15 @@ def test_mutations_are_noticed(golden_bundle, ort: OrtDouble, monkeypatch, mutat
         for _ in range(2):
             error = relative_error(latents(bundle, device, program), expected)
             assert error < TOLERANCE
+
+
+def test_what_a_session_really_says(golden_bundle) -> None:
+    """The CPU provider's: every input is read there, and no node is on the device."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    bundle = open_bundle(golden_bundle("gray1_cfg"))
+    session = open_session(bundle.graph("step"), EngineOptions())
+    if not hasattr(onnxruntime.InferenceSession, "get_input_memory_infos"):
+        pytest.skip("this ONNX Runtime does not say where inputs are")
+    with pytest.raises(EngineError, match="leaves input state of graph step to the CPU"):
+        engine_ort_cuda.OrtPlan("step", bundle.manifest.graphs["step"], session)
+    assert not engine_ort_cuda._all_on_device(session)

@@ -57,7 +57,7 @@ def test_noise_equals_pytorchs_cuda_generator(seed: int) -> None:
         np.testing.assert_allclose(standard_normal(seed, draw, theirs.size), theirs, atol=5e-6)
 
 
-@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+@pytest.mark.parametrize("provider", ["cuda", "CUDAExecutionProvider", "tensorrt"])
 @pytest.mark.parametrize("case", ["gray1_cfg", "latent4_learned_sigma"])
 def test_golden_trajectories_on_onnx_runtimes_providers(golden_bundle, case: str, provider: str) -> None:
     import onnxruntime
@@ -66,7 +66,7 @@ def test_golden_trajectories_on_onnx_runtimes_providers(golden_bundle, case: str
 
     if NvidiaGpu().device() is None:
         pytest.skip("there is no NVIDIA GPU, or no driver")
-    if PROVIDERS[provider] not in onnxruntime.get_available_providers():
+    if PROVIDERS.get(provider, provider) not in onnxruntime.get_available_providers():
         pytest.skip(f"this ONNX Runtime has no {provider} provider: pip install 'ditedge[gpu]'")
     with Session(open_bundle(golden_bundle(case)), EngineOptions(provider=provider)) as session:
         for golden in session.bundle.manifest.golden:
