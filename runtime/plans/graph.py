@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import Cancelled, EngineError, RequestError
 from ..files import written_atomically
 from ..report import Report
+from .accumulation import sum_in_float32
 from .layers import PlanLayers, layers_from_log
 from .library import Library, make_logger
 from .messages import parse_refusal, refusal
@@ -66,6 +67,8 @@ def build_graph(
     report("reading", 0, PARTS)
     builder = trt.Builder(make_logger(library, log))
     network, parser = parse_graph(library, builder, path, log.errors)
+    if options.dla is None:  # which computes nothing in float32
+        sum_in_float32(library, network)
     config = builder.create_builder_config()
     flags = _configure(library, builder, config, options, log)
     for profile in filter(None, profiles):

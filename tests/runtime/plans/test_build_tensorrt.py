@@ -81,7 +81,7 @@ class Builder:
 
     def create_network(self, flags: int) -> Any:
         self.double.created.append(flags)
-        return SimpleNamespace()
+        return SimpleNamespace(num_layers=0)
 
     def create_builder_config(self) -> Config:
         self.double.configs.append(Config())
