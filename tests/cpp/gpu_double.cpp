@@ -3,8 +3,10 @@
 //
 // Stricter than a GPU, which would go on with wrong numbers: nothing runs when it is enqueued, but bit by bit while the
 // host polls events. What a GPU would punish, or silently get wrong, is kept as `broken`, and every later call fails.
+// With DOUBLE_ON_CUDA=libcudart.so.13 only libnvinfer's half is used, on real CUDA: see OnCuda.
 // A plan is a text: {"onnx": path, "graph": name, "info": the manifest's, "profile": the record's, "scratch": bytes}.
 #include <cuda_runtime_api.h>
+#include <dlfcn.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -217,6 +219,73 @@ struct Public final : Interface {
     Implementation implementation;
 };
 
+// The calls of the library that DOUBLE_ON_CUDA names; none without it.
+struct RealCuda {
+    decltype(&cudaMemcpyAsync) copy = nullptr;
+    decltype(&cudaLaunchHostFunc) call = nullptr;
+    decltype(&cudaMallocHost) allocate = nullptr;
+    decltype(&cudaFreeHost) release = nullptr;
+
+    RealCuda() {
+        const char* path = std::getenv("DOUBLE_ON_CUDA");
+        void* library = path != nullptr ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : nullptr;
+        if (path != nullptr && library == nullptr) std::fprintf(stderr, "DOUBLE_ON_CUDA: %s\n", dlerror()), std::abort();
+        if (library == nullptr) return;
+        copy = reinterpret_cast<decltype(copy)>(dlsym(library, "cudaMemcpyAsync"));
+        call = reinterpret_cast<decltype(call)>(dlsym(library, "cudaLaunchHostFunc"));
+        allocate = reinterpret_cast<decltype(allocate)>(dlsym(library, "cudaMallocHost"));
+        release = reinterpret_cast<decltype(release)>(dlsym(library, "cudaFreeHost"));
+    }
+};
+
+const RealCuda& real_cuda() {
+    static const RealCuda cuda;
+    return cuda;
+}
+
+void succeed(cudaError_t status, const char* what) {
+    if (status != cudaSuccess) throw std::runtime_error(std::string(what) + " answers " + std::to_string(status));
+}
+
+// The arithmetic of a context as work of a real stream: copies to pinned memory, a function of the host, a copy back. All
+// are asynchronous, and can be captured, as TensorRT's kernels are. One call after the other uses the same pinned memory.
+class OnCuda {
+public:
+    OnCuda(std::shared_ptr<Plan> of, const std::vector<ditedge::Tensor>& inputs, const ditedge::Tensor& output) : plan_(std::move(of)) {
+        for (const ditedge::Tensor& input : inputs) inputs_.push_back(pinned(input));
+        outputs_.push_back(pinned(output));
+    }
+    OnCuda(const OnCuda&) = delete;
+    OnCuda& operator=(const OnCuda&) = delete;
+    ~OnCuda() {
+        for (const auto* side : {&inputs_, &outputs_})
+            for (const ditedge::Tensor& tensor : *side) real_cuda().release(tensor.data);
+    }
+
+    void enqueue(const std::vector<ditedge::Tensor>& inputs, const ditedge::Tensor& output, cudaStream_t stream) {
+        for (std::size_t i = 0; i < inputs.size(); ++i)
+            succeed(real_cuda().copy(inputs_[i].data, inputs[i].data, inputs[i].bytes(), cudaMemcpyDefault, stream), "cudaMemcpyAsync");
+        succeed(real_cuda().call(stream, run, this), "cudaLaunchHostFunc");
+        succeed(real_cuda().copy(output.data, outputs_[0].data, output.bytes(), cudaMemcpyDefault, stream), "cudaMemcpyAsync");
+    }
+
+private:
+    static ditedge::Tensor pinned(ditedge::Tensor tensor) {
+        succeed(real_cuda().allocate(&tensor.data, tensor.bytes()), "cudaMallocHost");
+        return tensor;
+    }
+    static void CUDART_CB run(void* self) {
+        const OnCuda& call = *static_cast<OnCuda*>(self);
+        guarded([&] {
+            ++state.counts[call.plan_->graph];
+            call.plan_->engine->run(call.inputs_, call.outputs_[0]);
+        });
+    }
+
+    std::shared_ptr<Plan> plan_;
+    std::vector<ditedge::Tensor> inputs_, outputs_;
+};
+
 struct ContextDouble : VExecutionContextStubs {
     explicit ContextDouble(std::shared_ptr<Plan> of, std::int32_t first_profile) : plan(std::move(of)), profile(first_profile) {}
 
@@ -225,7 +294,7 @@ struct ContextDouble : VExecutionContextStubs {
         profile = index;
         return accepted([&] {
             demand(index == 0 || (index == 1 && !plan->one_image.empty()), "no such profile");
-            demand(state.streams.count(number(stream)) != 0, "no such stream");
+            demand(real_cuda().call != nullptr || state.streams.count(number(stream)) != 0, "no such stream");
         });
     }
     void setDeviceMemoryV2(void* memory, std::int64_t size) noexcept override {
@@ -266,6 +335,11 @@ struct ContextDouble : VExecutionContextStubs {
             demand(capturing == 0 || warm, "captured before its first enqueue");
             warm = warm || capturing == 0;
             demand(scratch != nullptr, "no scratch memory");
+            if (real_cuda().call != nullptr) {
+                if (on_cuda == nullptr) on_cuda = std::make_unique<OnCuda>(plan, inputs, output);
+                on_cuda->enqueue(inputs, output, stream);
+                return;
+            }
             std::vector<const void*> uses = {output.data, scratch};
             for (const ditedge::Tensor& input : inputs) uses.push_back(input.data);
             const auto work = [plan = plan, profile = profile, inputs, output, scratch = scratch, size = scratch_size] {
@@ -311,6 +385,7 @@ private:
     char* scratch = nullptr;
     std::size_t scratch_size = 0;
     bool warm = false;  // enqueued outside of a capture since the last change of shape
+    std::unique_ptr<OnCuda> on_cuda;
 };
 
 struct EngineDouble : VCudaEngineStubs {
@@ -440,6 +515,15 @@ EXPORT cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t size,
             written(to, size, "destination of a copy");
         };
         enqueue(number(stream), {{work, {to, from}}});
+    });
+}
+EXPORT cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
+    return guarded([&] {
+        const auto work = [=] {
+            ++state.counts["host call"];
+            function(data);
+        };
+        enqueue(number(stream), {{work, {}}});
     });
 }
 EXPORT cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
