@@ -60,7 +60,8 @@ test-gpu: demo $(VENV)/test.stamp
 
 # For a machine with a GPU and without a network: bundle and wheels into .gpu, and the command to run there.
 .PHONY: gpu-pack gpu-pack-training
-gpu-pack: $(DEMO)/fashion/manifest.json $(VENV)/demo.stamp
+gpu-pack: $(DEMO)/fashion/manifest.json $(VENV)/test.stamp
+	@$(BIN)/python -m pytest -q tests/cpp/plans/test_on_cuda.py  # builds the C++ runtime and its double
 	@$(BIN)/python tools/gpu_pack.py
 
 # The same for examples/train.py: its images instead of the bundle.

@@ -20,6 +20,7 @@ from ditedge.runtime import open_bundle  # noqa: E402
 from ditedge.runtime.errors import DitedgeError, RequestError  # noqa: E402
 
 PACKAGES = ("annotated-types", "pydantic", "pydantic-core", "typing-extensions", "typing-inspection")
+LIBRARIES = ("libditedge.so", "libditedge-gpu-double.so")
 FOR_TRAINING = ("markdown-it-py", "mdurl", "pygments", "rich")
 DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 TRAINED_ON = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
@@ -39,6 +40,18 @@ def copy_bundle(bundle: Path, out: Path) -> None:
         if (bundle / name).is_file():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(bundle / name, out / name)
+
+
+def copy_libraries(out: Path) -> str:
+    """libditedge and the double that tests/cpp/plans built -> a sentence, where they are missing."""
+    folder = ROOT / "build" / "cpp"
+    found = [folder / name for name in LIBRARIES if (folder / name).exists()]
+    if len(found) < len(LIBRARIES):
+        return f"without the C++ loop: {' and '.join(LIBRARIES)} are not in {folder}"
+    out.mkdir(parents=True)
+    for path in found:
+        shutil.copy2(path, out / path.name)
+    return ""
 
 
 def copy_images(data: Path, out: Path) -> None:
@@ -99,6 +112,9 @@ def main(argv: list[str] | None = None) -> int:
             copy_images(given.data, given.out)
         else:
             copy_bundle(given.bundle, given.out / "fashion")
+            said = copy_libraries(given.out / "cpp")
+            if said:
+                print(said)
         packages = (*PACKAGES, *(FOR_TRAINING if given.training else ()))
         download_wheels(given.out, given.python, ROOT / "constraints.txt", packages)
         print(f"{given.out}: {check_size(bytes_in(given.out), bytes_of_checkout())}")

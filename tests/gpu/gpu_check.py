@@ -33,7 +33,7 @@ if __name__ == "__main__":  # as a script: of this checkout, whatever else calls
 import torch  # noqa: E402
 
 from ditedge.runtime.loop.cuda import load_cudart, version_of  # noqa: E402
-from tests.gpu import loop_checks, ort_checks, speed_checks  # noqa: E402
+from tests.gpu import cpp_checks, loop_checks, ort_checks, speed_checks  # noqa: E402
 from tests.gpu.loop_checks import Lab  # noqa: E402
 from tests.gpu.runner import Row, report, run_all, run_here, tell, written  # noqa: E402
 from tests.gpu.torch_plan import Subject  # noqa: E402
@@ -75,6 +75,7 @@ CHECKS = {
     "roofline XL/2 bfloat16": Check(speed_checks.roofline("XL/2", torch.bfloat16), 70, host=False),
     "roofline S/2 bfloat16": Check(speed_checks.roofline("S/2", torch.bfloat16), 40, host=False),
     "memcheck": Check(memcheck, 90, host=False),
+    "the C++ loop": Check(cpp_checks.cpp_loop, 40),
     "roofline XL/2 float16": Check(speed_checks.roofline("XL/2", torch.float16), 70, host=False),
     "roofline S/2 float16": Check(speed_checks.roofline("S/2", torch.float16), 40, host=False),
     "ONNX Runtime CUDA": Check(ort_checks.ort_cuda, 40, host=False),
@@ -102,16 +103,18 @@ def main(argv: list[str] | None = None) -> int:
     if given.child or given.small:
         with tempfile.TemporaryDirectory() as folder:
             return _work(_lab(given, Path(folder)), given.child)
-    names = [name for name, check in CHECKS.items() if given.only in name and (check.host or not given.host)]
+    away = {"memcheck": None if shutil.which(SANITIZER) else f"{SANITIZER} is not installed"}
+    away |= {"the C++ loop": cpp_checks.missing(), "ONNX Runtime CUDA": ort_checks.missing()}
+    names = [name for name, check in CHECKS.items() if given.only in name]
+    names = [name for name in names if not given.host or (CHECKS[name].host and not away.get(name))]
     rows = [Row(name, CHECKS[name].seconds * (HOST_SLOWER if given.host else 1)) for name in names]
-    away = next((row for row in rows if row.name == "memcheck" and shutil.which(SANITIZER) is None), None)
-    if away is not None:
-        away.figures = [f"{SANITIZER} is not installed"]
+    for row in rows:
+        row.figures = [away[row.name]] if away.get(row.name) else row.figures
     out, about = os.environ.get("OUT"), _about(given.host)
     path = Path(out) / "gpu-check.md" if out else None
     where = ["--bundle", str(given.bundle), "--ckpt", str(given.ckpt), *(["--host"] if given.host else [])]
     command = [sys.executable, str(Path(__file__)), *where, "--child"]
-    run_all([row for row in rows if row is not away], command, given.seconds, written(rows, about, path))
+    run_all([row for row in rows if not away.get(row.name)], command, given.seconds, written(rows, about, path))
     print(report(rows, about))
     return int(not rows or any(row.status != "ok" for row in rows))
 

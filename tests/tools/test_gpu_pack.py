@@ -15,6 +15,7 @@ import pytest
 from ditedge.runtime import open_bundle
 from ditedge.runtime.errors import RequestError
 from tests.conftest import BUNDLES, ROOT
+from tests.gpu import cpp_checks
 from tools import gpu_pack
 
 THERE = (
@@ -57,6 +58,16 @@ def test_the_bundle_is_copied_without_what_its_manifest_does_not_name(tmp_path: 
     assert not (out / "engines").exists()
     opened = open_bundle(out)
     assert all(opened.has(golden.file) for golden in opened.manifest.golden) and opened.manifest.golden
+
+
+def test_the_cpp_runtime_travels_where_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_pack, "ROOT", tmp_path)
+    assert "without the C++ loop" in gpu_pack.copy_libraries(tmp_path / "out") and not (tmp_path / "out").exists()
+    (tmp_path / "build" / "cpp").mkdir(parents=True)
+    for name in gpu_pack.LIBRARIES:
+        (tmp_path / "build" / "cpp" / name).write_bytes(name.encode())
+    assert gpu_pack.copy_libraries(tmp_path / "out") == ""
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {cpp_checks.LIBRARY, cpp_checks.DOUBLE}
 
 
 def test_every_package_is_pinned() -> None:

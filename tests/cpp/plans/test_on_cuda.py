@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ditedge.runtime.samplers.program import write_program
+from tests.conftest import BUNDLES, GOLDEN
 from tests.cpp.plans.support import Double, replay
 from tests.cpp.support import LOOPS, TOLERANCE, program_of
 
@@ -30,3 +31,11 @@ def test_recorded_trajectories(opened, double: Double, plan_bundle, tmp_path: Pa
             assert replay(handle, case, loop, tmp_path / "p.json") < TOLERANCE
     counts = double.report["counts"]
     assert counts["host call"] >= 4 * program.steps and counts["capture"] >= 1 and "step" not in counts
+
+
+def test_the_check_for_a_gpu_has_it(built: Path, gpu_headers, capsys) -> None:
+    from tests.gpu import gpu_check
+
+    bundle = ["--bundle", str(BUNDLES / "gray1_cfg"), "--ckpt", str(GOLDEN / "gray1_cfg" / "model.pt")]
+    assert gpu_check.main(["--host", "--only", "C++", *bundle]) == 0
+    assert "captured, replayed and plain are equal" in capsys.readouterr().out
