@@ -65,7 +65,7 @@ class OrtPlan:
         if _all_on_device(session):
             self.run_options.add_run_config_entry(*KEEP_GOING)
 
-    def context(self, stream: int) -> Context:
+    def context(self, stream: int, profile: int = 0) -> Context:
         return OrtContext(self)
 
     def keep(self) -> None:

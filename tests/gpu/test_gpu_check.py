@@ -174,10 +174,14 @@ def test_the_roofline_runs_the_step_graphs_modules(monkeypatch: pytest.MonkeyPat
     assert state.shape == inputs["state"].shape and state.isfinite().all()
 
 
-def test_onnx_runtime_without_cuda_is_no_failure(lab) -> None:
-    if not ort_checks.refusal("cuda"):
-        pytest.skip("this ONNX Runtime has CUDA")
-    assert ort_checks.ort_cuda(lab).startswith("not here: ")
+def test_what_is_not_here_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_check, "_about", lambda host: "a GPU")
+    monkeypatch.setattr(ort_checks, "refusal", lambda provider: "needs an ONNX Runtime build that has it")
+    assert gpu_check.main(["--only", "ONNX Runtime"]) == 1
+    assert (
+        "| ONNX Runtime CUDA | left out | 40.0 | needs an ONNX Runtime build that has it |" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("wrong", [False, True])
