@@ -14,7 +14,7 @@ from ..graph.lowering import LOW, emulated
 from ..graph.surgery import load_graph, save_graph
 from .pairing import Point, pair
 
-CHUNK_BYTES = 256 << 20  # of the tensors that one engine gives at a time
+CHUNK_BYTES = 512 << 20  # of the tensors that one engine gives at a time
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper, numpy_helper
 
 from ditedge.calibration.formats.int4 import matmul_nbits
 from ditedge.calibration.formats.int8 import dynamic_int8, static_int8
@@ -110,3 +113,28 @@ def test_smoothed_tensors_are_not_compared(collected) -> None:
     before = pair(load_graph(Path(source) / "conditioner.onnx"), conditioner, smoothed=True)
     assert {p.layer for p in before if not p.other} >= {"blocks.0.adaLN_modulation.1", "modulation"}
     assert all(p.other for p in before if p.layer.startswith("t_embedder"))
+
+
+def test_convolutions_are_layers(tmp_path: Path) -> None:
+    """Of a decoder: named by their weights or bias, and 16-bit and int8 ones found."""
+    weights = {"network.conv_in.weight": (3, 2, 1, 1), "network.conv_in.bias": (3,), "up.0.conv.weight": (1, 3, 1, 1)}
+    nodes = [
+        helper.make_node("Conv", ["latent", "network.conv_in.weight", "network.conv_in.bias"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "up.0.conv.weight"], ["image"]),
+    ]
+    latent, image = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, channels, 4, 4])
+        for name, channels in (("latent", 2), ("image", 1))
+    )
+    stored = [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in weights.items()]
+    model = helper.make_model(helper.make_graph(nodes, "decoder", [latent], [image], stored))
+    onnx.save(onnx.shape_inference.infer_shapes(model), tmp_path / "decoder.onnx")
+    a, b = load_graph(tmp_path / "decoder.onnx"), load_graph(tmp_path / "decoder.onnx")
+    lower(b, ir.DataType.FLOAT16)
+    emulated(b)
+    points = pair(a, b, smoothed=False)
+    assert [(p.layer, p.own, p.op) for p in points] == [
+        ("conv_in", True, "Conv"), ("up.0.conv", False, "Relu"), ("up.0.conv", True, "Conv"),
+    ]  # fmt: skip
+    assert [p.other for p in points] == ["a_float16_rounded", "b_float16_rounded", "image"]
