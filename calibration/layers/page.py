@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 from ditedge import __version__
@@ -12,6 +12,7 @@ from ..quality.style import STYLE
 from .record import GraphLayers, Layers, Measured, shown
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 310, 76, 18, 14, 60  # of the curve, in SVG units, as in a quality report
+LABEL = 80  # room for a label, on a telephone, too
 LEAST = 1e-7  # relative error of float32: what is below stands on the axis
 OF_LAYERS = "circle.beyond{fill:var(--bad)}.limit{stroke:var(--bad);stroke-dasharray:6 5}tr.beyond td{color:var(--bad)}"
 
@@ -57,8 +58,16 @@ def curve(graph: GraphLayers, tolerance: float) -> str:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (power - low) / (high - low)
 
     def line(values: Sequence[float | None], css: str) -> str:
-        points = " ".join(f"{x(i):.1f},{y(value):.1f}" for i, value in enumerate(values))
-        return f'<polyline class="{css}" points="{points}"/>'
+        own = [(i, value) for i, value in enumerate(values) if tensors[i].point.own]
+        return f'<polyline class="{css}" points="{" ".join(f"{x(i):.1f},{y(value):.1f}" for i, value in own)}"/>'
+
+    def dots(css: str, chosen: Callable[[Measured], bool]) -> str:
+        return "".join(
+            f'<circle class="{css}" cx="{x(i):.1f}" cy="{y(tensor.error):.1f}" r="{1.4 if css == "all" else 2.6}">'
+            f"<title>{_title(tensor)}</title></circle>"
+            for i, tensor in enumerate(tensors)
+            if chosen(tensor)
+        )
 
     ticks = "".join(
         f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(10.0**p):.1f}" y2="{y(10.0**p):.1f}"/>'
@@ -66,22 +75,19 @@ def curve(graph: GraphLayers, tolerance: float) -> str:
         for p in range(low, high + 1)
     )
     limit = f'<line class="limit" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tolerance):.1f}" y2="{y(tolerance):.1f}"/>'
-    beyond = "".join(
-        f'<circle class="beyond" cx="{x(i):.1f}" cy="{y(tensor.error):.1f}" r="2.6"><title>{_title(tensor)}</title>'
-        "</circle>"
-        for i, tensor in enumerate(tensors)
-        if not (tensor.error or 0) <= tolerance
-    )
+    beyond = dots("beyond", lambda tensor: not (tensor.error or 0) <= tolerance)
+    between = dots("all", lambda tensor: not tensor.point.own and (tensor.error or 0) <= tolerance)
     names = "".join(
         f'<text x="{x(i):.1f}" y="{HEIGHT - BOTTOM + 24}" text-anchor="middle">{escape(name)}</text>'
-        for i, name in _blocks(tensors)
+        for i, name in _blocks(tensors, x)
     )
     lines = line([tensor.worst for tensor in tensors], "worst") + line([tensor.error for tensor in tensors], "all")
     return (
         f"<section><h2>Error along the depth: {escape(graph.graph)}</h2><p class=note>Tensor by tensor, in the order "
-        'of computation; the broken line is the tolerance. <span class="key all">all numbers of a tensor</span> '
-        f'<span class="key worst">its worst</span></p><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="relative error along the depth">{ticks}{limit}{names}{lines}{beyond}</svg></section>'
+        "of computation; the broken line is the tolerance, dots are tensors on the way to a layer. "
+        '<span class="key all">output of a layer</span> <span class="key worst">its worst number</span></p>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="relative error along the depth">'
+        f"{ticks}{limit}{names}{between}{lines}{beyond}</svg></section>"
     )
 
 
@@ -89,18 +95,22 @@ def _powers(tensors: list[Measured], tolerance: float) -> tuple[int, int]:
     """The powers of ten that the curve begins and ends with."""
     values = [v for t in tensors for v in (t.error, t.worst) if v is not None and math.isfinite(v) and v > LEAST]
     least, most = min([*values, tolerance]), max([*values, tolerance])
-    return math.floor(math.log10(least)), math.ceil(math.log10(most) + 1e-9) or 1
+    low = math.floor(math.log10(least))
+    return low, max(math.ceil(math.log10(most)), low + 1)
 
 
-def _blocks(tensors: list[Measured]) -> list[tuple[int, str]]:
-    """Where to write which block begins: up to eight of them, evenly spread."""
+def _blocks(tensors: list[Measured], x: Callable[[int], float]) -> list[tuple[int, str]]:
+    """Where to write which block begins, where the one before leaves room."""
     first: dict[str, int] = {}
     for i, tensor in enumerate(tensors):
         parts = tensor.point.layer.split(".")
         if len(parts) > 2 and parts[1].isdigit() and tensor.point.own:
             first.setdefault(f"{parts[0]} {parts[1]}".replace("blocks", "block"), i)
-    every = -(-len(first) // 8) or 1
-    return [(i, name) for name, i in list(first.items())[::every]]
+    shown: list[tuple[int, str]] = []
+    for name, i in first.items():
+        if not shown or x(i) - x(shown[-1][0]) >= LABEL:
+            shown.append((i, name))
+    return shown
 
 
 def _title(tensor: Measured) -> str:
