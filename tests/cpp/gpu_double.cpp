@@ -21,6 +21,7 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 
 #include "engine.hpp"
 #include "error.hpp"
@@ -55,6 +56,7 @@ struct State {
     std::map<std::uintptr_t, std::uintptr_t> recorded_in;     // stream
     std::uintptr_t handles = 1000;
     int devices = 1, version = NV_TENSORRT_VERSION, fail_after = -1;  // allocations until memory runs out
+    bool capturable = true;  // whether contexts say that they can be captured
     int captures = std::getenv("DOUBLE_CAPTURES") != nullptr ? std::atoi(std::getenv("DOUBLE_CAPTURES")) : -1;  // until one is refused
     std::string broken;
     std::map<std::string, int> counts;  // by graph (and "GRAPH of one image"), copies by their way, "capture", "launch", "contexts"
@@ -286,8 +288,68 @@ private:
     std::vector<ditedge::Tensor> inputs_, outputs_;
 };
 
+#ifdef TRT_MAJOR_RTX
+struct MemoryDouble : VHostMemoryStubs {
+    explicit MemoryDouble(std::string of) : bytes(std::move(of)) {}
+    void* data() const noexcept override { return const_cast<char*>(bytes.data()); }
+    std::size_t size() const noexcept override { return bytes.size(); }
+    const std::string bytes;
+};
+
+// What kernels were compiled for, a line each; the first line is the driver.
+struct CacheDouble : VRuntimeCacheStubs {
+    static constexpr const char* kDriver = "driver 580";
+    IHostMemory* serialize() const noexcept override {
+        std::string text = kDriver;
+        for (const std::string& one : compiled) text += "\n" + one;
+        return new Public<IHostMemory, MemoryDouble>(text);
+    }
+    bool deserialize(const void* blob, std::size_t size) noexcept override {
+        std::istringstream text(std::string(static_cast<const char*>(blob), size));
+        std::string line;
+        if (!std::getline(text, line) || line != kDriver) return false;
+        while (std::getline(text, line)) compiled.insert(line);
+        return true;
+    }
+    std::set<std::string> compiled;
+};
+using Cache = Public<IRuntimeCache, CacheDouble>;
+
+struct ConfigDouble : VRuntimeConfigStubs {
+    void setExecutionContextAllocationStrategy(ExecutionContextAllocationStrategy given) noexcept override { strategy = given; }
+    void setDynamicShapesKernelSpecializationStrategy(DynamicShapesKernelSpecializationStrategy given) noexcept override { kernels = given; }
+    IRuntimeCache* createRuntimeCache() const noexcept override { return new Cache(); }
+    bool setRuntimeCache(const IRuntimeCache& given) noexcept override {
+        cache = const_cast<CacheDouble*>(&static_cast<const Cache&>(given).implementation);
+        return true;
+    }
+    ExecutionContextAllocationStrategy strategy = ExecutionContextAllocationStrategy::kSTATIC;
+    DynamicShapesKernelSpecializationStrategy kernels = DynamicShapesKernelSpecializationStrategy::kLAZY;
+    CacheDouble* cache = nullptr;
+};
+#else
+struct CacheDouble;
+#endif
+
 struct ContextDouble : VExecutionContextStubs {
-    explicit ContextDouble(std::shared_ptr<Plan> of, std::int32_t first_profile) : plan(std::move(of)), profile(first_profile) {}
+    ContextDouble(std::shared_ptr<Plan> of, std::int32_t first_profile, CacheDouble* compiled)
+        : plan(std::move(of)), profile(first_profile), cache(compiled) {}
+
+#ifdef TRT_MAJOR_RTX
+    bool isStreamCapturable(cudaStream_t stream) const noexcept override {
+        const std::lock_guard<std::recursive_mutex> lock(mutex);
+        ++state.counts["asked"];
+        return state.capturable && state.streams.count(number(stream)) != 0;
+    }
+    void compile() {
+        std::string text = plan->graph;
+        for (const auto& shape : shapes)
+            for (const std::int64_t size : shape.second) text += " " + std::to_string(size);
+        if (cache == nullptr || cache->compiled.insert(text).second) ++state.counts["compile"];
+    }
+#else
+    void compile() {}
+#endif
 
     std::int32_t getOptimizationProfile() const noexcept override { return profile; }
     bool setOptimizationProfileAsync(std::int32_t index, cudaStream_t stream) noexcept override {
@@ -335,6 +397,7 @@ struct ContextDouble : VExecutionContextStubs {
             demand(capturing == 0 || warm, "captured before its first enqueue");
             warm = warm || capturing == 0;
             demand(scratch != nullptr, "no scratch memory");
+            compile();
             if (real_cuda().call != nullptr) {
                 if (on_cuda == nullptr) on_cuda = std::make_unique<OnCuda>(plan, inputs, output);
                 on_cuda->enqueue(inputs, output, stream);
@@ -380,6 +443,7 @@ private:
 
     std::shared_ptr<Plan> plan;
     std::int32_t profile;
+    CacheDouble* cache;
     std::map<std::string, std::vector<std::int64_t>> shapes;
     std::map<std::string, void*> addresses;
     char* scratch = nullptr;
@@ -418,14 +482,25 @@ struct EngineDouble : VCudaEngineStubs {
         std::copy(shape.begin(), shape.end(), dims.d);
         return dims;
     }
-    IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept override {
+#ifdef TRT_MAJOR_RTX
+    IRuntimeConfig* createRuntimeConfig() noexcept override { return new Public<IRuntimeConfig, ConfigDouble>(); }
+    IExecutionContext* createExecutionContextWithRuntimeConfig(IRuntimeConfig* given) noexcept override {
+        const ConfigDouble& config = static_cast<Public<IRuntimeConfig, ConfigDouble>*>(given)->implementation;
+        const bool eager = config.kernels == DynamicShapesKernelSpecializationStrategy::kEAGER;
+        return eager ? context(config.strategy, config.cache) : nullptr;
+    }
+#else
+    IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept override { return context(strategy, nullptr); }
+#endif
+
+private:
+    IExecutionContext* context(ExecutionContextAllocationStrategy strategy, CacheDouble* cache) {
         const std::lock_guard<std::recursive_mutex> lock(mutex);
         if (strategy != ExecutionContextAllocationStrategy::kUSER_MANAGED) return nullptr;
         ++state.counts["contexts"];
-        return new Public<IExecutionContext, ContextDouble>(plan, contexts++ == 0 ? 0 : -1);
+        return new Public<IExecutionContext, ContextDouble>(plan, contexts++ == 0 ? 0 : -1, cache);
     }
 
-private:
     std::shared_ptr<Plan> plan;
     int contexts = 0;
 };
@@ -615,6 +690,10 @@ EXPORT void double_reset(int devices, int version, int fail_after) {
     state.devices = devices;
     state.fail_after = fail_after;
     if (version != 0) state.version = version;
+}
+EXPORT void double_not_capturable() {
+    const std::lock_guard<std::recursive_mutex> lock(mutex);
+    state.capturable = false;
 }
 EXPORT void double_refuse_captures(int after) {
     const std::lock_guard<std::recursive_mutex> lock(mutex);

@@ -14,7 +14,7 @@ def plan_text(source: Path, graph: str, tensors: dict, profile: dict, one_image:
     return json.dumps(plan | {"scratch": SCRATCH_BYTES[graph]}).encode()
 
 
-def with_cpp_plans(bundle: Path, version: str, **sizes: int) -> Path:
-    """The bundle, with engines/tensorrt/ as TensorRT `version` would build it. sizes: of `write_plans`."""
-    write_plans(bundle, library=("tensorrt", version), as_plan=plan_text, **sizes)
+def with_cpp_plans(bundle: Path, version: str, library: str = "tensorrt", **sizes: int) -> Path:
+    """The bundle, with engines/`library`/ as TensorRT `version` would build it. sizes: of `write_plans`."""
+    write_plans(bundle, library=(library, version), as_plan=plan_text, **sizes)
     return bundle

@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 
 CLASSES = ("VRuntime", "VCudaEngine", "VExecutionContext")
+RTX_CLASSES = ("VHostMemory", "VRuntimeConfig", "VRuntimeCache")  # that the double has with headers of TensorRT-RTX
 
 
 def stubs(header: str) -> str:
     lines = ["#pragma once", "#pragma GCC system_header", "#include <NvInferRuntime.h>", "using namespace nvinfer1;"]
     lines.append("[[noreturn]] void unexpected(const char* what);")
-    for name in CLASSES:
+    for name in CLASSES + (RTX_CLASSES if "class VRuntimeCache" in header else ()):
         (body,) = re.findall(rf"class {name} : public VRoot\n{{(.*?)\n}};", header, re.DOTALL)
         lines.append(f"struct {name}Stubs : nvinfer1::apiv::{name} {{")
         for declaration in re.findall(r"virtual ([^;{]*?) = 0;", body, re.DOTALL):

@@ -175,7 +175,7 @@ DITEDGE_API ditedge_status ditedge_session_open(const ditedge_bundle* bundle, co
                                                 ditedge_session** session);
 DITEDGE_API void ditedge_session_close(ditedge_session* session);
 /* The session's thread. What went on otherwise than it was asked for, so far: plans that cannot be captured as a CUDA graph
- * run all the same. NULL when there are not as many; sentences are owned by the session. */
+ * run all the same, compiled kernels are not kept. NULL when there are not as many; sentences are owned by the session. */
 DITEDGE_API const char* ditedge_session_warning(const ditedge_session* session, int64_t index);
 /* One thread at a time. Writes uint8 [count, image_height, image_width, image_channels]; bytes is the buffer's size. */
 DITEDGE_API ditedge_status ditedge_generate_images(ditedge_session* session, const ditedge_params* params,

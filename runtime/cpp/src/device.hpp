@@ -15,8 +15,8 @@ using Context = std::unique_ptr<nvinfer1::IExecutionContext>;
 // What all runs of a session share. warnings: where it says what does not stop it.
 struct Device {
     Device(const Bundle& opened, const EngineOptions& options, std::deque<std::string>& warnings)
-        : bundle(opened), gpu(options), record(read_build_record(bundle, options.engine)), stream(gpu), memory(gpu),
-          graphs(options.cuda_graph && !record.weight_streaming_mb), warnings_(warnings) {
+        : bundle(opened), gpu(options, warnings), record(read_build_record(bundle, options.engine)), stream(gpu), memory(gpu),
+          graphs(options.cuda_graph && !record.weight_streaming_mb) {
         gpu.check_record(record);
         for (const auto& [graph, info] : bundle.manifest.graphs) {
             if (!has_plan(graph)) continue;
@@ -44,7 +44,12 @@ struct Device {
     // Steps are enqueued one by one from here on.
     void no_graphs(const std::string& reason) {
         graphs = false;
-        warnings_.push_back("these plans cannot be captured as a CUDA graph: every step is enqueued anew, which is slower (" + reason + ")");
+        gpu.warnings.push_back("these plans cannot be captured as a CUDA graph: every step is enqueued anew, which is slower (" + reason + ")");
+    }
+
+    // What was compiled since the plans were loaded, for later starts. Nothing is enqueued.
+    void keep() {
+        for (const auto& plan : plans) plan.second->keep();
     }
 
     const Bundle& bundle;
@@ -56,9 +61,6 @@ struct Device {
     std::map<std::string, std::unique_ptr<Plan>> plans;
     std::size_t scratch_bytes = kAlignment;
     char* scratch = nullptr;  // never moved: captured graphs hold its address
-
-private:
-    std::deque<std::string>& warnings_;
 };
 
 }  // namespace ditedge

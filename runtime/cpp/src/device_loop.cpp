@@ -31,7 +31,8 @@ public:
     ~DeviceLoop() override {
         try {
             device_.gpu.use();
-        } catch (const Error&) {  // nothing can be freed on a device that is gone
+            device_.keep();
+        } catch (const std::exception&) {  // nothing can be freed on a device that is gone
         }
     }
 
@@ -46,14 +47,17 @@ public:
         device_.gpu.use();
         const auto same = [shape = shape_of(run.tables)](const auto& kept) { return kept->shape == shape; };
         const auto found = std::find_if(runs_.begin(), runs_.end(), same);
+        bool fresh = false;
         if (found != runs_.end()) {
             runs_.splice(runs_.begin(), runs_, found);
         } else {
+            fresh = true;
             if (runs_.size() == kRunsKept) runs_.pop_back();
             runs_.push_front(std::make_unique<DeviceRun>(device_, run));
         }
         first_state(run.program, run.noise, nullptr, run.tables.batch, bundle_->latent_count(), runs_.front()->state());
         runs_.front()->sample(run);
+        if (fresh) device_.keep();
         latents_of_state(run, bundle_->latent_count(), runs_.front()->state(), latents);
     }
 

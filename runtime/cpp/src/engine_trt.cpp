@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "error.hpp"
+#include "kernels.hpp"
 #include "shared_library.hpp"
 
 namespace ditedge {
@@ -96,7 +97,7 @@ std::string Complaints::last() const {
     return last_;
 }
 
-Gpu::Gpu(const EngineOptions& options) : device_(options.device) {
+Gpu::Gpu(const EngineOptions& options, std::deque<std::string>& said) : warnings(said), device_(options.device) {
     const SharedLibrary library = load_tensorrt(options);
     const int version = library.function<int (*)()>("getInferLibVersion")();  // 100300 is 10.3.0
     major_ = version / 10000;
@@ -129,14 +130,22 @@ void Gpu::check_record(const BuildRecord& record) const {
     const std::string again = ": build them again on this machine";
     if (std::atoi(record.library_version.c_str()) != major_)
         fail_engine(record.place + ": built with version " + record.library_version + ", and this is " + name_ + again);
-    int major = 0, minor = 0;
-    check(cuda.DeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_), "cudaDeviceGetAttribute");
-    check(cuda.DeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_), "cudaDeviceGetAttribute");
-    const std::string capability = "sm" + std::to_string(major) + std::to_string(minor);
-    if (!record.capabilities.empty() && !contains(record.capabilities, capability))
-        fail_engine(record.place + ": the plans were built for other GPUs than this one, which is " + capability + again);
+    if (!record.capabilities.empty() && !contains(record.capabilities, capability()))
+        fail_engine(record.place + ": the plans were built for other GPUs than this one, which is " + capability() + again);
     if (contains(record.flags, "STRIP_PLAN")) fail_engine(record.place + ": the plans were built without weights" + again);
 }
+
+int Gpu::attribute(cudaDeviceAttr which) const {
+    int value = 0;
+    check(cuda.DeviceGetAttribute(&value, which, device_), "cudaDeviceGetAttribute");
+    return value;
+}
+
+std::string Gpu::capability() const {
+    return "sm" + std::to_string(attribute(cudaDevAttrComputeCapabilityMajor)) + std::to_string(attribute(cudaDevAttrComputeCapabilityMinor));
+}
+
+std::string Gpu::model() const { return capability() + "-" + std::to_string(attribute(cudaDevAttrMultiProcessorCount)); }
 
 Plan::Plan(Gpu& gpu, const Bundle& bundle, const BuildRecord& record, const std::string& graph)
     : gpu_(gpu), record_(record), graph_(graph), file_("engines/" + record.library + "/" + plan_name(graph)),
@@ -166,7 +175,33 @@ Plan::Plan(Gpu& gpu, const Bundle& bundle, const BuildRecord& record, const std:
     }
     for (const TensorInfo& output : info.outputs)
         if (tensors_.count(output.name) == 0) refused("has no output '" + output.name + "'");
+#ifdef TRT_MAJOR_RTX
+    kernels_ = kernel_file(record.plans.at(graph).plan.sha256, gpu.model());
+#endif
 }
+
+#ifdef TRT_MAJOR_RTX
+// Kernels that a context compiles go to the engine's cache, which begins with those of earlier starts.
+void Plan::compile_into(nvinfer1::IRuntimeConfig& config) {
+    if (cache_ == nullptr && !kernels_.empty()) {
+        cache_.reset(config.createRuntimeCache());
+        kept_ = read_kernels(kernels_, gpu_.warnings);
+        if (cache_ != nullptr && !kept_.empty() && !cache_->deserialize(kept_.data(), kept_.size())) kept_.clear();  // of another driver
+    }
+    if (cache_ != nullptr) config.setRuntimeCache(*cache_);
+}
+
+void Plan::keep() {
+    const std::unique_ptr<nvinfer1::IHostMemory> compiled(cache_ != nullptr ? cache_->serialize() : nullptr);
+    if (compiled == nullptr || compiled->size() == 0) return;
+    const std::string_view kernels(static_cast<const char*>(compiled->data()), compiled->size());
+    if (kernels == kept_) return;
+    keep_kernels(kernels_, kernels, gpu_.warnings);
+    kept_ = kernels;
+}
+#else
+void Plan::keep() {}  // its kernels are in the plan
+#endif
 
 void Plan::refused(const std::string& what) const { fail_engine(path_ + " " + what + gpu_.complaints.last()); }
 
@@ -182,6 +217,7 @@ std::unique_ptr<nvinfer1::IExecutionContext> Plan::context(cudaStream_t stream, 
     if (config == nullptr) refused("has no runtime configuration");
     config->setExecutionContextAllocationStrategy(strategy);
     config->setDynamicShapesKernelSpecializationStrategy(nvinfer1::DynamicShapesKernelSpecializationStrategy::kEAGER);
+    compile_into(*config);
     std::unique_ptr<nvinfer1::IExecutionContext> context(engine_->createExecutionContext(config.get()));
 #else
     std::unique_ptr<nvinfer1::IExecutionContext> context(engine_->createExecutionContext(strategy));

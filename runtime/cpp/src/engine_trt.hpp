@@ -5,6 +5,7 @@
 #include <NvInferRuntime.h>
 #include <cuda_runtime_api.h>
 
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -45,7 +46,7 @@ private:
 // device) when there is none: TensorRT creates a runtime without a driver, too, and then crashes.
 class Gpu {
 public:
-    explicit Gpu(const EngineOptions& options);
+    Gpu(const EngineOptions& options, std::deque<std::string>& warnings);
     void use() const;                                      // this thread's CUDA calls go to this device
     void check(cudaError_t error, const char* call) const;  // throws Error (engine)
     void check_record(const BuildRecord& record) const;    // throws Error (engine): made for another library or GPU
@@ -53,8 +54,12 @@ public:
     Cuda cuda;
     Complaints complaints;
     std::unique_ptr<nvinfer1::IRuntime> runtime;
+    std::deque<std::string>& warnings;  // what does not stop it
+    std::string capability() const;     // "sm86"
+    std::string model() const;          // "sm86-46": with the number of its multiprocessors
 
 private:
+    int attribute(cudaDeviceAttr which) const;
     int device_, major_ = 0;
     std::string name_;  // "TensorRT 10.3 (libnvinfer.so.10)"
 };
@@ -75,6 +80,9 @@ public:
     bool capturable(nvinfer1::IExecutionContext& context, cudaStream_t stream) const;
     void enqueue(nvinfer1::IExecutionContext& context, cudaStream_t stream) const;
 
+    // What TensorRT-RTX compiled since it was loaded, for later starts. Throws nothing.
+    void keep();
+
 private:
     [[noreturn]] void refused(const std::string& what) const;
 
@@ -84,6 +92,12 @@ private:
     const std::string file_, path_;  // below the bundle's folder, for messages
     std::set<std::string> tensors_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+#ifdef TRT_MAJOR_RTX
+    void compile_into(nvinfer1::IRuntimeConfig& config);
+
+    std::string kernels_, kept_;  // the file of compiled kernels, and what it has
+    std::unique_ptr<nvinfer1::IRuntimeCache> cache_;
+#endif
 };
 
 }  // namespace ditedge
