@@ -269,7 +269,6 @@ def verify(request: VerifyCommand, as_json: bool) -> None:
 
     \b
     Examples:
-      ditedge verify --engine fashion
       ditedge verify --engine dit-xl-2-256 --provider cuda --trusted-key release.pub.pem
       ditedge verify --layers --engine fashion-int8 --reference fashion --report layers.html
     """
