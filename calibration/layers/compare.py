@@ -82,6 +82,8 @@ def _check(a: Bundle, b: Bundle, options: LayersOptions, engine: EngineOptions, 
         raise RequestError(
             f"--layers looks into ONNX Runtime and TensorRT, not into provider '{engine.provider}': leave it out"
         )
+    if target is None and engine.provider != "cpu" and (reason := ONNX_RUNTIME.refusal(engine.provider)):
+        raise EngineError(f"provider '{engine.provider}' {reason}: see `ditedge doctor`, or use cpu")
     if target is not None and first_gpu() is None:
         raise EngineError(f"{engine.plans}: looking into a plan needs an NVIDIA GPU and its driver: there is none")
 
@@ -161,7 +163,8 @@ def _measured(specification: Path, chunks: int, report: Report) -> Generator[Any
                 reply = json.loads(line) if line else {"error": "the process that compares layers ended"}
                 if "error" in reply:
                     child.wait()
-                    raise EngineError(f"{reply['error']} ({_why(errors)})")
+                    why = _why(errors, ended=not line)
+                    raise EngineError(reply["error"] + (f" ({why})" if why else ""))
                 yield from reply["measured"]
         finally:
             child.kill()
@@ -169,12 +172,13 @@ def _measured(specification: Path, chunks: int, report: Report) -> Generator[Any
             child.stdout.close()  # type: ignore[union-attr]
 
 
-def _why(errors: IO[bytes]) -> str:
-    """The error that a library logged last; without one, the last line that the child said: its traceback's."""
+def _why(errors: IO[bytes], ended: bool) -> str:
+    """The error that a library logged last; of a process that ended without a reply, else its last line."""
     errors.seek(0)
     lines = errors.read().decode(errors="replace").strip().split("\n")
     logged = [line for line in lines if line.startswith("[E]")]
-    return (logged or lines)[-1][:300] or "no message; out of memory?"
+    last = logged or (lines if ended else [""])
+    return last[-1][:300] or ("no message; out of memory?" if ended else "")
 
 
 def _joined(pair: Pair, found: Iterator[Any]) -> GraphLayers:

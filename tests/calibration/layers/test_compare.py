@@ -154,3 +154,11 @@ def test_a_process_that_ends_says_why(tmp_path: Path) -> None:
     (tmp_path / "specification.json").write_text("{}")
     with pytest.raises(EngineError, match="the process that compares layers ended .KeyError: 'target'"):
         list(_measured(tmp_path / "specification.json", 1, silent))
+
+
+def test_a_provider_that_is_not_here_is_refused_before_any_work(gray: Path) -> None:
+    told: list[str] = []
+    request = VerifyRequest(gray, EngineOptions("directml"))
+    with pytest.raises(EngineError, match="^provider 'directml' needs an ONNX Runtime build that has it: see `ditedge"):
+        compare_layers(request, LayersOptions(True), lambda what, *_: told.append(what))
+    assert not told
