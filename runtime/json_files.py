@@ -106,7 +106,8 @@ def _check(data: Any, left: int) -> None:
     waiting: list[tuple[Any, str, int]] = [(data, "", 1)]
     while waiting:
         value, where, depth = waiting.pop()
-        left -= 1 + (len(value) if isinstance(value, list) and _is_table(value) else 0)
+        table = isinstance(value, list) and _is_table(value)
+        left -= 1 + (len(value) if table else 0)
         if len(waiting) > left:
             raise _Refused(_MANY)
         if isinstance(value, dict | list) and depth > MAX_DEPTH:
@@ -117,11 +118,10 @@ def _check(data: Any, left: int) -> None:
             waiting += [
                 (item, f"{where}.{_short(key)}" if where else _short(key), depth + 1) for key, item in value.items()
             ]
+        elif table:
+            _check_finite(value, where)
         elif isinstance(value, list):
-            if _is_table(value):
-                _check_finite(value, where)
-            else:
-                waiting += [(item, where, depth + 1) for item in value]
+            waiting += [(item, where, depth + 1) for item in value]
         elif isinstance(value, str):
             _check_text(value, where)
         elif isinstance(value, float):
@@ -146,6 +146,8 @@ def _check_text(text: str, where: str) -> None:
 
 def _short(key: str) -> str:
     """A key for a message: printable, and not longer than a line."""
+    if len(key) <= 60 and key.isprintable():
+        return key
     shown = "".join(letter if letter.isprintable() else "?" for letter in key[:60])
     return f"{shown}..." if len(key) > 60 else shown
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -23,6 +24,14 @@ CASES = ("gray1_cfg", "latent4_learned_sigma", "pixel3_no_null_class")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `make test &` in a script: tests of Ctrl-C, and their children
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure() -> None:
+    """Each process of several keeps to a processor of its own: the threads of two would wait for each other."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        usable = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {usable[int(worker.removeprefix("gw")) % len(usable)]})
 
 
 def pytest_collection_finish() -> None:

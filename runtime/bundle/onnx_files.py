@@ -158,6 +158,8 @@ class _Reader:
 
 def varint(data: Buffer, at: int) -> tuple[int, int]:
     """The number that begins at `at`, and where it ends. Raises ValueError; IndexError where the data ends."""
+    if data[at] < 0x80:  # nearly all are one byte
+        return data[at], at + 1
     value = shift = 0
     while True:
         byte = data[at]

@@ -142,7 +142,8 @@ def interrupted_at(line: int, work: Callable[[], None]) -> bool:
     return False
 
 
-def test_an_interrupt_at_any_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: str) -> None:
+@pytest.mark.parametrize("apart", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_interrupt_at_any_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: str, apart: int) -> None:
     """The folder and the file are old or new, what is said of them is so, and nothing is left when the process ends."""
     monkeypatch.setattr(leftovers.signal, "signal", lambda *_: None)
     monkeypatch.setattr(leftovers, "LOCK_SECONDS", 0)  # for a lock that was lost between two lines of a process gone on
@@ -152,9 +153,9 @@ def test_an_interrupt_at_any_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         make(out, "new", force=True)
         write_text(file, "new")
 
-    line, came = 0, True
+    line, came = 1 - apart, True
     while came:
-        line += 1
+        line += apart
         if out.exists():
             shutil.rmtree(out)
         bundle(out)

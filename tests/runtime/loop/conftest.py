@@ -9,7 +9,7 @@ import pytest
 
 from ditedge.runtime import open_bundle
 from ditedge.runtime.bundle.open import Bundle
-from ditedge.runtime.loop import engine_trt
+from ditedge.runtime.loop import device, engine_trt
 from tests.doubles.gpu_double import DoubleGpu
 from tests.doubles.plans import write_plans
 
@@ -27,6 +27,12 @@ def plan_bundle(golden_bundle, tmp_path_factory: pytest.TempPathFactory) -> Call
         return open_bundle(out)
 
     return copy
+
+
+@pytest.fixture(autouse=True)
+def doubles_are_polled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They work while they are asked, and at no other time."""
+    monkeypatch.setattr(device, "POLL_SECONDS", 0)
 
 
 @pytest.fixture

@@ -200,8 +200,7 @@ def test_few_runs_are_kept_and_memory_stays_bounded(plan_bundle, gpu: DoubleGpu)
         assert len(set(sizes[1:])) == 1 and len(device.loop._runs) == device_loop.RUNS_KEPT
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-@given(
+COMBINATIONS = given(
     steps=st.integers(1, 13),
     count=st.integers(1, 4),
     guided=st.integers(0, 2**13 - 1),
@@ -210,9 +209,10 @@ def test_few_runs_are_kept_and_memory_stays_bounded(plan_bundle, gpu: DoubleGpu)
     heard=st.tuples(st.integers(0, 2**15 - 1), st.booleans()),
     rows_held=st.integers(1, 60),
 )
-def test_any_combination_equals_onnx_runtime(
-    plan_bundle, steps, count, guided, sampler, guidance, heard, rows_held
-) -> None:
+HOW = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture], "derandomize": True}
+
+
+def check_combination(plan_bundle, steps, count, guided, sampler, guidance, heard, rows_held) -> None:
     """Segments, blocks of rows, steps that are looked at and unguided ones, in combinations that nobody thought of."""
     bundle, (looked_at, cancellable), states = plan_bundle("gray1_cfg"), heard, {}
     program = bundle.program(sampler=sampler, steps=steps)
@@ -237,3 +237,16 @@ def test_any_combination_equals_onnx_runtime(
                 same(latents(bundle, device, program, cancel=stop, **options), expected)
     assert seen == 3 * list(range(1, program.steps + 1))
     assert not gpu.live and not gpu.graphs
+
+
+@settings(max_examples=10, **HOW)
+@COMBINATIONS
+def test_any_combination_equals_onnx_runtime(plan_bundle, **drawn) -> None:
+    check_combination(plan_bundle, **drawn)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, **HOW)
+@COMBINATIONS
+def test_many_combinations_equal_onnx_runtime(plan_bundle, **drawn) -> None:
+    check_combination(plan_bundle, **drawn)
