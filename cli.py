@@ -11,7 +11,7 @@ if __name__ == "__main__":  # `python cli.py`, whose folder is on the path: this
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
@@ -23,16 +23,16 @@ from ditedge.failures import Commands, UserError, importing_extra
 from ditedge.options import command
 from ditedge.summary import Summary, megabytes
 from ditedge.terminal import ask_passphrase, print_json, progress, readable, say
+from ditedge.verdicts import inspect_kernels, leave_with_failures, warning
 from ditedge.verifying import verified
 
 if TYPE_CHECKING:
     from ditedge.calibration.layers.request import VerifyCommand
     from ditedge.calibration.options import CompareCommand, ConvertRequest, QuantizeRequest
-    from ditedge.calibration.quality.record import GateResult
     from ditedge.export.options import DecoderRequest, ExportRequest
     from ditedge.export.schedulers.request import ScheduleRequest
     from ditedge.runtime.inspection import InspectRequest
-    from ditedge.runtime.pictures.request import RunRequest
+    from ditedge.runtime.pictures.request import EncodeRequest, RunRequest
     from ditedge.runtime.plans.options import BuildRequest
     from ditedge.runtime.signing import SignRequest
 
@@ -128,13 +128,34 @@ def run(request: RunRequest, as_json: bool) -> None:
     failure = None
     with progress() as report:
         try:
-            summary = run_bundle(request, report)
+            summary = run_bundle(request, report, warning)
         except NotFiniteError as error:
             summary, failure = error.summary, error
     print_json(summary) if as_json else say("\n".join(summary_lines(summary, request.engine)), err=piped)
     if failure is not None:
         say(f"Error: {failure}", err=True)
         sys.exit(1)
+
+
+@command(main, "ditedge.runtime.pictures.request:EncodeRequest")
+@JSON
+def encode(request: EncodeRequest, as_json: bool) -> None:
+    """Record what a bundle's text encoder makes of a prompt, for devices without room for it.
+
+    \b
+    Examples:
+      ditedge encode --engine pixart-sigma "a red fox in the snow" -o fox.safetensors
+      ditedge encode --engine pixart-sigma "" -o nothing.safetensors
+    """
+    from ditedge.runtime.pictures.encoding import encode_prompt
+
+    told = Summary(as_json)
+    prompt = encode_prompt(request, warning)
+    told.add(tokens=prompt.tokens, written=[request.out])
+    told.line(
+        f"wrote {request.out}: {prompt.tokens} tokens\nnext: ditedge run --engine BUNDLE --prompt-file {request.out}"
+    )
+    told.end()
 
 
 @command(main, "ditedge.export.schedulers.request:ScheduleRequest")
@@ -162,9 +183,9 @@ def schedule(request: ScheduleRequest, as_json: bool) -> None:
     told.line(
         f"wrote {request.out}: {program.name}, {program.steps} evaluations, {program.slots} state slot(s), proved"
     )
-    if warning := warning_of(program):
-        told.add(warning=warning)
-        say(f"warning: {warning}", err=True)
+    if found := warning_of(program):
+        told.add(warning=found)
+        warning(found)
     told.line(f"next: ditedge run --engine BUNDLE --program {request.out}")
     told.end()
 
@@ -215,7 +236,7 @@ def quantize(request: QuantizeRequest, as_json: bool) -> None:
     except GateFailed as error:
         told.add(failed=[result.model_dump() for result in error.failed])
         told.end()
-        _leave_with_failures(error.failed, f"{out} was not written")
+        leave_with_failures(error.failed, f"{out} was not written")
     assert manifest.quantization is not None
     kept = ", ".join(manifest.quantization.kept) or "none"
     if options.quality is not None:
@@ -224,13 +245,6 @@ def quantize(request: QuantizeRequest, as_json: bool) -> None:
         told.line(f"quality of {options.quality.count} image(s) beside the float ones: {report_page}")
     told.bundle(out, manifest, f"{megabytes(manifest)}, in float32: {kept}", f"run --engine {out}")
     told.end()
-
-
-def _leave_with_failures(failed: list[GateResult], *more: str) -> NoReturn:
-    """A gate's limits that were not kept: exit code 1."""
-    for line in (*(f"FAILED: {result.sentence}" for result in failed), *more):
-        say(line, err=True)
-    sys.exit(1)
 
 
 @command(main, "ditedge.runtime.plans.options:BuildRequest")
@@ -309,7 +323,7 @@ def compare(request: CompareCommand, as_json: bool) -> None:
     else:
         say("\n".join([*table(comparison.quality), *(f"wrote {path}" for path in written)]))
     if failed:
-        _leave_with_failures(failed)
+        leave_with_failures(failed)
 
 
 @command(main, "ditedge.runtime.inspection:InspectRequest")
@@ -326,7 +340,7 @@ def inspect(request: InspectRequest, as_json: bool) -> None:
     from ditedge.runtime.inspection import check_nothing_is_to_be_signed
 
     if request.lint or request.path.suffix == ".plan":
-        _inspect_kernels(request, as_json)
+        inspect_kernels(request, as_json)
         return
     if request.strict:
         raise UserError("--strict is for --lint and for plans")
@@ -342,16 +356,6 @@ def inspect(request: InspectRequest, as_json: bool) -> None:
 
         description = describe_bundle(open_bundle(request.path, trusted_keys=request.trusted_keys or None))
     print_json(description) if as_json else say(readable(description))
-
-
-def _inspect_kernels(request: InspectRequest, as_json: bool) -> None:
-    from ditedge.runtime.inspection import kernels_of
-    from ditedge.runtime.plans.lint import lint_lines
-
-    found = kernels_of(request)
-    print_json(asdict(found)) if as_json else say("\n".join(lint_lines(found)))
-    if request.strict and not found.fused:
-        sys.exit(1)
 
 
 @command(main, "ditedge.runtime.signing:SignRequest")

@@ -35,6 +35,7 @@ def convert_bundle(source: Path, out: Path, options: ConvertOptions, report: Rep
     if options.max_error is not None and not 0 < options.max_error <= LARGEST_ERROR:
         raise RequestError(f"--max-error {options.max_error:g} is not above 0 and at most {LARGEST_ERROR}")
     bundle = open_bundle(source)
+    bundle.require_classes("convert")
     _check_is_float32(bundle, source)
     vae = bundle.manifest.vae
     halve = options.decoder and vae is not None and vae.precision == "float32"

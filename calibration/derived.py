@@ -76,7 +76,7 @@ def derive_bundle(
 
 def _write(folder: Path, manifest: Manifest, changes: dict[str, Any]) -> Manifest:
     manifest = manifest.model_copy(update=changes)
-    write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
+    write_text(folder / MANIFEST_NAME, manifest.json_text())
     return manifest
 
 

@@ -52,6 +52,7 @@ def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: R
     check_target(out, options.force, [source, *inputs])
     report(f"reading {source}")
     bundle = open_bundle(source)
+    bundle.require_classes("quantize")
     _check_is_float32(bundle, source)
     _check_gate(bundle, options)
     plan = plan_of(bundle, options)

@@ -28,9 +28,10 @@ from ..runtime.samplers.schedule import ScheduleInfo
 from .graphs.write import write_decoder, write_graphs, write_preview
 from .options import ExportOptions, vae_dtype
 from .pictures import note_on_pictures, preview_of, read_fitting_vae, vae_info, works_on_pixels
+from .prompt_exporter import prompt_bundle
 from .sources.betas import DDPM_SCHEDULE
 from .sources.checkpoint import Checkpoint
-from .sources.places import diffusers_folder_of, vae_folder
+from .sources.places import diffusers_folder_of, is_pixart_folder, vae_folder
 from .sources.read import read_source
 from .sources.vae_checkpoint import VaeCheckpoint, read_vae
 from .truth.golden import GOLDEN_GUIDANCE, write_golden
@@ -63,6 +64,8 @@ def bundle_from_checkpoint(
     Raises CheckpointError (source), RequestError (options, out), BundleError when an exported graph does not compute
     what PyTorch does; then nothing is left behind.
     """
+    if is_pixart_folder(source):
+        return prompt_bundle(source, out, options, report, note)
     inputs = [path for path in (source, options.vae) if path is not None]
     check_target(out, options.force, inputs)
     report(f"reading {source}")
@@ -86,6 +89,8 @@ def bundle_in_precision(
     note: Callable[[str], object] = silent,
 ) -> Manifest:
     """`bundle_from_checkpoint`, then `convert_bundle`; the float32 bundle lives in a temporary folder beside `out`."""
+    if is_pixart_folder(source):
+        raise RequestError(f"--precision {precision}: models that take prompts are written in float32 so far")
     check_target(out, options.force, [source])
     with scratch_beside(out) as scratch:
         bundle_from_checkpoint(source, scratch / "float32", options, report, note)
@@ -141,7 +146,7 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
         defaults=DefaultsInfo(program=default, guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0),
         files=hashed_files(folder),
     )
-    write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
+    write_text(folder / MANIFEST_NAME, manifest.json_text())
     return manifest
 
 

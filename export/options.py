@@ -98,6 +98,13 @@ class ExportOptions:
         ),
     )
     vae_precision: str = field(default="fp32", metadata=VAE_PRECISION)
+    text: bool = field(
+        default=True,
+        metadata=option(
+            "--text/--no-text",
+            help="Models that take prompts: with the pipeline's text encoder, or for recorded prompts.",
+        ),
+    )
     force: bool = field(default=False, metadata=FORCE)
 
     def asked(self) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def add_decoder(
     inputs = [source, vae_path]
     check_target(out, force, inputs)
     bundle = open_bundle(source)
+    bundle.require_classes("add-decoder")
     manifest, info = bundle.manifest, bundle.manifest.model
     if "decoder" in manifest.graphs and manifest.vae is None:
         raise RequestError(f"{source}: its model makes pixels, which need no VAE")

@@ -43,7 +43,7 @@ class BrokenImage:
     """A picture whose numbers are infinite or not numbers."""
 
     index: int
-    label: int
+    label: int | None  # None: it was made from a prompt
     seed: int | None  # None: its noise was given
     step: int | None  # the first after which it was so, from 1 on; None: nobody looked
 

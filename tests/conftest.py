@@ -20,6 +20,7 @@ GOLDEN = ROOT / "tests" / "golden"
 BUNDLES = ROOT / "tests" / "bundles"
 MODELS = ROOT / "models"
 FASHION = tuple((MODELS / "fashion-dit.classes.txt").read_text().splitlines())
+PIXART = "pixart"  # the small bundle that takes prompts
 CASES = ("gray1_cfg", "latent4_learned_sigma", "pixel3_no_null_class")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `make test &` in a script: tests of Ctrl-C, and their children

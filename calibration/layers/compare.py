@@ -45,6 +45,7 @@ def compare_layers(request: VerifyRequest, options: LayersOptions, report: Repor
         raise EngineError(POLYGRAPHY)
     keys = request.trusted_keys or None
     b = open_bundle(request.engine, trusted_keys=keys)
+    b.require_classes("verify --layers")
     engine = options_for(request.engine, request.options)
     target = None
     if engine.plans is not None:

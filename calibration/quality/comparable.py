@@ -22,6 +22,8 @@ COMPARABLE: Sequence[tuple[str, str]] = (
 
 def check_comparable(a: Bundle, b: Bundle, request: CompareRequest) -> None:
     """Raises RequestError, in one sentence, for bundles that one program cannot drive, and for impossible requests."""
+    for bundle in (a, b):
+        bundle.require_classes("compare")
     for name, text in COMPARABLE:
         x, y = getattr(a.manifest.model, name), getattr(b.manifest.model, name)
         if x != y:

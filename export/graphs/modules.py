@@ -58,24 +58,39 @@ class Step(nn.Module):
     ) -> Tensor:  # next_state [B, K, C, H, W]
         x = state[:, 0]
         output = self.network.trunk(x.index_select(0, sample), modulation.index_select(0, condition))
-        output = torch.where(output.abs() <= SANE, output, BROKEN)
-        # Both contractions as a product and a sum: TensorRT makes one kernel of each with what lies around it, where an
-        # einsum is a float32 GEMM between transposes (which GPUs before Ampere do not have in TensorRT-RTX).
-        prediction = (combine[..., None, None] * output).sum(dim=1)
+        return next_state(output, state, combine, x0_from, x0_bound, log_sigma, mix, noise)
 
-        def per_sample(column: Tensor) -> Tensor:
-            return column[:, None, None, None]
 
-        channels = self.network.config.in_channels
-        bound = per_sample(x0_bound)
-        x0 = per_sample(x0_from[:, 0]) * x + per_sample(x0_from[:, 1]) * prediction[:, :channels]
-        x0 = torch.minimum(torch.maximum(x0, -bound), bound)
-        x0 = torch.where(prediction[:, :channels].abs() <= LARGEST, x0, torch.nan)
-        log_scale = per_sample(log_sigma[:, 0])
-        if self.network.config.learn_sigma:
-            log_scale = log_scale + per_sample(log_sigma[:, 1]) * prediction[:, channels:]
-        slots = torch.cat([state, x0[:, None], (torch.exp(log_scale) * noise)[:, None]], dim=1)
-        return (mix[..., None, None, None] * slots[:, None]).sum(dim=2)
+def next_state(
+    output: Tensor,  # [E, O, H, W]: what the network says; O is C, or 2C where it predicts the variance, too
+    state: Tensor,
+    combine: Tensor,
+    x0_from: Tensor,
+    x0_bound: Tensor,
+    log_sigma: Tensor,
+    mix: Tensor,
+    noise: Tensor,
+) -> Tensor:  # [B, K, C, H, W]
+    """What every step does with its evaluations, whatever the network: guidance, x0, the solver's update."""
+    x = state[:, 0]
+    output = torch.where(output.abs() <= SANE, output, BROKEN)
+    # Both contractions as a product and a sum: TensorRT makes one kernel of each with what lies around it, where an
+    # einsum is a float32 GEMM between transposes (which GPUs before Ampere do not have in TensorRT-RTX).
+    prediction = (combine[..., None, None] * output).sum(dim=1)
+
+    def per_sample(column: Tensor) -> Tensor:
+        return column[:, None, None, None]
+
+    channels = x.shape[1]
+    bound = per_sample(x0_bound)
+    x0 = per_sample(x0_from[:, 0]) * x + per_sample(x0_from[:, 1]) * prediction[:, :channels]
+    x0 = torch.minimum(torch.maximum(x0, -bound), bound)
+    x0 = torch.where(prediction[:, :channels].abs() <= LARGEST, x0, torch.nan)
+    log_scale = per_sample(log_sigma[:, 0])
+    if output.shape[1] == 2 * channels:
+        log_scale = log_scale + per_sample(log_sigma[:, 1]) * prediction[:, channels:]
+    slots = torch.cat([state, x0[:, None], (torch.exp(log_scale) * noise)[:, None]], dim=1)
+    return (mix[..., None, None, None] * slots[:, None]).sum(dim=2)
 
 
 def uint8_image(picture: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ def onnx_from_module(
 ) -> None:
     """Exports `module(**inputs)` to `path` (and `path.data` above 1.5 GB of weights).
 
-    dynamic: per input, dimension -> the name it has in the graph ("B"), or a name plus a constant ("K+2"). Example
-    inputs need sizes of at least 2 there, all different, or the exporter takes them for constants. Paths of
-    this machine are not written.
+    dynamic: per input, dimension -> the name it has in the graph ("B"), or a name plus a constant ("K+2"), or times one
+    ("2*h"). Example inputs need sizes of at least 2 there, all different, or the exporter takes them for constants.
+    Paths of this machine are not written.
     """
     sizes = {name: torch.export.Dim(name, min=1, max=1 << 20) for name in _names(dynamic)}
     shapes = {name: {d: _size(n, sizes) for d, n in dynamic.get(name, {}).items()} for name in inputs}
@@ -53,13 +53,18 @@ def onnx_from_module(
 
 
 def _names(dynamic: dict[str, dict[int, str]]) -> list[str]:
-    return sorted({name.split("+")[0] for dimensions in dynamic.values() for name in dimensions.values()})
+    return sorted({_base(name) for dimensions in dynamic.values() for name in dimensions.values()})
+
+
+def _base(name: str) -> str:
+    """ "K" of "K+2", "h" of "2*h"."""
+    return name.split("+")[0].split("*")[-1]
 
 
 def _size(name: str, sizes: dict[str, Any]) -> Any:
-    """The export dimension of "K", or of "K+2"."""
-    base, _, offset = name.partition("+")
-    return sizes[base] + int(offset) if offset else sizes[base]
+    """The export dimension of "K", of "K+2", or of "2*h"."""
+    (times, _, _), (_, _, offset) = name.rpartition("*"), name.partition("+")
+    return int(times or 1) * sizes[_base(name)] + int(offset or 0)
 
 
 def _strip_traces(model: ir.Model) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,28 +29,28 @@ GRAPH_TOLERANCE = 2e-5  # float32 against float32, sums in another order: DiT-XL
 
 
 @dataclass(frozen=True)
-class _GraphSpec:
+class GraphSpec:
     """One graph to export. inputs: name -> (dtype, shape); letters are dynamic sizes."""
 
     name: str
     module: nn.Module
     inputs: Mapping[str, tuple[torch.dtype, tuple[int | str, ...]]]
-    output: tuple[str, torch.dtype, tuple[int | str, ...]]
+    outputs: tuple[tuple[str, torch.dtype, tuple[int | str, ...]], ...]
 
 
-def _graph_specs(model: Network, pixels: bool) -> list[_GraphSpec]:
+def _graph_specs(model: Network, pixels: bool) -> list[GraphSpec]:
     config = model.config
     f32, i64 = torch.float32, torch.int64
     latent = (config.in_channels, config.input_size, config.input_size)
     m = model.conditioner(torch.zeros(1), torch.zeros(1, dtype=i64)).shape[1]  # a custom network may have its own M
     specs = [
-        _GraphSpec(
+        GraphSpec(
             "conditioner",
             Conditioner(model),
             {"timestep": (f32, ("U",)), "label": (i64, ("U",))},
-            ("modulation", f32, ("U", m)),
+            (("modulation", f32, ("U", m)),),
         ),
-        _GraphSpec(
+        GraphSpec(
             "step",
             Step(model),
             {
@@ -65,17 +65,17 @@ def _graph_specs(model: Network, pixels: bool) -> list[_GraphSpec]:
                 "mix": (f32, ("B", "K", "K+2")),
                 "noise": (f32, ("B", *latent)),
             },
-            ("next_state", f32, ("B", "K", *latent)),
+            (("next_state", f32, ("B", "K", *latent)),),
         ),
     ]
     if pixels:
         image = ("B", config.input_size, config.input_size, config.in_channels)
         inputs = {"latent": (f32, ("B", *latent))}
-        specs.append(_GraphSpec("decoder", PixelDecoder(), inputs, ("image", torch.uint8, image)))
+        specs.append(GraphSpec("decoder", PixelDecoder(), inputs, (("image", torch.uint8, image),)))
     return specs
 
 
-def _example(spec: _GraphSpec, sizes: dict[str, int], seed: int, largest_timestep: float) -> dict[str, Tensor]:
+def _example(spec: GraphSpec, sizes: Mapping[str, int], seed: int, largest_timestep: float) -> dict[str, Tensor]:
     """Random inputs of the given dynamic sizes; index inputs stay within every table."""
     generator = torch.Generator().manual_seed(seed)
     inputs = {}
@@ -83,6 +83,10 @@ def _example(spec: _GraphSpec, sizes: dict[str, int], seed: int, largest_timeste
         concrete = [sizes[d] if isinstance(d, str) else d for d in shape]
         if dtype == torch.int64:
             inputs[name] = torch.randint(0, 2, concrete, generator=generator)
+        elif name in ("row", "column"):
+            inputs[name] = torch.arange(concrete[0], dtype=dtype)
+        elif name in ("height", "width"):
+            inputs[name] = 64 + 1000 * torch.rand(concrete, generator=generator)
         elif name == "timestep":
             inputs[name] = torch.rand(concrete, generator=generator) * largest_timestep
         else:
@@ -103,29 +107,48 @@ def write_graphs(
     """
     trace_sizes = {"B": 2, "K": 3, "K+2": 5, "E": 4, "U": 7}
     check_sizes = {"B": 3, "K": 1, "K+2": 3, "E": 2, "U": 5}
-    graphs, largest = {}, max(info.timestep_range)
-    for spec in _graph_specs(model, pixels):
+    return write_specs(
+        _graph_specs(model, pixels), (trace_sizes, check_sizes), max(info.timestep_range), folder, opset, report
+    )
+
+
+def write_specs(
+    specs: Sequence[GraphSpec],
+    sizes: tuple[Mapping[str, int], Mapping[str, int]],
+    largest: float,
+    folder: Path,
+    opset: int,
+    report: Report,
+) -> dict[str, GraphInfo]:
+    """sizes: of the dynamic dimensions, those to trace with and those to check with. largest: timestep."""
+    graphs = {}
+    for spec in specs:
         report(f"exporting {spec.name}.onnx")
         path = folder / f"{spec.name}.onnx"
-        _export_graph(spec, _example(spec, trace_sizes, 1, largest), path, opset)
+        _export_graph(spec, _example(spec, sizes[0], 1, largest), path, opset)
         report(f"checking {spec.name}.onnx against PyTorch")
-        _check_graph(spec, _example(spec, check_sizes, 2, largest), path)
+        _check_graph(spec, _example(spec, sizes[1], 2, largest), path)
         graphs[spec.name] = _graph_info(spec, path)
     return graphs
 
 
-def _export_graph(spec: _GraphSpec, example: dict[str, Tensor], path: Path, opset: int) -> None:
+def _export_graph(spec: GraphSpec, example: dict[str, Tensor], path: Path, opset: int) -> None:
     dynamic = {
         name: {i: d for i, d in enumerate(shape) if isinstance(d, str)} for name, (_, shape) in spec.inputs.items()
     }
-    onnx_from_module(spec.module, example, spec.output[0], dynamic, path, opset)
+    onnx_from_module(spec.module, example, _names(spec), dynamic, path, opset)
 
 
-def _graph_info(spec: _GraphSpec, path: Path) -> GraphInfo:
+def _names(spec: GraphSpec) -> str | list[str]:
+    names = [name for name, _, _ in spec.outputs]
+    return names if len(names) > 1 else names[0]
+
+
+def _graph_info(spec: GraphSpec, path: Path) -> GraphInfo:
     return GraphInfo(
         file=path.name,
         inputs=[_tensor_info(name, dtype, shape) for name, (dtype, shape) in spec.inputs.items()],
-        outputs=[_tensor_info(*spec.output)],
+        outputs=[_tensor_info(*output) for output in spec.outputs],
     )
 
 
@@ -133,62 +156,89 @@ def _tensor_info(name: str, dtype: torch.dtype, shape: tuple[int | str, ...]) ->
     return TensorInfo(name=name, dtype=str(dtype).removeprefix("torch."), shape=list(shape))  # type: ignore[arg-type]
 
 
-def _check_graph(spec: _GraphSpec, inputs: dict[str, Tensor], path: Path) -> None:
-    expected, actual = _both(spec, inputs, path)
-    error = relative_error(actual, expected)
-    if not error <= GRAPH_TOLERANCE:
-        raise BundleError(
-            f"{path.name} does not compute what PyTorch does: relative error {error:.1e}, allowed {GRAPH_TOLERANCE:.0e}"
-        )
+def _check_graph(spec: GraphSpec, inputs: dict[str, Tensor], path: Path) -> None:
+    for expected, actual in _both(spec, inputs, path):
+        error = relative_error(actual, expected)
+        if not error <= GRAPH_TOLERANCE:
+            raise BundleError(
+                f"{path.name} does not compute what PyTorch does: relative error {error:.1e}, "
+                f"allowed {GRAPH_TOLERANCE:.0e}"
+            )
 
 
-def _both(spec: _GraphSpec, inputs: dict[str, Tensor], path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The output of the module in PyTorch, and of its graph."""
+def _both(spec: GraphSpec, inputs: dict[str, Tensor], path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Each output of the module in PyTorch, and of its graph."""
     with torch.no_grad():
-        expected = spec.module(*inputs.values()).contiguous().numpy()
-    actual = np.empty_like(expected)
+        found = spec.module(*inputs.values())
+    expected = [tensor.contiguous().numpy() for tensor in (found if isinstance(found, tuple) else (found,))]
+    actual = [np.empty_like(values) for values in expected]
     engine = open_engine(path, EngineOptions())
     try:
-        engine.run({name: tensor.numpy() for name, tensor in inputs.items()}, {spec.output[0]: actual})
+        names = [name for name, _, _ in spec.outputs]
+        given = {name: tensor.numpy() for name, tensor in inputs.items()}
+        engine.run(given, dict(zip(names, actual, strict=True)))
     finally:
         engine.close()
-    return expected, actual
+    return list(zip(expected, actual, strict=True))
 
 
 def write_decoder(
-    vae: VaeCheckpoint, info: ModelInfo, folder: Path, precision: str, opset: int, report: Report
+    vae: VaeCheckpoint,
+    info: ModelInfo,
+    folder: Path,
+    precision: str,
+    opset: int,
+    report: Report,
+    any_size: bool = False,
 ) -> GraphInfo:
-    """Exports the VAE's decoder in its precision and checks it against the float32 one in PyTorch."""
+    """Exports the VAE's decoder in its precision and checks it against the float32 one in PyTorch.
+
+    any_size: for latents of any H x W, not only of the model's input_size.
+    """
     report("exporting decoder.onnx")
     config, path = vae.decoder.config, folder / "decoder.onnx"
     decoder = half_precision(vae.decoder) if precision == "float16" else vae.decoder
-    latent = info.latent_shape  # as many channels as the VAE's: `read_fitting_vae`
-    picture = (info.input_size * config.factor,) * 2
-    spec = _GraphSpec(
+    latent, picture = _sizes(info, config.factor, any_size)  # as many channels as the VAE's: `read_fitting_vae`
+    spec = GraphSpec(
         "decoder",
         LatentDecoder(decoder),
         {"latent": (torch.float32, ("B", *latent))},
-        ("image", torch.uint8, ("B", *picture, config.out_channels)),
+        (("image", torch.uint8, ("B", *picture, config.out_channels)),),
     )
-    _export_graph(spec, {"latent": torch.randn(2, *latent)}, path, opset)
+    _export_graph(spec, {"latent": torch.randn(2, info.in_channels, *_traced(info, any_size))}, path, opset)
     report("checking decoder.onnx against PyTorch")
     check_decoder(path, vae.decoder, info.input_size, precision)
     return _graph_info(spec, path)
 
 
-def write_preview(preview: Preview, info: ModelInfo, folder: Path, opset: int, report: Report) -> GraphInfo:
+def _sizes(info: ModelInfo, factor: int, any_size: bool) -> tuple[tuple[int | str, ...], tuple[int | str, int | str]]:
+    """The shape of a latent, and height and width of its picture."""
+    if any_size:
+        return (info.in_channels, "H", "W"), ("h", "w")
+    return info.latent_shape, (info.input_size * factor,) * 2
+
+
+def _traced(info: ModelInfo, any_size: bool) -> tuple[int, int]:
+    """H and W: two different ones where they are dynamic, or the exporter takes them for one."""
+    return (info.input_size, info.input_size + 2 if any_size else info.input_size)
+
+
+def write_preview(
+    preview: Preview, info: ModelInfo, folder: Path, opset: int, report: Report, any_size: bool = False
+) -> GraphInfo:
     """Exports the rough picture of latents and checks it against PyTorch: each number within 1 of 255."""
     report("exporting preview.onnx")
-    path, side = folder / "preview.onnx", info.input_size * preview.scale
-    spec = _GraphSpec(
+    path, (latent, picture) = folder / "preview.onnx", _sizes(info, preview.scale, any_size)
+    spec = GraphSpec(
         "preview",
         preview,
-        {"latent": (torch.float32, ("B", *info.latent_shape))},
-        ("image", torch.uint8, ("B", side, side, preview.colours)),
+        {"latent": (torch.float32, ("B", *latent))},
+        (("image", torch.uint8, ("B", *picture, preview.colours)),),
     )
-    _export_graph(spec, _example(spec, {"B": 2}, 1, 0.0), path, opset)
-    inputs = _example(spec, {"B": 3}, 2, 0.0)
-    expected, actual = _both(spec, inputs, path)
+    height, width = _traced(info, any_size)
+    _export_graph(spec, _example(spec, {"B": 2, "H": height, "W": width}, 1, 0.0), path, opset)
+    inputs = _example(spec, {"B": 3, "H": width, "W": height}, 2, 0.0)
+    [(expected, actual)] = _both(spec, inputs, path)
     if np.abs(actual.astype(np.int16) - expected).max() > 1:
         raise BundleError(f"{path.name} does not compute what PyTorch does: pictures differ by more than 1 of 255")
     return _graph_info(spec, path)

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from ...runtime.errors import ProgramError
-from ...runtime.json_files import MAX_CONFIG_BYTES, read_json
 from ...runtime.samplers.program import NO_BOUND, Program, check_program
+from ..sources.scheduler_config import read_scheduler_json
 from .probe_run import ForeignScheduler, Step
 
 AHEAD = 32  # samples looked ahead when the state is found; a slot that is first used later is caught by the proof
@@ -98,7 +98,7 @@ def read_scheduler_program(path: Path, steps: int, step_options: dict[str, Any])
     path = path.parent if path.name == "model_index.json" else path
     folder = path / "scheduler" if (path / "scheduler").is_dir() else path
     path = folder / "scheduler_config.json" if path.is_dir() else path
-    config = read_json(path, MAX_CONFIG_BYTES, ProgramError)
+    config = read_scheduler_json(path, ProgramError)
     if not isinstance(config, dict) or "_class_name" not in config:
         raise ProgramError(f"{path}: has no _class_name, so it is not a diffusers scheduler config")
     return program_from_scheduler(config, steps, **step_options)

@@ -18,8 +18,8 @@ from .asked import Asked
 from .checkpoint import Checkpoint, fitted_weights
 from .diffusers_weights import with_our_names
 from .folder_weights import FolderWeights, read_folder_weights, sha256_of_files
-from .places import NETWORK_FOLDERS, diffusers_folder_of, file_of_weights, network_folder
-from .scheduler_config import SchedulerFacts, read_scheduler
+from .places import NETWORK_FOLDERS, PIXART, diffusers_folder_of, file_of_weights, network_folder
+from .scheduler_config import SchedulerFacts, read_scheduler, read_scheduler_json
 from .shapes import MAX_TOKENS, MAX_WIDTH, USUAL_FACTORS, checked_image_size
 
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")  # the latter is what older releases wrote
@@ -89,7 +89,15 @@ def _pipeline(path: Path, classes: int, asked: Asked) -> _Pipeline:
     labels = _labels(index, classes)
     if not scheduler.is_file() or asked.prediction == "flow-to-data":
         return _Pipeline((index,), labels)
-    return _Pipeline((index, scheduler), labels, read_scheduler(scheduler, read_json(scheduler)))
+    return _Pipeline((index, scheduler), labels, scheduler_facts(scheduler))
+
+
+def scheduler_facts(path: Path) -> SchedulerFacts:
+    """What a pipeline's scheduler says of its model. Raises CheckpointError."""
+    values = read_scheduler_json(path, CheckpointError)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return read_scheduler(path, values)
 
 
 OWN_EMBEDDERS_NOTE = "embedders: every block has its own timestep and label embedder, as diffusers trains them"
@@ -113,7 +121,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _config(values: dict[str, Any], asked: Asked) -> DiTConfig:
     if values.get("_class_name") not in CLASSES:
-        raise CheckpointError(f"'_class_name' is {values.get('_class_name')!r}, not a DiT ({' or '.join(CLASSES)})")
+        raise CheckpointError(
+            f"'_class_name' is {values.get('_class_name')!r}, not a DiT ({' or '.join(CLASSES)}) or PixArt ({PIXART})"
+        )
     for key, value in FIXED.items():
         if values.get(key, value) != value:
             raise CheckpointError(f"'{key}' is {values[key]!r}: a DiT has {value!r}")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ...runtime.errors import CheckpointError
+from ...runtime.json_files import MAX_CONFIG_BYTES, read_json
+
 ENTRY_FILES = ("model_index.json", "config.json")
 # Where a pipeline, or the folder that a training run saves its state in (`accelerator.save_state`), has its network.
 NETWORK_FOLDERS = ("transformer_ema", "unet_ema", "transformer", "unet")
@@ -14,6 +17,7 @@ WEIGHTS = re.compile(  # of diffusers' `save_pretrained`: one file, or the index
     + STEM
     + r"(?:\.(?P<variant>[\w-]+))?\.(?P<kind>safetensors|bin)(?P<index>\.index(?:\.(?P<sharded>[\w-]+))?\.json)?"
 )
+PIXART = "PixArtTransformer2DModel"  # diffusers' class, by which a folder is known
 CHECKPOINT_FOLDERS = ("checkpoints", "checkpoint", "ckpts", "ckpt", "weights")
 # Names that say when a file was saved, not of what it is; also Lightning's epoch=3-step=100.
 STEP_NAMES = r"(?i)\d+|last|latest|best|final|ema|((epoch|step)[=_-]?\d+-?)+"
@@ -21,6 +25,18 @@ STEP_NAMES = r"(?i)\d+|last|latest|best|final|ema|((epoch|step)[=_-]?\d+-?)+"
 
 def is_diffusers_folder(path: Path) -> bool:
     return any((path / name).is_file() for name in ENTRY_FILES) or network_folder(path) != path
+
+
+def is_pixart_folder(path: Path) -> bool:
+    """Whether the network of a diffusers folder is PixArt's, as its config.json says."""
+    config = network_folder(diffusers_folder_of(path)) / "config.json"
+    if not config.is_file():
+        return False
+    try:
+        values = read_json(config, MAX_CONFIG_BYTES, CheckpointError)
+    except CheckpointError:
+        return False  # whoever reads it says so
+    return isinstance(values, dict) and values.get("_class_name") == PIXART
 
 
 def diffusers_folder_of(path: Path) -> Path:

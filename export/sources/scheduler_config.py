@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from ...runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError, DitedgeError
+from ...runtime.json_files import MAX_CONFIG_BYTES, parse_json, read_bounded
 from ...runtime.samplers.schedule import TRAINING_STEPS, ScheduleInfo
 
 PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
@@ -45,6 +47,16 @@ class SchedulerFacts:
     schedule: ScheduleInfo
     prediction: str
     sampling: dict[str, Any] = field(default_factory=dict)  # fields of `SamplerSettings`; empty: none is the same
+
+
+def read_scheduler_json(path: Path, error: type[DitedgeError]) -> Any:
+    """What `scheduler_config.json` holds. Raises `error`.
+
+    diffusers writes the default of `lambda_min_clipped`, for which JSON has no number: the least of float32 means
+    the same.
+    """
+    raw = read_bounded(path, MAX_CONFIG_BYTES, error)
+    return parse_json(re.sub(rb'("lambda_min_clipped"\s*:\s*)-Infinity', rb"\1-3.0e38", raw), path, error)
 
 
 def read_scheduler(path: Path, values: dict[str, Any]) -> SchedulerFacts:

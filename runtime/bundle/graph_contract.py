@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo
 
 from ..fields import Count, Strict
 from ..samplers.program import is_step_graph
 
 GRAPHS = ("conditioner", "step", "decoder", "preview")  # by their names in a manifest and in a build record
+PROMPT_GRAPHS = ("text", "context", "position")  # of a model that takes prompts, beside those
 MAX_GRAPHS, MAX_TENSORS, MAX_RANK = 16, 16, 8
 MAX_WIDTH = 1 << 24  # M, numbers of a row of modulation
 MAX_PIXELS = 1 << 28  # of one image
@@ -48,12 +49,13 @@ class Tensor:
     shape: Shape
 
 
-def known_graphs(found: Any) -> Any:
+def graphs_read(found: Any, info: ValidationInfo) -> Any:
     """The entries of a manifest's `graphs` that have a name of ours: others are ignored.
 
-    Raises ValueError for more than MAX_GRAPHS of them.
+    info: of the manifest's fields before. Raises ValueError for more than MAX_GRAPHS of them.
     """
-    return _chosen(found, lambda name: name in GRAPHS or is_step_graph(name))
+    names = GRAPHS if info.data.get("text") is None else GRAPHS + PROMPT_GRAPHS
+    return _chosen(found, lambda name: name in names or is_step_graph(name))
 
 
 def known_plans(found: Any) -> Any:
@@ -69,16 +71,15 @@ def _chosen(found: Any, known: Callable[[str], bool]) -> Any:
     return {name: info for name, info in found.items() if known(name)}
 
 
-def check_graphs(latent: tuple[int, int, int], outputs: int, graphs: Mapping[str, GraphInfo]) -> None:
-    """Every graph's tensors against the format. latent: C, H, W; outputs: O.
+def check_graphs(
+    latent: tuple[int, int, int], outputs: int, graphs: Mapping[str, GraphInfo], text: int | None = None
+) -> None:
+    """Every graph's tensors against the format. latent: C, H, W; outputs: O; text: Dh of a model that takes prompts.
 
     Raises ValueError naming graph and tensor.
     """
-    for graph, (inputs, output) in _contracts(latent, outputs, graphs).items():
-        for side, tensors, wanted in (
-            ("input", graphs[graph].inputs, inputs),
-            ("output", graphs[graph].outputs, [output]),
-        ):
+    for graph, (inputs, made) in _contracts(latent, outputs, graphs, text).items():
+        for side, tensors, wanted in (("input", graphs[graph].inputs, inputs), ("output", graphs[graph].outputs, made)):
             for info in tensors:
                 if not any(_fits(_of(info), tensor) for tensor in wanted):
                     raise ValueError(f"graph {graph}: {side} '{info.name}' is not one that a {graph} has")
@@ -99,45 +100,71 @@ def check_loaded(info: GraphInfo, inputs: Sequence[Tensor], outputs: Sequence[Te
             raise ValueError(f"has no output '{min(missing)}', which the manifest lists")
 
 
+Contract = tuple[list[Tensor], list[Tensor]]  # inputs and outputs
+
+
 def _contracts(
-    latent: tuple[int, int, int], outputs: int, graphs: Mapping[str, GraphInfo]
-) -> dict[str, tuple[list[Tensor], Tensor]]:
-    """By graph: its inputs and its output. The widths that only the manifest knows are taken from there, bounded."""
-    shape = _output_shape(graphs, "conditioner")
-    if len(shape) != 2 or shape[1] is None or shape[1] > MAX_WIDTH:
-        raise ValueError("graph conditioner: output has no width")
-    f32, i64, m = "float32", "int64", shape[1]
-    contracts = {
-        "conditioner": (
-            [Tensor("timestep", f32, (None,)), Tensor("label", i64, (None,))],
-            Tensor("modulation", f32, (None, m)),
-        ),
-        **dict.fromkeys(
-            filter(is_step_graph, graphs),
-            (
-                [
-                    Tensor("state", f32, (None, None, *latent)),
-                    Tensor("sample", i64, (None,)),
-                    Tensor("condition", i64, (None,)),
-                    Tensor("modulation", f32, (None, m)),
-                    Tensor("combine", f32, (None, None, outputs)),
-                    Tensor("x0_from", f32, (None, 2)),
-                    Tensor("x0_bound", f32, (None,)),
-                    Tensor("log_sigma", f32, (None, 2)),
-                    Tensor("mix", f32, (None, None, None)),
-                    Tensor("noise", f32, (None, *latent)),
-                ],
-                Tensor("next_state", f32, (None, None, *latent)),
-            ),
-        ),
+    latent: tuple[int, int, int], outputs: int, graphs: Mapping[str, GraphInfo], text: int | None
+) -> dict[str, Contract]:
+    """By graph: its inputs and outputs. The widths that only the manifest knows are taken from there, bounded."""
+    m = _width(graphs, "conditioner", 2)
+    f32, i64, sizes = "float32", "int64", latent if text is None else (latent[0], None, None)
+    told = [Tensor("label", i64, (None,))] if text is None else [Tensor(s, f32, (None,)) for s in ("height", "width")]
+    contracts: dict[str, Contract] = {
+        "conditioner": ([Tensor("timestep", f32, (None,)), *told], [Tensor("modulation", f32, (None, m))])
     }
+    prompt, of_prompts = ([], {}) if text is None else _prompt_contracts(graphs, text)
+    step = _step_inputs(sizes, m, outputs) + prompt
     for graph in filter(is_step_graph, graphs):
         _output_shape(graphs, graph)
+        contracts[graph] = step, [Tensor("next_state", f32, (None, None, *sizes))]
     for graph in ("decoder", "preview"):
         if graph in graphs:
-            image = Tensor("image", "uint8", (None, *_picture(graph, _output_shape(graphs, graph))))
-            contracts[graph] = [Tensor("latent", f32, (None, *latent))], image
-    return contracts
+            image = Tensor("image", "uint8", (None, *_picture(graph, _output_shape(graphs, graph), text is None)))
+            contracts[graph] = [Tensor("latent", f32, (None, *sizes))], [image]
+    return contracts | of_prompts
+
+
+def _step_inputs(latent: Shape, m: int, outputs: int) -> list[Tensor]:
+    f32, i64 = "float32", "int64"
+    return [
+        Tensor("state", f32, (None, None, *latent)),
+        Tensor("sample", i64, (None,)),
+        Tensor("condition", i64, (None,)),
+        Tensor("modulation", f32, (None, m)),
+        Tensor("combine", f32, (None, None, outputs)),
+        Tensor("x0_from", f32, (None, 2)),
+        Tensor("x0_bound", f32, (None,)),
+        Tensor("log_sigma", f32, (None, 2)),
+        Tensor("mix", f32, (None, None, None)),
+        Tensor("noise", f32, (None, *latent)),
+    ]
+
+
+def _prompt_contracts(graphs: Mapping[str, GraphInfo], hidden: int) -> tuple[list[Tensor], dict[str, Contract]]:
+    """What a step has besides where the model takes prompts, and the graphs that make it."""
+    f32, i64 = "float32", "int64"
+    context = Tensor("context", f32, (None, None, _width(graphs, "context", 3)))
+    bias = Tensor("context_bias", f32, (None, None))
+    position = Tensor("position", f32, (None, None, _width(graphs, "position", 3)))
+    rows, mask = Tensor("hidden", f32, (None, None, hidden)), Tensor("mask", i64, (None, None))
+    contracts: dict[str, Contract] = {
+        "context": ([rows, mask], [context, bias]),
+        "position": ([Tensor("row", f32, (None,)), Tensor("column", f32, (None,))], [position]),
+    }
+    if "text" in graphs:
+        contracts["text"] = [Tensor("ids", i64, (None, None)), mask], [rows]
+    return [context, bias, Tensor("prompt", i64, (None,)), position], contracts
+
+
+def _width(graphs: Mapping[str, GraphInfo], graph: str, rank: int) -> int:
+    """The last size of the first output, bounded."""
+    shape = _of(graphs[graph].outputs[0]).shape if graphs[graph].outputs else ()
+    if graph == "conditioner":
+        shape = _output_shape(graphs, graph)
+    if len(shape) != rank or shape[-1] is None or shape[-1] > MAX_WIDTH:
+        raise ValueError(f"graph {graph}: output has no width")
+    return shape[-1]
 
 
 def _output_shape(graphs: Mapping[str, GraphInfo], graph: str) -> Shape:
@@ -146,11 +173,13 @@ def _output_shape(graphs: Mapping[str, GraphInfo], graph: str) -> Shape:
     return _of(graphs[graph].outputs[0]).shape
 
 
-def _picture(graph: str, shape: Shape) -> tuple[int, int, int]:
-    """h, w and 1 or 3 of what a decoder or a preview makes."""
+def _picture(graph: str, shape: Shape, fixed: bool) -> tuple[int | None, int | None, int]:
+    """h, w and 1 or 3 of what a decoder or a preview makes. fixed: h and w are numbers; else they are open."""
     sizes = [size for size in shape[1:] if size is not None]
-    if len(shape) != 4 or len(sizes) != 3 or sizes[2] not in (1, 3) or sizes[0] * sizes[1] > MAX_PIXELS:
-        raise ValueError(f"graph {graph}: output is not images of a fixed size")
+    if not fixed and len(shape) == 4 and sizes in ([1], [3]):
+        return None, None, sizes[0]
+    if not fixed or len(shape) != 4 or len(sizes) != 3 or sizes[2] not in (1, 3) or sizes[0] * sizes[1] > MAX_PIXELS:
+        raise ValueError(f"graph {graph}: output is not images of {'a fixed' if fixed else 'an open'} size")
     return sizes[0], sizes[1], sizes[2]
 
 

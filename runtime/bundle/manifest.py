@@ -16,15 +16,15 @@ from ..errors import BundleError
 from ..fields import LARGEST, MAX_NUMBER, Count, Finite, Sha256, Strict
 from ..json_files import parse_json, validated
 from ..samplers.schedule import ScheduleInfo
-from .graph_contract import GraphInfo, check_graphs, known_graphs
+from .graph_contract import MAX_PIXELS, GraphInfo, check_graphs, graphs_read
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION: Literal[2] = 2
 # What this reader understands of a manifest's `requires`; cpp/src/manifest.cpp has the same names. Whoever adds to the
 # format what a reader must not ignore (without it the pictures would be wrong) adds a name here and there, and has the
-# writer put it into the manifests that need it. None is needed today: what a reader of version 2 does not know, it
-# refuses (a tensor of a graph) or can do without.
-UNDERSTOOD: frozenset[str] = frozenset()
+# writer put it into the manifests that need it.
+TEXT = "text"  # the model takes prompts, and latents of several sizes
+UNDERSTOOD = frozenset({TEXT})
 MAX_REQUIRED = 100
 MAX_MANIFEST_BYTES = 16 << 20
 # The bounds of docs/format.md, "Limits": the same as cpp/src/manifest.cpp's.
@@ -33,6 +33,7 @@ MAX_LATENT = 1 << 26  # numbers of one latent: above is no image
 MAX_CLASSES = 1_000_000
 MAX_FILES, MAX_PROGRAMS, MAX_GOLDEN = 1000, 1000, 100
 MAX_KEPT = 100_000
+MAX_TOKENS, MAX_TEXT_WIDTH = 1 << 12, 1 << 16  # of a prompt; numbers of a row of the text encoder's
 LARGE_MODEL = 200_000_000  # parameters from which on whatever samples on a workstation does less of it
 DECODE_PIXELS = 512 * 512  # of pictures decoded at a time: Stable Diffusion's decoder takes 5 kB a pixel
 
@@ -47,15 +48,15 @@ class FileInfo(Strict):
 class ModelInfo(Strict):
     """The network (hyper-parameters as in the DiT paper) and how its numbers are to be read."""
 
-    architecture: str  # "dit"; "custom": a module of the user's with DiT's interface
-    input_size: Side  # H = W of the latent
+    architecture: str  # "dit", "pixart"; "custom": a module of the user's with DiT's interface
+    input_size: Side  # H = W of the latent; where others are possible (`text`), that of training
     patch_size: Count
     in_channels: Side  # C
     out_channels: Annotated[int, Field(ge=1, le=2 * MAX_SIDE)]  # O
     hidden_size: Count
     depth: Count
     num_heads: Count
-    num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+    num_classes: Annotated[int, Field(ge=0, le=MAX_CLASSES)]  # 0: the model takes prompts (`text`)
     null_class: (
         Annotated[int, Field(ge=0, le=MAX_CLASSES)] | None
     )  # label of "no class", None when the model was trained without label dropout
@@ -104,6 +105,24 @@ class VaeInfo(Strict):
     latents_std: list[Annotated[float, Field(gt=0, le=MAX_NUMBER)]] | None = None
 
 
+class TextInfo(Strict):
+    """A model that takes prompts instead of classes, and latents of several sizes."""
+
+    tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]  # T: prompts are padded to it, longer ones are cut
+    width: Annotated[int, Field(ge=1, le=MAX_TEXT_WIDTH)]  # Dh: of the text encoder's rows
+    pad: Annotated[int, Field(ge=0, le=LARGEST)] = 0  # token that fills up
+    encoder_sha256: Sha256 | None  # weights of the text encoder: recorded prompts are of the same; None: not known
+    tokenizer: str | None = None  # file; None, or no graph `text`: prompts come recorded
+    empty: str | None = None  # file: the recorded prompt of no words, which guidance leads away from
+    multiple: Count  # H and W of latents are multiples of it
+    largest: Side  # H and W at most
+    factor: Annotated[int, Field(ge=1, le=1024)]  # pixels of a picture per pixel of a latent, along a side
+
+    @property
+    def files(self) -> list[str]:
+        return [file for file in (self.tokenizer, self.empty) if file is not None]
+
+
 class DefaultsInfo(Strict):
     """What `run` does when it is told nothing else."""
 
@@ -145,7 +164,8 @@ class Manifest(Strict):
     model: ModelInfo
     schedule: ScheduleInfo | None  # None: a flow model, x_t = t data + (1 - t) noise, has no betas
     labels: list[str]  # empty, or one name per class
-    graphs: Annotated[dict[str, GraphInfo], BeforeValidator(known_graphs)]  # further step graphs are "step-NAME"
+    text: TextInfo | None = None  # None: the model takes classes
+    graphs: Annotated[dict[str, GraphInfo], BeforeValidator(graphs_read)]  # further step graphs are "step-NAME"
     programs: Annotated[dict[str, str], Field(max_length=MAX_PROGRAMS)]  # name -> file
     golden: Annotated[list[GoldenInfo], Field(max_length=MAX_GOLDEN)]
     defaults: DefaultsInfo
@@ -162,6 +182,7 @@ class Manifest(Strict):
         missing = {"conditioner", "step"} - set(self.graphs)
         if missing:
             raise ValueError(f"graph '{sorted(missing)[0]}' is missing")
+        self._check_text()
         if self.labels and len(self.labels) != self.model.num_classes:
             raise ValueError(f"{len(self.labels)} labels for {self.model.num_classes} classes")
         for values in (self.vae.latents_mean, self.vae.latents_std) if self.vae is not None else ():
@@ -170,6 +191,7 @@ class Manifest(Strict):
         if self.defaults.program not in self.programs:
             raise ValueError(f"default program '{self.defaults.program}' is not in programs")
         named = [graph.file for graph in self.graphs.values()] + list(self.programs.values())
+        named += self.text.files if self.text is not None else []
         for file in named + [golden.file for golden in self.golden]:
             if file not in self.files:
                 raise ValueError(f"'{file}' is used but not listed in files, so its hash is unknown")
@@ -177,18 +199,53 @@ class Manifest(Strict):
             if golden.program not in self.programs:
                 raise ValueError(f"golden program '{golden.program}' is not in programs")
         graphs = {str(name): graph for name, graph in self.graphs.items()}
-        check_graphs(self.model.latent_shape, self.model.out_channels, graphs)
+        width = None if self.text is None else self.text.width
+        check_graphs(self.model.latent_shape, self.model.out_channels, graphs, width)
         return self
+
+    def _check_text(self) -> None:
+        if (self.text is None) != (self.model.num_classes > 0):
+            raise ValueError(
+                "a model has classes, or takes prompts: num_classes is 0 where there is a text, and nowhere else"
+            )
+        if self.text is None:
+            return
+        missing = {"context", "position"} - set(self.graphs)
+        if missing:
+            raise ValueError(f"graph '{sorted(missing)[0]}' is missing")
+        if TEXT not in self.requires:
+            raise ValueError(f"text: a bundle that takes prompts requires '{TEXT}'")
+        if self.model.input_size % self.text.multiple or self.model.input_size > self.text.largest:
+            raise ValueError("text: input_size is not one of the sizes that latents can have")
+        largest = self.text.largest
+        if self.model.in_channels * largest**2 > MAX_LATENT or (largest * self.text.factor) ** 2 > MAX_PIXELS:
+            raise ValueError(f"text: latents of {largest} x {largest} are too large")
 
     @property
     def modulation_width(self) -> int:
         """M: numbers in a row of adaLN modulation, which the conditioner makes."""
         return int(self.graphs["conditioner"].outputs[0].shape[1])
 
-    def picture_size(self, graph: str) -> tuple[int, int, int]:
-        """(h, w, 1 or 3) of what "decoder" or "preview" makes."""
+    @property
+    def context_width(self) -> int:
+        """W: numbers of a token's row of context. Of a model that takes prompts, as the next."""
+        return int(self.graphs["context"].outputs[0].shape[2])
+
+    @property
+    def position_width(self) -> int:
+        """Numbers of a patch's position."""
+        return int(self.graphs["position"].outputs[0].shape[2])
+
+    def picture_size(self, graph: str, latent: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """(h, w, 1 or 3) of what "decoder" or "preview" makes. latent: H, W where they are not input_size."""
         height, width, channels = self.graphs[graph].outputs[0].shape[1:]
+        if self.text is not None:
+            height, width = (side * self.text.factor for side in latent or (self.model.input_size,) * 2)
         return int(height), int(width), int(channels)
+
+    def json_text(self) -> str:
+        """The file. What a model of classes has nothing to say about is left out."""
+        return self.model_dump_json(indent=1, exclude={"text"} if self.text is None else None) + "\n"
 
     def graph_files(self, graph: str) -> list[str]:
         """The file of a graph, and that of its weights where they are beside it."""

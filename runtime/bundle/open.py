@@ -81,6 +81,11 @@ class Bundle:
             weights.check_path()
         return self.file(self.manifest.graphs[graph].file)  # type: ignore[index]
 
+    def require_classes(self, what: str) -> None:
+        """Raises RequestError for a model that takes prompts, which `what` cannot do yet."""
+        if self.manifest.text is not None:
+            raise RequestError(f"{self.folder} takes prompts, and {what} is for models of classes so far")
+
     def require(self, graph: str) -> None:
         """Raises RequestError, with the remedy, when the bundle has no such graph."""
         if graph not in self.manifest.graphs:
@@ -128,6 +133,8 @@ class Bundle:
         An exact name comes first, so that a class may be called 1990; then numbers; then names in any case.
         """
         model, labels = self.manifest.model, self.manifest.labels
+        if self.manifest.text is not None:
+            raise RequestError(f"{self.folder} takes prompts, and no classes: give --prompt instead of class {text!r}")
         if labels.count(text) == 1:
             return labels.index(text)
         if text.isascii() and text.isdigit():
@@ -174,6 +181,7 @@ def open_bundle(
     ready = {file: program_from_json(held[file].read(), folder / file) for file in programs}
     graphs = {str(name): _held_graph(info, held, folder) for name, info in manifest.graphs.items()}
     used = {graph.file for graph in manifest.graphs.values()} | {golden.file for golden in manifest.golden}
+    used |= set(manifest.text.files) if manifest.text is not None else set()
     kept = {name: held[name] for name in used & held.keys()}
     return Bundle(
         folder,
@@ -192,6 +200,7 @@ def _opened(folder: Path, name: str, manifest: Manifest, check_hash: bool) -> He
     if path.is_file():
         return HeldFile(path, manifest.files[name], check_hash=check_hash)
     needed = {*manifest.programs.values(), *(graph.file for graph in manifest.graphs.values())}
+    needed |= set(manifest.text.files) if manifest.text is not None else set()
     if name.startswith(OPTIONAL) and name not in needed:
         return None
     raise BundleError(f"{folder}: file {name} is missing; export the checkpoint again")

@@ -21,6 +21,18 @@ def class_conditions(timesteps: np.ndarray, labels: Sequence[int]) -> Conditions
     }
 
 
+def prompt_conditions(timesteps: np.ndarray, size: tuple[int, int]) -> Conditions:
+    """timesteps [N], (height, width) in pixels -> timestep, height and width [N, 1] float32.
+
+    One record a step, whatever the prompts: those reach the network by another way. A model that is not told its
+    picture's size has no such inputs.
+    """
+    told = {"height": size[0], "width": size[1]}
+    return {"timestep": timesteps.astype(np.float32)[:, None]} | {
+        name: np.full((len(timesteps), 1), pixels, dtype=np.float32) for name, pixels in told.items()
+    }
+
+
 def count(conditions: Conditions) -> int:
     """R."""
     return next(iter(conditions.values())).shape[1]

@@ -67,7 +67,7 @@ def step_record(tables: StepTables, step: int) -> Record:
 
 
 def evaluations_record(some: Evaluations) -> Record:
-    return dict(vars(some))
+    return {name: table for name, table in vars(some).items() if table is not None}
 
 
 def records_of(tables: StepTables, latent: tuple[int, ...], steps_per_call: int) -> dict[str, Record]:

@@ -36,11 +36,14 @@ class FirstBroken:
 def broken_images(
     bad: np.ndarray, first: int, labels: Sequence[int], seeds: Sequence[int] | None, steps: np.ndarray | None
 ) -> list[BrokenImage]:
-    """bad [B] of the batch that begins with image `first`; steps [B] of `FirstBroken`, None when nobody looked."""
+    """bad [B] of the batch that begins with image `first`; steps [B] of `FirstBroken`, None when nobody looked.
+
+    labels: empty where the images are of prompts.
+    """
     return [
         BrokenImage(
             index=first + i,
-            label=int(labels[first + i]),
+            label=int(labels[first + i]) if labels else None,
             seed=int(seeds[first + i]) if seeds is not None else None,
             step=int(steps[i]) if steps is not None else None,
         )
@@ -60,7 +63,12 @@ def not_finite_error(bundle: Bundle, broken: Sequence[BrokenImage], results: np.
 
 
 def _words(bundle: Bundle, image: BrokenImage) -> str:
-    name = bundle.label_name(image.label) if image.label != bundle.manifest.model.null_class else "no class"
-    label = f"class {image.label}" + (f" {name}" if name != str(image.label) else "")
-    seed = f", seed {image.seed}" if image.seed is not None else ""
-    return f"image {image.index} ({label}{seed}" + (f", from step {image.step} on)" if image.step else ")")
+    said = [_class(bundle, image.label)] if image.label is not None else []
+    said += [f"seed {image.seed}"] if image.seed is not None else []
+    said += [f"from step {image.step} on"] if image.step else []
+    return f"image {image.index}" + (f" ({', '.join(said)})" if said else "")
+
+
+def _class(bundle: Bundle, label: int) -> str:
+    name = bundle.label_name(label) if label != bundle.manifest.model.null_class else "no class"
+    return f"class {label}" + (f" {name}" if name != str(label) else "")

@@ -1,4 +1,4 @@
-"""`generate`: labels and seeds in, images out. What the command line and most programs call."""
+"""`generate`: labels or prompts, and seeds, in; images out. What the command line and most programs call."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from .engine import EngineOptions
 from .finite import FirstBroken, broken_images, not_finite, not_finite_error
 from .loop import StepEvent, Told, Watcher, looks_of
 from .noise import GivenNoise, NoiseSource, SeededNoise
-from .request import check_images, check_program, whole_numbers
+from .prompts import Prompt
+from .request import check_images, check_program, check_seeds, whole_numbers
 from .session import Session
+from .subjects import Subjects, class_subjects, latent_of, prompt_subjects
 
 
 class Settings(TypedDict, total=False):
@@ -29,6 +31,9 @@ class Settings(TypedDict, total=False):
     program: Program | None
     guidance: float | None
     away_from: Sequence[int | None] | None
+    prompts: Sequence[str | Prompt] | None
+    negative: Sequence[str | Prompt] | str | Prompt | None
+    size: tuple[int, int] | None
     batch: int
     output: str
     noise: GivenNoise | None
@@ -47,6 +52,9 @@ class Sampling:
     program: from `bundle.program(...)`; None is the bundle's default.
     guidance: classifier-free guidance scale, 1 is none; None is the bundle's default.
     away_from: per image, a class to guide away from instead of from "no class"; None entries are no class.
+    prompts: one per image, where the model takes prompts: texts, or `Prompt`s (of token ids, or recorded).
+    negative: what to guide away from, one for all images or one per image; None is the prompt of no words.
+    size: (width, height) of the pictures in pixels; None is the model's own.
     batch: images that share one run of the network; bounds memory.
     output: "images" (uint8 [n, h, w, 1 or 3]) or "latents" (float32 [n, C, H, W]).
     noise: recorded noise for all n images instead of seeds.
@@ -61,6 +69,9 @@ class Sampling:
     program: Program | None = None
     guidance: float | None = None
     away_from: Sequence[int | None] | None = None
+    prompts: Sequence[str | Prompt] | None = None
+    negative: Sequence[str | Prompt] | str | Prompt | None = None
+    size: tuple[int, int] | None = None
     batch: int = DEFAULT_BATCH
     output: str = "images"
     noise: GivenNoise | None = None
@@ -72,23 +83,30 @@ class Sampling:
     check_finite: bool = False
 
 
-def generate(bundle: Bundle, labels: Sequence[int], seeds: Sequence[int], **settings: Unpack[Settings]) -> np.ndarray:
-    """Samples one image per (label, seed) -> images or latents, as `output` says.
+def generate(
+    bundle: Bundle, labels: Sequence[int] = (), seeds: Sequence[int] = (), **settings: Unpack[Settings]
+) -> np.ndarray:
+    """Samples one image per (label, seed), or per (prompt, seed) -> images or latents, as `output` says.
 
     Args:
-        labels: class numbers, 0 .. num_classes - 1: a list, or an array or tensor of integers; seeds likewise.
+        labels: class numbers, 0 .. num_classes - 1: a list, or an array or tensor of integers; seeds likewise. None of
+            them where the model takes `prompts`.
         seeds: one per image, 0 .. 2**64 - 1; the same seed gives the same image alone and in any batch.
-        settings: the fields of `Sampling`: program, guidance, away_from, batch, output, noise, session ...
+        settings: the fields of `Sampling`: program, guidance, away_from, prompts, batch, output, noise, session ...
 
     Raises: RequestError (arguments that do not fit the bundle), EngineError, Cancelled; NotFiniteError when pictures
         overflowed: it holds the others.
     """
     given = Sampling(**settings)
-    away_from = None if given.away_from is None else whole_numbers("class to guide away from", given.away_from)
-    labels, seeds = whole_numbers("label", labels), whole_numbers("seed", seeds)
-    program = given.program or bundle.program()
-    guidance = bundle.manifest.defaults.guidance if given.guidance is None else given.guidance
-    run = _Run(labels, seeds, away_from, program, guidance, given)
+    seeds, guidance = whole_numbers("seed", seeds), given.guidance
+    guidance = bundle.manifest.defaults.guidance if guidance is None else guidance
+    if bundle.manifest.text is None:
+        subjects = class_subjects(bundle, labels, given.away_from, given.prompts, given.negative, given.size)
+        check_images(bundle.manifest.model, subjects.labels, seeds, subjects.away_from)  # type: ignore[arg-type]
+    else:
+        subjects = prompt_subjects(bundle, labels, given.away_from, given.prompts, given.negative, guidance)
+        check_seeds("prompts", len(subjects.of), seeds)
+    run = _Run(subjects, seeds, latent_of(bundle, given.size), given.program or bundle.program(), guidance, given)
     _check(bundle, run)
     with nullcontext(given.session) if given.session is not None else Session(bundle, given.options) as engines:
         return _sampled(engines, run)
@@ -98,12 +116,16 @@ def generate(bundle: Bundle, labels: Sequence[int], seeds: Sequence[int], **sett
 class _Run:
     """The arguments of `generate`; what was left out is the bundle's."""
 
-    labels: Sequence[int]
+    subjects: Subjects
     seeds: Sequence[int]
-    away_from: Sequence[int | None] | None
+    latent: tuple[int, int, int]  # C, H, W
     program: Program
     guidance: float
     given: Sampling
+
+    @property
+    def images(self) -> int:
+        return len(self.subjects.of)
 
 
 def _sampled(engines: Session, run: _Run) -> np.ndarray:
@@ -112,22 +134,24 @@ def _sampled(engines: Session, run: _Run) -> np.ndarray:
         engines.load("decoder")  # fails now, not after minutes of sampling
     results: list[np.ndarray] = []
     broken: list[BrokenImage] = []
-    for first in range(0, len(run.labels), run.given.batch):
+    subjects, text = run.subjects, engines.bundle.manifest.text
+    for first in range(0, run.images, run.given.batch):
         part = slice(first, first + run.given.batch)
-        seen = FirstBroken(len(run.labels[part])) if run.given.check_finite else None
+        seen = FirstBroken(len(subjects.of[part])) if run.given.check_finite else None
         latents = engines.latents(
             run.program,
-            list(run.labels[part]),
+            list(subjects.of[part]),
             run.guidance,
-            _noise_of(engines.bundle, run.seeds, run.given.noise, part),
+            _noise_of(run, part),
             on_step=_step_callback(run, first, seen),
             cancel=run.given.cancel,
-            away_from=list(run.away_from[part]) if run.away_from is not None else None,
+            away_from=list(subjects.away_from[part]) if subjects.away_from is not None else None,
+            size=(0, 0) if text is None else (text.factor * run.latent[1], text.factor * run.latent[2]),
         )
         bad = not_finite(latents)
         results.append(_images(engines, latents, bad) if run.given.output == "images" else latents)
         seeds = None if run.given.noise else run.seeds
-        broken += broken_images(bad, first, run.labels, seeds, seen.step if seen else None)
+        broken += broken_images(bad, first, subjects.labels, seeds, seen.step if seen else None)
     if broken:
         raise not_finite_error(engines.bundle, broken, np.concatenate(results))
     return np.concatenate(results)
@@ -142,7 +166,7 @@ def _images(engines: Session, latents: np.ndarray, bad: np.ndarray) -> np.ndarra
 
 def _step_callback(run: _Run, first: int, seen: FirstBroken | None) -> Told | None:
     """None when nobody watches. States stay on a device where nobody looks at them."""
-    tell, batches = run.given.on_step, -(-len(run.labels) // run.given.batch)
+    tell, batches = run.given.on_step, -(-run.images // run.given.batch)
     if tell is None:
         return seen.on_step if seen is not None else None
 
@@ -154,22 +178,22 @@ def _step_callback(run: _Run, first: int, seen: FirstBroken | None) -> Told | No
     return Watcher(on_step, looks_of(tell)) if seen is None else on_step
 
 
-def _noise_of(bundle: Bundle, seeds: Sequence[int], noise: GivenNoise | None, part: slice) -> NoiseSource:
+def _noise_of(run: _Run, part: slice) -> NoiseSource:
+    noise = run.given.noise
     if noise is not None:
         return GivenNoise(noise.z[part], np.ascontiguousarray(noise.noise[:, part]))
-    return SeededNoise(list(seeds[part]), bundle.manifest.model.latent_shape)
+    return SeededNoise(list(run.seeds[part]), run.latent)
 
 
 def _check(bundle: Bundle, run: _Run) -> None:
     """Raises RequestError for what does not fit the bundle."""
     program, noise = run.program, run.given.noise
-    check_images(bundle.manifest.model, run.labels, run.seeds, run.away_from)
     if run.given.batch < 1:
         raise RequestError(f"batch {run.given.batch} is not at least 1")
     if run.given.output not in ("images", "latents"):
         raise RequestError(f"output '{run.given.output}' is not 'images' or 'latents'")
     if noise is not None:
-        latent = (len(run.labels), *bundle.manifest.model.latent_shape)
+        latent = (run.images, *run.latent)
         if noise.z.shape != latent or noise.noise.shape != (program.steps, *latent):
             raise RequestError(
                 f"noise has z {list(noise.z.shape)} and noise {list(noise.noise.shape)}, this run needs "

@@ -18,6 +18,7 @@ from .engines import open_engine
 from .loop import StepEvent, first_state
 from .noise import NoiseSource
 from .tables import StepTables
+from .text_graphs import TextGraphs
 
 MODULATION_BYTES = 64 << 20  # adaLN rows held at a time; a row of DiT-XL is 0.8 MB
 
@@ -40,6 +41,7 @@ class HostLoop:
         self.bundle = bundle
         self.engines: dict[str, Engine] = dict(engines or {})
         self._options = options
+        self.text = TextGraphs(bundle, self.engine)
 
     def load(self, graph: str) -> None:
         self.engine(graph)
@@ -55,7 +57,7 @@ class HostLoop:
                 )
             # timesteps are one number in bfloat16, and so are shades: only the step is worth rounding
             options = replace(self._options, exact=True) if not is_step_graph(graph) else self._options
-            options = replace(options, keep_buffers=False) if graph == "decoder" else options
+            options = replace(options, keep_buffers=False) if graph in ("decoder", "text") else options
             self.engines[graph] = open_engine(self.bundle.graph(graph), options)
         return self.engines[graph]
 
@@ -69,11 +71,12 @@ class HostLoop:
     ) -> np.ndarray:
         state = first_state(program, noise)
         next_state, silent = np.empty_like(state), np.zeros_like(state[:, 0])
+        told = self.text.inputs(tables.prompts, state.shape[3:], cancel) if tables.prompts else {}
         for step, modulation in enumerate(self._modulations(tables, cancel)):
             if cancel is not None and cancel.is_set():
                 raise Cancelled(f"stopped before step {step + 1} of {program.steps}")
             drawn = noise.step(step) if program.draws_noise(step) else silent
-            inputs = {"state": state, "modulation": modulation, "noise": drawn, **tables.inputs(step)}
+            inputs = {"state": state, "modulation": modulation, "noise": drawn, **tables.inputs(step), **told}
             self.engine(program.graph_of(step)).run(inputs, {"next_state": next_state}, cancel)
             state, next_state = next_state, state
             if on_step is not None:
@@ -81,7 +84,8 @@ class HostLoop:
         return state[:, 0].copy()
 
     def images(self, graph: str, latents: np.ndarray) -> np.ndarray:
-        return decode_images(self.engine(graph), latents, self.bundle.manifest.picture_size(graph))
+        height, width = latents.shape[2:]
+        return decode_images(self.engine(graph), latents, self.bundle.manifest.picture_size(graph, (height, width)))
 
     def _modulations(self, tables: StepTables, cancel: threading.Event | None) -> Iterator[np.ndarray]:
         """The adaLN rows [R, M] of each step in order, computed a block of steps at a time: memory stays bounded."""

@@ -31,17 +31,24 @@ def check_images(
     model: ModelInfo, labels: Sequence[int], seeds: Sequence[int], away_from: Sequence[int | None] | None
 ) -> None:
     """Raises RequestError unless every image has a label and a seed that the model can have."""
-    if not labels or len(labels) != len(seeds):
-        raise RequestError(f"{len(labels)} labels and {len(seeds)} seeds: give at least one, and as many of each")
+    check_seeds("labels", len(labels), seeds)
     if away_from is not None and len(away_from) != len(labels):
         raise RequestError(
             f"{len(labels)} labels and {len(away_from)} classes to guide away from: give as many of each"
         )
-    if None in labels or None in seeds:
+    if None in labels:
         raise RequestError("None among the labels or seeds: give a number for each image")
     for label in [*labels, *(other for other in away_from or () if other is not None)]:
         if not (0 <= label < model.num_classes or label == model.null_class):
             raise RequestError(f"class {label}: the model has classes 0 to {model.num_classes - 1}")
+
+
+def check_seeds(what: str, count: int, seeds: Sequence[int]) -> None:
+    """Raises RequestError unless each of `count` subjects, at least one, has a seed. what: "labels", "prompts"."""
+    if not count or count != len(seeds):
+        raise RequestError(f"{count} {what} and {len(seeds)} seeds: give at least one, and as many of each")
+    if None in seeds:
+        raise RequestError("None among the labels or seeds: give a number for each image")
     for seed in seeds:
         if not 0 <= seed < 2**64:
             raise RequestError(f"seed {seed} is not between 0 and 2**64 - 1")

@@ -17,6 +17,7 @@ from .host_loop import HostLoop
 from .image_run import ImageRun, advance
 from .loop import Loop, Told
 from .noise import NoiseSource, SeededNoise
+from .prompts import Prompt
 from .request import check_images, check_program, whole_numbers
 from .tables import image_tables, step_tables
 
@@ -40,6 +41,11 @@ class Session:
         """Where the work is done: on a GPU, by plans or by ONNX Runtime, loaded at first use; or on the host."""
         if not self._on_device:
             return self._host
+        if self.bundle.manifest.text is not None:
+            raise RequestError(
+                "models that take prompts run in the host's loop so far: give the bundle itself, and "
+                "--provider CUDAExecutionProvider instead of cuda"
+            )
         if self._device is None:
             self._device = DeviceLoop(self.bundle, self._options.plans, self._options)
         return self._device
@@ -56,18 +62,26 @@ class Session:
     def latents(
         self,
         program: Program,
-        labels: list[int],
+        subjects: Sequence[int | Prompt],
         guidance: float,
         noise: NoiseSource,
         on_step: Told | None = None,
         cancel: threading.Event | None = None,
-        away_from: list[int | None] | None = None,
+        away_from: Sequence[int | Prompt | None] | None = None,
+        size: tuple[int, int] = (0, 0),
     ) -> np.ndarray:
-        """Runs the whole program on one batch -> latents [B, C, H, W] float32. Raises Cancelled, RequestError."""
+        """Runs the whole program on one batch -> latents [B, C, H, W] float32. Raises Cancelled, RequestError.
+
+        subjects: classes, or prompts; then `size` is height and width of the picture.
+        """
         self._check_graphs(program)
-        tables = step_tables(program, self.bundle.manifest.model, labels, guidance, away_from)
+        tables = step_tables(program, self.bundle.manifest.model, subjects, guidance, away_from, size)
         loop = self._host if any(map(_is_further, program.graph or ())) else self.loop
         return loop.latents(program, tables, noise, on_step, cancel)
+
+    def encode(self, prompt: Prompt) -> np.ndarray:
+        """What the bundle's text encoder makes of a prompt: [tokens, Dh] float32. Raises RequestError."""
+        return self._host.text.hidden(prompt)
 
     def start(
         self,
@@ -86,6 +100,8 @@ class Session:
         Raises RequestError for what does not fit the bundle.
         """
         manifest = self.bundle.manifest
+        if manifest.text is not None:
+            raise RequestError("models that take prompts are sampled a program at a time: use generate")
         model, guidance = manifest.model, manifest.defaults.guidance if guidance is None else guidance
         shape = model.latent_shape
         [label], [seed] = whole_numbers("label", [label]), whole_numbers("seed", [seed])

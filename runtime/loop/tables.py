@@ -7,7 +7,7 @@ makes the same (cpp/src/tables.cpp).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,8 @@ import numpy as np
 from ..bundle.manifest import ModelInfo
 from ..errors import RequestError
 from ..samplers.program import Program
-from .conditions import Conditions, class_conditions, count, shared
+from .conditions import Conditions, class_conditions, count, prompt_conditions, shared
+from .prompts import Prompt
 
 STEP_TABLES = ("x0_from", "x0_bound", "log_sigma", "mix")  # the step graph's inputs that have a row for each image
 
@@ -34,6 +35,7 @@ class ImageTables:
     x0_bound: np.ndarray  # [N] float32
     log_sigma: np.ndarray  # [N, 2] float32
     mix: np.ndarray  # [N, K, K + 2] float32
+    prompts: tuple[Prompt, ...] = ()  # of the first evaluation and, last, of the second; empty: the model takes none
 
     def at(self, step: int) -> ImageTables:
         """Views: the tables of that step alone."""
@@ -43,6 +45,7 @@ class ImageTables:
             self.guided[rows],
             self.weights[rows],
             **{name: getattr(self, name)[rows] for name in STEP_TABLES},
+            prompts=self.prompts,
         )
 
 
@@ -53,6 +56,7 @@ class Evaluations:
     sample: np.ndarray  # [E] int64
     condition: np.ndarray  # [E] int64, rows of the step's conditions
     combine: np.ndarray  # [B, E, O] float32
+    prompt: np.ndarray | None = None  # [E] int64, rows of the batch's prompts; None: the model takes none
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class StepTables:
     x0_bound: np.ndarray  # [N, B] float32
     log_sigma: np.ndarray  # [N, B, 2] float32
     mix: np.ndarray  # [N, B, K, K + 2] float32
+    prompts: tuple[Prompt, ...] = ()  # P of them, each once
 
     @property
     def steps(self) -> int:
@@ -84,51 +89,67 @@ class StepTables:
     def inputs(self, step: int) -> dict[str, np.ndarray]:
         """Views, not copies: what step `step` binds."""
         evaluations = self.evaluations[self.evaluations_of[step]]
-        return vars(evaluations) | {name: getattr(self, name)[step] for name in STEP_TABLES}
+        bound = {name: values for name, values in vars(evaluations).items() if values is not None}
+        return bound | {name: getattr(self, name)[step] for name in STEP_TABLES}
 
 
 def image_tables(
-    program: Program, model: ModelInfo, label: int, guidance: float, away_from: int | None = None
+    program: Program,
+    model: ModelInfo,
+    subject: int | Prompt,
+    guidance: float,
+    away_from: int | Prompt | None = None,
+    size: tuple[int, int] = (0, 0),
 ) -> ImageTables:
     """Tables of one image. guidance 1 is none: one evaluation per step, whatever the program says.
 
-    Classifier-free guidance (Ho & Salimans 2022) of strength g weighs the labelled evaluation with g and the unlabelled
-    one with 1 - g in the first `guided_channels` channels, with 1 and 0 in every other one. A step of factor f (the
-    program's `guidance`) takes 1 + f (g - 1) for g.
-    away_from: the class to guide away from instead of the null class (a "negative prompt").
-    Raises RequestError when guidance is asked of a model without null class and there is no class to guide away from.
+    Classifier-free guidance (Ho & Salimans 2022) of strength g weighs the evaluation of the subject, a class or a
+    prompt, with g and the other one with 1 - g in the first `guided_channels` channels, with 1 and 0 in every other
+    one. A step of factor f (the program's `guidance`) takes 1 + f (g - 1) for g.
+    away_from: the class or prompt to guide away from; None is the null class.
+    size: height and width of the picture in pixels, where the subject is a prompt.
+    Raises RequestError when guidance is asked of a model without null class and there is nothing to guide away from.
     """
     guided = (program.guidance != 0) & (guidance != 1.0)
-    with np.errstate(over="ignore", invalid="ignore"):
-        strength = np.where(program.guidance == 1, guidance, 1 + program.guidance * (guidance - 1))
-        pairs = np.stack([strength, 1 - strength], axis=1).astype(np.float32)
-    if not np.isfinite(pairs).all() or not np.isfinite(np.float32(guidance)):
-        raise RequestError(f"guidance {guidance:g} is not a finite number in float32")
     baseline = model.null_class if away_from is None else away_from
     if guided.any() and baseline is None:
         raise RequestError(
             f"guidance {guidance:g} needs a null class, and this model was trained without label dropout: "
             "use 1, or give a class to guide away from"
         )
-    weights = np.zeros((program.steps, 2, model.out_channels), dtype=np.float32)
-    weights[:, 0] = 1
-    weights[guided, :, : model.guided_channels] = pairs[guided, :, None]
+    subjects = [subject] if baseline is None or not guided.any() else [subject, baseline]
+    labels = [label for label in subjects if not isinstance(label, Prompt)]
+    prompts = tuple(prompt for prompt in subjects if isinstance(prompt, Prompt))
     return ImageTables(
-        conditions=class_conditions(
-            program.timestep, [label] if baseline is None or not guided.any() else [label, baseline]
-        ),
+        conditions=prompt_conditions(program.timestep, size) if prompts else class_conditions(program.timestep, labels),
         guided=guided,
-        weights=weights,
+        weights=_weights(program, model, guidance, guided),
         x0_from=program.x0_from.astype(np.float32),
         x0_bound=np.full(program.steps, program.x0_bound, dtype=np.float32),
         log_sigma=program.log_sigma.astype(np.float32),
         mix=program.mix.astype(np.float32),
+        prompts=prompts,
     )
+
+
+def _weights(program: Program, model: ModelInfo, guidance: float, guided: np.ndarray) -> np.ndarray:
+    """[N, 2, O] float32. Raises RequestError for guidance that float32 cannot hold."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        strength = np.where(program.guidance == 1, guidance, 1 + program.guidance * (guidance - 1))
+        pairs = np.stack([strength, 1 - strength], axis=1).astype(np.float32)
+    if not np.isfinite(pairs).all() or not np.isfinite(np.float32(guidance)):
+        raise RequestError(f"guidance {guidance:g} is not a finite number in float32")
+    weights = np.zeros((program.steps, 2, model.out_channels), dtype=np.float32)
+    weights[:, 0] = 1
+    weights[guided, :, : model.guided_channels] = pairs[guided, :, None]
+    return weights
 
 
 def gather(images: Sequence[ImageTables]) -> StepTables:
     """A batch of images with as many steps and slots each: row n of one beside row n of the others."""
     conditions, rows = shared([image.conditions for image in images])
+    prompts = tuple(dict.fromkeys(prompt for image in images for prompt in image.prompts))
+    row_of = {prompt.key: row for row, prompt in enumerate(prompts)}
     distinct: dict[bytes, int] = {}
     evaluations: list[Evaluations] = []
     evaluations_of: list[int] = []
@@ -136,7 +157,7 @@ def gather(images: Sequence[ImageTables]) -> StepTables:
         key = b"".join(image.guided[step].tobytes() + image.weights[step].tobytes() for image in images)
         if key not in distinct:
             distinct[key] = len(evaluations)
-            evaluations.append(_evaluations([image.at(step) for image in images], rows))
+            evaluations.append(_evaluations([image.at(step) for image in images], rows, row_of))
         evaluations_of.append(distinct[key])
     return StepTables(
         conditions,
@@ -144,11 +165,12 @@ def gather(images: Sequence[ImageTables]) -> StepTables:
         tuple(evaluations),
         tuple(evaluations_of),
         **{name: np.stack([getattr(image, name) for image in images], axis=1) for name in STEP_TABLES},
+        prompts=prompts,
     )
 
 
-def _evaluations(images: Sequence[ImageTables], rows: list[list[int]]) -> Evaluations:
-    """Of one step. rows: by image, its conditions' places among the batch's."""
+def _evaluations(images: Sequence[ImageTables], rows: list[list[int]], row_of: Mapping[str, int]) -> Evaluations:
+    """Of one step. rows: by image, its conditions' places among the batch's; row_of: those of prompts, by key."""
     guided = [b for b, image in enumerate(images) if image.guided[0]]
     combine = np.zeros((len(images), len(images) + len(guided), images[0].weights.shape[2]), dtype=np.float32)
     for b, image in enumerate(images):
@@ -156,16 +178,25 @@ def _evaluations(images: Sequence[ImageTables], rows: list[list[int]]) -> Evalua
     for e, b in enumerate(guided, start=len(images)):
         combine[b, e] = images[b].weights[0, 1]
     condition = [own[0] for own in rows] + [rows[b][-1] for b in guided]
+    prompts = [image.prompts[0] for image in images if image.prompts]
+    prompts += [images[b].prompts[-1] for b in guided if images[b].prompts]
     return Evaluations(
-        np.array([*range(len(images)), *guided], dtype=np.int64), np.array(condition, dtype=np.int64), combine
+        np.array([*range(len(images)), *guided], dtype=np.int64),
+        np.array(condition, dtype=np.int64),
+        combine,
+        np.array([row_of[prompt.key] for prompt in prompts], dtype=np.int64) if prompts else None,
     )
 
 
 def step_tables(
-    program: Program, model: ModelInfo, labels: list[int], guidance: float, away_from: list[int | None] | None = None
+    program: Program,
+    model: ModelInfo,
+    subjects: Sequence[int | Prompt],
+    guidance: float,
+    away_from: Sequence[int | Prompt | None] | None = None,
+    size: tuple[int, int] = (0, 0),
 ) -> StepTables:
-    """Tables of a batch of images of one program, label by label."""
-    others = away_from or [None] * len(labels)
-    return gather(
-        [image_tables(program, model, label, guidance, other) for label, other in zip(labels, others, strict=True)]
-    )
+    """Tables of a batch of images of one program, subject by subject."""
+    others = away_from or [None] * len(subjects)
+    pairs = zip(subjects, others, strict=True)
+    return gather([image_tables(program, model, subject, guidance, other, size) for subject, other in pairs])

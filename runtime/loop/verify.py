@@ -15,6 +15,7 @@ from ..report import Report, silent
 from .engine import Engine
 from .loop import StepEvent
 from .noise import GivenNoise
+from .prompts import Prompt, prompt_of_rows
 from .session import Session
 
 # Relative error that no bundle may have, whatever its manifest allows. Other seeds of the demo model end 0.45 apart, so
@@ -58,7 +59,11 @@ def golden_here(bundle: Bundle) -> list[GoldenInfo]:
 
 
 def read_golden(bundle: Bundle, golden: GoldenInfo, steps: int) -> dict[str, np.ndarray]:
-    """z [B,C,H,W], noise [N,B,C,H,W], x [N,B,C,H,W] float32, y [B] int64, of N = steps. Raises BundleError."""
+    """z [B,C,H,W], noise [N,B,C,H,W], x [N,B,C,H,W] float32, y [B] int64, of N = steps. Raises BundleError.
+
+    Of a model that takes prompts hidden [B+1,T,Dh] float32 and lengths [B+1] int64 instead of y: the rows of each
+    image's prompt, and of what all are guided away from.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -69,13 +74,8 @@ def read_golden(bundle: Bundle, golden: GoldenInfo, steps: int) -> dict[str, np.
         tensors = load(bundle.read(golden.file))
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:  # the latter: of its own types
         raise BundleError(f"{path}: not a readable golden file ({error})") from None
-    batch = len(tensors["y"]) if "y" in tensors and tensors["y"].ndim == 1 else 0
-    latents = (batch, *model.latent_shape)
-    if "y" in tensors and not batch:
-        raise BundleError(f"{path}: tensor 'y' is {list(tensors['y'].shape)}, expected [B] of at least one sample")
-    wanted = {"y": (batch,), "z": latents, "noise": (steps, *latents), "x": (steps, *latents)}
-    for name, shape in wanted.items():
-        dtype = "int64" if name == "y" else "float32"
+    wanted = _wanted(tensors, bundle, steps, path)
+    for name, (dtype, shape) in wanted.items():
         if name not in tensors:
             raise BundleError(f"{path}: tensor '{name}' is missing")
         found = tensors[name]
@@ -86,8 +86,32 @@ def read_golden(bundle: Bundle, golden: GoldenInfo, steps: int) -> dict[str, np.
             )
         if not np.isfinite(found).all():
             raise BundleError(f"{path}: tensor '{name}' has numbers that are not finite: export the checkpoint again")
-    check_labels(tensors["y"], model, path)
+    if "y" in wanted:
+        check_labels(tensors["y"], model, path)
     return {name: tensors[name] for name in wanted}
+
+
+def _wanted(
+    tensors: Mapping[str, np.ndarray], bundle: Bundle, steps: int, path: Path
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """By name the type and shape that a golden file's tensors have to have. Raises BundleError for no sample at all."""
+    text = bundle.manifest.text
+    counted, other = ("y", 0) if text is None else ("lengths", 1)
+    batch = len(tensors[counted]) - other if counted in tensors and tensors[counted].ndim == 1 else 0
+    if counted in tensors and batch < 1:
+        raise BundleError(
+            f"{path}: tensor '{counted}' is {list(tensors[counted].shape)}, expected [B] of at least one sample"
+        )
+    latents = (batch, *bundle.manifest.model.latent_shape)
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {counted: ("int64", (batch + other,))}
+    if text is not None:
+        found = tensors["hidden"].shape[1:2] if "hidden" in tensors else ()
+        tokens = min(found[0] if found else 1, text.tokens)
+        if counted in tensors and not all(1 <= n <= tokens for n in tensors[counted].tolist()):
+            raise BundleError(f"{path}: tensor 'lengths' has numbers that are not between 1 and {tokens}")
+        wanted["hidden"] = "float32", (batch + 1, tokens, text.width)
+    f32 = "float32"
+    return wanted | {"z": (f32, latents), "noise": (f32, (steps, *latents)), "x": (f32, (steps, *latents))}
 
 
 def check_labels(y: np.ndarray, model: ModelInfo, path: Path) -> None:
@@ -110,8 +134,19 @@ def replay(session: Session, golden: GoldenInfo, on_step: Callable[[StepEvent], 
             on_step(event)
 
     noise = GivenNoise(tensors["z"], tensors["noise"])
-    session.latents(program, tensors["y"].tolist(), golden.guidance, noise, on_step=compare)
+    text, subjects = bundle.manifest.text, _subjects(tensors)
+    others = None if text is None else [subjects.pop()] * (len(tensors["z"]))
+    side = 0 if text is None else text.factor * bundle.manifest.model.input_size
+    session.latents(program, subjects, golden.guidance, noise, on_step=compare, away_from=others, size=(side, side))
     return Replay(golden, program.timestep, np.array(errors))
+
+
+def _subjects(tensors: Mapping[str, np.ndarray]) -> list[int | Prompt]:
+    """Classes; or prompts, the last of which is what they are guided away from."""
+    if "y" in tensors:
+        return list(tensors["y"].tolist())
+    pairs = zip(tensors["hidden"], tensors["lengths"].tolist(), strict=True)
+    return [prompt_of_rows(np.ascontiguousarray(rows[:count])) for rows, count in pairs]
 
 
 def replay_golden(bundle: Bundle, engines: Mapping[str, Engine] | None = None, report: Report = silent) -> list[Replay]:

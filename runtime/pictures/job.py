@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ..files import check_writable, sha256_of_file
 from ..loop.engine import EngineOptions, options_for
 from ..loop.generate import read_noise
 from ..loop.noise import GivenNoise
+from ..report import silent
 from ..samplers.process import check_process
 from ..samplers.program import Program, read_program
 from ..samplers.settings import SamplerSettings, guidance_interval_from_text
@@ -21,7 +23,8 @@ from .images import check_metadata_fits, picture_format
 from .outputs import Output, check_memory, check_tensor_file, picture_output
 from .preview import check_previews
 from .recipe import Recipe, program_file_metadata, recipe_of_picture
-from .request import RunOptions, RunRequest
+from .request import PromptOptions, RunOptions, RunRequest
+from .words import check_no_classes, check_no_prompts, prompts_of, recorded
 
 DEFAULT_IMAGES = 8  # without --class and --count: one image of each of the first classes
 
@@ -54,8 +57,11 @@ class Job:
         return "decoder" not in self.bundle.manifest.graphs
 
 
-def job_of(request: RunRequest) -> Job:
-    """Reads the bundle and the files that the request names. Raises DitedgeError for all that cannot be done."""
+def job_of(request: RunRequest, warn: Callable[[str], object] = silent) -> Job:
+    """Reads the bundle and the files that the request names. Raises DitedgeError for all that cannot be done.
+
+    warn: told where a prompt is cut.
+    """
     bundle = open_bundle(request.engine, trusted_keys=request.trusted_keys or None)
     engines = options_for(request.engine, request.options)  # raises when they do not go together
     if request.like is not None:
@@ -64,7 +70,7 @@ def job_of(request: RunRequest) -> Job:
     job = Job(
         bundle=bundle,
         engines=engines,
-        recipe=_recipe(request, bundle, noise),
+        recipe=_recipe(request, bundle, noise, warn),
         noise=noise,
         noise_sha256=sha256_of_file(request.noise) if request.noise else None,
         how=request.how,
@@ -77,14 +83,11 @@ def job_of(request: RunRequest) -> Job:
 def metadata(job: Job, images: slice, step: int | None = None) -> dict[str, Any]:
     """What it takes to make these images again. step: of a preview."""
     recipe = job.recipe
-    labels = recipe.labels[images]
     return {
         "software": f"ditedge {__version__}",
         "bundle": job.bundle.manifest.name,
         "bundle_sha256": job.bundle.sha256,
-        "labels": labels,
-        "classes": [job.bundle.label_name(label) for label in labels],
-        "away_from": recipe.away_from[images] if recipe.away_from else None,
+        **_subjects(job, images),
         "seeds": recipe.seeds[images] if job.noise is None else None,
         "noise_sha256": job.noise_sha256,
         "program": recipe.program.name,
@@ -96,9 +99,29 @@ def metadata(job: Job, images: slice, step: int | None = None) -> dict[str, Any]
     }
 
 
-def _recipe(request: RunRequest, bundle: Bundle, noise: GivenNoise | None) -> Recipe:
+def _subjects(job: Job, images: slice) -> dict[str, Any]:
+    """What the pictures are of, in their metadata."""
+    recipe = job.recipe
+    if recipe.prompts:
+        return {
+            "prompts": [recorded(prompt) for prompt in recipe.prompts[images]],
+            "negative": [recorded(prompt) for prompt in recipe.negative[images]],
+            "size": list(recipe.size) if recipe.size is not None else None,
+        }
+    labels = recipe.labels[images]
+    return {
+        "labels": labels,
+        "classes": [job.bundle.label_name(label) for label in labels],
+        "away_from": recipe.away_from[images] if recipe.away_from else None,
+    }
+
+
+def _recipe(request: RunRequest, bundle: Bundle, noise: GivenNoise | None, warn: Callable[[str], object]) -> Recipe:
     if request.like is not None:
-        return recipe_of_picture(request.like, bundle, Path(request.program) if request.program else None)
+        return recipe_of_picture(request.like, bundle, Path(request.program) if request.program else None, warn)
+    if bundle.manifest.text is not None:
+        return _prompt_recipe(request, bundle, warn)
+    check_no_prompts(request, bundle)
     as_recorded = noise is not None and not request.classes and request.count is None
     count = len(noise.z) if noise is not None and as_recorded else request.count
     labels = _labels(request.classes, count, bundle)
@@ -111,6 +134,26 @@ def _recipe(request: RunRequest, bundle: Bundle, noise: GivenNoise | None) -> Re
         guidance=bundle.manifest.defaults.guidance if request.guidance is None else request.guidance,
         program=program,
         program_file=program_file_metadata(file) if file is not None else {},
+    )
+
+
+def _prompt_recipe(request: RunRequest, bundle: Bundle, warn: Callable[[str], object]) -> Recipe:
+    check_no_classes(request, bundle)
+    said = prompts_of(request, bundle, warn)
+    count = request.count or len(said.prompts)
+    guidance = bundle.manifest.defaults.guidance if request.guidance is None else request.guidance
+    away = said.negative if guidance != 1.0 else []
+    program, file = _program(request, bundle)
+    return Recipe(
+        labels=[],
+        seeds=[request.seed + i for i in range(count)],
+        away_from=None,
+        guidance=guidance,
+        program=program,
+        program_file=program_file_metadata(file) if file is not None else {},
+        prompts=[said.prompts[i % len(said.prompts)] for i in range(count)],
+        negative=[away[i % len(away)] for i in range(count)] if away else [],
+        size=said.size,
     )
 
 
@@ -150,7 +193,12 @@ def _interval(text: str | None, bundle: Bundle) -> tuple[float, float] | None:
 def _check_like(request: RunRequest) -> None:
     """--like and everything that the picture says itself."""
     asked = [request.classes, request.away_from, request.count, request.seed, request.guidance, request.noise]
-    if any(asked) or request.settings != SamplerSettings() or request.guidance_interval:
+    if (
+        any(asked)
+        or request.prompts != PromptOptions()
+        or request.settings != SamplerSettings()
+        or request.guidance_interval
+    ):
         raise RequestError("--like takes classes, seeds and settings from the picture: leave the other options out")
 
 
@@ -186,6 +234,6 @@ def _check(job: Job) -> None:
         check_previews(job.bundle, program, job.how.preview_every)
         if pictures is not None and pictures.kind == "stdout":
             raise RequestError("--preview-every writes files beside the picture: give -o a name")
-    check_memory(job.bundle, len(job.recipe.labels), program.steps if job.files.trajectory else 1)
+    check_memory(job.bundle, job.recipe, program.steps if job.files.trajectory else 1)
     if pictures is not None and pictures.kind == "picture":
         check_metadata_fits(picture_format(pictures.path), metadata(job, slice(None)))

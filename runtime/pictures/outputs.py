@@ -11,7 +11,9 @@ from pathlib import Path
 from ..bundle.open import Bundle
 from ..errors import RequestError
 from ..files import check_writable
+from ..loop.subjects import latent_of
 from .images import FORMATS
+from .recipe import Recipe
 
 STDOUT = Path("-")
 TENSOR_SUFFIXES = ("", ".safetensors", ".npz")
@@ -53,14 +55,15 @@ def check_tensor_file(path: Path) -> None:
     check_writable(path)
 
 
-def check_memory(bundle: Bundle, images: int, copies: int) -> None:
+def check_memory(bundle: Bundle, recipe: Recipe, copies: int) -> None:
     """Raises RequestError when the results of a run, which are held until its end, exceed this machine's memory.
 
     copies: of the latents, for a trajectory.
     """
-    each = 4 * math.prod(bundle.manifest.model.latent_shape) * copies
+    images, latent = recipe.images, latent_of(bundle, recipe.size)
+    each = 4 * math.prod(latent) * copies
     if "decoder" in bundle.manifest.graphs:
-        each += 2 * math.prod(bundle.manifest.picture_size("decoder"))
+        each += 2 * math.prod(bundle.manifest.picture_size("decoder", latent[1:]))
     have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**63
     if images * each > have:
         raise RequestError(

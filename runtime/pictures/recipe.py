@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +12,12 @@ from pydantic import BaseModel, Field, ValidationError
 from ..bundle.open import Bundle
 from ..errors import ProgramError, RequestError
 from ..files import sha256_of_file
+from ..loop.prompts import Prompt
+from ..report import silent
 from ..samplers.program import Program, read_program
 from ..samplers.settings import settings_from_made
 from .images import read_metadata
+from .words import RecordedPrompt, again
 
 MOST_IMAGES = 1_000_000  # of one run
 Label = Annotated[int, Field(ge=0, lt=2**31)]
@@ -24,9 +28,12 @@ class Metadata(BaseModel):
     """The part of a picture's metadata that `--like` uses; a picture comes from anywhere, so all of it is checked."""
 
     bundle_sha256: str
-    labels: Annotated[list[Label], Field(min_length=1, max_length=MOST_IMAGES)]
+    labels: Annotated[list[Label], Field(max_length=MOST_IMAGES)] = []
     seeds: Annotated[list[Seed], Field(max_length=MOST_IMAGES)] | None
-    away_from: Annotated[list[Label], Field(max_length=MOST_IMAGES)] | None
+    away_from: Annotated[list[Label], Field(max_length=MOST_IMAGES)] | None = None
+    prompts: Annotated[list[RecordedPrompt], Field(max_length=MOST_IMAGES)] = []
+    negative: Annotated[list[RecordedPrompt], Field(max_length=MOST_IMAGES)] = []
+    size: tuple[int, int] | None = None
     guidance: Annotated[float, Field(allow_inf_nan=False)]
     made: dict[str, Any]
     program_file: str | None = None  # name of the file that the program came from, when it was no bundle's
@@ -35,7 +42,7 @@ class Metadata(BaseModel):
 
 @dataclass(frozen=True)
 class Recipe:
-    """labels and seeds of the images, in order; away_from as in `generate`.
+    """labels, or prompts and what to guide away from, and seeds of the images, in order; the rest as in `generate`.
 
     program_file: name and hash of the file that the program came from, as pictures remember them; empty without.
     """
@@ -46,6 +53,13 @@ class Recipe:
     guidance: float
     program: Program
     program_file: dict[str, str] = field(default_factory=dict)
+    prompts: list[Prompt] = field(default_factory=list)
+    negative: list[Prompt] = field(default_factory=list)
+    size: tuple[int, int] | None = None  # width, height in pixels; None: the model's own
+
+    @property
+    def images(self) -> int:
+        return len(self.seeds)
 
 
 def program_file_metadata(path: Path) -> dict[str, str]:
@@ -53,8 +67,13 @@ def program_file_metadata(path: Path) -> dict[str, str]:
     return {"program_file": path.name, "program_sha256": sha256_of_file(path)}
 
 
-def recipe_of_picture(picture: Path, bundle: Bundle, program_file: Path | None) -> Recipe:
-    """The run that made `picture`. program_file: the same file that made it, where one did. Raises RequestError."""
+def recipe_of_picture(
+    picture: Path, bundle: Bundle, program_file: Path | None, warn: Callable[[str], object] = silent
+) -> Recipe:
+    """The run that made `picture`. program_file: the same file that made it, where one did. Raises RequestError.
+
+    warn: told where a prompt is cut.
+    """
     try:
         data = Metadata.model_validate(read_metadata(picture))
     except ValidationError as error:
@@ -67,7 +86,16 @@ def recipe_of_picture(picture: Path, bundle: Bundle, program_file: Path | None) 
         raise RequestError(f"{picture} was made from a noise file, so it has no seeds to make it again from")
     program = _program(picture, data, bundle, program_file)
     source = program_file_metadata(program_file) if program_file is not None else {}
-    return Recipe(data.labels, data.seeds, data.away_from or None, data.guidance, program, source)
+    told = (data.guidance, program, source)
+    if bundle.manifest.text is None:
+        if not data.labels:
+            raise RequestError(f"{picture}: its metadata cannot be used (labels: there are none)")
+        return Recipe(data.labels, data.seeds, data.away_from or None, *told)
+    prompts = again(picture, bundle, [*data.prompts, *data.negative], warn)
+    if len(data.prompts) != len(data.seeds) or not data.prompts or len(data.negative) not in (0, len(data.prompts)):
+        raise RequestError(f"{picture}: its metadata cannot be used (prompts: not one for each image)")
+    images = len(data.prompts)
+    return Recipe([], data.seeds, None, *told, prompts[:images], prompts[images:], data.size)
 
 
 def _program(picture: Path, data: Metadata, bundle: Bundle, file: Path | None) -> Program:

@@ -26,6 +26,42 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
+class PromptOptions:
+    """What a model that takes prompts is told; nothing of it says anything of a model of classes."""
+
+    text: tuple[str, ...] = field(
+        default=(), metadata=option("--prompt", help="What the picture is of, in words; repeat it, one per image.")
+    )
+    list: Path | None = field(
+        default=None, metadata=option("--prompts", help="A text file with a prompt a line, one per image.")
+    )
+    recorded: tuple[Path, ...] = field(
+        default=(), metadata=option("--prompt-file", help="A prompt that `encode` recorded; repeat it, one per image.")
+    )
+    negative: tuple[str, ...] = field(
+        default=(), metadata=option("--negative", help="Guide away from these words; repeat it, one per image.")
+    )
+    negative_recorded: tuple[Path, ...] = field(
+        default=(), metadata=option("--negative-file", help="The same, as a prompt that `encode` recorded.")
+    )
+    size: str | None = field(
+        default=None,
+        metadata=option("--size", help="Of the pictures, in pixels. [default: the model's]", metavar="WIDTHxHEIGHT"),
+    )
+
+
+@dataclass(frozen=True)
+class EncodeRequest:
+    """`encode`: a prompt for `run --prompt-file`, made where there is room for the text encoder."""
+
+    text: str = field(metadata=option("text"))
+    engine: Path = field(metadata=BUNDLE_FILE)
+    out: Path = field(metadata=option("-o", "--out", help="File to write (.safetensors)."))
+    options: EngineOptions = EngineOptions()
+    trusted_keys: tuple[Path, ...] = field(default=(), metadata=TRUSTED_KEYS)
+
+
+@dataclass(frozen=True)
 class RunRequest:
     """A run as it was asked for; None means the bundle's default. `job_of` makes a Job of it."""
 
@@ -36,9 +72,10 @@ class RunRequest:
     away_from: tuple[str, ...] = field(
         default=(), metadata=option("--not", help="Guide away from this class instead of from no class.")
     )
+    prompts: PromptOptions = PromptOptions()
     count: int | None = field(
         default=None,
-        metadata=option("--count", help="Images; classes are cycled. [default: one per --class]", range=IMAGES),
+        metadata=option("--count", help="Images; classes or prompts are cycled. [default: one of each]", range=IMAGES),
     )
     seed: int = field(default=0, metadata=option("--seed", help="Seed of the first image; the next has seed + 1."))
     settings: SamplerSettings = SamplerSettings()

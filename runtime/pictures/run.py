@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ from .results import write_images, write_program_file, write_tensor_files
 FILES_SHOWN = 20  # by name, of a run's files
 
 
-def run_bundle(request: RunRequest, report: Report = silent) -> dict[str, Any]:
+def run_bundle(request: RunRequest, report: Report = silent, warn: Callable[[str], object] = silent) -> dict[str, Any]:
     """Samples, writes every file asked for, and returns the summary.
 
     When pictures overflowed it raises NotFiniteError, with the summary, after the good ones were written: a grid has
-    the others black, a folder has no file of them.
+    the others black, a folder has no file of them. warn: told where a prompt is cut.
     """
-    return run_job(job_of(request), report)
+    return run_job(job_of(request, warn), report)
 
 
 def run_job(job: Job, report: Report = silent) -> dict[str, Any]:
@@ -79,6 +79,9 @@ def _latents(job: Job, session: Session, on_step: Told) -> tuple[np.ndarray, Not
             program=recipe.program if job.how.preview_every is None else with_x0_slot(recipe.program),
             guidance=recipe.guidance,
             away_from=recipe.away_from,
+            prompts=recipe.prompts or None,
+            negative=recipe.negative or None,
+            size=recipe.size,
             batch=job.how.batch,
             output="latents",
             noise=job.noise,
@@ -119,8 +122,8 @@ def _summary(job: Job, seconds: float, written: list[Path], broken: NotFiniteErr
     return {
         "bundle": str(job.bundle.folder),
         "bundle_sha256": job.bundle.sha256,
-        "images": len(recipe.labels),
-        "labels": recipe.labels,
+        "images": recipe.images,
+        **({"prompts": [prompt.text for prompt in recipe.prompts]} if recipe.prompts else {"labels": recipe.labels}),
         "seeds": recipe.seeds if job.noise is None else None,
         "program": recipe.program.name,
         "steps": recipe.program.steps,
@@ -128,7 +131,7 @@ def _summary(job: Job, seconds: float, written: list[Path], broken: NotFiniteErr
         "guidance": recipe.guidance,
         "provider": job.engines.provider if job.engines.plans is None else "plan",
         "seconds": seconds,
-        "seconds_per_image": seconds / len(recipe.labels),
+        "seconds_per_image": seconds / recipe.images,
         "written": [str(path) for path in written],
         "rough": job.rough and job.files.pictures is not None,
         "not_finite": [asdict(image) for image in broken.images] if broken is not None else [],

@@ -22,7 +22,8 @@ def check_target(target: str) -> None:
 
 
 def check_form(bundle: Bundle) -> None:
-    """Raises RequestError for a bundle whose graphs hold operators that only ONNX Runtime has."""
+    """Raises RequestError for a bundle whose graphs hold operators that only ONNX Runtime has, and of prompts."""
+    bundle.require_classes("build")
     info = bundle.manifest.quantization
     if info is not None and info.form == "onnxruntime" and info.activations != "static":  # static is plain Q/DQ
         what = "per-token activations" if info.activations == "per-token" else "weights in its own operator"

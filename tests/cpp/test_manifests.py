@@ -14,8 +14,8 @@ import pytest
 from capi_ctypes import DitedgeError, load
 
 from ditedge import __version__
-from ditedge.runtime.bundle.manifest import UNDERSTOOD
-from tests.conftest import ROOT
+from ditedge.runtime.bundle.manifest import TEXT, UNDERSTOOD
+from tests.conftest import BUNDLES, ROOT
 from tests.cpp.support import BUNDLE, PROGRAM, edit
 from tests.fuzz.verdicts import UNUSED
 from tests.runtime.bundle.test_reading_rules import make_later
@@ -92,7 +92,7 @@ def properties() -> list[tuple[str, ...]]:
     places = {"ModelInfo": ("model",), "ScheduleInfo": ("schedule",), "VaeInfo": ("vae",)}
     places |= {"DefaultsInfo": ("defaults",), "GoldenInfo": ("golden", "0"), "GraphInfo": ("graphs", "step")}
     places |= {"FileInfo": ("files", "step.onnx"), "TensorInfo": ("graphs", "step", "inputs", "0")}
-    places["QuantizationInfo"] = ("quantization",)
+    places |= {"QuantizationInfo": ("quantization",), "TextInfo": ("text",)}
     assert set(places) >= set(schema["$defs"]), (
         "a new object in the manifest: teach it to runtime/cpp/src/manifest.cpp, or to UNUSED"
     )
@@ -116,6 +116,7 @@ def test_every_property_of_the_schema_is_checked_or_not_used(
     manifest["quantization"] = {"precision": "int8", "form": "onnxruntime", "weights": "per-channel"}
     manifest["quantization"] |= {"activations": "per-token", "smoothing": None, "kept": [], "conditioner": "int8"}
     manifest["quantization"] |= {"source_bundle": "0" * 64, "calibration": None}
+    manifest["text"] = {}  # not read: `requires` refuses the bundles that have it
     library = load(built / "libditedge.so")
     edit(gray_bundle, **manifest)
     assert open_status(library, gray_bundle) == (0, "")
@@ -149,7 +150,15 @@ def test_required_names_are_understood_or_named(built: Path, gray_bundle: Path) 
 def test_both_runtimes_understand_the_same_names() -> None:
     source = (ROOT / "runtime" / "cpp" / "src" / "manifest.cpp").read_text()
     (names,) = re.findall(r"std::set<std::string> names = \{([^}]*)\};", source)
-    assert set(re.findall(r'"([^"]*)"', names)) == UNDERSTOOD
+    assert set(re.findall(r'"([^"]*)"', names)) == UNDERSTOOD - {TEXT}
+
+
+def test_a_bundle_that_takes_prompts_is_refused_in_one_sentence(built: Path) -> None:
+    status, message = open_status(load(built / "libditedge.so"), BUNDLES / "pixart")
+    assert status == BUNDLE
+    assert message.endswith(
+        "requires: the bundle takes prompts, which libditedge cannot sample yet: run it with Python's ditedge"
+    )
 
 
 def test_a_graph_that_is_not_what_the_manifest_says(opened, gray_bundle: Path) -> None:

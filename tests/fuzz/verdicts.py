@@ -31,7 +31,15 @@ from tests.fuzz.mutations import mutated_json
 # What C++ does not look at, and a value that Python takes there ("=min": that of the field min beside it).
 UNUSED: dict[str, dict[str, Any]] = {
     "manifest": {
-        **{"name": "", "made_by": "", "source_sha256": "0" * 64, "golden": [], "vae": None, "quantization": None},
+        **{
+            "name": "",
+            "made_by": "",
+            "source_sha256": "0" * 64,
+            "golden": [],
+            "vae": None,
+            "quantization": None,
+            "text": None,
+        },
         **{"model/architecture": "dit", "model/patch_size": 1, "model/hidden_size": 1, "model/depth": 1},
         **{"model/num_heads": 1, "model/parameters": 1, "model/learned_variance": False, "model/frequency_divisor": 1},
         **{"model/mlp_norm_eps": 0.5, "model/mlp_ratio": 1.0},

@@ -36,6 +36,8 @@ void check_version(const Field& version) {
 void check_requires(const Field& names) {
     std::string unknown;
     for (const Field& name : names.elements(kMaxRequired))
+        if (name.text() == "text") names.fail("the bundle takes prompts, which libditedge cannot sample yet: run it with Python's ditedge");
+    for (const Field& name : names.elements(kMaxRequired))
         if (understood().count(name.text()) == 0) unknown += (unknown.empty() ? "'" : ", '") + name.text() + "'";
     if (!unknown.empty())
         names.fail("the bundle requires " + unknown + ", which libditedge " + version_of_library() + " does not know: update ditedge");

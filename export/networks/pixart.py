@@ -1,0 +1,238 @@
+"""PixArt-alpha and -Sigma (arXiv:2310.00426, 2403.04692), split where `ditedge` cuts a network that takes prompts.
+
+`conditioner` depends on the timestep (and, in PixArt-alpha 1024, on the picture's size), `context` on the prompt,
+`position` on the size of the latent, `trunk` on all of them. Parameter names are those of diffusers'
+`PixArtTransformer2DModel`: its state dicts load as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SINUSOID = 256  # width of the sinusoids that feed the embedders
+MASKED = -1e4  # added to the scores of tokens that are padding: their weight is exactly 0 then
+NORM_EPS = 1e-6  # of the last norm, whatever `norm_eps` is
+
+
+@dataclass(frozen=True)
+class PixArtConfig:
+    """Hyper-parameters, as in diffusers' config.json."""
+
+    sample_size: int  # H = W of the latents that it was trained on
+    patch_size: int
+    in_channels: int  # C
+    out_channels: int  # O
+    num_heads: int
+    head_size: int
+    depth: int  # L
+    caption_channels: int  # Dh: width of the text encoder's rows
+    interpolation_scale: float = 1.0  # of positions: patches per patch of a picture of 256 pixels
+    norm_eps: float = 1e-6
+    told_size: bool = False  # PixArt-alpha 1024: the conditioner is told the picture's height and width
+    tokens: int = 120  # T: of a prompt, in the pipeline; 300 in PixArt-Sigma's
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.num_heads * self.head_size
+
+    @property
+    def learn_sigma(self) -> bool:
+        return self.out_channels == 2 * self.in_channels
+
+    @property
+    def context_width(self) -> int:
+        """W = 2 L D: keys and values of every cross-attention."""
+        return 2 * self.depth * self.hidden_size
+
+    @property
+    def base_size(self) -> int:
+        """Side, in patches, of the grid whose positions are not interpolated."""
+        return self.sample_size // self.patch_size
+
+
+class Mlp(nn.Module):
+    """linear_1, an activation, linear_2."""
+
+    def __init__(self, inputs: int, width: int, act: nn.Module) -> None:
+        super().__init__()
+        self.linear_1, self.linear_2, self.act = nn.Linear(inputs, width), nn.Linear(width, width), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(self.act(self.linear_1(x)))
+
+
+class Embedders(nn.Module):
+    """Timestep, and where the model is told it the size of the picture -> [U, D]."""
+
+    def __init__(self, config: PixArtConfig) -> None:
+        super().__init__()
+        self.timestep_embedder = Mlp(SINUSOID, config.hidden_size, nn.SiLU())
+        if config.told_size:
+            third = config.hidden_size // 3
+            self.resolution_embedder = Mlp(SINUSOID, third, nn.SiLU())
+            self.aspect_ratio_embedder = Mlp(SINUSOID, third, nn.SiLU())
+        # A constant of the graph, made on the CPU also when the network itself is built on "meta".
+        exponent = -math.log(10000) * torch.arange(SINUSOID // 2, dtype=torch.float32, device="cpu")
+        self.register_buffer("frequency", torch.exp(exponent / (SINUSOID // 2)), persistent=False)
+
+    def _sinusoid(self, value: Tensor) -> Tensor:
+        angle = value[:, None] * self.frequency[None]
+        return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+    def forward(self, timestep: Tensor, height: Tensor | None, width: Tensor | None) -> Tensor:
+        embedded = self.timestep_embedder(self._sinusoid(timestep))
+        if height is None or width is None:
+            return embedded
+        sides = [self.resolution_embedder(self._sinusoid(side)) for side in (height, width)]
+        ratio = self.aspect_ratio_embedder(self._sinusoid(height / width))
+        return embedded + torch.cat([*sides, ratio], dim=1)
+
+
+class AdaLayerNormSingle(nn.Module):
+    def __init__(self, config: PixArtConfig) -> None:
+        super().__init__()
+        self.emb = Embedders(config)
+        self.linear = nn.Linear(config.hidden_size, 6 * config.hidden_size)
+
+    def forward(self, timestep: Tensor, height: Tensor | None, width: Tensor | None) -> Tensor:
+        """-> [U, 7D]: six vectors for every block, and the embedding, which the final layer has its two of."""
+        embedded = self.emb(timestep, height, width)
+        return torch.cat([self.linear(F.silu(embedded)), embedded], dim=1)
+
+
+class Attention(nn.Module):
+    """Of image tokens to themselves, or to keys and values of the prompt."""
+
+    def __init__(self, config: PixArtConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """x [N, S, D]; keys, values [N, T, D]; bias [N, T] -> [N, S, D]."""
+        heads = (self.num_heads, x.shape[-1] // self.num_heads)
+        q, k, v = (part.unflatten(2, heads).transpose(1, 2) for part in (self.to_q(x), keys, values))
+        scores = q @ k.transpose(2, 3) * heads[1] ** -0.5
+        scores = scores if bias is None else scores + bias[:, None, None]
+        return self.to_out[0]((torch.softmax(scores, dim=-1) @ v).transpose(1, 2).flatten(2))
+
+
+class Projection(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([Projection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class Block(nn.Module):
+    """Self-attention and MLP with adaLN-single, and cross-attention without any norm of its own."""
+
+    def __init__(self, config: PixArtConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.scale_shift_table = nn.Parameter(torch.empty(6, width))
+        self.norm1, self.norm2 = (nn.LayerNorm(width, config.norm_eps, elementwise_affine=False) for _ in range(2))
+        self.attn1, self.attn2, self.ff = Attention(config), Attention(config), FeedForward(width)
+
+    def forward(self, x: Tensor, six: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """x [N, S, D], six [N, 6, D], keys and values of the prompt [N, T, D], bias [N, T] -> [N, S, D]."""
+        rows = (self.scale_shift_table[None] + six)[:, :, None].unbind(1)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows
+        inner = self.norm1(x) * (1 + scale_msa) + shift_msa
+        x = x + gate_msa * self.attn1(inner, self.attn1.to_k(inner), self.attn1.to_v(inner), None)
+        x = x + self.attn2(x, keys, values, bias)
+        return x + gate_mlp * self.ff(self.norm2(x) * (1 + scale_mlp) + shift_mlp)
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, config: PixArtConfig) -> None:
+        super().__init__()
+        patch = config.patch_size
+        self.proj = nn.Conv2d(config.in_channels, config.hidden_size, kernel_size=patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> tokens [N, S, D], row-major."""
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class PixArt(nn.Module):
+    """diffusers' PixArtTransformer2DModel."""
+
+    def __init__(self, config: PixArtConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.pos_embed = PatchEmbed(config)
+        self.adaln_single = AdaLayerNormSingle(config)
+        self.caption_projection = Mlp(config.caption_channels, width, nn.GELU(approximate="tanh"))
+        self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm_out = nn.LayerNorm(width, NORM_EPS, elementwise_affine=False)
+        self.scale_shift_table = nn.Parameter(torch.empty(2, width))
+        self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
+        exponent = torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4)
+        self.register_buffer("omega", (1.0 / 10000**exponent).float(), persistent=False)
+
+    def conditioner(self, timestep: Tensor, height: Tensor | None = None, width: Tensor | None = None) -> Tensor:
+        """timestep [U] float32; height, width [U] float32 in pixels, where the model is told them -> [U, 7D]."""
+        return self.adaln_single(timestep, height, width)
+
+    def context(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden [P, T, Dh] float32, mask [P, T] int64 -> context [P, T, 2LD], context_bias [P, T].
+
+        Of each block in turn its keys and its values.
+        """
+        prompt = self.caption_projection(hidden)
+        rows = [part(prompt) for block in self.transformer_blocks for part in (block.attn2.to_k, block.attn2.to_v)]
+        return torch.cat(rows, dim=2), (1 - mask.float()) * MASKED
+
+    def position(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """rows [h] and columns [w] float32, 0, 1, 2 ... of the patches -> [h, w, D]: columns first, each [sin, cos]."""
+        parts = []
+        for count, values in ((rows.shape[0], rows), (columns.shape[0], columns)):
+            place = values / (count / self.config.base_size) / self.config.interpolation_scale
+            angle = place[:, None] * self.omega[None]
+            parts.append(torch.cat([angle.sin(), angle.cos()], dim=1))
+        down, across = parts
+        h, w = rows.shape[0], columns.shape[0]
+        return torch.cat([across[None].expand(h, -1, -1), down[:, None].expand(-1, w, -1)], dim=2)
+
+    def trunk(
+        self, x: Tensor, modulation: Tensor, context: Tensor, context_bias: Tensor, prompt: Tensor, position: Tensor
+    ) -> Tensor:
+        """x [N, C, H, W], modulation [N, 7D], context [P, T, 2LD], context_bias [P, T], prompt [N] int64 (rows of
+        both), position [h, w, D] -> network output [N, O, H, W]."""
+        width = self.config.hidden_size
+        tokens = self.pos_embed(x) + position.flatten(0, 1)[None]
+        six, bias = modulation[:, : 6 * width].unflatten(1, (6, width)), context_bias.index_select(0, prompt)
+        for i, block in enumerate(self.transformer_blocks):
+            keys, values = (
+                context[:, :, part * width : (part + 1) * width].index_select(0, prompt) for part in (2 * i, 2 * i + 1)
+            )
+            tokens = block(tokens, six, keys, values, bias)
+        shift, scale = (self.scale_shift_table[None] + modulation[:, None, 6 * width :])[:, :, None].unbind(1)
+        return self._unpatchify(self.proj_out(self.norm_out(tokens) * (1 + scale) + shift), position)
+
+    def _unpatchify(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """[N, S, p * p * O] -> [N, O, H, W] (`nhwpqc -> nchpwq`)."""
+        patch, (h, w) = self.config.patch_size, position.shape[:2]
+        grid = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (h, w))
+        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

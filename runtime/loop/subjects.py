@@ -1,0 +1,105 @@
+"""What each image of a run is of, and is guided away from: classes, or prompts; and the size of its latent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..bundle.open import Bundle
+from ..errors import RequestError
+from .prompts import Prompt, check_prompt, empty_prompt, text_of
+from .request import whole_numbers
+from .tokenizing import Tokenizer
+
+Words = str | Prompt
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """One entry an image, of one kind."""
+
+    of: Sequence[int | Prompt]
+    away_from: Sequence[int | Prompt | None] | None
+
+    @property
+    def labels(self) -> list[int]:
+        """Empty where they are prompts."""
+        return [label for label in self.of if not isinstance(label, Prompt)]
+
+
+def class_subjects(
+    bundle: Bundle,
+    labels: Sequence[int],
+    away_from: Sequence[int | None] | None,
+    *of_text: object,
+) -> Subjects:
+    """of_text: prompts, what to guide away from in words, a size. Raises RequestError for any of them."""
+    if any(given is not None for given in of_text):
+        text_of(bundle)  # raises
+    others = None if away_from is None else whole_numbers("class to guide away from", away_from)
+    return Subjects(whole_numbers("label", labels), others)
+
+
+def prompt_subjects(
+    bundle: Bundle,
+    labels: Sequence[int],
+    away_from: Sequence[int | None] | None,
+    prompts: Sequence[Words] | None,
+    negative: Sequence[Words] | Words | None,
+    guidance: float,
+) -> Subjects:
+    """Texts become tokens, whose ends may be cut. Raises RequestError for classes, and what the bundle cannot read."""
+    if len(labels) or away_from is not None:
+        raise RequestError(f"{bundle.folder} takes prompts, and no classes: give prompts")
+    if prompts is None or isinstance(prompts, (str, Prompt)):
+        raise RequestError(f"{bundle.folder} takes prompts: give a list with one for each image")
+    found = read_prompts(bundle, prompts)
+    if guidance == 1.0:
+        return Subjects(found, None)
+    others = [negative] if negative is None or isinstance(negative, (str, Prompt)) else list(negative)
+    if len(others) not in (1, len(found)):
+        raise RequestError(f"{len(found)} prompts and {len(others)} to guide away from: give one, or as many of each")
+    away = read_prompts(bundle, [no_words(bundle) if other is None else other for other in others])
+    return Subjects(found, away if len(away) == len(found) else away * len(found))
+
+
+def read_prompts(bundle: Bundle, prompts: Sequence[Words]) -> list[Prompt]:
+    """Each text once to the tokenizer. Raises RequestError."""
+    texts = dict.fromkeys(prompt for prompt in prompts if isinstance(prompt, str))
+    tokenizer = Tokenizer(bundle) if texts else None
+    of_text = {text: tokenizer.prompt(text)[0] for text in texts} if tokenizer is not None else {}
+    found = [of_text[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
+    for prompt in found:
+        if not isinstance(prompt, Prompt):
+            raise RequestError(f"prompt {prompt!r} is neither a text nor a Prompt")
+        check_prompt(bundle, prompt)
+    return found
+
+
+def no_words(bundle: Bundle) -> Words:
+    """The prompt of no words: recorded in the bundle, or for its text encoder. Raises RequestError without either."""
+    recorded = empty_prompt(bundle)
+    if recorded is not None:
+        return recorded
+    if "text" not in bundle.manifest.graphs:
+        raise RequestError(
+            f"{bundle.folder} has no recorded prompt of no words to guide away from: give a negative prompt, "
+            "or guidance 1"
+        )
+    return ""
+
+
+def latent_of(bundle: Bundle, size: tuple[int, int] | None) -> tuple[int, int, int]:
+    """C, H, W. size: (width, height) of pictures in pixels; None is the model's own. Raises RequestError."""
+    shape = bundle.manifest.model.latent_shape
+    if size is None:
+        return shape
+    text = text_of(bundle)
+    unit, most = text.factor * text.multiple, text.factor * text.largest
+    for name, pixels in zip(("width", "height"), size, strict=True):
+        if not isinstance(pixels, int) or not unit <= pixels <= most or pixels % unit:
+            near = max(unit, min(most, round(pixels / unit) * unit)) if isinstance(pixels, int) else unit
+            raise RequestError(
+                f"{name} {pixels} is not a multiple of {unit} from {unit} to {most} pixels: the nearest is {near}"
+            )
+    return shape[0], size[1] // text.factor, size[0] // text.factor

@@ -1,0 +1,136 @@
+"""The prompts of a run: from the command line, from files, and from the metadata of a picture that was made of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from ..bundle.open import Bundle
+from ..errors import RequestError
+from ..json_files import read_bounded
+from ..loop.prompts import Prompt, read_prompt, text_of
+from ..loop.subjects import latent_of, no_words
+from ..loop.tokenizing import Tokenizer
+from .request import PromptOptions, RunRequest
+
+MAX_LIST_BYTES = 64 << 20
+
+
+class RecordedPrompt(BaseModel):
+    """A prompt in a picture's metadata. sha256: of what the network was told; text: None where nobody knows it."""
+
+    sha256: Annotated[str, Field(max_length=64)]
+    text: Annotated[str, Field(max_length=1 << 20)] | None = None
+    recorded: bool = False  # it came from a file of `encode`
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a request says; cycled over the images."""
+
+    prompts: Sequence[Prompt]
+    negative: Sequence[Prompt]  # at least one: no words
+    size: tuple[int, int] | None
+
+
+def recorded(prompt: Prompt) -> dict[str, str | bool | None]:
+    """What a picture remembers of a prompt."""
+    return {"sha256": prompt.key, "text": prompt.text, "recorded": prompt.hidden is not None}
+
+
+def prompts_of(request: RunRequest, bundle: Bundle, warn: Callable[[str], object]) -> Said:
+    """Reads and tokenises. warn: told where a prompt is cut. Raises RequestError."""
+    asked, size = request.prompts, _size(request.prompts.size)
+    latent_of(bundle, size)  # raises
+    texts = [*asked.text, *(_lines(asked.list) if asked.list is not None else ())]
+    prompts = [*words(bundle, texts, warn), *(read_prompt(path, bundle) for path in asked.recorded)]
+    if not prompts:
+        raise RequestError(f"{bundle.folder} takes prompts: say what the picture is of with --prompt, or --prompt-file")
+    negative = [*words(bundle, asked.negative, warn)]
+    negative += [read_prompt(path, bundle) for path in asked.negative_recorded]
+    guided = request.guidance != 1.0
+    return Said(prompts, negative or (_no_words(bundle) if guided else []), size)
+
+
+def words(bundle: Bundle, texts: Sequence[str], warn: Callable[[str], object]) -> list[Prompt]:
+    """Each text as tokens. Raises RequestError where the bundle has no text encoder."""
+    tokenizer = Tokenizer(bundle) if texts else None
+    found: dict[str, Prompt] = {}
+    for text in texts:
+        if text not in found and tokenizer is not None:
+            found[text], cut = tokenizer.prompt(text)
+            if cut is not None:
+                warn(cut)
+    return [found[text] for text in texts]
+
+
+def again(
+    picture: Path, bundle: Bundle, prompts: Sequence[RecordedPrompt], warn: Callable[[str], object]
+) -> list[Prompt]:
+    """The prompts of a picture's metadata. Raises RequestError for those whose words are not in it."""
+    found = []
+    for prompt in prompts:
+        if prompt.recorded:
+            made = _recorded_again(bundle, prompt)
+            if made is None:
+                raise RequestError(
+                    f"{picture} was made from a recorded prompt, which is not in it: give --prompt-file, "
+                    "--seed and its other options"
+                )
+        else:
+            [made] = words(bundle, [prompt.text or ""], warn)
+            if made.key != prompt.sha256:
+                raise RequestError(f"{picture}: the tokens of its prompt are others than those of its text")
+        found.append(made)
+    return found
+
+
+def _recorded_again(bundle: Bundle, prompt: RecordedPrompt) -> Prompt | None:
+    """The bundle's own recorded prompt of no words, where it is that one."""
+    own = no_words(bundle) if text_of(bundle).empty is not None else None
+    return own if isinstance(own, Prompt) and own.key == prompt.sha256 else None
+
+
+def check_no_classes(request: RunRequest, bundle: Bundle) -> None:
+    """Raises RequestError for options that are about classes."""
+    if request.classes or request.away_from:
+        option = "--class" if request.classes else "--not"
+        raise RequestError(f"{bundle.folder} takes prompts, and no classes: give --prompt instead of {option}")
+
+
+def check_no_prompts(request: RunRequest, bundle: Bundle) -> None:
+    """Raises RequestError for options that are about prompts."""
+    if request.prompts != PromptOptions():
+        raise RequestError(f"{bundle.folder} takes classes, and no prompts or sizes: give --class instead")
+
+
+def _no_words(bundle: Bundle) -> list[Prompt]:
+    found = no_words(bundle)
+    return [found] if isinstance(found, Prompt) else words(bundle, [found], lambda cut: None)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """ "768x512" -> (768, 512)."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text)
+    if found is None:
+        raise RequestError(f"--size {text!r} is not WIDTHxHEIGHT in pixels, such as 768x512")
+    return int(found[1]), int(found[2])
+
+
+def _lines(path: Path) -> list[str]:
+    """A prompt a line; lines of spaces alone are left out. Raises RequestError."""
+    try:
+        lines = read_bounded(path, MAX_LIST_BYTES, RequestError).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise RequestError(f"{path}: not valid UTF-8 text") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise RequestError(f"{path}: has no prompt")
+    return found
