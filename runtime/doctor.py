@@ -21,6 +21,8 @@ PACKAGES = {
     "onnxscript": ("writes graphs (export)", "pip install 'ditedge[export]'"),
     "polygraphy": ("compares layers (verify --layers)", "pip install 'ditedge[calibrate]'"),
     "diffusers": ("reads diffusers folders", "pip install 'ditedge[diffusers]'"),
+    "transformers": ("reads text encoders (export)", "pip install 'ditedge[diffusers]'"),
+    "tokenizers": ("reads prompts", "pip install 'ditedge[text]'"),
     "cryptography": ("signs bundles, checks signatures", "pip install 'ditedge[sign]'"),
 }
 

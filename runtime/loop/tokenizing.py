@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..bundle.open import Bundle
-from ..errors import BundleError, DitedgeError, RequestError, first_line
+from ..errors import BundleError, DitedgeError, RequestError
 from .prompts import Prompt, prompt_of_ids, text_of
 
 MAX_TOKENIZER_BYTES = 64 << 20  # Gemma's has 34 MB
@@ -42,10 +44,20 @@ class Tokenizer:
         )
 
     def _encoded(self, text: str) -> Any:
-        try:
+        with _refused(self._path):
             return self._tokenizer.encode(text)
-        except Exception as error:  # the package raises Exception itself
-            raise RequestError(f"{self._path}: cannot read the prompt ({first_line(error)})") from None
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Whatever the package raises as a BundleError: a panic of its Rust code is no Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, DitedgeError):
+        raise
+    except BaseException as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise BundleError(f"{path}: not a readable tokenizer ({why})") from None
 
 
 def _loaded(bundle: Bundle) -> tuple[Path, Any]:
@@ -62,13 +74,8 @@ def _loaded(bundle: Bundle) -> tuple[Path, Any]:
     except ImportError:
         raise RequestError("prompts need the package tokenizers: pip install 'ditedge[text]'") from None
     raw = bundle.read(file)
-    try:
+    with _refused(path):
         tokenizer = Library.from_buffer(raw)
         tokenizer.no_truncation()
         tokenizer.no_padding()
-    except (KeyboardInterrupt, SystemExit, DitedgeError):
-        raise
-    except BaseException as error:  # a panic of its Rust code is no Exception
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise BundleError(f"{path}: not a readable tokenizer ({why})") from None
     return path, tokenizer

@@ -39,6 +39,7 @@ from ditedge.runtime.signing import new_key_pair, read_private_key, signature_of
 from tests.conftest import ROOT
 from tests.fuzz.checkpoints import checkpoint_targets
 from tests.fuzz.mutations import mutated_bytes, mutated_json, mutated_safetensors, mutated_zip
+from tests.fuzz.prompts import prompt_targets
 from tests.fuzz.target import Files, Target
 from tests.fuzz.verdicts import manifests, programs, records
 
@@ -58,6 +59,7 @@ def targets(folder: Path) -> dict[str, Target]:
         *checkpoint_targets(folder),
         *_texts(),
         *_signatures(folder),
+        *prompt_targets(folder),
     ]
     return {target.name: target for target in found}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 pytest.importorskip("diffusers")
 
-from ditedge.export.schedulers.probe import program_from_scheduler
+from ditedge.export.schedulers.probe import program_from_scheduler, read_scheduler_program
 from ditedge.runtime.errors import ProgramError
 from ditedge.runtime.samplers import (
     ddim,
@@ -235,3 +236,16 @@ def test_what_a_class_does_to_its_betas_unsaid_is_seen() -> None:
 
 def test_a_scheduler_with_another_noise_process_says_nothing() -> None:
     assert program_from_scheduler({"_class_name": "EDMEulerScheduler"}, N).process is None
+
+
+def test_a_config_that_holds_minus_infinity(tmp_path: Path) -> None:
+    """diffusers writes it for DPM-Solver++, where JSON has no number for it."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler()
+    scheduler.save_pretrained(tmp_path)
+    assert '"lambda_min_clipped": -Infinity' in (tmp_path / "scheduler_config.json").read_text()
+    found = read_scheduler_program(tmp_path, 6)
+    whole = program_from_scheduler({**scheduler.config, "_class_name": "DPMSolverMultistepScheduler"}, 6)
+    np.testing.assert_array_equal(found.mix, whole.mix)
+    np.testing.assert_array_equal(found.timestep, whole.timestep)

@@ -199,6 +199,11 @@ def test_a_damaged_or_huge_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyP
         bundle = open_bundle(edited(tmp_path / name, tokenizer=raw))
         with pytest.raises(BundleError, match="tokenizer.json: not a readable tokenizer"):
             generate(bundle, seeds=[1], prompts=["a"], guidance=1.0)
+    true = json.loads((BUNDLE / "text" / "tokenizer.json").read_text())
+    true["post_processor"]["special_tokens"] = {}  # loads; its Rust code panics at the first text
+    bundle = open_bundle(edited(tmp_path / "panic", tokenizer=json.dumps(true).encode()))
+    with pytest.raises(BundleError, match="tokenizer.json: not a readable tokenizer"):
+        generate(bundle, seeds=[1], prompts=["a"], guidance=1.0)
     monkeypatch.setattr("ditedge.runtime.loop.tokenizing.MAX_TOKENIZER_BYTES", 100)
     with pytest.raises(BundleError, match="larger than .* MB, not a tokenizer"):
         generate(open_bundle(BUNDLE), seeds=[1], prompts=["a"])
