@@ -69,7 +69,7 @@ VERDICTS: list[tuple[str, str, object, bool]] = [
     ("manifest", "version", 1, False),
     ("manifest", "requires", ["wings"], False),
     ("manifest", "requires", "wings", False),
-    ("manifest", "requires", sorted(UNDERSTOOD), True),
+    ("manifest", "requires", sorted(UNDERSTOOD - {"text"}), True),
     ("manifest", "quantization", {"precision": "nf4"}, True),
     ("manifest", "golden", [{"tolerance": 2}], True),
     ("manifest", "graphs/step/precision", "float8", True),
@@ -78,6 +78,14 @@ VERDICTS: list[tuple[str, str, object, bool]] = [
     ("manifest", "graphs/text", {"file": 3}, True),
     ("manifest", "graphs", {f"g{i}": {} for i in range(17)}, False),
 ]
+
+
+def test_what_python_alone_can_sample(built: Path, bundle: Path, tmp_path: Path) -> None:
+    """Prompts: libditedge says so, whatever else is in the manifest."""
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(manifests(bundle)[0] | {"requires": ["text"]}))
+    with cpp_reader(built / "ditedge-verdicts") as cpp_verdict:
+        assert "takes prompts, which libditedge cannot sample yet" in cpp_verdict("manifest", path)
 
 
 @pytest.mark.parametrize(("kind", "place", "value", "taken"), VERDICTS, ids=[f"{v[0]}-{v[1]}-{v[3]}" for v in VERDICTS])
