@@ -245,7 +245,7 @@ def test_a_config_that_holds_minus_infinity(tmp_path: Path) -> None:
     scheduler = DPMSolverMultistepScheduler()
     scheduler.save_pretrained(tmp_path)
     assert '"lambda_min_clipped": -Infinity' in (tmp_path / "scheduler_config.json").read_text()
-    found = read_scheduler_program(tmp_path, 6)
+    found = read_scheduler_program(tmp_path, 6, {})
     whole = program_from_scheduler({**scheduler.config, "_class_name": "DPMSolverMultistepScheduler"}, 6)
     np.testing.assert_array_equal(found.mix, whole.mix)
     np.testing.assert_array_equal(found.timestep, whole.timestep)
