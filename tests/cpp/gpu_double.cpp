@@ -25,6 +25,7 @@
 
 #include "engine.hpp"
 #include "error.hpp"
+#include "gpu_double.hpp"
 #include "tensorrt_stubs.hpp"
 
 namespace {
@@ -679,6 +680,42 @@ EXPORT cudaError_t cudaEventQuery(cudaEvent_t event) {
             advance(state.recorded_in[number(event)]);
         }
         if (!state.events[number(event)]) throw cudaErrorNotReady;
+    });
+}
+
+// Of ONNX Runtime's CUDA provider (cuda_provider.cpp).
+EXPORT bool double_run(const char* graph, void* stream, const DoublePlace* inputs, std::size_t input_count, const DoublePlace* outputs,
+                       std::size_t output_count, void (*work)(void*), void* data, bool waits, bool mixed) {
+    return accepted([&] {
+        demand(waits || !mixed, "pinned memory is reused");
+        demand(!waits || mixed, "the run stops the stream");
+        demand(capturing == 0, "ONNX Runtime allocates while capturing");
+        struct Place {
+            std::string name;
+            void* address;
+            std::size_t bytes;
+        };
+        std::vector<Place> read_from, written_to;
+        std::vector<const void*> uses;
+        for (std::size_t i = 0; i < input_count; ++i) read_from.push_back({inputs[i].name, inputs[i].address, inputs[i].bytes});
+        for (std::size_t i = 0; i < output_count; ++i) written_to.push_back({outputs[i].name, outputs[i].address, outputs[i].bytes});
+        for (const auto* side : {&read_from, &written_to})
+            for (const Place& place : *side) uses.push_back(place.address);
+        const auto computed = [name = std::string(graph), read_from, written_to, work, data] {
+            ++state.counts[name];
+            for (const Place& input : read_from) read(input.address, input.bytes, name + "/" + input.name);
+            for (const Place& output : written_to) {
+                find(output.address, output.bytes, name + "/" + output.name);
+                for (const Place& input : read_from)
+                    demand(number(input.address) + input.bytes <= number(output.address) || number(output.address) + output.bytes <= number(input.address),
+                           output.name + " lies over " + input.name);
+                std::memset(output.address, 0xFF, output.bytes);
+                written(output.address, output.bytes, output.name);
+            }
+            work(data);
+        };
+        enqueue(number(stream), {{computed, uses}});
+        while (waits && !state.streams[number(stream)].empty()) advance(number(stream));
     });
 }
 

@@ -65,8 +65,9 @@ def of_32_bits(built: Path, folder: Path) -> Path:
         objects.append(folder / f"{source.stem}.o")
         renamed = ["-Dopen_loop=the_real_open_loop"] if source.name == "loop.cpp" else []
         run(*compiler, *renamed, "-c", source, "-o", objects[-1])
-    rest = ("src/engine_ort.cpp", "src/host_loop.cpp", "examples/ditedge_run.cpp", "examples/ditedge_bench.cpp")
-    run(*compiler, "-fsyntax-only", *(ROOT / "runtime/cpp" / name for name in rest))
+    device = ("device_loop.cpp", "device_run.cpp", "device_steps.cpp", "engine_ort_cuda.cpp")
+    rest = [*(f"src/{name}" for name in ("engine_ort.cpp", "host_loop.cpp", *device)), "examples/ditedge_run.cpp"]
+    run(*compiler, "-fsyntax-only", *(ROOT / "runtime/cpp" / name for name in (*rest, "examples/ditedge_bench.cpp")))
     run(compiler[0], "-static", *objects, "-o", folder / "narrow", "-pthread")
     return folder / "narrow"
 

@@ -61,7 +61,7 @@ def test_headers_of_a_later_library(built: Path, headers: Path, onnxruntime_libr
     header.write_text(later)
     (tmp_path / "main.cpp").write_text(
         '#include "engine_ort.cpp"\n'
-        "int main(int, char** argv) { return ditedge::library(argv[1]).version.empty() ? 1 : 0; }\n"
+        "int main(int, char** argv) { return ditedge::ort_library(argv[1]).version.empty() ? 1 : 0; }\n"
     )
     source = ROOT / "runtime/cpp"
     includes = [f"-I{tmp_path}", f"-I{source / 'src'}", f"-I{source / 'include'}", f"-isystem{built / 'shim/json'}"]

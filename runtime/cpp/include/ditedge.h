@@ -66,7 +66,7 @@ typedef struct ditedge_session_options {
     size_t size;
     const char* engine;   /* "onnxruntime" (NULL is the same); where compiled in "tensorrt", "tensorrt-rtx": the bundle's
                            * plans in engines/tensorrt or engines/tensorrt-rtx, on a GPU */
-    const char* provider; /* of ONNX Runtime: "cpu" (NULL), "cuda" or a provider's full name */
+    const char* provider; /* of ONNX Runtime: "cpu" (NULL), "cuda" (everything stays on the GPU) or a provider's full name */
     const char* library;  /* path of the engine's shared library; NULL: $DITEDGE_ONNXRUNTIME or $DITEDGE_TENSORRT, then the
                            * system's. CUDA's runtime is $DITEDGE_CUDART, or the system's */
     int32_t threads;      /* 0: one for each core. Never more than the processors that this process may use, by its

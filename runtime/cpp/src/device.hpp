@@ -1,4 +1,4 @@
-// The plans of a bundle on one GPU (runtime/loop/device.py).
+// The plans of a bundle on one GPU, or its own graphs on ONNX Runtime there (runtime/loop/device.py).
 #pragma once
 
 #include <algorithm>
@@ -7,31 +7,30 @@
 #include <memory>
 
 #include "device_memory.hpp"
+#include "plan.hpp"
 
 namespace ditedge {
 
-using Context = std::unique_ptr<nvinfer1::IExecutionContext>;
-
 // What all runs of a session share. warnings: where it says what does not stop it.
 struct Device {
-    Device(const Bundle& opened, const EngineOptions& options, std::deque<std::string>& warnings)
-        : bundle(opened), gpu(options, warnings), record(read_build_record(bundle, options.engine)), stream(gpu), memory(gpu),
-          graphs(options.cuda_graph && !record.weight_streaming_mb) {
-        gpu.check_record(record);
+    Device(const Bundle& opened, std::unique_ptr<PlanLibrary> engine, const EngineOptions& options, std::deque<std::string>& warnings)
+        : bundle(opened), library(std::move(engine)), gpu(options.device, library->needing(), library->instead(), warnings),
+          record(library->start(gpu, bundle)), stream(gpu), memory(gpu) {
         for (const auto& [graph, info] : bundle.manifest.graphs) {
             if (!has_plan(graph)) continue;
-            plans[graph] = std::make_unique<Plan>(gpu, bundle, record, graph);
+            plans[graph] = library->load(gpu, bundle, record, graph, stream.get());
             scratch_bytes = std::max(scratch_bytes, plans[graph]->scratch_bytes());
         }
+        graphs = options.cuda_graph && plans.at("step")->capturable();
         scratch = memory.device(scratch_bytes);
     }
     // A context for inputs of these shapes; tensors that the plan does not have are passed over.
-    Context context(const char* graph, const std::vector<Tensor>& inputs) const {
-        Plan& plan = *plans.at(graph);
+    std::unique_ptr<Context> context(const char* graph, const std::vector<Tensor>& inputs) const {
         std::map<std::string, std::vector<std::int64_t>> shapes;
         for (const Tensor& input : inputs) shapes[input.name] = input.shape;
-        Context context = plan.context(stream.get(), scratch, scratch_bytes, record.profile_for(graph, shapes));
-        for (const Tensor& input : inputs) plan.set_shape(*context, input.name, input.shape);
+        std::unique_ptr<Context> context = plans.at(graph)->context(stream.get(), record.profile_for(graph, shapes));
+        context->set_memory(scratch, scratch_bytes);
+        for (const Tensor& input : inputs) context->set_shape(input.name, input.shape);
         return context;
     }
     // How many of `wanted` fit the largest first dimension that a plan was built for.
@@ -53,11 +52,12 @@ struct Device {
     }
 
     const Bundle& bundle;
-    Gpu gpu;
-    BuildRecord record;
+    const std::unique_ptr<PlanLibrary> library;
+    const Gpu gpu;
+    const BuildRecord record;
     Stream stream;
     Memory memory;
-    bool graphs;  // whether work is captured: streamed weights are copied from host memory, which is not for a graph
+    bool graphs = false;  // whether work is captured
     std::map<std::string, std::unique_ptr<Plan>> plans;
     std::size_t scratch_bytes = kAlignment;
     char* scratch = nullptr;  // never moved: captured graphs hold its address

@@ -5,8 +5,9 @@
 #include <cstring>
 #include <map>
 #include <thread>
+#include <vector>
 
-#include "engine_trt.hpp"
+#include "cuda.hpp"
 
 namespace ditedge {
 
@@ -42,7 +43,7 @@ private:
 class Stream {
 public:
     explicit Stream(const Gpu& gpu) : gpu_(gpu) {
-        gpu_.check(gpu_.cuda.StreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+        gpu_.check(gpu_.cuda.StreamCreateWithFlags(&stream_, kNonBlocking), "cudaStreamCreateWithFlags");
     }
     Stream(const Stream&) = delete;
     Stream& operator=(const Stream&) = delete;
@@ -52,21 +53,21 @@ public:
     }
     cudaStream_t get() const { return stream_; }
     void copy(void* to, const void* from, std::size_t bytes) const {
-        gpu_.check(gpu_.cuda.MemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "cudaMemcpyAsync");
+        gpu_.check(gpu_.cuda.MemcpyAsync(to, from, bytes, kDefaultDirection, stream_), "cudaMemcpyAsync");
     }
     // Puts a mark here, in place of an earlier one of this number.
     void mark(std::size_t number) {
         while (events_.size() <= number) {
             cudaEvent_t event = nullptr;
-            gpu_.check(gpu_.cuda.EventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+            gpu_.check(gpu_.cuda.EventCreateWithFlags(&event, kWithoutTimes), "cudaEventCreateWithFlags");
             events_.push_back(event);
         }
         gpu_.check(gpu_.cuda.EventRecord(events_[number], stream_), "cudaEventRecord");
     }
     bool passed(std::size_t number) const {
-        const cudaError_t error = gpu_.cuda.EventQuery(events_[number]);
-        if (error != cudaErrorNotReady) gpu_.check(error, "cudaEventQuery");
-        return error == cudaSuccess;
+        const int error = gpu_.cuda.EventQuery(events_[number]);
+        if (error != kNotReady) gpu_.check(error, "cudaEventQuery");
+        return error == kSuccess;
     }
     void wait(std::size_t number) const {
         while (!passed(number)) std::this_thread::sleep_for(std::chrono::microseconds(100));

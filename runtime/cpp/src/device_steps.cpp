@@ -52,7 +52,7 @@ Steps::Steps(Device& device, Memory& memory, const StepTables& tables)
     std::size_t most = 0;
     for (std::int64_t step = 0; step < steps_; ++step) {
         const std::int64_t count = tables.evaluation_count(step);
-        Context& context = contexts_[count];
+        std::unique_ptr<Context>& context = contexts_[count];
         if (context != nullptr) continue;
         std::vector<Tensor> inputs = tables.inputs(step);
         inputs.push_back(view("state", f32, {batch, tables.slots, c, h, h}));
@@ -151,13 +151,12 @@ void Steps::stage_modulation(std::int64_t first, std::int64_t last) {
 
 // The block of steps that begins with `first`: a few calls of the conditioner.
 void Steps::modulate(std::int64_t first) {
-    const Plan& plan = *device_.plans.at("conditioner");
     const std::int64_t end = std::min(first + block_, steps_);
     for (std::int64_t at = first; at < end; at += per_call_) {
         const char* tables = tables_ + call_at_[static_cast<std::size_t>(at / per_call_)];
-        for (const Binding& binding : call_.bindings) plan.set_address(*conditioner_, binding.name, const_cast<char*>(tables) + binding.offset);
-        plan.set_address(*conditioner_, "modulation", modulation_ + static_cast<std::size_t>(at % block_) * aligned(row_bytes_));
-        plan.enqueue(*conditioner_, device_.stream.get());
+        for (const Binding& binding : call_.bindings) conditioner_->set_address(binding.name, const_cast<char*>(tables) + binding.offset);
+        conditioner_->set_address("modulation", modulation_ + static_cast<std::size_t>(at % block_) * aligned(row_bytes_));
+        conditioner_->enqueue(device_.stream.get());
     }
 }
 
@@ -181,36 +180,35 @@ bool Steps::captured(const Segment& segment) {
 cudaGraphExec_t Steps::capture(const Segment& segment) {
     const Gpu& gpu = device_.gpu;
     cudaStream_t stream = device_.stream.get();
-    if (!device_.plans.at("step")->capturable(*contexts_.at(segment.evaluations), stream)) fail_engine("TensorRT says so");
-    gpu.check(gpu.cuda.StreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+    if (!contexts_.at(segment.evaluations)->capturable(stream)) fail_engine("TensorRT says so");
+    gpu.check(gpu.cuda.StreamBeginCapture(stream, kThreadLocal), "cudaStreamBeginCapture");
     cudaGraph_t graph = nullptr;
     try {
         enqueue(segment);
     } catch (...) {
-        if (gpu.cuda.StreamEndCapture(stream, &graph) == cudaSuccess) gpu.cuda.GraphDestroy(graph);
+        if (gpu.cuda.StreamEndCapture(stream, &graph) == kSuccess) gpu.cuda.GraphDestroy(graph);
         throw;
     }
     gpu.check(gpu.cuda.StreamEndCapture(stream, &graph), "cudaStreamEndCapture");
     cudaGraphExec_t executable = nullptr;
-    const cudaError_t error = gpu.cuda.GraphInstantiateWithFlags(&executable, graph, 0);
+    const int error = gpu.cuda.GraphInstantiateWithFlags(&executable, graph, 0);
     gpu.cuda.GraphDestroy(graph);
     gpu.check(error, "cudaGraphInstantiateWithFlags");
     return executable;
 }
 
 void Steps::enqueue(const Segment& segment) {
-    const Plan& plan = *device_.plans.at("step");
-    nvinfer1::IExecutionContext& context = *contexts_.at(segment.evaluations);
+    Context& context = *contexts_.at(segment.evaluations);
     for (std::int64_t place = 0; place < segment.steps(); ++place) {
         const std::int64_t from = (segment.first + place) % 2;
-        for (const Binding& binding : step_.bindings) plan.set_address(context, binding.name, step_places_.at(place) + binding.offset);
+        for (const Binding& binding : step_.bindings) context.set_address(binding.name, step_places_.at(place) + binding.offset);
         for (const Binding& binding : evaluations_.at(segment.evaluations).bindings)
-            plan.set_address(context, binding.name, evaluations_places_.at(place) + binding.offset);
-        plan.set_address(context, "modulation", modulation_places_.at(place));
-        plan.set_address(context, "noise", noise_places_.at(place));
-        plan.set_address(context, "state", states[from]);
-        plan.set_address(context, "next_state", states[1 - from]);
-        plan.enqueue(context, device_.stream.get());
+            context.set_address(binding.name, evaluations_places_.at(place) + binding.offset);
+        context.set_address("modulation", modulation_places_.at(place));
+        context.set_address("noise", noise_places_.at(place));
+        context.set_address("state", states[from]);
+        context.set_address("next_state", states[1 - from]);
+        context.enqueue(device_.stream.get());
     }
 }
 

@@ -81,8 +81,8 @@ private:
     const std::int64_t steps_, rows_;  // rows: conditions of a step
     std::size_t row_bytes_ = 0;        // adaLN rows of one step
     std::int64_t per_call_ = 1, block_ = 1;  // steps of one conditioner call; steps whose rows are held at once
-    Context conditioner_;
-    std::map<std::int64_t, Context> contexts_;     // of the step graph, by E: no shape changes within a graph
+    std::unique_ptr<Context> conditioner_;
+    std::map<std::int64_t, std::unique_ptr<Context>> contexts_;  // of the step graph, by E: no shape changes within a graph
     std::map<std::int64_t, Record> evaluations_;   // by E
     Record step_, call_;                           // of the tables of a step, of a conditioner call
     Arena arena_;

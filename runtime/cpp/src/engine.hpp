@@ -1,5 +1,5 @@
-// What an engine is. ONNX Runtime is an `Engine`, one loaded graph that HostLoop drives; TensorRT keeps a whole run on
-// the device, and so has a `Loop` of its own. A new kind of engine is one file and a line in open_loop.
+// What an engine is. ONNX Runtime is an `Engine`, one loaded graph that HostLoop drives; TensorRT, and ONNX Runtime's CUDA provider,
+// keep a whole run on the device (plan.hpp), and so have a `Loop` of their own. A new kind of engine is one file and a line in open_loop.
 #pragma once
 
 #include <algorithm>

@@ -3,9 +3,8 @@
 #include <atomic>
 #include <cstring>
 #include <mutex>
-#include <onnxruntime/onnxruntime_c_api.h>
 
-#include "engine.hpp"
+#include "engine_ort.hpp"
 #include "error.hpp"
 #include "processors.hpp"
 #include "shared_library.hpp"
@@ -17,32 +16,6 @@ namespace {
 constexpr int kApi = 21;
 static_assert(ORT_API_VERSION >= kApi, "headers of ONNX Runtime 1.21 or later are needed");
 constexpr int kLaterVersions = 40;  // minor versions after that which are looked for by name
-
-// Owns an object of ONNX Runtime's C API by its release function.
-template <class T>
-class Owned {
-public:
-    explicit Owned(void (*release)(T*)) : release_(release) {}
-    Owned(const Owned&) = delete;
-    Owned& operator=(const Owned&) = delete;
-    ~Owned() {
-        if (value_ != nullptr) release_(value_);
-    }
-    T* get() const { return value_; }
-    T** fill() { return &value_; }
-
-private:
-    void (*release_)(T*);
-    T* value_ = nullptr;
-};
-
-// The loaded library.
-struct Library {
-    const OrtApi* api;
-    OrtEnv* env;
-    std::string version, path;
-    bool exact_sums = true;  // of products of uint8 and int8
-};
 
 // x [1, 4] uint8 MatMulInteger w [4, 1] int8, all 127 -> y int32, as an ONNX file: PROBE_GRAPH of runtime/loop/engine_ort.py.
 constexpr char kProbeGraph[] =
@@ -81,14 +54,14 @@ bool sums_are_exact(const OrtApi* api, OrtEnv* env) {
     return sum == 4 * 255 * 127;
 }
 
-Library load_library(const std::string& wanted) {
+OrtLibrary load_library(const std::string& wanted) {
     std::vector<std::string> names = {"libonnxruntime.so.1", "libonnxruntime.so"};
     // Debian and others name it by its minor version: the latest first.
     for (int minor = kApi + kLaterVersions; minor >= kApi; --minor)
         names.push_back("libonnxruntime.so.1." + std::to_string(minor));
     const SharedLibrary opened = open_shared_library("ONNX Runtime", wanted, "DITEDGE_ONNXRUNTIME", names);
     const OrtApiBase* base = opened.function<const OrtApiBase* (*)()>("OrtGetApiBase")();
-    Library library{base->GetApi(kApi), nullptr, base->GetVersionString(), opened.path};
+    OrtLibrary library{base->GetApi(kApi), nullptr, base->GetVersionString(), opened.path};
     if (library.api == nullptr)
         fail_engine(opened.path + ": ONNX Runtime " + library.version + " is too old: version 1." + std::to_string(kApi) +
                     " or later is needed");
@@ -97,188 +70,199 @@ Library load_library(const std::string& wanted) {
     return library;
 }
 
-const Library& library(const std::string& wanted) {
-    static std::mutex mutex;
-    static const Library* loaded = nullptr;  // one a process: two ONNX Runtimes in one process get in each other's way
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (loaded == nullptr) loaded = new Library(load_library(wanted));
-    if (!wanted.empty() && wanted != loaded->path)
-        fail_engine("ONNX Runtime is loaded from " + loaded->path + " already, not from " + wanted);
-    return *loaded;
-}
-
 ONNXTensorElementDataType element_type(Dtype dtype) {
     return dtype == Dtype::float32 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
            : dtype == Dtype::int64 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 : ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
 }
 
+}  // namespace
+
+const OrtLibrary& ort_library(const std::string& wanted) {
+    static std::mutex mutex;
+    static const OrtLibrary* loaded = nullptr;  // one a process: two ONNX Runtimes in one process get in each other's way
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (loaded == nullptr) loaded = new OrtLibrary(load_library(wanted));
+    if (!wanted.empty() && wanted != loaded->path)
+        fail_engine("ONNX Runtime is loaded from " + loaded->path + " already, not from " + wanted);
+    return *loaded;
+}
+
+// Appending a provider that does not work is an error, but one that takes none of a graph's nodes leaves all of them to the CPU
+// and says so in the log only.
+std::string provider_name(const OrtApi* api, const std::string& provider) {
+    if (provider == "cpu" || provider == "CPUExecutionProvider") return "";
+    const std::string name = provider == "cuda" ? kCudaProvider : provider;
+    char** available = nullptr;
+    int count = 0;
+    check(api, api->GetAvailableProviders(&available, &count), "the providers");
+    bool found = false;
+    std::string have;
+    for (int i = 0; i < count; ++i) {
+        found = found || name == available[i];
+        have += (i == 0 ? "" : ", ") + std::string(available[i]);
+    }
+    check(api, api->ReleaseAvailableProviders(available, count), "the providers");
+    if (!found) fail_engine("provider '" + provider + "' is not in this ONNX Runtime, which has: " + have);
+    return name;
+}
+
+OrtGraph::OrtGraph(const GraphBytes& bytes, const GraphInfo& info, const EngineOptions& options, bool keep_buffers, void* stream)
+    : api(ort_library(options.library).api), file(bytes.place), session(api->ReleaseSession), run_options(api->ReleaseRunOptions) {
+    Owned<OrtSessionOptions> settings(api->ReleaseSessionOptions);
+    ok(api->CreateSessionOptions(settings.fill()));
+    ok(api->SetIntraOpNumThreads(settings.get(), thread_count(options.threads)));
+    set(settings.get(), "session.intra_op.allow_spinning", options.spin ? "1" : "0");
+    if (!ort_library(options.library).exact_sums) set(settings.get(), "session.x64quantprecision", "1");
+    ok(api->SetSessionLogSeverityLevel(settings.get(), 3));
+    ok(api->CreateRunOptions(run_options.fill()));
+    // What a run has to say is in its status: a cancel writes nothing to the application's standard error.
+    ok(api->RunOptionsSetRunLogSeverityLevel(run_options.get(), ORT_LOGGING_LEVEL_FATAL));
+    if (!keep_buffers) {
+        ok(api->DisableCpuMemArena(settings.get()));
+        ok(api->DisableMemPattern(settings.get()));
+    }
+    const std::string provider = add_provider(settings.get(), options, stream);
+    set(settings.get(), "session.load_model_format", "ONNX");
+    add_external(settings.get(), bytes);
+    ok(api->CreateSessionFromArray(ort_library(options.library).env, bytes.graph.data(), bytes.graph.size(), settings.get(), session.fill()));
+    if (!provider.empty() && !places_.empty() && places_.find("[" + provider + "]") == std::string::npos)
+        fail_engine(file + ": provider '" + options.provider + "' takes no node of this graph, so all of it would run on " +
+                    (places_ == "[CPUExecutionProvider]" ? "the CPU: use cpu" : places_));
+    check_tensors(info.inputs, true);
+    check_tensors(info.outputs, false);
+}
+
+void OrtGraph::ok(OrtStatus* status) const { check(api, status, file); }
+
+void OrtGraph::set(OrtSessionOptions* settings, const char* key, const char* value) const {
+    ok(api->AddSessionConfigEntry(settings, key, value));
+}
+
+// Keeps the providers that ONNX Runtime says it has placed nodes on: "All nodes placed on [CPUExecutionProvider]. ..."
+void ORT_API_CALL OrtGraph::keep_places(void* graph, OrtLoggingLevel, const char*, const char*, const char*, const char* message) {
+    const char* found = std::strstr(message, "placed on [");
+    const char* end = found != nullptr ? std::strchr(found, ']') : nullptr;
+    if (end == nullptr) return;
+    std::string& places = static_cast<OrtGraph*>(graph)->places_;
+    const std::string place(found + std::strlen("placed on "), end + 1);
+    if (places.find(place) == std::string::npos) places += (places.empty() ? "" : ", ") + place;
+}
+
+void OrtGraph::bind(OrtIoBinding* binding, const OrtMemoryInfo* memory, const Tensor& tensor, bool input) const {
+    Owned<OrtValue> value(api->ReleaseValue);
+    ok(api->CreateTensorWithDataAsOrtValue(memory, tensor.data, tensor.bytes(), tensor.shape.data(), tensor.shape.size(),
+                                           element_type(tensor.dtype), value.fill()));
+    ok(input ? api->BindInput(binding, tensor.name, value.get()) : api->BindOutput(binding, tensor.name, value.get()));
+}
+
+// Weights from memory: where the graph's file has no path, ONNX Runtime would look for them in the working folder.
+void OrtGraph::add_external(OrtSessionOptions* settings, const GraphBytes& bytes) const {
+    std::vector<const char*> names;
+    std::vector<char*> data;
+    std::vector<std::size_t> sizes;
+    for (const auto& [location, content] : bytes.external) {
+        names.push_back(location.c_str());
+        data.push_back(const_cast<char*>(content.data()));  // read only
+        sizes.push_back(content.size());
+    }
+    if (!names.empty()) ok(api->AddExternalInitializersFromFilesInMemory(settings, names.data(), data.data(), sizes.data(), names.size()));
+}
+
+// TensorFloat-32 has 10 bits: a float32 graph is to be one.
+void OrtGraph::add_cuda(OrtSessionOptions* settings, const EngineOptions& options, void* stream) const {
+    Owned<OrtCUDAProviderOptionsV2> cuda(api->ReleaseCUDAProviderOptions);
+    ok(api->CreateCUDAProviderOptions(cuda.fill()));
+    const std::string device = std::to_string(options.device);
+    const char* const keys[] = {"device_id", "use_tf32"};
+    const char* const values[] = {device.c_str(), options.tf32 ? "1" : "0"};
+    ok(api->UpdateCUDAProviderOptions(cuda.get(), keys, values, 2));
+    if (stream != nullptr) ok(api->UpdateCUDAProviderOptionsWithValue(cuda.get(), "user_compute_stream", stream));
+    ok(api->SessionOptionsAppendExecutionProvider_CUDA_V2(settings, cuda.get()));
+}
+
+// Returns its full name, or nothing for the CPU.
+std::string OrtGraph::add_provider(OrtSessionOptions* settings, const EngineOptions& options, void* stream) {
+    const std::string name = provider_name(api, options.provider);
+    if (name.empty()) return name;
+    if (name == kCudaProvider) {
+        add_cuda(settings, options, stream);
+    } else {
+        const std::string suffix = "ExecutionProvider";
+        const bool ends = name.size() > suffix.size() && name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0;
+        const std::string shorter = ends ? name.substr(0, name.size() - suffix.size()) : name;
+        ok(api->SessionOptionsAppendExecutionProvider(settings, shorter.c_str(), nullptr, nullptr, 0));
+    }
+    ok(api->SetUserLoggingFunction(settings, keep_places, this));
+    ok(api->SetSessionLogSeverityLevel(settings, ORT_LOGGING_LEVEL_VERBOSE));
+    return name;
+}
+
+void OrtGraph::check_tensors(const std::vector<TensorInfo>& promised, bool inputs) {
+    std::size_t count = 0;
+    OrtAllocator* allocator = nullptr;  // the default one, which nobody frees
+    ok(api->GetAllocatorWithDefaultOptions(&allocator));
+    ok(inputs ? api->SessionGetInputCount(session.get(), &count) : api->SessionGetOutputCount(session.get(), &count));
+    for (std::size_t i = 0; i < count; ++i) {
+        char* text = nullptr;
+        ok(inputs ? api->SessionGetInputName(session.get(), i, allocator, &text)
+                  : api->SessionGetOutputName(session.get(), i, allocator, &text));
+        const std::string name = text;
+        ok(api->AllocatorFree(allocator, text));
+        Owned<OrtTypeInfo> type(api->ReleaseTypeInfo);
+        ok(inputs ? api->SessionGetInputTypeInfo(session.get(), i, type.fill())
+                  : api->SessionGetOutputTypeInfo(session.get(), i, type.fill()));
+        const OrtTensorTypeAndShapeInfo* tensor = nullptr;  // belongs to `type`; null when it is no tensor
+        ok(api->CastTypeInfoToTensorInfo(type.get(), &tensor));
+        const TensorInfo* info = nullptr;
+        ONNXTensorElementDataType element = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+        if (tensor != nullptr) {
+            std::size_t rank = 0;
+            ok(api->GetTensorElementType(tensor, &element));
+            ok(api->GetDimensionsCount(tensor, &rank));
+            std::vector<std::int64_t> shape(rank);
+            ok(api->GetDimensions(tensor, shape.data(), rank));
+            info = find_tensor(promised, name, shape);
+        }
+        if (info == nullptr || element_type(info->dtype) != element)
+            fail_engine(file + ": tensor '" + name + "' is not the one that the manifest describes");
+        if (inputs) inputs_.push_back(name);
+    }
+    if (!inputs && count != promised.size()) fail_engine(file + ": outputs are not those of the manifest");
+}
+
+namespace {
+
 class OrtEngine final : public Engine {
 public:
     OrtEngine(const GraphBytes& bytes, const GraphInfo& info, const EngineOptions& options, bool keep_buffers)
-        : api_(library(options.library).api), file_(bytes.place), session_(api_->ReleaseSession),
-          memory_(api_->ReleaseMemoryInfo), run_options_(api_->ReleaseRunOptions) {
-        Owned<OrtSessionOptions> settings(api_->ReleaseSessionOptions);
-        ok(api_->CreateSessionOptions(settings.fill()));
-        ok(api_->SetIntraOpNumThreads(settings.get(), thread_count(options.threads)));
-        set(settings.get(), "session.intra_op.allow_spinning", options.spin ? "1" : "0");
-        if (!library(options.library).exact_sums) set(settings.get(), "session.x64quantprecision", "1");
-        ok(api_->SetSessionLogSeverityLevel(settings.get(), 3));
-        ok(api_->CreateRunOptions(run_options_.fill()));
-        // What a run has to say is in its status: a cancel writes nothing to the application's standard error.
-        ok(api_->RunOptionsSetRunLogSeverityLevel(run_options_.get(), ORT_LOGGING_LEVEL_FATAL));
-        if (!keep_buffers) {
-            ok(api_->DisableCpuMemArena(settings.get()));
-            ok(api_->DisableMemPattern(settings.get()));
-        }
-        const std::string provider = add_provider(settings.get(), options);
-        set(settings.get(), "session.load_model_format", "ONNX");
-        add_external(settings.get(), bytes);
-        ok(api_->CreateSessionFromArray(library(options.library).env, bytes.graph.data(), bytes.graph.size(), settings.get(), session_.fill()));
-        if (!provider.empty() && !places_.empty() && places_.find("[" + provider + "]") == std::string::npos)
-            fail_engine(file_ + ": provider '" + options.provider + "' takes no node of this graph, so all of it would run on " +
-                        (places_ == "[CPUExecutionProvider]" ? "the CPU: use cpu" : places_));
-        ok(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, memory_.fill()));
-        check_tensors(info.inputs, true);
-        check_tensors(info.outputs, false);
+        : graph_(bytes, info, options, keep_buffers), api_(graph_.api), memory_(api_->ReleaseMemoryInfo) {
+        graph_.ok(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, memory_.fill()));
     }
 
     void run(const std::vector<Tensor>& inputs, const Tensor& output) override {
         Owned<OrtIoBinding> binding(api_->ReleaseIoBinding);
-        ok(api_->CreateIoBinding(session_.get(), binding.fill()));
+        graph_.ok(api_->CreateIoBinding(graph_.session.get(), binding.fill()));
         for (const Tensor& input : inputs)
-            if (has_input(input.name)) bind(input, [&](OrtValue* value) { return api_->BindInput(binding.get(), input.name, value); });
-        bind(output, [&](OrtValue* value) { return api_->BindOutput(binding.get(), output.name, value); });
-        OrtStatus* const status = api_->RunWithBinding(session_.get(), run_options_.get(), binding.get());
+            if (graph_.has_input(input.name)) graph_.bind(binding.get(), memory_.get(), input, true);
+        graph_.bind(binding.get(), memory_.get(), output, false);
+        OrtStatus* const status = api_->RunWithBinding(graph_.session.get(), graph_.run_options.get(), binding.get());
         if (status != nullptr && std::strstr(api_->GetErrorMessage(status), "terminate flag") != nullptr) {
             api_->ReleaseStatus(status);
-            fail_cancelled("within " + file_.substr(file_.rfind('/') + 1));
+            fail_cancelled("within " + graph_.file.substr(graph_.file.rfind('/') + 1));
         }
-        ok(status);
-        ok(api_->SynchronizeBoundOutputs(binding.get()));
+        graph_.ok(status);
+        graph_.ok(api_->SynchronizeBoundOutputs(binding.get()));
     }
 
     void interrupt(bool stop) override {  // sets one flag, which is looked at between the nodes of a graph
-        ok(stop ? api_->RunOptionsSetTerminate(run_options_.get()) : api_->RunOptionsUnsetTerminate(run_options_.get()));
+        OrtRunOptions* const options = graph_.run_options.get();
+        graph_.ok(stop ? api_->RunOptionsSetTerminate(options) : api_->RunOptionsUnsetTerminate(options));
     }
 
 private:
-    void ok(OrtStatus* status) const { check(api_, status, file_); }
-
-    void set(OrtSessionOptions* settings, const char* key, const char* value) const {
-        ok(api_->AddSessionConfigEntry(settings, key, value));
-    }
-
-    // Keeps the providers that ONNX Runtime says it has placed nodes on: "All nodes placed on [CPUExecutionProvider]. ..."
-    static void ORT_API_CALL keep_places(void* engine, OrtLoggingLevel, const char*, const char*, const char*, const char* message) {
-        const char* found = std::strstr(message, "placed on [");
-        const char* end = found != nullptr ? std::strchr(found, ']') : nullptr;
-        if (end == nullptr) return;
-        std::string& places = static_cast<OrtEngine*>(engine)->places_;
-        const std::string place(found + std::strlen("placed on "), end + 1);
-        if (places.find(place) == std::string::npos) places += (places.empty() ? "" : ", ") + place;
-    }
-
-    bool has_input(const std::string& name) const {
-        return std::find(inputs_.begin(), inputs_.end(), name) != inputs_.end();
-    }
-
-    template <class Bind>
-    void bind(const Tensor& tensor, const Bind& bind_value) const {
-        Owned<OrtValue> value(api_->ReleaseValue);  // a view of the caller's memory; the binding holds its own reference
-        ok(api_->CreateTensorWithDataAsOrtValue(memory_.get(), tensor.data, tensor.bytes(), tensor.shape.data(),
-                                                tensor.shape.size(), element_type(tensor.dtype), value.fill()));
-        ok(bind_value(value.get()));
-    }
-
-    // Weights from memory: where the graph's file has no path, ONNX Runtime would look for them in the working folder.
-    void add_external(OrtSessionOptions* settings, const GraphBytes& bytes) const {
-        std::vector<const char*> names;
-        std::vector<char*> data;
-        std::vector<std::size_t> sizes;
-        for (const auto& [location, content] : bytes.external) {
-            names.push_back(location.c_str());
-            data.push_back(const_cast<char*>(content.data()));  // read only
-            sizes.push_back(content.size());
-        }
-        if (!names.empty()) ok(api_->AddExternalInitializersFromFilesInMemory(settings, names.data(), data.data(), sizes.data(), names.size()));
-    }
-
-    // Returns the provider's full name, or nothing for the CPU. Appending one that does not work is an error, but one that
-    // takes none of a graph's nodes leaves all of them to the CPU and says so in the log only.
-    std::string add_provider(OrtSessionOptions* settings, const EngineOptions& options) {
-        std::string name = options.provider;
-        if (name == "cpu" || name == "CPUExecutionProvider") return "";
-        char** available = nullptr;
-        int count = 0;
-        ok(api_->GetAvailableProviders(&available, &count));
-        if (name == "cuda") name = "CUDAExecutionProvider";
-        bool found = false;
-        std::string have;
-        for (int i = 0; i < count; ++i) {
-            found = found || name == available[i];
-            have += (i == 0 ? "" : ", ") + std::string(available[i]);
-        }
-        ok(api_->ReleaseAvailableProviders(available, count));
-        if (!found) fail_engine("provider '" + options.provider + "' is not in this ONNX Runtime, which has: " + have);
-        if (name == "CUDAExecutionProvider") {
-            Owned<OrtCUDAProviderOptionsV2> cuda(api_->ReleaseCUDAProviderOptions);
-            ok(api_->CreateCUDAProviderOptions(cuda.fill()));
-            const std::string device = std::to_string(options.device);
-            const char* const keys[] = {"device_id", "use_tf32"};
-            const char* const values[] = {device.c_str(), options.tf32 ? "1" : "0"};
-            ok(api_->UpdateCUDAProviderOptions(cuda.get(), keys, values, 2));
-            ok(api_->SessionOptionsAppendExecutionProvider_CUDA_V2(settings, cuda.get()));
-        } else {
-            const std::string suffix = "ExecutionProvider";
-            const bool ends = name.size() > suffix.size() && name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0;
-            const std::string shorter = ends ? name.substr(0, name.size() - suffix.size()) : name;
-            ok(api_->SessionOptionsAppendExecutionProvider(settings, shorter.c_str(), nullptr, nullptr, 0));
-        }
-        ok(api_->SetUserLoggingFunction(settings, keep_places, this));
-        ok(api_->SetSessionLogSeverityLevel(settings, ORT_LOGGING_LEVEL_VERBOSE));
-        return name;
-    }
-
-    void check_tensors(const std::vector<TensorInfo>& promised, bool inputs) {
-        std::size_t count = 0;
-        OrtAllocator* allocator = nullptr;  // the default one, which nobody frees
-        ok(api_->GetAllocatorWithDefaultOptions(&allocator));
-        ok(inputs ? api_->SessionGetInputCount(session_.get(), &count) : api_->SessionGetOutputCount(session_.get(), &count));
-        for (std::size_t i = 0; i < count; ++i) {
-            char* text = nullptr;
-            ok(inputs ? api_->SessionGetInputName(session_.get(), i, allocator, &text)
-                      : api_->SessionGetOutputName(session_.get(), i, allocator, &text));
-            const std::string name = text;
-            ok(api_->AllocatorFree(allocator, text));
-            Owned<OrtTypeInfo> type(api_->ReleaseTypeInfo);
-            ok(inputs ? api_->SessionGetInputTypeInfo(session_.get(), i, type.fill())
-                      : api_->SessionGetOutputTypeInfo(session_.get(), i, type.fill()));
-            const OrtTensorTypeAndShapeInfo* tensor = nullptr;  // belongs to `type`; null when it is no tensor
-            ok(api_->CastTypeInfoToTensorInfo(type.get(), &tensor));
-            const TensorInfo* info = nullptr;
-            ONNXTensorElementDataType element = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-            if (tensor != nullptr) {
-                std::size_t rank = 0;
-                ok(api_->GetTensorElementType(tensor, &element));
-                ok(api_->GetDimensionsCount(tensor, &rank));
-                std::vector<std::int64_t> shape(rank);
-                ok(api_->GetDimensions(tensor, shape.data(), rank));
-                info = find_tensor(promised, name, shape);
-            }
-            if (info == nullptr || element_type(info->dtype) != element)
-                fail_engine(file_ + ": tensor '" + name + "' is not the one that the manifest describes");
-            if (inputs) inputs_.push_back(name);
-        }
-        if (!inputs && count != promised.size()) fail_engine(file_ + ": outputs are not those of the manifest");
-    }
-
-    const OrtApi* api_;
-    std::string file_;
-    Owned<OrtSession> session_;
+    OrtGraph graph_;
+    const OrtApi* const api_;
     Owned<OrtMemoryInfo> memory_;
-    Owned<OrtRunOptions> run_options_;
-    std::string places_;  // "[CUDAExecutionProvider], [CPUExecutionProvider]": where the nodes are
-    std::vector<std::string> inputs_;
 };
 
 }  // namespace

@@ -1,61 +1,33 @@
-#include "engine_trt.hpp"
+// TensorRT or TensorRT-RTX, found by dlopen, and plans on it: the only file that has their headers.
+#include <NvInferRuntime.h>
+#include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <mutex>
+#include <set>
 
 #include "error.hpp"
 #include "kernels.hpp"
+#include "plan.hpp"
 #include "shared_library.hpp"
 
 namespace ditedge {
 namespace {
+
+static_assert(kSuccess == ::cudaSuccess && kOutOfMemory == ::cudaErrorMemoryAllocation && kDriverTooOld == ::cudaErrorInsufficientDriver &&
+              kNotReady == ::cudaErrorNotReady && kDefaultDirection == ::cudaMemcpyDefault && kThreadLocal == ::cudaStreamCaptureModeThreadLocal &&
+              kNonBlocking == cudaStreamNonBlocking && kWithoutTimes == cudaEventDisableTiming);
+static_assert(kMultiprocessors == ::cudaDevAttrMultiProcessorCount && kCapabilityMajor == ::cudaDevAttrComputeCapabilityMajor &&
+              kCapabilityMinor == ::cudaDevAttrComputeCapabilityMinor && std::is_same_v<cudaStream_t, ::cudaStream_t> &&
+              std::is_same_v<cudaEvent_t, ::cudaEvent_t> && std::is_same_v<cudaGraph_t, ::cudaGraph_t> &&
+              std::is_same_v<cudaGraphExec_t, ::cudaGraphExec_t>);
 
 #ifdef TRT_MAJOR_RTX
 constexpr int kHeadersMajor = TRT_MAJOR_RTX;
 #else
 constexpr int kHeadersMajor = NV_TENSORRT_MAJOR;
 #endif
-
-Cuda calls_of(const SharedLibrary& library) {
-    Cuda cuda;
-#define DITEDGE_CUDA_LOAD(name) cuda.name = library.function<decltype(&cuda##name)>("cuda" #name);
-    DITEDGE_CUDA_CALLS(DITEDGE_CUDA_LOAD)
-#undef DITEDGE_CUDA_LOAD
-    return cuda;
-}
-
-// "12.4": what the driver is for, by any runtime library; nothing when there is no driver.
-std::string driver_version(const Cuda& cuda) {
-    int version = 0;
-    if (cuda.DriverGetVersion(&version) != cudaSuccess || version == 0) return "";
-    return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
-}
-
-// The newest runtime library here that the driver runs: one that is newer answers every call with an error, and an older
-// one beside it may do. Throws Error (engine) when there is none, Error (no device) when the driver is too old for all.
-Cuda load_cuda() {
-    std::vector<std::string> names = {"libcudart.so.13", "libcudart.so.12", "libcudart.so"};
-    std::string refused;
-    for (;;) {
-        SharedLibrary library;
-        try {
-            library = open_shared_library("the CUDA runtime", "", "DITEDGE_CUDART", names);
-        } catch (const Error&) {
-            if (refused.empty()) throw;
-            throw Error(DITEDGE_ERROR_NO_DEVICE, refused);
-        }
-        const Cuda cuda = calls_of(library);
-        int devices = 0;
-        const std::string driver = driver_version(cuda);
-        if (cuda.GetDeviceCount(&devices) != cudaErrorInsufficientDriver || driver.empty()) return cuda;
-        if (refused.empty())
-            refused = "the NVIDIA driver, which is for CUDA " + driver + ", is too old for " + library.path +
-                      ": update it, or install the runtime library of CUDA " + driver.substr(0, driver.find('.'));
-        const auto tried = std::find(names.begin(), names.end(), library.path);
-        if (tried == names.end() || tried + 1 == names.end()) throw Error(DITEDGE_ERROR_NO_DEVICE, refused);
-        names.erase(names.begin(), tried + 1);
-    }
-}
 
 SharedLibrary load_tensorrt(const EngineOptions& options) {
     if (options.engine == "tensorrt-rtx")
@@ -84,78 +56,141 @@ bool asked(Execution&, cudaStream_t, long) {
     return true;
 }
 
-}  // namespace
+// Keeps what TensorRT complains of, for the error that follows. TensorRT calls it from any thread.
+class Complaints final : public nvinfer1::ILogger {
+public:
+    void log(Severity severity, const char* message) noexcept override {
+        if (severity > Severity::kERROR) return;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        last_ = std::string(": ") + std::string(message).substr(0, 300);
+    }
+    std::string last() const {  // ": what it said", or nothing
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return last_;
+    }
 
-void Complaints::log(Severity severity, const char* message) noexcept {
-    if (severity > Severity::kERROR) return;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    last_ = std::string(": ") + std::string(message).substr(0, 300);
-}
+private:
+    mutable std::mutex mutex_;
+    std::string last_;
+};
 
-std::string Complaints::last() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return last_;
-}
+// The library. One of another major version than the headers that this was compiled with is refused: the classes' layouts
+// differ, and TensorRT itself would not notice. It creates a runtime without a driver, too, and then crashes: `start` has a Gpu.
+class TensorRt final : public PlanLibrary {
+public:
+    explicit TensorRt(const EngineOptions& options) : engine_(options.engine), library_(load_tensorrt(options)) {
+        const int version = library_.function<int (*)()>("getInferLibVersion")();  // 100300 is 10.3.0
+        major_ = version / 10000;
+        name_ = (engine_ == "tensorrt" ? "TensorRT " : "TensorRT-RTX ") + std::to_string(major_) + "." +
+                std::to_string(version / 100 % 100) + " (" + library_.path + ")";
+    }
+    std::string needing() const override { return "plans need"; }
+    std::string instead() const override { return "the bundle also runs on onnxruntime"; }
+    BuildRecord start(const Gpu& gpu, const Bundle& bundle) override;
+    std::unique_ptr<Plan> load(const Gpu& gpu, const Bundle& bundle, const BuildRecord& record, const std::string& graph, cudaStream_t) override;
 
-Gpu::Gpu(const EngineOptions& options, std::deque<std::string>& said) : warnings(said), device_(options.device) {
-    const SharedLibrary library = load_tensorrt(options);
-    const int version = library.function<int (*)()>("getInferLibVersion")();  // 100300 is 10.3.0
-    major_ = version / 10000;
-    name_ = (options.engine == "tensorrt" ? "TensorRT " : "TensorRT-RTX ") + std::to_string(major_) + "." +
-            std::to_string(version / 100 % 100) + " (" + library.path + ")";
-    cuda = load_cuda();
-    int devices = 0;
-    const bool driver = cuda.GetDeviceCount(&devices) == cudaSuccess;
-    if (!driver || device_ >= devices)
-        throw Error(DITEDGE_ERROR_NO_DEVICE, "plans need an NVIDIA GPU and its driver, and there is no CUDA device " +
-                                                 std::to_string(device_) + " here: the bundle also runs on onnxruntime");
+    Complaints complaints;
+    std::unique_ptr<nvinfer1::IRuntime> runtime;
+
+private:
+    void check_record(const BuildRecord& record, const Gpu& gpu) const;  // throws Error (engine): made for another library or GPU
+
+    const std::string engine_;
+    const SharedLibrary library_;
+    int major_ = 0;
+    std::string name_;  // "TensorRT 10.3 (libnvinfer.so.10)"
+};
+
+// One deserialised plan.
+class TrtPlan final : public Plan {
+public:
+    // Hashes the file before TensorRT sees it; opened once, below the bundle's folder. Throws Error (bundle, engine).
+    TrtPlan(TensorRt& library, const Gpu& gpu, const Bundle& bundle, const BuildRecord& record, const std::string& graph);
+
+    std::size_t scratch_bytes() const override;
+    bool capturable() const override { return !record_.weight_streaming_mb; }  // copied from host memory, which is not for a graph
+    std::unique_ptr<Context> context(cudaStream_t stream, std::int32_t profile) override;
+    void keep() override;
+
+private:
+    friend class TrtContext;
+    [[noreturn]] void refused(const std::string& what) const;
+
+    TensorRt& library_;
+    const Gpu& gpu_;
+    const BuildRecord& record_;
+    std::string graph_;
+    const std::string file_, path_;  // below the bundle's folder, for messages
+    std::set<std::string> tensors_;
+    std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+#ifdef TRT_MAJOR_RTX
+    void compile_into(nvinfer1::IRuntimeConfig& config);
+
+    std::string kernels_, kept_;  // the file of compiled kernels, and what it has
+    std::unique_ptr<nvinfer1::IRuntimeCache> cache_;
+#endif
+};
+
+class TrtContext final : public Context {
+public:
+    TrtContext(const TrtPlan& plan, std::unique_ptr<nvinfer1::IExecutionContext> context) : plan_(plan), context_(std::move(context)) {}
+    void set_memory(void* scratch, std::size_t bytes) override { context_->setDeviceMemoryV2(scratch, static_cast<std::int64_t>(bytes)); }
+    void set_shape(const std::string& input, const std::vector<std::int64_t>& shape) override {
+        if (plan_.tensors_.count(input) == 0) return;
+        plan_.record_.check_shape(plan_.graph_, input, shape);
+        nvinfer1::Dims dims{static_cast<std::int32_t>(shape.size()), {}};
+        std::copy(shape.begin(), shape.end(), dims.d);
+        if (!context_->setInputShape(input.c_str(), dims)) plan_.refused("does not take this shape of " + input);
+    }
+    void set_address(const std::string& tensor, void* address) override {
+        if (plan_.tensors_.count(tensor) != 0 && !context_->setTensorAddress(tensor.c_str(), address))
+            plan_.refused("does not take the address of " + tensor);
+    }
+    // TensorRT-RTX can say so; of the others a capture that fails does.
+    bool capturable(cudaStream_t stream) override { return asked(*context_, stream, 0); }
+    void enqueue(cudaStream_t stream) override {
+        if (!context_->enqueueV3(stream)) plan_.refused("cannot be enqueued");
+    }
+
+private:
+    const TrtPlan& plan_;
+    const std::unique_ptr<nvinfer1::IExecutionContext> context_;
+};
+
+BuildRecord TensorRt::start(const Gpu& gpu, const Bundle& bundle) {
     if (major_ != kHeadersMajor)
         fail_engine(name_ + " is loaded, and this libditedge was compiled with headers of version " +
                     std::to_string(kHeadersMajor) + ": compile it with the headers of this machine's library");
-    use();
-    const auto create = library.function<void* (*)(void*, std::int32_t)>("createInferRuntime_INTERNAL");
+    const auto create = library_.function<void* (*)(void*, std::int32_t)>("createInferRuntime_INTERNAL");
     runtime.reset(static_cast<nvinfer1::IRuntime*>(create(&complaints, NV_TENSORRT_VERSION)));
     if (runtime == nullptr) fail_engine(name_ + " cannot be started" + complaints.last());
+    BuildRecord record = read_build_record(bundle, engine_);
+    check_record(record, gpu);
+    return record;
 }
 
-void Gpu::use() const { check(cuda.SetDevice(device_), "cudaSetDevice"); }
-
-void Gpu::check(cudaError_t error, const char* call) const {
-    if (error == cudaSuccess) return;
-    const std::string remedy = error == cudaErrorMemoryAllocation ? ": use a smaller batch" : "";
-    fail_engine(std::string("CUDA: ") + call + " failed with " + cuda.GetErrorName(error) + remedy);
+std::unique_ptr<Plan> TensorRt::load(const Gpu& gpu, const Bundle& bundle, const BuildRecord& record, const std::string& graph, cudaStream_t) {
+    return std::make_unique<TrtPlan>(*this, gpu, bundle, record, graph);
 }
 
-void Gpu::check_record(const BuildRecord& record) const {
+void TensorRt::check_record(const BuildRecord& record, const Gpu& gpu) const {
     const std::string again = ": build them again on this machine";
     if (std::atoi(record.library_version.c_str()) != major_)
         fail_engine(record.place + ": built with version " + record.library_version + ", and this is " + name_ + again);
-    if (!record.capabilities.empty() && !contains(record.capabilities, capability()))
-        fail_engine(record.place + ": the plans were built for other GPUs than this one, which is " + capability() + again);
+    if (!record.capabilities.empty() && !contains(record.capabilities, gpu.capability()))
+        fail_engine(record.place + ": the plans were built for other GPUs than this one, which is " + gpu.capability() + again);
     if (contains(record.flags, "STRIP_PLAN")) fail_engine(record.place + ": the plans were built without weights" + again);
 }
 
-int Gpu::attribute(cudaDeviceAttr which) const {
-    int value = 0;
-    check(cuda.DeviceGetAttribute(&value, which, device_), "cudaDeviceGetAttribute");
-    return value;
-}
-
-std::string Gpu::capability() const {
-    return "sm" + std::to_string(attribute(cudaDevAttrComputeCapabilityMajor)) + std::to_string(attribute(cudaDevAttrComputeCapabilityMinor));
-}
-
-std::string Gpu::model() const { return capability() + "-" + std::to_string(attribute(cudaDevAttrMultiProcessorCount)); }
-
-Plan::Plan(Gpu& gpu, const Bundle& bundle, const BuildRecord& record, const std::string& graph)
-    : gpu_(gpu), record_(record), graph_(graph), file_("engines/" + record.library + "/" + plan_name(graph)),
+TrtPlan::TrtPlan(TensorRt& library, const Gpu& gpu, const Bundle& bundle, const BuildRecord& record, const std::string& graph)
+    : library_(library), gpu_(gpu), record_(record), graph_(graph), file_("engines/" + record.library + "/" + plan_name(graph)),
       path_((bundle.folder->path / file_).string()) {
     const OpenFile file(*bundle.folder, file_, record.plans.at(graph).plan,
                         ": does not match its hash in build.json: damaged or tampered with; build again");
     file.check();
-    if (contains(record.flags, "VERSION_COMPATIBLE")) gpu.runtime->setEngineHostCodeAllowed(true);  // brings its own runtime
+    if (contains(record.flags, "VERSION_COMPATIBLE")) library.runtime->setEngineHostCodeAllowed(true);  // brings its own runtime
     const std::unique_ptr<Mapping> plan = file.map();
-    engine_.reset(gpu.runtime->deserializeCudaEngine(plan->bytes().data(), plan->bytes().size()));
+    engine_.reset(library.runtime->deserializeCudaEngine(plan->bytes().data(), plan->bytes().size()));
     file.check();
     const GraphInfo& info = bundle.manifest.graphs.at(graph);
     if (engine_ == nullptr) refused("cannot be loaded, build it again");
@@ -182,7 +217,7 @@ Plan::Plan(Gpu& gpu, const Bundle& bundle, const BuildRecord& record, const std:
 
 #ifdef TRT_MAJOR_RTX
 // Kernels that a context compiles go to the engine's cache, which begins with those of earlier starts.
-void Plan::compile_into(nvinfer1::IRuntimeConfig& config) {
+void TrtPlan::compile_into(nvinfer1::IRuntimeConfig& config) {
     if (cache_ == nullptr && !kernels_.empty()) {
         cache_.reset(config.createRuntimeCache());
         kept_ = read_kernels(kernels_, gpu_.warnings);
@@ -191,7 +226,7 @@ void Plan::compile_into(nvinfer1::IRuntimeConfig& config) {
     if (cache_ != nullptr) config.setRuntimeCache(*cache_);
 }
 
-void Plan::keep() {
+void TrtPlan::keep() {
     const std::unique_ptr<nvinfer1::IHostMemory> compiled(cache_ != nullptr ? cache_->serialize() : nullptr);
     if (compiled == nullptr || compiled->size() == 0) return;
     const std::string_view kernels(static_cast<const char*>(compiled->data()), compiled->size());
@@ -200,17 +235,16 @@ void Plan::keep() {
     kept_ = kernels;
 }
 #else
-void Plan::keep() {}  // its kernels are in the plan
+void TrtPlan::keep() {}  // its kernels are in the plan
 #endif
 
-void Plan::refused(const std::string& what) const { fail_engine(path_ + " " + what + gpu_.complaints.last()); }
+void TrtPlan::refused(const std::string& what) const { fail_engine(path_ + " " + what + library_.complaints.last()); }
 
-std::size_t Plan::scratch_bytes() const {
+std::size_t TrtPlan::scratch_bytes() const {
     return static_cast<std::size_t>(std::max<std::int64_t>(0, engine_->getDeviceMemorySizeV2()));
 }
 
-std::unique_ptr<nvinfer1::IExecutionContext> Plan::context(cudaStream_t stream, void* scratch, std::size_t bytes,
-                                                            std::int32_t profile) {
+std::unique_ptr<Context> TrtPlan::context(cudaStream_t stream, std::int32_t profile) {
     constexpr auto strategy = nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED;
 #ifdef TRT_MAJOR_RTX  // compiles kernels on the device: in the background, a captured graph would keep the slow ones
     const std::unique_ptr<nvinfer1::IRuntimeConfig> config(engine_->createRuntimeConfig());
@@ -226,28 +260,11 @@ std::unique_ptr<nvinfer1::IExecutionContext> Plan::context(cudaStream_t stream, 
     // Only the first context of an engine gets profile 0 by itself.
     if (context->getOptimizationProfile() != profile && !context->setOptimizationProfileAsync(profile, stream))
         refused("has no profile " + std::to_string(profile));
-    context->setDeviceMemoryV2(scratch, static_cast<std::int64_t>(bytes));
-    return context;
+    return std::make_unique<TrtContext>(*this, std::move(context));
 }
 
-void Plan::set_shape(nvinfer1::IExecutionContext& context, const std::string& input,
-                     const std::vector<std::int64_t>& shape) const {
-    if (tensors_.count(input) == 0) return;
-    record_.check_shape(graph_, input, shape);
-    nvinfer1::Dims dims{static_cast<std::int32_t>(shape.size()), {}};
-    std::copy(shape.begin(), shape.end(), dims.d);
-    if (!context.setInputShape(input.c_str(), dims)) refused("does not take this shape of " + input);
-}
+}  // namespace
 
-void Plan::set_address(nvinfer1::IExecutionContext& context, const char* tensor, void* address) const {
-    if (tensors_.count(tensor) != 0 && !context.setTensorAddress(tensor, address))
-        refused(std::string("does not take the address of ") + tensor);
-}
-
-bool Plan::capturable(nvinfer1::IExecutionContext& context, cudaStream_t stream) const { return asked(context, stream, 0); }
-
-void Plan::enqueue(nvinfer1::IExecutionContext& context, cudaStream_t stream) const {
-    if (!context.enqueueV3(stream)) refused("cannot be enqueued");
-}
+std::unique_ptr<PlanLibrary> open_tensorrt(const EngineOptions& options) { return std::make_unique<TensorRt>(options); }
 
 }  // namespace ditedge

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from capi_ctypes import Ditedge
 
+from tests.conftest import ROOT
 from tests.cpp.plan_text import with_cpp_plans
 from tests.cpp.plans.support import Double
+
+SOURCES = ("device_loop.cpp", "device_run.cpp", "device_steps.cpp", "engine_ort_cuda.cpp")
+HEADERS = ("device.hpp", "device_memory.hpp", "device_run.hpp", "device_steps.hpp")
 
 
 @pytest.fixture
@@ -55,3 +62,36 @@ def opened(built: Path, double: Double):
     yield make
     for handle in handles:
         handle.close()
+
+
+@pytest.fixture
+def mutant(built: Path, tmp_path: Path) -> Callable[..., Path]:
+    """mutant((before, after), ...) -> libditedge.so with those texts of one of the loop's files replaced."""
+
+    def make(*changes: tuple[str, str]) -> Path:
+        folder = ROOT / "runtime" / "cpp" / "src"
+        texts = {name: (folder / name).read_text() for name in (*SOURCES, *HEADERS)}
+        (changed,) = {name for name, text in texts.items() for before, _ in changes if before in text}
+        for before, after in changes:
+            assert texts[changed].count(before) == 1, f"{before!r} is not in the loop once"
+            texts[changed] = texts[changed].replace(before, after)
+        for name, text in texts.items():
+            (tmp_path / name).write_text(text)
+        stale = SOURCES if changed in HEADERS else (changed,)
+        commands = {Path(entry["file"]): entry for entry in json.loads((built / "compile_commands.json").read_text())}
+        for name in stale:
+            words = shlex.split(commands[folder / name]["command"])
+            words[words.index("-o") + 1] = str(tmp_path / f"{name}.o")
+            words[words.index("-c") + 1] = str(tmp_path / name)
+            words = [word for word in words if word not in ("-O3", "-Werror")] + ["-O0"]
+            subprocess.run(words, cwd=built, check=True, capture_output=True)
+        objects = [*(built / "CMakeFiles" / "ditedge.dir" / "src").glob("*.o")]
+        kept = [path for path in objects if path.name.removesuffix(".o") not in stale]
+        library = tmp_path / "mutant.so"
+        subprocess.run(
+            ["c++", "-shared", "-o", library, *kept, *(tmp_path / f"{name}.o" for name in stale), "-ldl", "-pthread"],
+            check=True,
+        )
+        return library
+
+    return make

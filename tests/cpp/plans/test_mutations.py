@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from capi_ctypes import DitedgeError
 
 from ditedge.runtime.samplers.program import write_program
-from tests.conftest import ROOT
 from tests.cpp.plans.support import Double, replay
 from tests.cpp.support import LOOPS, TOLERANCE, program_of
 
@@ -44,39 +39,6 @@ EQUIVALENTS = {
     "odd graphs": ("kSegment = 4;", "kSegment = 3;"),
     "one step at a time": ("kSegment = 4;", "kSegment = 1;"),
 }
-SOURCES = ("device_loop.cpp", "device_run.cpp", "device_steps.cpp")
-HEADERS = ("device.hpp", "device_memory.hpp", "device_run.hpp", "device_steps.hpp")
-
-
-@pytest.fixture
-def mutant(built: Path, tmp_path: Path) -> Callable[[str, str], Path]:
-    """mutant(before, after) -> libditedge.so with that text of the loop replaced."""
-
-    def make(before: str, after: str) -> Path:
-        folder = ROOT / "runtime" / "cpp" / "src"
-        texts = {name: (folder / name).read_text() for name in (*SOURCES, *HEADERS)}
-        (changed,) = [name for name, text in texts.items() if text.count(before)]
-        assert texts[changed].count(before) == 1, f"{before!r} is not in the loop once"
-        for name, text in texts.items():
-            (tmp_path / name).write_text(text.replace(before, after))
-        stale = SOURCES if changed in HEADERS else (changed,)
-        commands = {Path(entry["file"]): entry for entry in json.loads((built / "compile_commands.json").read_text())}
-        for name in stale:
-            words = shlex.split(commands[folder / name]["command"])
-            words[words.index("-o") + 1] = str(tmp_path / f"{name}.o")
-            words[words.index("-c") + 1] = str(tmp_path / name)
-            words = [word for word in words if word not in ("-O3", "-Werror")] + ["-O0"]
-            subprocess.run(words, cwd=built, check=True, capture_output=True)
-        objects = [*(built / "CMakeFiles" / "ditedge.dir" / "src").glob("*.o")]
-        kept = [path for path in objects if path.name.removesuffix(".o") not in stale]
-        library = tmp_path / "libditedge.so"
-        subprocess.run(
-            ["c++", "-shared", "-o", library, *kept, *(tmp_path / f"{name}.o" for name in stale), "-ldl", "-pthread"],
-            check=True,
-        )
-        return library
-
-    return make
 
 
 @pytest.mark.slow
@@ -85,7 +47,7 @@ def test_mutations_are_noticed(mutant, double: Double, opened, plan_bundle, tmp_
     case, loop = "gray1_cfg", next(loop for case, loop in LOOPS if case == "gray1_cfg" and loop["name"] == "ddpm10")
     folder = plan_bundle(case, conditioner_rows=12)
     write_program(program_of(folder, loop), tmp_path / "p.json")
-    library = mutant(*(MUTATIONS | EQUIVALENTS)[name])
+    library = mutant((MUTATIONS | EQUIVALENTS)[name])
     try:
         handle = opened(folder, library)
         error = max(replay(handle, case, loop, tmp_path / "p.json") for _ in range(3))

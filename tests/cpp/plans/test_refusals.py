@@ -191,8 +191,8 @@ def test_a_cuda_runtime_newer_than_the_driver(
     built: Path, plan_bundle, double: Double, onnxruntime_library: Path, tmp_path: Path, older: bool
 ) -> None:
     """JetPack 6 with CUDA 13's runtime: CUDA 12's beside it is taken; without one, the sentence says what is too old."""
-    header = (ROOT / "runtime/cpp/src/engine_trt.hpp").read_text()
-    calls = re.findall(r"CALL\((\w+)\)", header[header.index("#define DITEDGE_CUDA_CALLS") :])
+    header = (ROOT / "runtime/cpp/src/cuda.hpp").read_text()
+    calls = ["GetErrorName", *re.findall(r"CALL\((\w+), ", header[header.index("#define DITEDGE_CUDA_CALLS") :])]
     source = "".join(f"int cuda{name}(void) {{ return 35; }}\n" for name in calls if name != "DriverGetVersion")
     source += "int cudaDriverGetVersion(int* version) { *version = 12060; return 0; }\n"
     (tmp_path / "newer.c").write_text(source)
