@@ -24,6 +24,7 @@ from ..runtime.files import write_text
 from ..runtime.loop.verify import check_replayed, replay_golden
 from ..runtime.replacing import scratch_beside
 from ..runtime.report import Report, silent
+from ..runtime.samplers.process import FLOWS
 from ..runtime.samplers.schedule import ScheduleInfo
 from .graphs.write import write_decoder, write_graphs, write_preview
 from .options import ExportOptions, vae_dtype
@@ -36,6 +37,8 @@ from .sources.read import read_source
 from .sources.vae_checkpoint import VaeCheckpoint, read_vae
 from .truth.golden import GOLDEN_GUIDANCE, write_golden
 from .truth.programs import write_programs
+
+FLOW_TIMES = {"flow-to-data": (0.0, 1.0), "flow": (1.0, 0.0)}  # what the network is told of noise, and of data
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def _read(source: Path, options: ExportOptions) -> _Ready:
     return _Ready(
         checkpoint,
         info,
-        None if info.prediction == "flow-to-data" else checkpoint.schedule or DDPM_SCHEDULE,
+        None if info.prediction in FLOWS else checkpoint.schedule or DDPM_SCHEDULE,
         vae,
         pixels,
         labels,
@@ -173,7 +176,7 @@ def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
         prediction=checkpoint.prediction,  # type: ignore[arg-type]  # pydantic checks it
         guided_channels=guided,
         parameters=sum(tensor.numel() for tensor in checkpoint.weights.values()),
-        timestep_range=(0.0, 1.0) if checkpoint.prediction == "flow-to-data" else (last_timestep, 0.0),
+        timestep_range=FLOW_TIMES.get(str(checkpoint.prediction), (last_timestep, 0.0)),
         frequency_divisor=config.frequency_divisor,
         mlp_norm_eps=config.mlp_norm_eps,
         mlp_ratio=config.mlp_ratio,

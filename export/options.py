@@ -13,7 +13,7 @@ from .sources import listed
 from .sources.asked import Asked
 
 DEFAULT_OPSET = 20
-PREDICTIONS = ("epsilon", "x0", "v", "flow-to-data")
+PREDICTIONS = ("epsilon", "x0", "v", "flow", "flow-to-data")
 VAE = option("--vae", help="VAE of a latent model: a diffusers folder, or a file of weights; TAESD too.")
 VAE_PRECISIONS = {"fp32": "float32", "fp16": "float16"}  # as the command line spells them -> as manifests do
 VAE_PRECISION = option("--vae-precision", help="Of the decoder's weights and arithmetic.", choices=(*VAE_PRECISIONS,))
@@ -63,7 +63,7 @@ class ExportOptions:
         default=None,
         metadata=option(
             "--prediction",
-            help="What the network predicts; SiT: flow-to-data. [default: the source's, or epsilon]",
+            help="What the network predicts; SiT: flow-to-data; REPA: flow. [default: the source's, or epsilon]",
             choices=PREDICTIONS,
         ),
     )

@@ -39,6 +39,7 @@ class DiTConfig:
     block_embedders: bool = False  # each block but the first has embedders of its own, as after training in diffusers
     mlp_ratio: float = 4.0  # width of a block's MLP over D
     timestep_channels: int = TIMESTEP_CHANNELS  # of the sinusoid, even
+    qk_norm: bool = False  # queries and keys are normalised (repa.py)
 
     @property
     def out_channels(self) -> int:
@@ -126,10 +127,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x [N, T, D], each [N, heads, T, D / heads]."""
         width = x.shape[2]
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, width // self.num_heads)).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)  # each [N, heads, T, D / heads]
+        q, k, v = qkv.unbind(0)
+        return q, k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
         if torch.compiler.is_exporting():
             # MatMul, scale, Softmax, MatMul and nothing between: the pattern that TensorRT fuses.
             attended = torch.softmax(q @ k.transpose(2, 3) * q.shape[-1] ** -0.5, dim=-1) @ v

@@ -16,10 +16,12 @@ from torch import Tensor
 from ...runtime.errors import CheckpointError
 from ...runtime.files import sha256_of_file
 from ...runtime.samplers.schedule import ScheduleInfo
-from ..networks.dit import DiT, DiTConfig, Network, sincos_position_embedding
+from ..networks.dit import DiTConfig, Network, sincos_position_embedding
+from ..networks.repa import network_of
 from .asked import Asked
 from .containers import Weights, any_weights, dit_weights
 from .pickles import load_pickle
+from .repa import aligned
 from .settings import Settings, read_settings
 from .shapes import config_from_shapes
 
@@ -28,7 +30,7 @@ from .shapes import config_from_shapes
 class Checkpoint:
     """A DiT's description and weights, and what else its files say: None or empty where they do not.
 
-    `weights` has exactly the keys and shapes of `DiT(config)`, float32, unless the network is `module`, the user's own.
+    `weights` has exactly the keys and shapes of `network_of(config)`, float32, unless the network is `module`, the user's own.
     """
 
     config: DiTConfig
@@ -50,7 +52,7 @@ class Checkpoint:
         if self.module is not None:
             return self.module
         with torch.device("meta"):
-            model = DiT(self.config)
+            model = network_of(self.config)
         model.load_state_dict(self.weights, assign=True)
         return model.eval().requires_grad_(False)
 
@@ -68,8 +70,9 @@ def checkpoint_of(data: Any, path: Path, asked: Asked) -> Checkpoint:
     settings = read_settings(data, path)
     try:
         found = dit_weights(data, path.stat().st_size, asked.weights)
-        config, said = config_from_shapes(found.tensors, settings, asked)
-        fitted = fitted_weights(found.tensors, config)
+        family = aligned(found.tensors, settings)
+        config, said = config_from_shapes(family.tensors, settings, asked)
+        fitted = fitted_weights(family.tensors, config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return Checkpoint(
@@ -77,9 +80,11 @@ def checkpoint_of(data: Any, path: Path, asked: Asked) -> Checkpoint:
         fitted,
         sha256_of_file(path),
         (path,),
+        prediction=family.prediction,
+        guided_channels=family.guided_channels,
         settings=settings,
         image_size=settings.values.get("image_size"),
-        notes=(f"weights: {found.sentence}", f"settings: {said}"),
+        notes=(f"weights: {found.sentence}", f"settings: {said}", *family.notes),
     )
 
 
@@ -129,7 +134,7 @@ def fitted_weights(state: dict[str, Tensor], config: DiTConfig) -> dict[str, Ten
     """The weights of a DiT, see `fitted_tensors`; positions that were not saved are computed."""
     state.setdefault("pos_embed", sincos_position_embedding(config))
     with torch.device("meta"):
-        expected = DiT(config).state_dict()
+        expected = network_of(config).state_dict()
     return fitted_tensors(state, expected, "a DiT")
 
 

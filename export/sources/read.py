@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import CheckpointError, RequestError
+from ...runtime.samplers.process import FLOWS
 from ...runtime.samplers.schedule import ScheduleInfo
 from . import checkpoint as checkpoint_file
 from . import source_of
@@ -30,7 +31,7 @@ def read_source(path: Path, **fields: Any) -> Checkpoint:
     asked = Asked(**fields)
     checkpoint = source_of(path, asked).read(path, asked)
     prediction, why = _prediction(path, checkpoint, asked.prediction)
-    if prediction == "flow-to-data":
+    if prediction in FLOWS:
         checkpoint = without_variance(checkpoint)
         if checkpoint.config.learn_sigma:
             raise CheckpointError(
@@ -60,7 +61,7 @@ def _prediction(path: Path, checkpoint: Checkpoint, asked: str | None) -> tuple[
 def _schedule(checkpoint: Checkpoint, asked: Asked, prediction: str) -> tuple[ScheduleInfo | None, dict[str, Any]]:
     """The betas of training and the settings of sampling; --betas and --zero-terminal-snr replace both."""
     given = asked.betas is not None or asked.zero_terminal_snr
-    if prediction == "flow-to-data":
+    if prediction in FLOWS:
         if given:
             raise RequestError("--betas and --zero-terminal-snr are for diffusion models: a flow model has no betas")
         return None, {}

@@ -31,7 +31,7 @@ NAMES = {  # as they are written -> as DiT's and SiT's train.py and constructors
 KINDS: dict[str, type] = {
     "num_classes": int, "num_heads": int, "hidden_size": int, "depth": int, "patch_size": int, "in_channels": int,
     "input_size": int, "image_size": int, "mlp_ratio": float, "class_dropout_prob": float, "learn_sigma": bool,
-    "path_type": str, "prediction": str,
+    "path_type": str, "prediction": str, "encoder_depth": int, "qk_norm": bool,
 }  # fmt: skip
 
 

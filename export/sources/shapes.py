@@ -47,9 +47,9 @@ def config_from_shapes(state: dict[str, Tensor], settings: Settings, asked: Aske
         )
     factor = asked.factor or USUAL_FACTORS.get(channels)
     size = _input_size(state, asked.image_size, settings, factor, patch)
-    actual = {
+    actual: dict[str, Any] = {
         "hidden_size": hidden, "depth": depth, "patch_size": patch, "in_channels": channels, "input_size": size,
-        "learn_sigma": outputs == 2 * channels,
+        "learn_sigma": outputs == 2 * channels, "qk_norm": "blocks.0.attn.q_norm.weight" in state,
     }  # fmt: skip
     sure = asked.factor or (factor if channels == 4 else None)  # one channel may be a VAE's latents, too
     _check_settings(settings, actual, rows, mlp, sure)
@@ -68,6 +68,7 @@ def config_from_shapes(state: dict[str, Tensor], settings: Settings, asked: Aske
         frequency_divisor=sinusoid // 2,
         mlp_ratio=mlp / hidden,
         timestep_channels=sinusoid,
+        qk_norm=bool(actual["qk_norm"]),
     )
     null = "and no class" if null_class else "without a null class"
     return config, f"{heads} heads ({why_heads}), {config.num_classes} classes {null} ({why_null})"

@@ -48,7 +48,7 @@ def write_golden(
             return output
 
         if schedule is None:
-            x = flow_trajectory(network, z, steps)
+            x = flow_trajectory(network, z, steps, info.prediction == "flow-to-data")
         else:
             x = reference_trajectory(
                 network,

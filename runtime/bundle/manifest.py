@@ -15,6 +15,7 @@ from ditedge import __version__
 from ..errors import BundleError
 from ..fields import LARGEST, MAX_NUMBER, Count, Finite, Sha256, Strict
 from ..json_files import parse_json, validated
+from ..samplers.process import FLOWS
 from ..samplers.schedule import ScheduleInfo
 from .graph_contract import MAX_PIXELS, GraphInfo, check_graphs, graphs_read
 
@@ -61,7 +62,7 @@ class ModelInfo(Strict):
         Annotated[int, Field(ge=0, le=MAX_CLASSES)] | None
     )  # label of "no class", None when the model was trained without label dropout
     learned_variance: bool
-    prediction: Literal["epsilon", "x0", "v", "flow-to-data"]  # flow-to-data: SiT's velocity, x0 - noise
+    prediction: Literal["epsilon", "x0", "v", "flow", "flow-to-data"]  # flow: noise - x0 (REPA); -to-data: SiT's
     guided_channels: Count  # guidance applies to the first so many epsilon channels
     parameters: Count
     timestep_range: Annotated[tuple[Finite, Finite], Field(strict=False)] = (
@@ -177,7 +178,7 @@ class Manifest(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
-        if (self.schedule is None) != (self.model.prediction == "flow-to-data"):
+        if (self.schedule is None) != (self.model.prediction in FLOWS):
             raise ValueError("a flow model has no schedule, and every other model has one")
         missing = {"conditioner", "step"} - set(self.graphs)
         if missing:

@@ -21,9 +21,11 @@ from .schedule import Schedule, ScheduleInfo, schedule_from_info
 LOG_SNR_TOLERANCE = 1e-3
 LEAST = 2.0**-24  # of abar and of 1 - abar: what float32 holds of a cumulative product; see `positive_snr`
 
+FLOWS = ("flow", "flow-to-data")  # predictions without betas
+
 
 class ProcessInfo(Strict):
-    """The field `process` of a program. prediction "flow": noise - data (SD3, diffusers), which no bundle has."""
+    """The field `process` of a program. prediction "flow": noise - data (REPA, SD3, diffusers); "flow-to-data" its opposite."""
 
     prediction: Literal["epsilon", "x0", "v", "flow", "flow-to-data"]
     timestep_range: Annotated[

@@ -65,7 +65,8 @@ def test_sit_is_exported_as_the_flow_that_it_is(tmp_path: Path, monkeypatch: pyt
         ({"path_type": "VP"}, "path_type 'VP'"),
         ({"prediction": "noise"}, "prediction 'noise': not supported"),
         ({"prediction": "score"}, "prediction 'score': not supported"),
-        ({"path_type": "linear", "prediction": "v"}, "path_type 'linear'"),  # REPA's: its time runs the other way
+        ({"path_type": "linear"}, "path_type 'linear', .*: prediction 'velocity': not supported"),  # REPA's and SiT's
+        ({"prediction": "v"}, "path_type 'Linear', .*: prediction 'v': not supported"),
     ],
 )
 @pytest.mark.parametrize("asked", [None, "flow-to-data", "epsilon"])
@@ -80,6 +81,12 @@ def test_other_transports_are_refused_by_name(tmp_path: Path, changes: dict, com
     [
         (SIT, None, "flow-to-data"),
         (SIT, "epsilon", "--prediction epsilon contradicts 'args' of the file: path_type 'Linear'"),
+        (SIT | {"path_type": "linear", "prediction": "v"}, None, "flow"),  # REPA's
+        (
+            SIT | {"path_type": "linear", "prediction": "v"},
+            "flow-to-data",
+            "--prediction flow-to-data contradicts 'args' of the file: path_type 'linear'",
+        ),
         ({"prediction": "v_prediction"}, None, "v"),
         ({"prediction_type": "x0"}, "epsilon", "epsilon"),
         ({"prediction": "velocity"}, None, "prediction 'velocity' is not known: give --prediction"),
