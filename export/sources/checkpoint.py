@@ -30,7 +30,8 @@ from .shapes import config_from_shapes
 class Checkpoint:
     """A DiT's description and weights, and what else its files say: None or empty where they do not.
 
-    `weights` has exactly the keys and shapes of `network_of(config)`, float32, unless the network is `module`, the user's own.
+    `weights` has exactly the keys and shapes of `network_of(config)`, float32, unless the network is `module`, the
+    user's own.
     """
 
     config: DiTConfig

@@ -19,8 +19,8 @@ WORDS = {
 def recorded_prediction(settings: Settings) -> tuple[str, str] | None:
     """(a prediction of the manifest, the setting that says it), None where nothing was recorded.
 
-    SiT's linear path with velocity is flow-to-data, REPA's is flow. Raises CheckpointError for its other paths and predictions, by
-    name: their networks have the same shapes and would paint noise.
+    SiT's linear path with velocity is flow-to-data, REPA's is flow. Raises CheckpointError for their other paths and
+    predictions, by name: their networks have the same shapes and would paint noise.
     """
     path, predicted = settings.values.get("path_type"), settings.values.get("prediction")
     if path is not None:

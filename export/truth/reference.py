@@ -99,11 +99,9 @@ def reference_trajectory(
 
 
 @torch.no_grad()
-def flow_trajectory(
-    network: Callable[[Tensor, float], Tensor], z: Tensor, steps: int, to_data: bool = True
-) -> Tensor:
-    """Euler's method on SiT's ODE dx/dt = velocity from t = 0 (noise) to t = 1 (data) in equal steps; with to_data False
-    on REPA's, from t = 1 (noise) to t = 0 (`euler_sampler` of its samplers.py).
+def flow_trajectory(network: Callable[[Tensor, float], Tensor], z: Tensor, steps: int, to_data: bool = True) -> Tensor:
+    """Euler's method on SiT's ODE dx/dt = velocity from t = 0 (noise) to t = 1 (data) in equal steps; with
+    to_data False on REPA's, from t = 1 (noise) to t = 0 (`euler_sampler` of its samplers.py).
 
     network(x, t) -> [B, C, H, W] velocity; z [B, C, H, W] -> x after each step [N, B, C, H, W]. SiT's
     transport/integrators.py `ode` with method "euler" (torchdiffeq) and a linear path.

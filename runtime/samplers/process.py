@@ -25,7 +25,7 @@ FLOWS = ("flow", "flow-to-data")  # predictions without betas
 
 
 class ProcessInfo(Strict):
-    """The field `process` of a program. prediction "flow": noise - data (REPA, SD3, diffusers); "flow-to-data" its opposite."""
+    """The field `process` of a program. prediction "flow": noise - data (REPA, SD3); "flow-to-data" its opposite."""
 
     prediction: Literal["epsilon", "x0", "v", "flow", "flow-to-data"]
     timestep_range: Annotated[
