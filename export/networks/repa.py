@@ -1,4 +1,4 @@
-"""SiT as REPA trains it (Yu et al. 2025, arXiv:2410.06940): DiT, with normalised queries and keys where `--qk-norm` was given.
+"""SiT as REPA trains it (Yu et al. 2025, arXiv:2410.06940): DiT, with `--qk-norm` with normalised queries and keys.
 
 Its projectors are of the training alone and not here (export/sources/repa.py).
 """
