@@ -11,8 +11,11 @@ import pytest
 from tests.conftest import ROOT
 
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 300, 50, 8
-# The parameters of `Step.forward` are the inputs of step.onnx.
-GRAPHS = {ROOT / "export" / "graphs" / name: n for name, n in {"modules.py": 10, "text_modules.py": 14}.items()}
+# The parameters of `Step.forward` are the inputs of step.onnx, and `next_state` has most of them.
+GRAPHS = {
+    ROOT / "export" / "graphs" / "modules.py": ["next_state has 9 parameters", "forward has 10 parameters"],
+    ROOT / "export" / "graphs" / "text_modules.py": ["forward has 14 parameters"],
+}
 
 
 def python_files() -> list[Path]:
@@ -40,7 +43,7 @@ def too_large(source: str, most: int = LINES_OF_A_FILE) -> list[str]:
 @pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_is_too_large(path: Path) -> None:
     most = 399 if path == ROOT / "cli.py" else LINES_OF_A_FILE  # fifteen commands, with their help, on one page
-    allowed = [f"forward has {GRAPHS[path]} parameters"] if path in GRAPHS else []
+    allowed = GRAPHS.get(path, [])
     assert [text.partition(": ")[2] for text in too_large(path.read_text(), most)] == allowed
 
 

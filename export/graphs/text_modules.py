@@ -82,7 +82,6 @@ class PromptStep(nn.Module):
         prompt: Tensor,  # [E] int64: which row of context an evaluation uses
         position: Tensor,  # [h, w, D]
     ) -> Tensor:  # next_state [B, K, C, H, W]
-        x = state[:, 0].index_select(0, sample)
-        rows = modulation.index_select(0, condition)
-        output = self.network.trunk(x, rows, context, context_bias, prompt, position)
-        return next_state(output, state, combine, x0_from, x0_bound, log_sigma, mix, noise)
+        x, rows = state[:, 0], modulation.index_select(0, condition)
+        output = self.network.trunk(x.index_select(0, sample), rows, context, context_bias, prompt, position)
+        return next_state(output, x, state, combine, x0_from, x0_bound, log_sigma, mix, noise)
