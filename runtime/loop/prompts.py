@@ -14,7 +14,7 @@ from ..bundle.manifest import TextInfo
 from ..bundle.open import Bundle
 from ..errors import BundleError, DitedgeError, RequestError
 from ..files import written_atomically
-from ..json_files import read_bounded
+from ..json_files import parse_json, read_bounded
 
 FORMAT, VERSION = "ditedge-prompt", "1"
 MAX_FILE_BYTES = 256 << 20  # 4,096 tokens of 16,384 numbers
@@ -85,9 +85,10 @@ def write_prompt(path: Path, prompt: Prompt, hidden: np.ndarray, encoder_sha256:
     """hidden [n, Dh] float32 of the prompt, as a .safetensors file with what it was made from."""
     from safetensors.numpy import save
 
-    said = {"format": FORMAT, "version": VERSION, "encoder_sha256": encoder_sha256 or "", "text": prompt.text or ""}
+    said = {"version": VERSION, "encoder_sha256": encoder_sha256 or "", "text": prompt.text or ""}
+    metadata = {FORMAT: json.dumps(said)}  # one entry: the library writes several in any order
     with written_atomically(path) as temporary:
-        temporary.write_bytes(save({"hidden": np.ascontiguousarray(hidden)}, said))
+        temporary.write_bytes(save({"hidden": np.ascontiguousarray(hidden)}, metadata))
 
 
 def read_prompt(path: Path, bundle: Bundle) -> Prompt:
@@ -115,9 +116,11 @@ def _prompt(raw: bytes, path: Path, text: TextInfo) -> Prompt:
 
     try:
         hidden, said = load(raw)["hidden"], _metadata(raw)
+    except DitedgeError as error:
+        raise RequestError(f"{path}: {error}") from None
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise RequestError(f"{path}: not a recorded prompt of `ditedge encode` ({type(error).__name__})") from None
-    if said.get("format") != FORMAT or said.get("version") != VERSION:
+    if said.get("version") != VERSION:
         raise RequestError(f"{path}: not a recorded prompt of `ditedge encode`")
     if text.encoder_sha256 is not None and said.get("encoder_sha256") != text.encoder_sha256:
         raise RequestError(
@@ -133,5 +136,5 @@ def _prompt(raw: bytes, path: Path, text: TextInfo) -> Prompt:
 def _metadata(raw: bytes) -> dict[str, str]:
     """What a .safetensors file says beside its tensors, which `load` has read before."""
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    said = header.get("__metadata__", {})
+    said = parse_json(header["__metadata__"][FORMAT].encode("utf-8", "surrogatepass"), FORMAT, RequestError)
     return {key: value for key, value in said.items() if isinstance(value, str)}

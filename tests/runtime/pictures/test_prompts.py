@@ -80,6 +80,8 @@ def test_each_distinct_prompt_is_evaluated_once() -> None:
 def test_words_ids_and_a_recorded_prompt_are_one_picture(tmp_path: Path) -> None:
     fox, run = tmp_path / "fox.safetensors", ("run", "--engine", BUNDLE, "--seed", 7, "-o")
     assert "4 tokens" in ditedge("encode", "--engine", BUNDLE, "a red fox", "-o", fox)
+    ditedge("encode", "--engine", BUNDLE, "a red fox", "-o", tmp_path / "again.safetensors")
+    assert fox.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
     latents = {}
     for name, given in {"words": ("--prompt", " A red FOX "), "recorded": ("--prompt-file", fox)}.items():
         file = tmp_path / f"{name}.safetensors"
@@ -170,10 +172,13 @@ def test_commands_for_models_of_classes_say_so(command: str, tmp_path: Path) -> 
 
 def test_a_recorded_prompt_of_another_text_encoder(tmp_path: Path) -> None:
     rows = np.ones((3, 16), np.float32)
-    said = {"format": "ditedge-prompt", "version": "1", "encoder_sha256": "0" * 64}
+
+    def said(encoder: str | None) -> dict[str, str]:
+        return {"ditedge-prompt": json.dumps({"version": "1", "encoder_sha256": encoder})}
+
     file = tmp_path / "other.safetensors"
     for raw, words in (
-        (save({"hidden": rows}, said), "was recorded with another text encoder (sha256 000000000000...)"),
+        (save({"hidden": rows}, said("0" * 64)), "was recorded with another text encoder (sha256 000000000000...)"),
         (save({"hidden": rows}), "not a recorded prompt of `ditedge encode`"),
         (b"nothing", "not a recorded prompt of `ditedge encode`"),
     ):
@@ -186,7 +191,7 @@ def test_a_recorded_prompt_of_another_text_encoder(tmp_path: Path) -> None:
         (np.full((2, 16), np.nan, np.float32), "finite float32 numbers"),
         (np.ones((2, 16), np.float64), "finite float32 numbers"),
     ):
-        file.write_bytes(save({"hidden": rows}, said | {"encoder_sha256": own}))
+        file.write_bytes(save({"hidden": rows}, said(own)))
         assert words in ditedge("run", "--engine", BUNDLE, "--prompt-file", file, code=2)
 
 
