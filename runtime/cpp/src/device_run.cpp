@@ -60,7 +60,8 @@ std::future<void> DeviceRun::begin_drawing(const Run& run, const Segment& segmen
         for (std::int64_t step = segment.first; step < segment.last; ++step)
             if (run.tables.draws[static_cast<std::size_t>(step)]) run.noise(step + 1, reinterpret_cast<float*>(drawn(step)));
     };
-    const auto first = run.tables.draws.begin() + segment.first, last = run.tables.draws.begin() + segment.last;
+    const auto first = run.tables.draws.begin() + static_cast<std::ptrdiff_t>(segment.first);
+    const auto last = first + static_cast<std::ptrdiff_t>(segment.steps());
     const bool draws = std::find(first, last, true) != last;
     return std::async(draws ? std::launch::async | std::launch::deferred : std::launch::deferred, draw);  // no thread: here
 }

@@ -1,6 +1,8 @@
 // ONNX Runtime's CUDA provider behind the seam of plans (runtime/loop/engine_ort_cuda.py): a bundle's own graphs, always on the
 // device. Tensors are bound by their addresses there, and the provider works on the loop's stream, which it does not stop at
 // the end of a run where every node is on the device. It may allocate in any run, which a capture forbids.
+// An input that the provider reads on the CPU would be copied when it is bound, and not at each run: Python asks and refuses (ONNX
+// Runtime 1.23), and the C API of 1.21 has no such question. The inputs of our graphs are data of their first nodes, never shapes.
 #include "engine_ort.hpp"
 #include "error.hpp"
 #include "plan.hpp"
