@@ -83,6 +83,7 @@ def with_prediction(bundle: Path, out: Path, prediction: str) -> Path:
     What a model predicts is in its programs' x0_from and in its manifest (tests/export/truth/test_golden.py exports such
     models). It has no golden trajectories.
     """
+    from ditedge.export.exporter import FLOW_TIMES
     from ditedge.export.truth.programs import write_programs
     from ditedge.runtime.bundle.manifest import Manifest
     from ditedge.runtime.bundle.writing import hashed_files
@@ -91,9 +92,9 @@ def with_prediction(bundle: Path, out: Path, prediction: str) -> Path:
     for folder in ("programs", "golden"):
         shutil.rmtree(out / folder)
     manifest = Manifest.model_validate_json((out / "manifest.json").read_text())
-    flow = prediction == "flow-to-data"
+    flow = FLOW_TIMES.get(prediction)
     schedule = None if flow else manifest.schedule
-    changes = {"prediction": prediction, **({"timestep_range": (0.0, 1.0)} if flow else {})}
+    changes = {"prediction": prediction, **({"timestep_range": flow} if flow else {})}
     model = manifest.model.model_copy(update=changes)
     programs, default = write_programs(model, schedule, {}, out)
     defaults = manifest.defaults.model_copy(update={"program": default})

@@ -61,6 +61,18 @@ def test_seeded_pictures_equal_pythons(opened, golden_bundle, program: str, guid
     assert np.abs(alone[0].astype(int) - images[1]).max() <= 1  # ONNX Runtime sums batches in another order
 
 
+@pytest.mark.parametrize("prediction", ["flow", "flow-to-data"])
+def test_flows_run_in_either_direction(opened, golden_bundle, prediction: str) -> None:
+    """REPA's velocity and time, and SiT's: the bundles' own programs of Euler's method."""
+    folder = golden_bundle("gray1_cfg", prediction)
+    fields = {"program": b"flow-euler-10", "guidance": 1.5}
+    mine = opened(folder).generate([3, 9], [7, 8], images=False, **fields)
+    bundle = open_bundle(folder)
+    settings = {"program": bundle.program("flow-euler-10"), "guidance": 1.5}
+    assert np.isfinite(mine).all() and bundle.manifest.model.prediction == prediction
+    assert relative_error(mine, generate(bundle, [3, 9], [7, 8], output="latents", **settings)) < TOLERANCE
+
+
 @pytest.mark.parametrize("program", ["dpm++-20", "ddpm-10", "ddim-25"])
 def test_the_demo_models_trajectories(opened, demo_bundle: Path, program: str) -> None:
     bundle, labels, seeds = open_bundle(demo_bundle), [9, 8, 3, 0], [7, 8, 9, 10]
