@@ -6,6 +6,8 @@ arithmetic of every sampler is in `Step.forward`; which sampler it is, is data.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -58,21 +60,26 @@ class Step(nn.Module):
     ) -> Tensor:  # next_state [B, K, C, H, W]
         x = state[:, 0]
         output = self.network.trunk(x.index_select(0, sample), modulation.index_select(0, condition))
-        return next_state(output, x, state, combine, x0_from, x0_bound, log_sigma, mix, noise)
+        return next_state(output, x, state, Tables(combine, x0_from, x0_bound, log_sigma, mix), noise)
 
 
-def next_state(
-    output: Tensor,  # [E, O, H, W]: what the network says; O is C, or 2C where it predicts the variance, too
-    x: Tensor,  # [B, C, H, W]: slot 0 of the state
-    state: Tensor,
-    combine: Tensor,
-    x0_from: Tensor,
-    x0_bound: Tensor,
-    log_sigma: Tensor,
-    mix: Tensor,
-    noise: Tensor,
-) -> Tensor:  # [B, K, C, H, W]
-    """What every step does with its evaluations, whatever the network: guidance, x0, the solver's update."""
+class Tables(NamedTuple):
+    """What a program says of one step of each sample: inputs of step.onnx."""
+
+    combine: Tensor
+    x0_from: Tensor
+    x0_bound: Tensor
+    log_sigma: Tensor
+    mix: Tensor
+
+
+def next_state(output: Tensor, x: Tensor, state: Tensor, tables: Tables, noise: Tensor) -> Tensor:
+    """What every step does with its evaluations, whatever the network: guidance, x0, the solver's update.
+
+    output [E, O, H, W]: what the network says; O is C, or 2C where it predicts the variance, too.
+    x [B, C, H, W]: slot 0 of the state -> the next state [B, K, C, H, W].
+    """
+    combine, x0_from, x0_bound, log_sigma, mix = tables
     output = torch.where(output.abs() <= SANE, output, BROKEN)
     # Both contractions as a product and a sum: TensorRT makes one kernel of each with what lies around it, where an
     # einsum is a float32 GEMM between transposes (which GPUs before Ampere do not have in TensorRT-RTX).

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .modules import next_state
+from .modules import Tables, next_state
 
 
 class PromptNetwork(Protocol):
@@ -84,4 +84,4 @@ class PromptStep(nn.Module):
     ) -> Tensor:  # next_state [B, K, C, H, W]
         x, rows = state[:, 0], modulation.index_select(0, condition)
         output = self.network.trunk(x.index_select(0, sample), rows, context, context_bias, prompt, position)
-        return next_state(output, x, state, combine, x0_from, x0_bound, log_sigma, mix, noise)
+        return next_state(output, x, state, Tables(combine, x0_from, x0_bound, log_sigma, mix), noise)
