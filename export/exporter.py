@@ -38,8 +38,6 @@ from .sources.vae_checkpoint import VaeCheckpoint, read_vae
 from .truth.golden import GOLDEN_GUIDANCE, write_golden
 from .truth.programs import write_programs
 
-FLOW_TIMES = {"flow-to-data": (0.0, 1.0), "flow": (1.0, 0.0)}  # what the network is told of noise, and of data
-
 
 @dataclass(frozen=True)
 class _Ready:
@@ -176,7 +174,7 @@ def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
         prediction=checkpoint.prediction,  # type: ignore[arg-type]  # pydantic checks it
         guided_channels=guided,
         parameters=sum(tensor.numel() for tensor in checkpoint.weights.values()),
-        timestep_range=FLOW_TIMES.get(str(checkpoint.prediction), (last_timestep, 0.0)),
+        timestep_range=FLOWS.get(str(checkpoint.prediction), (last_timestep, 0.0)),
         frequency_divisor=config.frequency_divisor,
         mlp_norm_eps=config.mlp_norm_eps,
         mlp_ratio=config.mlp_ratio,

@@ -83,16 +83,16 @@ def with_prediction(bundle: Path, out: Path, prediction: str) -> Path:
     What a model predicts is in its programs' x0_from and in its manifest (tests/export/truth/test_golden.py exports such
     models). It has no golden trajectories.
     """
-    from ditedge.export.exporter import FLOW_TIMES
     from ditedge.export.truth.programs import write_programs
     from ditedge.runtime.bundle.manifest import Manifest
     from ditedge.runtime.bundle.writing import hashed_files
+    from ditedge.runtime.samplers.process import FLOWS
 
     shutil.copytree(bundle, out)
     for folder in ("programs", "golden"):
         shutil.rmtree(out / folder)
     manifest = Manifest.model_validate_json((out / "manifest.json").read_text())
-    flow = FLOW_TIMES.get(prediction)
+    flow = FLOWS.get(prediction)
     schedule = None if flow else manifest.schedule
     changes = {"prediction": prediction, **({"timestep_range": flow} if flow else {})}
     model = manifest.model.model_copy(update=changes)

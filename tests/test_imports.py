@@ -36,6 +36,16 @@ def test_runtime_imports_without_torch_and_onnx() -> None:
     assert int(result.stdout) >= 15, "the walk over runtime/ found too few modules"
 
 
+def test_runtimes_tests_get_their_bundles_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from pathlib import Path; from tests.conftest import *;"
+        "with_prediction(BUNDLES / 'gray1_cfg', Path(sys.argv[1]), 'x0'), with_labels(BUNDLES / 'gray1_cfg', Path(sys.argv[2]))"
+    )
+    made = [str(tmp_path / "a"), str(tmp_path / "b")]
+    result = subprocess.run([sys.executable, "-c", code, *made], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_help_loads_no_engine() -> None:
     code = (
         "import sys; from ditedge.cli import main; main(['run', '--help'], standalone_mode=False);"

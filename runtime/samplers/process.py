@@ -21,7 +21,8 @@ from .schedule import Schedule, ScheduleInfo, schedule_from_info
 LOG_SNR_TOLERANCE = 1e-3
 LEAST = 2.0**-24  # of abar and of 1 - abar: what float32 holds of a cumulative product; see `positive_snr`
 
-FLOWS = ("flow", "flow-to-data")  # predictions without betas
+# Predictions without betas -> what the network is told of noise, and of data
+FLOWS = {"flow": (1.0, 0.0), "flow-to-data": (0.0, 1.0)}
 
 
 class ProcessInfo(Strict):
