@@ -49,7 +49,10 @@ def pictures(folder: Path) -> np.ndarray:
         return session.images(z)
 
 
-@pytest.mark.parametrize(("kind", "precision"), [("kl", "fp32"), ("tiny", "fp32"), ("kl", "fp16")])
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [("kl", "fp32"), ("tiny", "fp32"), pytest.param("kl", "fp16", marks=pytest.mark.slow)],
+)
 def test_quantize_stores_the_decoder_in_int8(latent_bundle, tmp_path: Path, kind: str, precision: str) -> None:
     source, out = latent_bundle(kind, precision), tmp_path / "int8"
     manifest = quantize_bundle(source, out, QuantizeOptions())

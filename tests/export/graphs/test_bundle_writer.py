@@ -55,7 +55,7 @@ def test_golden_trajectories_replay(golden_bundle) -> None:
         assert len(result.error) == 10 and result.error.max() < 1e-5  # measured 2e-6
 
 
-@pytest.mark.parametrize("opset", [18, 20, 23])
+@pytest.mark.parametrize("opset", [pytest.param(18, marks=pytest.mark.slow), 20, 23])
 def test_opsets(tmp_path: Path, opset: int) -> None:
     bundle_from_checkpoint(GRAY, tmp_path / "b", ExportOptions(heads=2, opset=opset))
     model = onnx.load(tmp_path / "b" / "step.onnx")
@@ -129,6 +129,7 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     assert (out / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.slow  # one more export: other numbers of classes are in every source's tests
 def test_a_17_class_checkpoint_works(tmp_path: Path) -> None:
     torch.manual_seed(1)
     config = DiTConfig(8, 2, 3, 48, 2, 3, num_classes=17)

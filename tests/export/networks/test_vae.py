@@ -33,8 +33,15 @@ def export_decoder(path: Path, vae: VaeDecoder) -> None:
     onnx_from_module(LatentDecoder(vae), {"latent": torch.randn(2, 4, 8, 8)}, "image", {"latent": {0: "B"}}, path)
 
 
-@pytest.mark.parametrize("kind", ["kl", "tiny"])
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        ("kl", "float32"),
+        ("tiny", "float32"),
+        pytest.param("kl", "float16", marks=pytest.mark.slow),
+        ("tiny", "float16"),
+    ],
+)
 def test_decoder_graph_makes_diffusers_pictures(vaes: Path, tmp_path: Path, kind: str, precision: str) -> None:
     ours, vae, z = read_vae(vaes / kind).decoder, from_diffusers(vaes / kind), latents(5)
     export_decoder(tmp_path / "decoder.onnx", half_precision(ours) if precision == "float16" else ours)

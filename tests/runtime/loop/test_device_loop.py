@@ -21,10 +21,13 @@ from tests.conftest import CASES, golden_case
 from tests.doubles.gpu_double import DoubleGpu
 from tests.runtime.loop.on_plans import LABELS, SEEDS, TOLERANCE, latents, plans, recorded_program, same
 
-LOOPS = [(case, loop["name"]) for case in CASES for loop in golden_case(case)["loops"]]
+LONG = pytest.param("latent4_learned_sigma", "ddpm250_nocfg", marks=pytest.mark.slow)  # 250 steps
+LOOPS = [
+    (case, loop["name"]) for case in CASES for loop in golden_case(case)["loops"] if loop["name"] != "ddpm250_nocfg"
+]
 
 
-@pytest.mark.parametrize(("case", "name"), LOOPS)
+@pytest.mark.parametrize(("case", "name"), [*LOOPS, LONG])
 def test_recorded_trajectories(plan_bundle, gpu: DoubleGpu, case: str, name: str) -> None:
     bundle, program, recorded, guidance = recorded_program(case, name, plan_bundle)
     errors: list[float] = []

@@ -244,7 +244,9 @@ def test_a_cancel_and_ctrl_c_are_heard_between_operations(tmp_path: Path) -> Non
 
 
 @installed
-@pytest.mark.parametrize("arguments", [["verify"], ["compare", "--provider-b", "openvino"]], ids=["verify", "compare"])
+@pytest.mark.parametrize(
+    "arguments", [["verify"], pytest.param(["compare", "--provider-b", "openvino"], marks=pytest.mark.slow)]
+)
 def test_commands(golden_bundle, arguments: list[str]) -> None:
     bundle = str(golden_bundle("gray1_cfg"))
     command, *more = arguments

@@ -18,7 +18,10 @@ from tests.doubles.gpu_double import DoubleGpu
 from tests.doubles.ort_double import OrtDouble
 from tests.runtime.loop.on_plans import TOLERANCE, latents, recorded_program, same
 
-LOOPS = [(case, loop["name"]) for case in CASES for loop in golden_case(case)["loops"]]
+LONG = pytest.param("latent4_learned_sigma", "ddpm250_nocfg", marks=pytest.mark.slow)  # 250 steps
+LOOPS = [
+    (case, loop["name"]) for case in CASES for loop in golden_case(case)["loops"] if loop["name"] != "ddpm250_nocfg"
+]
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def cuda(bundle, **options) -> Session:
     return Session(bundle, EngineOptions("cuda", **options))
 
 
-@pytest.mark.parametrize(("case", "name"), LOOPS)
+@pytest.mark.parametrize(("case", "name"), [*LOOPS, LONG])
 def test_recorded_trajectories(golden_bundle, ort: OrtDouble, gpu: DoubleGpu, case: str, name: str) -> None:
     opened = lambda *which: open_bundle(golden_bundle(*which))  # noqa: E731
     bundle, program, recorded, guidance = recorded_program(case, name, opened)

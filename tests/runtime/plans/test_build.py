@@ -127,6 +127,7 @@ def test_ctrl_c_leaves_no_plans(gray_bundle: Path) -> None:
 
 
 @needs_rtx
+@pytest.mark.slow
 def test_options_that_a_build_takes_without_a_gpu(gray_bundle: Path) -> None:
     command = ["build", "--engine", str(gray_bundle), "--target", "tensorrt-rtx", "--max-batch", "1"]
     result = CliRunner().invoke(main, [*command, "--workspace", "64", "--optimization-level", "0"])
@@ -135,12 +136,14 @@ def test_options_that_a_build_takes_without_a_gpu(gray_bundle: Path) -> None:
 
 
 @needs_rtx
+@pytest.mark.slow
 def test_weight_streaming_is_in_the_record(gray_bundle: Path) -> None:
     record = build_bundle(open_bundle(gray_bundle), BuildOptions("tensorrt-rtx", weight_streaming=8))
     assert (record.flags, record.weight_streaming_mb) == (["WEIGHT_STREAMING"], 8)
 
 
 @needs_rtx
+@pytest.mark.slow
 def test_polygraphy_builds_the_same_graph_with_the_recorded_profile(built: Path, tmp_path: Path) -> None:
     """A second opinion on graph and profile: NVIDIA's own tool takes both, without a GPU."""
     pytest.importorskip("polygraphy")
