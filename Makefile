@@ -46,7 +46,7 @@ demo: $(VENV)/demo.stamp
 	@echo "both side by side, measured: $(CURDIR)/$(DEMO)/fashion-int8/quality/report.html"
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q -m "slow and not gpu"

@@ -35,13 +35,6 @@ def pytest_configure() -> None:
         os.sched_setaffinity(0, {usable[int(worker.removeprefix("gw")) % len(usable)]})
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run in one process; those of the C++ runtime all in one, which compiles while others go on."""
-    for item in items:
-        place = item.path.relative_to(ROOT / "tests")
-        item.add_marker(pytest.mark.xdist_group("cpp" if place.parts[0] == "cpp" else str(place)))
-
-
 def pytest_collection_finish() -> None:
     """Modules live as long as the process: PyTorch's million objects are not looked through again at each collection."""
     gc.collect()
