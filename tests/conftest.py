@@ -27,11 +27,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `make test &` in a scri
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+PROCESSORS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None  # before one was chosen
+
+
 def pytest_configure() -> None:
     """Each process of several keeps to a processor of its own: the threads of two would wait for each other."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    if worker and hasattr(os, "sched_setaffinity"):
-        usable = sorted(os.sched_getaffinity(0))
+    if worker and PROCESSORS:
+        usable = sorted(PROCESSORS)
         os.sched_setaffinity(0, {usable[int(worker.removeprefix("gw")) % len(usable)]})
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from capi_ctypes import Ditedge
 
-from tests.conftest import ROOT
+from tests.conftest import PROCESSORS, ROOT
 from tests.cpp.support import Later
 
 Build = Callable[..., Path]
@@ -35,6 +35,12 @@ def alone() -> Iterator[None]:
     with (ROOT / "build" / ".tests.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _everywhere() -> None:
+    """A compiler takes every processor: the other process of the tests waits for it."""
+    if PROCESSORS:
+        os.sched_setaffinity(0, PROCESSORS)
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +68,7 @@ def build(headers: Path) -> Build:
             ["cmake", "--build", folder, "--parallel", "2"],
         ):
             with alone():
-                done = subprocess.run(command, capture_output=True, text=True)
+                done = subprocess.run(command, capture_output=True, text=True, preexec_fn=_everywhere)
             assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         return folder
 
