@@ -12,23 +12,21 @@ from pathlib import Path
 
 import onnxruntime  # noqa: F401  # every export is checked with it: missing, it should be missed now
 
-from ditedge import __version__
-
 from ..calibration.convert import convert_bundle
 from ..calibration.options import ConvertOptions
-from ..runtime.bundle.manifest import MANIFEST_NAME, MANIFEST_VERSION, DefaultsInfo, Manifest, ModelInfo
+from ..runtime.bundle.manifest import DefaultsInfo, Manifest, ModelInfo
 from ..runtime.bundle.open import open_bundle
-from ..runtime.bundle.writing import check_target, hashed_files, new_bundle
+from ..runtime.bundle.writing import check_target, new_bundle
 from ..runtime.errors import RequestError
-from ..runtime.files import write_text
 from ..runtime.loop.verify import check_replayed, replay_golden
 from ..runtime.replacing import scratch_beside
 from ..runtime.report import Report, silent
 from ..runtime.samplers.process import FLOWS
 from ..runtime.samplers.schedule import ScheduleInfo
-from .graphs.write import write_decoder, write_graphs, write_preview
+from .graphs.write import write_graphs
+from .manifests import model_info, write_manifest
 from .options import ExportOptions, vae_dtype
-from .pictures import note_on_pictures, preview_of, read_fitting_vae, vae_info, works_on_pixels
+from .pictures import note_on_pictures, read_fitting_vae, vae_info, works_on_pixels, write_pictures
 from .prompt_exporter import prompt_bundle
 from .sources.betas import DDPM_SCHEDULE
 from .sources.checkpoint import Checkpoint
@@ -124,31 +122,22 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
     info, vae, model = ready.info, ready.vae, ready.checkpoint.model()
     precision = vae_dtype(options.vae_precision)
     graphs = write_graphs(model, info, ready.pixels, folder, options.opset, report)
-    if vae is not None:
-        graphs["decoder"] = write_decoder(vae, info, folder, precision, options.opset, report)
-    preview = preview_of(info, vae, ready.pixels)
-    if preview is not None:
-        graphs["preview"] = write_preview(preview, info, folder, options.opset, report)
+    graphs |= write_pictures(vae, info, ready.pixels, folder, precision, options.opset, report)
     programs, default = write_programs(info, ready.schedule, ready.checkpoint.sampling, folder)
     golden = write_golden(model, info, ready.schedule, folder, report)
-    manifest = Manifest(
-        format="ditedge-bundle",
-        version=MANIFEST_VERSION,
+    return write_manifest(
+        folder,
         name=name,
-        made_by=f"ditedge {__version__}",
         source_sha256=ready.checkpoint.sha256,
         model=info,
         schedule=ready.schedule,
         labels=list(ready.labels),
-        graphs=graphs,  # type: ignore[arg-type]  # pydantic checks the names
+        graphs=graphs,
         programs=programs,
         golden=golden,
         vae=vae_info(vae, precision) if vae is not None else None,
         defaults=DefaultsInfo(program=default, guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0),
-        files=hashed_files(folder),
     )
-    write_text(folder / MANIFEST_NAME, manifest.json_text())
-    return manifest
 
 
 def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
@@ -159,21 +148,13 @@ def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
     if not 1 <= guided <= config.in_channels:
         raise RequestError(f"--guided-channels {guided} is not between 1 and the model's {config.in_channels} channels")
     last_timestep = float((checkpoint.schedule or DDPM_SCHEDULE).steps - 1)
-    return ModelInfo(
+    return model_info(
+        checkpoint,
         architecture="dit" if checkpoint.module is None else "custom",
         input_size=config.input_size,
-        patch_size=config.patch_size,
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        hidden_size=config.hidden_size,
-        depth=config.depth,
-        num_heads=config.num_heads,
         num_classes=config.num_classes,
         null_class=config.num_classes if config.null_class else None,
-        learned_variance=config.learn_sigma,
-        prediction=checkpoint.prediction,  # type: ignore[arg-type]  # pydantic checks it
         guided_channels=guided,
-        parameters=sum(tensor.numel() for tensor in checkpoint.weights.values()),
         timestep_range=FLOWS.get(str(checkpoint.prediction), (last_timestep, 0.0)),
         frequency_divisor=config.frequency_divisor,
         mlp_norm_eps=config.mlp_norm_eps,

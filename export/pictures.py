@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..runtime.bundle.graph_contract import GraphInfo
 from ..runtime.bundle.manifest import ModelInfo, VaeInfo
 from ..runtime.errors import RequestError
+from ..runtime.report import Report
 from .graphs.preview import Preview, fitted_preview, plain_preview
+from .graphs.write import write_decoder, write_preview
 from .networks.vae import KlConfig
 from .sources.vae_checkpoint import VaeCheckpoint, read_vae
 
@@ -56,6 +59,26 @@ def read_fitting_vae(path: Path, info: ModelInfo) -> VaeCheckpoint:
             f"the model makes {info.in_channels} and a picture has 1 or 3"
         )
     return vae
+
+
+def write_pictures(
+    vae: VaeCheckpoint | None,
+    info: ModelInfo,
+    pixels: bool,
+    folder: Path,
+    precision: str,
+    opset: int,
+    report: Report,
+    any_size: bool = False,
+) -> dict[str, GraphInfo]:
+    """The graphs `decoder` (of a VAE, in `precision`) and `preview` -> those that there are. any_size: of latents."""
+    graphs = {}
+    if vae is not None:
+        graphs["decoder"] = write_decoder(vae, info, folder, precision, opset, report, any_size)
+    preview = preview_of(info, vae, pixels)
+    if preview is not None:
+        graphs["preview"] = write_preview(preview, info, folder, opset, report, any_size)
+    return graphs
 
 
 def vae_info(vae: VaeCheckpoint, precision: str) -> VaeInfo:

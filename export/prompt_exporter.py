@@ -10,29 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from ditedge import __version__
-
 from ..runtime.bundle.graph_contract import GraphInfo
-from ..runtime.bundle.manifest import (
-    MANIFEST_NAME,
-    MANIFEST_VERSION,
-    TEXT,
-    DefaultsInfo,
-    Manifest,
-    ModelInfo,
-    TextInfo,
-)
+from ..runtime.bundle.manifest import TEXT, DefaultsInfo, Manifest, ModelInfo, TextInfo
 from ..runtime.bundle.open import open_bundle
-from ..runtime.bundle.writing import check_target, hashed_files, new_bundle
+from ..runtime.bundle.writing import check_target, new_bundle
 from ..runtime.errors import RequestError
 from ..runtime.files import write_text
 from ..runtime.loop.prompts import Prompt, write_prompt
 from ..runtime.loop.verify import check_replayed, replay_golden
 from ..runtime.report import Report
-from .graphs.write import write_decoder, write_preview
 from .graphs.write_text import write_encoder, write_prompt_graphs
+from .manifests import model_info, write_manifest
 from .options import ExportOptions, vae_dtype
-from .pictures import note_on_pictures, preview_of, read_fitting_vae, vae_info
+from .pictures import note_on_pictures, read_fitting_vae, vae_info, write_pictures
 from .sources.pixart_folder import PixArtCheckpoint, read_pixart
 from .sources.places import vae_folder
 from .sources.shapes import LATENT_FACTOR
@@ -80,21 +70,13 @@ def _check_options(options: ExportOptions) -> None:
 
 def _model_info(checkpoint: PixArtCheckpoint) -> ModelInfo:
     config = checkpoint.config
-    return ModelInfo(
+    return model_info(
+        checkpoint,
         architecture="pixart",
         input_size=config.sample_size,
-        patch_size=config.patch_size,
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        hidden_size=config.hidden_size,
-        depth=config.depth,
-        num_heads=config.num_heads,
         num_classes=0,
         null_class=None,
-        learned_variance=config.learn_sigma,
-        prediction=checkpoint.prediction,  # type: ignore[arg-type]  # pydantic checks it
         guided_channels=config.in_channels,
-        parameters=sum(tensor.numel() for tensor in checkpoint.weights.values()),
         timestep_range=(float(checkpoint.schedule.steps - 1), 0.0),
         mlp_norm_eps=config.norm_eps,
     )
@@ -112,21 +94,15 @@ def _write(
 ) -> Manifest:
     model, precision, opset = checkpoint.model(), vae_dtype(options.vae_precision), options.opset
     graphs = write_prompt_graphs(model, info, folder, opset, report)
-    if vae is not None:
-        graphs["decoder"] = write_decoder(vae, info, folder, precision, opset, report, any_size=True)
-    preview = preview_of(info, vae, pixels=False)
-    if preview is not None:
-        graphs["preview"] = write_preview(preview, info, folder, opset, report, any_size=True)
+    graphs |= write_pictures(vae, info, False, folder, precision, opset, report, any_size=True)
     programs, default = write_programs(info, checkpoint.schedule, {}, folder)
     golden = write_golden_prompts(model, info, checkpoint.schedule, folder, report)
     written = _write_encoder(text, checkpoint, folder, opset, report) if text and options.text else {}
     written_graphs: dict[str, GraphInfo] = written.pop("graphs", {})
-    manifest = Manifest(
-        format="ditedge-bundle",
-        version=MANIFEST_VERSION,
+    return write_manifest(
+        folder,
         requires=[TEXT],
         name=name,
-        made_by=f"ditedge {__version__}",
         source_sha256=checkpoint.sha256,
         model=info,
         schedule=checkpoint.schedule,
@@ -140,15 +116,12 @@ def _write(
             factor=vae.decoder.config.factor if vae is not None else LATENT_FACTOR,
             **written,
         ),
-        graphs=graphs | written_graphs,  # type: ignore[arg-type]  # pydantic checks the names
+        graphs=graphs | written_graphs,
         programs=programs,
         golden=golden,
         vae=vae_info(vae, precision) if vae is not None else None,
         defaults=DefaultsInfo(program=default, guidance=GUIDANCE),
-        files=hashed_files(folder),
     )
-    write_text(folder / MANIFEST_NAME, manifest.json_text())
-    return manifest
 
 
 def _write_encoder(

@@ -14,9 +14,8 @@ from ..runtime.bundle.open import Bundle, open_bundle
 from ..runtime.bundle.writing import check_target
 from ..runtime.errors import RequestError
 from ..runtime.report import Report, silent
-from .graphs.write import write_decoder, write_preview
 from .options import vae_dtype
-from .pictures import preview_of, read_fitting_vae, vae_info
+from .pictures import read_fitting_vae, vae_info, write_pictures
 
 
 def add_decoder(
@@ -48,11 +47,8 @@ def add_decoder(
         note(text)
 
     def rewrite(folder: Path, scratch: Path) -> dict[str, Any]:
-        opset, preview = _opset(bundle), preview_of(info, vae, pixels=False)
         graphs = {str(name): graph for name, graph in manifest.graphs.items() if name not in made_anew}
-        graphs["decoder"] = write_decoder(vae, info, folder, vae_dtype(precision), opset, report)
-        if preview is not None:
-            graphs["preview"] = write_preview(preview, info, folder, opset, report)
+        graphs |= write_pictures(vae, info, False, folder, vae_dtype(precision), _opset(bundle), report)
         return {"graphs": graphs, "vae": vae_info(vae, vae_dtype(precision))}
 
     made_anew = ("decoder", "preview")

@@ -93,7 +93,14 @@ ROOMS = (
     *("calibration.layers", "calibration.options", "calibration.plan", "calibration.kept", "calibration.derived"),
     *("calibration.convert", "calibration.quantize", "calibration"),
     *("export.networks", "export.sources", "export.options", "export.graphs", "export.truth", "export.schedulers"),
-    *("export.pictures", "export.prompt_exporter", "export.exporter", "export.with_decoder", "export"),
+    *(
+        "export.manifests",
+        "export.pictures",
+        "export.prompt_exporter",
+        "export.exporter",
+        "export.with_decoder",
+        "export",
+    ),
 )
 MODULES = {
     ".".join(path.with_suffix("").relative_to(ROOT).parts).removesuffix(".__init__"): path

@@ -28,14 +28,34 @@ from .to_onnx import onnx_from_module
 GRAPH_TOLERANCE = 2e-5  # float32 against float32, sums in another order: DiT-XL/2 measures 2e-6
 
 
+Inputs = Mapping[str, tuple[torch.dtype, tuple[int | str, ...]]]  # name -> (dtype, shape)
+
+
 @dataclass(frozen=True)
 class GraphSpec:
     """One graph to export. inputs: name -> (dtype, shape); letters are dynamic sizes."""
 
     name: str
     module: nn.Module
-    inputs: Mapping[str, tuple[torch.dtype, tuple[int | str, ...]]]
+    inputs: Inputs
     outputs: tuple[tuple[str, torch.dtype, tuple[int | str, ...]], ...]
+
+
+def step_inputs(latent: tuple[int | str, ...], modulation: int, out_channels: int) -> Inputs:
+    """Those that every step has (docs/format.md). latent: (C, H, W); modulation: M."""
+    f32, i64 = torch.float32, torch.int64
+    return {
+        "state": (f32, ("B", "K", *latent)),
+        "sample": (i64, ("E",)),
+        "condition": (i64, ("E",)),
+        "modulation": (f32, ("U", modulation)),
+        "combine": (f32, ("B", "E", out_channels)),
+        "x0_from": (f32, ("B", 2)),
+        "x0_bound": (f32, ("B",)),
+        "log_sigma": (f32, ("B", 2)),
+        "mix": (f32, ("B", "K", "K+2")),
+        "noise": (f32, ("B", *latent)),
+    }
 
 
 def _graph_specs(model: Network, pixels: bool) -> list[GraphSpec]:
@@ -53,18 +73,7 @@ def _graph_specs(model: Network, pixels: bool) -> list[GraphSpec]:
         GraphSpec(
             "step",
             Step(model),
-            {
-                "state": (f32, ("B", "K", *latent)),
-                "sample": (i64, ("E",)),
-                "condition": (i64, ("E",)),
-                "modulation": (f32, ("U", m)),
-                "combine": (f32, ("B", "E", config.out_channels)),
-                "x0_from": (f32, ("B", 2)),
-                "x0_bound": (f32, ("B",)),
-                "log_sigma": (f32, ("B", 2)),
-                "mix": (f32, ("B", "K", "K+2")),
-                "noise": (f32, ("B", *latent)),
-            },
+            step_inputs(latent, m, config.out_channels),
             (("next_state", f32, ("B", "K", *latent)),),
         ),
     ]

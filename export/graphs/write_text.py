@@ -13,7 +13,7 @@ from ...runtime.report import Report
 from ..networks.pixart import PixArt
 from ..sources.text_folder import TextEncoder
 from .text_modules import Context, Position, PromptConditioner, PromptStep
-from .write import GraphSpec, write_specs
+from .write import GraphSpec, step_inputs, write_specs
 
 
 def write_prompt_graphs(
@@ -59,16 +59,7 @@ def _specs(model: PixArt) -> list[GraphSpec]:
             "step",
             PromptStep(model),
             {
-                "state": (f32, ("B", "K", *latent)),
-                "sample": (i64, ("E",)),
-                "condition": (i64, ("E",)),
-                "modulation": (f32, ("U", m)),
-                "combine": (f32, ("B", "E", config.out_channels)),
-                "x0_from": (f32, ("B", 2)),
-                "x0_bound": (f32, ("B",)),
-                "log_sigma": (f32, ("B", 2)),
-                "mix": (f32, ("B", "K", "K+2")),
-                "noise": (f32, ("B", *latent)),
+                **step_inputs(latent, m, config.out_channels),
                 "context": (f32, ("P", "T", wide)),
                 "context_bias": (f32, ("P", "T")),
                 "prompt": (i64, ("E",)),

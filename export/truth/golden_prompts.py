@@ -15,11 +15,10 @@ from ...runtime.report import Report
 from ...runtime.samplers.schedule import ScheduleInfo, respaced_timesteps
 from ..networks.pixart import PixArt
 from ..sources.shapes import LATENT_FACTOR
-from .golden import GOLDEN_TOLERANCE
+from .golden import GOLDEN_GUIDANCE, GOLDEN_TOLERANCE
 from .programs import golden_steps
-from .reference import reference_trajectory, trained_alphas_cumprod
+from .reference import guided, reference_trajectory, trained_alphas_cumprod
 
-GUIDANCE = 4.0
 LENGTHS = (5, 9, 1)  # tokens: of each image's prompt, and of what they are guided away from
 
 
@@ -37,7 +36,7 @@ def write_golden_prompts(
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     hidden, golden = hidden * mask[..., None], []
     timesteps = respaced_timesteps(str(steps), schedule.steps).tolist()
-    for run, (sampler, guidance) in enumerate({"ddpm": GUIDANCE, "ddim": 1.0}.items()):
+    for run, (sampler, guidance) in enumerate({"ddpm": GOLDEN_GUIDANCE, "ddim": 1.0}.items()):
 
         def network(x: Tensor, t: float, run: int = run, guidance: float = guidance) -> Tensor:
             report("recording golden trajectories with PyTorch", run * steps + timesteps.index(int(t)) + 1, 2 * steps)
@@ -64,9 +63,7 @@ def _guided(model: PixArt, x: Tensor, t: float, hidden: Tensor, mask: Tensor, gu
     if guidance == 1.0:
         return conditional
     away = _network(model, x, t, hidden[-1:].expand(images, -1, -1), mask[-1:].expand(images, -1))
-    output = conditional.clone()
-    output[:, :channels] = away[:, :channels] + guidance * (conditional[:, :channels] - away[:, :channels])
-    return output
+    return guided(conditional, away, guidance, channels)
 
 
 def _network(model: PixArt, x: Tensor, t: float, hidden: Tensor, mask: Tensor) -> Tensor:

@@ -24,9 +24,13 @@ def guided_output(model: Network, x: Tensor, t: float, y: Tensor, guidance: floa
         return conditional
     null = torch.full_like(y, model.config.num_classes)
     unconditional = model.trunk(x, model.conditioner(timestep, null))
-    output = conditional.clone()
-    part = slice(0, guided_channels)
-    output[:, part] = unconditional[:, part] + guidance * (conditional[:, part] - unconditional[:, part])
+    return guided(conditional, unconditional, guidance, guided_channels)
+
+
+def guided(conditional: Tensor, away: Tensor, guidance: float, channels: int) -> Tensor:
+    """Classifier-free guidance on the first `channels` channels, the rest conditional."""
+    output, part = conditional.clone(), slice(0, channels)
+    output[:, part] = away[:, part] + guidance * (conditional[:, part] - away[:, part])
     return output
 
 
