@@ -6,11 +6,15 @@ import ctypes
 import json
 from pathlib import Path
 
+import numpy as np
 from capi_ctypes import Ditedge
 from safetensors.numpy import load_file
 
+from ditedge.runtime import generate
+from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.loop.verify import relative_error
 from tests.conftest import GOLDEN
+from tests.cpp.support import TOLERANCE
 
 LABELS, SEEDS = [3, 1, 3, 9, 0], [11, 12, 13, 14, 15]
 
@@ -42,3 +46,22 @@ def replay(handle: Ditedge, case: str, loop: dict, program: Path, **fields: obje
     fields = {"guidance": loop["cfg"] or 1.0, "program_file": str(program).encode(), "batch": len(labels)} | fields
     mine = handle.generate(labels, [0] * len(labels), images=False, noise=(recorded["z"], recorded["noise"]), **fields)
     return relative_error(mine, recorded["x"][-1])
+
+
+def check_seeded_pictures(handle: Ditedge, bundle: Bundle) -> None:
+    """Batches, a smaller last one, other labels, guidance and seeds, classes to guide away from: Python's, and again."""
+    for program, fields in (
+        ("ddpm-50", {}),
+        ("ddpm-50", {"batch": 2}),
+        ("ddim-25", {"guidance": 1.0}),
+        ("ddim-25", {"guidance": 2.5, "away_from": [4, -1, 0, 2, -1]}),
+    ):
+        settings = fields | {"program": bundle.program(program)}
+        if "away_from" in fields:
+            settings["away_from"] = [None if label < 0 else label for label in fields["away_from"]]
+        mine = handle.generate(LABELS, SEEDS, images=False, program=program.encode(), **fields)
+        assert relative_error(mine, generate(bundle, LABELS, SEEDS, output="latents", **settings)) < TOLERANCE
+        images = handle.generate(LABELS, SEEDS, program=program.encode(), **fields)
+        assert np.mean(images == generate(bundle, LABELS, SEEDS, **settings)) >= 0.999
+        again = handle.generate(LABELS, SEEDS, program=program.encode(), **fields)
+        assert np.array_equal(images, again), "same seed, same image"

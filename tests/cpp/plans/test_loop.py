@@ -19,7 +19,7 @@ from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.loop.verify import relative_error
 from ditedge.runtime.samplers.program import write_program
 from tests.cpp.plan_text import with_cpp_plans
-from tests.cpp.plans.support import LABELS, SEEDS, Double, replay
+from tests.cpp.plans.support import LABELS, SEEDS, Double, check_seeded_pictures, replay
 from tests.cpp.support import CANCELLED, LOOPS, REQUEST, TOLERANCE, program_of
 from tests.cpp.test_guards import check_one_bad_image
 from tests.second_step import with_half_step
@@ -51,21 +51,7 @@ def test_seeded_pictures_equal_pythons(opened, double: Double, plan_bundle) -> N
     """Batches, a smaller last one, other labels, guidance and seeds on the same graphs, classes to guide away from."""
     folder = plan_bundle("gray1_cfg")
     bundle, handle = open_bundle(folder), opened(folder)
-    for program, fields in (
-        ("ddpm-50", {}),
-        ("ddpm-50", {"batch": 2}),
-        ("ddim-25", {"guidance": 1.0}),
-        ("ddim-25", {"guidance": 2.5, "away_from": [4, -1, 0, 2, -1]}),
-    ):
-        settings = fields | {"program": bundle.program(program)}
-        if "away_from" in fields:
-            settings["away_from"] = [None if label < 0 else label for label in fields["away_from"]]
-        mine = handle.generate(LABELS, SEEDS, images=False, program=program.encode(), **fields)
-        assert relative_error(mine, generate(bundle, LABELS, SEEDS, output="latents", **settings)) < TOLERANCE
-        images = handle.generate(LABELS, SEEDS, program=program.encode(), **fields)
-        assert np.mean(images == generate(bundle, LABELS, SEEDS, **settings)) >= 0.999
-        again = handle.generate(LABELS, SEEDS, program=program.encode(), **fields)
-        assert np.array_equal(images, again), "same seed, same image"
+    check_seeded_pictures(handle, bundle)
 
 
 @pytest.mark.parametrize("case", ["gray1_cfg", "latent4_learned_sigma"])

@@ -16,7 +16,7 @@ from capi_ctypes import Ditedge, DitedgeError
 from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.loop.verify import relative_error
 from ditedge.runtime.samplers.program import write_program
-from tests.cpp.plans.support import LABELS, SEEDS, Double, replay
+from tests.cpp.plans.support import LABELS, SEEDS, Double, check_seeded_pictures, replay
 from tests.cpp.support import CANCELLED, LOOPS, NO_DEVICE, TOLERANCE, program_of
 from tests.cpp.test_guards import check_one_bad_image
 from tests.second_step import with_half_step
@@ -74,19 +74,7 @@ def test_seeded_pictures_equal_pythons(opened: Opened, golden_bundle) -> None:
     """Batches, a smaller last one, more images than any plan of the tests was built for, classes to guide away from."""
     folder = golden_bundle("gray1_cfg")
     bundle, handle = open_bundle(folder), opened(folder)
-    for program, fields in (
-        ("ddpm-50", {}),
-        ("ddpm-50", {"batch": 2}),
-        ("ddim-25", {"guidance": 1.0}),
-        ("ddim-25", {"guidance": 2.5, "away_from": [4, -1, 0, 2, -1]}),
-    ):
-        settings = fields | {"program": bundle.program(program)}
-        if "away_from" in fields:
-            settings["away_from"] = [None if label < 0 else label for label in fields["away_from"]]
-        mine = handle.generate(LABELS, SEEDS, images=False, program=program.encode(), **fields)
-        assert relative_error(mine, generate(bundle, LABELS, SEEDS, output="latents", **settings)) < TOLERANCE
-        images = handle.generate(LABELS, SEEDS, program=program.encode(), **fields)
-        assert np.mean(images == generate(bundle, LABELS, SEEDS, **settings)) >= 0.999
+    check_seeded_pictures(handle, bundle)
     labels, seeds = [i % 10 for i in range(20)], list(range(20))
     mine = handle.generate(labels, seeds, images=False, program=b"ddim-10", batch=20)
     whole = generate(bundle, labels, seeds, program=bundle.program("ddim-10"), batch=20, output="latents")

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from ditedge.runtime import EngineOptions, Program, Session, generate
 from ditedge.runtime.bundle.open import Bundle
-from tests.conftest import GOLDEN, golden_case
+from ditedge.runtime.loop.noise import GivenNoise
+from ditedge.runtime.loop.verify import relative_error
+from tests.conftest import CASES, GOLDEN, golden_case
 
 TOLERANCE = 1e-5  # float32 against the reference's float32, as on ONNX Runtime: measured at most 2.4e-6
 
 
 LABELS, SEEDS = [3, 1, 3, 9, 0], [11, 12, 13, 14, 15]
+
+LONG = pytest.param("latent4_learned_sigma", "ddpm250_nocfg", marks=pytest.mark.slow)  # 250 steps
+LOOPS = [
+    *((case, loop["name"]) for case in CASES for loop in golden_case(case)["loops"] if loop["name"] != "ddpm250_nocfg"),
+    LONG,
+]
 
 
 def plans(bundle: Bundle, cuda_graphs: bool = True) -> Session:
@@ -41,3 +50,16 @@ def recorded_program(case: str, name: str, plan_bundle) -> tuple[Bundle, Program
         sampler=loop["loop"], respacing=loop["respacing"], eta=eta, clip_x0=loop["clip"], variance=variance
     )
     return bundle, program, load_file(GOLDEN / case / f"{name}.safetensors"), loop["cfg"] or 1.0
+
+
+def check_recorded(session: Session, program: Program, recorded: dict[str, np.ndarray], guidance: float) -> None:
+    """Each state of a recorded trajectory where somebody looks, and the last one where nobody does."""
+    errors: list[float] = []
+    noise = GivenNoise(recorded["z"], recorded["noise"])
+    session.latents(
+        program, recorded["y"].tolist(), guidance, noise,
+        on_step=lambda event: errors.append(relative_error(event.latents, recorded["x"][event.step - 1])),
+    )  # fmt: skip
+    final = session.latents(program, recorded["y"].tolist(), guidance, noise)
+    assert len(errors) == len(recorded["x"]) and max(errors) < TOLERANCE
+    assert relative_error(final, recorded["x"][-1]) < TOLERANCE

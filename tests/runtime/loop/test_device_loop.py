@@ -14,32 +14,27 @@ from ditedge.runtime import Cancelled, Session, StepEvent
 from ditedge.runtime.loop import device_loop, device_memory, device_modulation, engine_trt
 from ditedge.runtime.loop.device_tables import AHEAD, SEGMENT
 from ditedge.runtime.loop.loop import Watcher
-from ditedge.runtime.loop.noise import GivenNoise, SeededNoise
-from ditedge.runtime.loop.verify import relative_error, replay
+from ditedge.runtime.loop.noise import SeededNoise
+from ditedge.runtime.loop.verify import replay
 from ditedge.runtime.samplers.program import with_x0_slot
-from tests.conftest import CASES, golden_case
 from tests.doubles.gpu_double import DoubleGpu
-from tests.runtime.loop.on_plans import LABELS, SEEDS, TOLERANCE, latents, plans, recorded_program, same
+from tests.runtime.loop.on_plans import (
+    LABELS,
+    LOOPS,
+    SEEDS,
+    check_recorded,
+    latents,
+    plans,
+    recorded_program,
+    same,
+)
 
-LONG = pytest.param("latent4_learned_sigma", "ddpm250_nocfg", marks=pytest.mark.slow)  # 250 steps
-LOOPS = [
-    (case, loop["name"]) for case in CASES for loop in golden_case(case)["loops"] if loop["name"] != "ddpm250_nocfg"
-]
 
-
-@pytest.mark.parametrize(("case", "name"), [*LOOPS, LONG])
+@pytest.mark.parametrize(("case", "name"), LOOPS)
 def test_recorded_trajectories(plan_bundle, gpu: DoubleGpu, case: str, name: str) -> None:
     bundle, program, recorded, guidance = recorded_program(case, name, plan_bundle)
-    errors: list[float] = []
-    noise = GivenNoise(recorded["z"], recorded["noise"])
     with plans(bundle) as session:
-        session.latents(
-            program, recorded["y"].tolist(), guidance, noise,
-            on_step=lambda event: errors.append(relative_error(event.latents, recorded["x"][event.step - 1])),
-        )  # fmt: skip
-        final = session.latents(program, recorded["y"].tolist(), guidance, noise)  # one graph of all steps
-    assert len(errors) == len(recorded["x"]) and max(errors) < TOLERANCE
-    assert relative_error(final, recorded["x"][-1]) < TOLERANCE
+        check_recorded(session, program, recorded, guidance)
     assert not gpu.live and not gpu.graphs and not gpu.events and not gpu.streams
 
 

@@ -10,6 +10,7 @@ from ditedge.runtime.loop import device_loop, device_memory, device_modulation, 
 from ditedge.runtime.loop.noise import GivenNoise
 from ditedge.runtime.loop.verify import relative_error
 from tests.doubles.gpu_double import DoubleError, DoubleGpu
+from tests.runtime.loop.mutations import one_state, waiting_by_synchronising
 from tests.runtime.loop.on_plans import TOLERANCE, latents, plans, recorded_program, same
 
 
@@ -52,16 +53,6 @@ def moved_places(monkeypatch) -> None:
     monkeypatch.setattr(device_run.Run, "_upload", upload)
 
 
-def one_state(monkeypatch) -> None:
-    real = device_steps.Steps.__init__
-
-    def init(self, *arguments) -> None:
-        real(self, *arguments)
-        self.states[1] = self.states[0]
-
-    monkeypatch.setattr(device_steps.Steps, "__init__", init)
-
-
 def cold_capture(monkeypatch) -> None:
     real = device_steps.Steps.launch
 
@@ -70,10 +61,6 @@ def cold_capture(monkeypatch) -> None:
         real(self, segment)
 
     monkeypatch.setattr(device_steps.Steps, "launch", launch)
-
-
-def waiting_by_synchronising(monkeypatch) -> None:
-    monkeypatch.setattr(device_run, "wait", lambda gpu, event: gpu.synchronize(next(iter(gpu.streams))))
 
 
 def forgotten_conditioner(monkeypatch) -> None:

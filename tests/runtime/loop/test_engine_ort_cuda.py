@@ -9,19 +9,13 @@ import pytest
 
 from ditedge.runtime import Cancelled, EngineOptions, Session, open_bundle
 from ditedge.runtime.errors import EngineError
-from ditedge.runtime.loop import device_run, device_steps, engine_ort_cuda, engine_trt
+from ditedge.runtime.loop import engine_ort_cuda, engine_trt
 from ditedge.runtime.loop.engine_ort import _providers, open_session
-from ditedge.runtime.loop.noise import GivenNoise
 from ditedge.runtime.loop.verify import relative_error, replay
-from tests.conftest import CASES, golden_case
 from tests.doubles.gpu_double import DoubleGpu
 from tests.doubles.ort_double import OrtDouble
-from tests.runtime.loop.on_plans import TOLERANCE, latents, recorded_program, same
-
-LONG = pytest.param("latent4_learned_sigma", "ddpm250_nocfg", marks=pytest.mark.slow)  # 250 steps
-LOOPS = [
-    (case, loop["name"]) for case in CASES for loop in golden_case(case)["loops"] if loop["name"] != "ddpm250_nocfg"
-]
+from tests.runtime.loop.mutations import one_state, waiting_by_synchronising
+from tests.runtime.loop.on_plans import LOOPS, TOLERANCE, check_recorded, latents, recorded_program, same
 
 
 @pytest.fixture
@@ -43,20 +37,12 @@ def cuda(bundle, **options) -> Session:
     return Session(bundle, EngineOptions("cuda", **options))
 
 
-@pytest.mark.parametrize(("case", "name"), [*LOOPS, LONG])
+@pytest.mark.parametrize(("case", "name"), LOOPS)
 def test_recorded_trajectories(golden_bundle, ort: OrtDouble, gpu: DoubleGpu, case: str, name: str) -> None:
     opened = lambda *which: open_bundle(golden_bundle(*which))  # noqa: E731
     bundle, program, recorded, guidance = recorded_program(case, name, opened)
-    errors: list[float] = []
-    noise = GivenNoise(recorded["z"], recorded["noise"])
     with cuda(bundle) as session:
-        session.latents(
-            program, recorded["y"].tolist(), guidance, noise,
-            on_step=lambda event: errors.append(relative_error(event.latents, recorded["x"][event.step - 1])),
-        )  # fmt: skip
-        final = session.latents(program, recorded["y"].tolist(), guidance, noise)
-    assert len(errors) == len(recorded["x"]) and max(errors) < TOLERANCE
-    assert relative_error(final, recorded["x"][-1]) < TOLERANCE
+        check_recorded(session, program, recorded, guidance)
     assert "capture" not in gpu.log and not (gpu.live or gpu.events or gpu.streams)
 
 
@@ -175,20 +161,6 @@ def stale_bindings(monkeypatch) -> None:
         return self._first
 
     monkeypatch.setattr(engine_ort_cuda.OrtContext, "_bind", bind)
-
-
-def one_state(monkeypatch) -> None:
-    real = device_steps.Steps.__init__
-
-    def init(self, *arguments) -> None:
-        real(self, *arguments)
-        self.states[1] = self.states[0]
-
-    monkeypatch.setattr(device_steps.Steps, "__init__", init)
-
-
-def waiting_by_synchronising(monkeypatch) -> None:
-    monkeypatch.setattr(device_run, "wait", lambda gpu, event: gpu.synchronize(next(iter(gpu.streams))))
 
 
 MUTATIONS = {
