@@ -22,7 +22,7 @@ from .noise import GivenNoise, NoiseSource, SeededNoise
 from .prompts import Prompt
 from .request import check_images, check_program, check_seeds, whole_numbers
 from .session import Session
-from .subjects import Subjects, class_subjects, latent_of, prompt_subjects
+from .subjects import Subjects, class_subjects, latent_of, picture_of, prompt_subjects
 
 
 class Settings(TypedDict, total=False):
@@ -134,7 +134,7 @@ def _sampled(engines: Session, run: _Run) -> np.ndarray:
         engines.load("decoder")  # fails now, not after minutes of sampling
     results: list[np.ndarray] = []
     broken: list[BrokenImage] = []
-    subjects, text = run.subjects, engines.bundle.manifest.text
+    subjects = run.subjects
     for first in range(0, run.images, run.given.batch):
         part = slice(first, first + run.given.batch)
         seen = FirstBroken(len(subjects.of[part])) if run.given.check_finite else None
@@ -146,7 +146,7 @@ def _sampled(engines: Session, run: _Run) -> np.ndarray:
             on_step=_step_callback(run, first, seen),
             cancel=run.given.cancel,
             away_from=list(subjects.away_from[part]) if subjects.away_from is not None else None,
-            size=(0, 0) if text is None else (text.factor * run.latent[1], text.factor * run.latent[2]),
+            size=picture_of(engines.bundle, run.latent),
         )
         bad = not_finite(latents)
         results.append(_images(engines, latents, bad) if run.given.output == "images" else latents)

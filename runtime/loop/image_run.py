@@ -1,14 +1,15 @@
 """Images that are sampled step by step, each at its own pace: `advance` takes one step of all given ones in a batch.
 
-They may differ in program, step, guidance, label and seed, because tables belong to one image. Each becomes the picture
-that it becomes alone. Those with as many slots share a call of the step graph: slots that are empty would let them all
-share one, but a sum over more terms rounds its last bit differently, zeros or not (ONNX Runtime, one slot among four).
+They may differ in program, step, guidance, class or prompts, size and seed, because tables belong to one image. Each
+becomes the picture that it becomes alone. Those of one size with as many slots share a call of the step graph: slots
+that are empty would let all of a size share one, but a sum over more terms rounds its last bit differently, zeros or
+not (ONNX Runtime, one slot among four).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,8 +19,11 @@ from .conditions import count, of_steps
 from .engine import Engine
 from .loop import first_state
 from .noise import NoiseSource
+from .prompts import Prompt
 from .tables import ImageTables, gather
 
+# Prompts and a latent's H, W -> what a step reads of them (text_graphs.py).
+OfPrompts = Callable[[Sequence[Prompt], tuple[int, int], threading.Event | None], Mapping[str, np.ndarray]]
 MODULATION_BYTES = 8 << 20  # adaLN rows that an image holds: those of its next steps; a row of DiT-XL is 0.8 MB
 
 
@@ -65,7 +69,11 @@ class ImageRun:
 
 
 def advance(
-    engine: Callable[[str], Engine], runs: Sequence[ImageRun], width: int, cancel: threading.Event | None = None
+    engine: Callable[[str], Engine],
+    of_prompts: OfPrompts,
+    runs: Sequence[ImageRun],
+    width: int,
+    cancel: threading.Event | None = None,
 ) -> None:
     """One step of every run that is not done. width: M. Raises Cancelled; RequestError for a run given twice."""
     if len({id(run) for run in runs}) < len(runs):
@@ -74,11 +82,11 @@ def advance(
         raise Cancelled(f"stopped before the next step of {len(runs)} image(s)")
     moving = [run for run in runs if not run.done]
     _modulate(engine("conditioner"), [run for run in moving if run.modulation() is None], width, cancel)
-    together: dict[tuple[str, int], list[ImageRun]] = {}
+    together: dict[tuple[str, tuple[int, ...]], list[ImageRun]] = {}
     for run in moving:
-        together.setdefault((run.program.graph_of(run.step), run.program.slots), []).append(run)
+        together.setdefault((run.program.graph_of(run.step), run.state.shape), []).append(run)
     for (graph, _), some in together.items():
-        _step(engine(graph), some, width, cancel)
+        _step(engine(graph), of_prompts, some, width, cancel)
 
 
 def _modulate(engine: Engine, runs: Sequence[ImageRun], width: int, cancel: threading.Event | None) -> None:
@@ -96,9 +104,13 @@ def _modulate(engine: Engine, runs: Sequence[ImageRun], width: int, cancel: thre
         run.set_modulation(own.reshape(some, -1, width))
 
 
-def _step(engine: Engine, runs: Sequence[ImageRun], width: int, cancel: threading.Event | None) -> None:
+def _step(
+    engine: Engine, of_prompts: OfPrompts, runs: Sequence[ImageRun], width: int, cancel: threading.Event | None
+) -> None:
+    """Of images with as many slots and one size."""
     tables = gather([run.tables.at(run.step) for run in runs])
     latent = runs[0].state.shape[1:]
+    told = of_prompts(tables.prompts, latent[1:], cancel) if tables.prompts else {}
     state = np.stack([run.state for run in runs])
     noise, next_state = np.zeros((len(runs), *latent), dtype=np.float32), np.empty_like(state)
     modulation = np.empty((tables.rows, width), dtype=np.float32)
@@ -107,7 +119,7 @@ def _step(engine: Engine, runs: Sequence[ImageRun], width: int, cancel: threadin
         drawn = run.drawn()
         if drawn is not None:
             noise[b] = drawn
-    inputs = {"state": state, "modulation": modulation, "noise": noise, **tables.inputs(0)}
+    inputs = {"state": state, "modulation": modulation, "noise": noise, **tables.inputs(0), **told}
     engine.run(inputs, {"next_state": next_state}, cancel)
     for b, run in enumerate(runs):
         run.state = next_state[b].copy()

@@ -18,7 +18,8 @@ from .image_run import ImageRun, advance
 from .loop import Loop, Told
 from .noise import NoiseSource, SeededNoise
 from .prompts import Prompt
-from .request import check_images, check_program, whole_numbers
+from .request import check_program, whole_numbers
+from .subjects import latent_of, one_subject, picture_of
 from .tables import image_tables, step_tables
 
 
@@ -86,40 +87,41 @@ class Session:
     def start(
         self,
         program: Program,
-        label: int,
+        subject: int | str | Prompt,
         seed: int,
         *,
         guidance: float | None = None,
-        away_from: int | None = None,
+        away_from: int | str | Prompt | None = None,
+        size: tuple[int, int] | None = None,
         given: np.ndarray | None = None,
         force_program: bool = False,
     ) -> ImageRun:
         """An image to be sampled step by step with `advance`. guidance: None is the bundle's default.
 
+        subject: a class, or a prompt where the model takes those; away_from: another of the kind, None is no class or
+        the prompt of no words. size: (width, height) of the picture in pixels, of a model that takes prompts.
         given: the latent [C, H, W] float32 that a program with init[0] other than 0 starts from.
         Raises RequestError for what does not fit the bundle.
         """
         manifest = self.bundle.manifest
-        if manifest.text is not None:
-            raise RequestError("models that take prompts are sampled a program at a time: use generate")
-        model, guidance = manifest.model, manifest.defaults.guidance if guidance is None else guidance
-        shape = model.latent_shape
-        [label], [seed] = whole_numbers("label", [label]), whole_numbers("seed", [seed])
-        [away_from] = whole_numbers("class to guide away from", [away_from])
-        check_images(model, [label], [seed], [away_from])
+        guidance = manifest.defaults.guidance if guidance is None else guidance
+        [seed] = whole_numbers("seed", [seed])
+        subject, away_from = one_subject(self.bundle, subject, away_from, seed, guidance, size)
+        shape = latent_of(self.bundle, size)
         self._check_graphs(program)
         if not force_program:
             check_program(self.bundle, program)
         if given is not None and (given.shape != shape or given.dtype != np.float32 or not np.isfinite(given).all()):
             raise RequestError(f"the given latent is not {list(shape)} finite float32 numbers")
-        tables = image_tables(program, model, label, guidance, away_from)
+        pixels = picture_of(self.bundle, shape)
+        tables = image_tables(program, manifest.model, subject, guidance, away_from, pixels)
         return ImageRun(program, tables, SeededNoise([seed], shape), None if given is None else given[None])
 
     def advance(self, runs: Sequence[ImageRun], cancel: threading.Event | None = None) -> None:
         """One step of every run that is not done, in one batch, on ONNX Runtime. Raises Cancelled, RequestError."""
         if self._options.plans is not None:
             raise RequestError("plans run whole programs: sample step by step with the bundle's ONNX graphs")
-        advance(self.engine, runs, self.bundle.manifest.modulation_width, cancel)
+        advance(self.engine, self._host.text.inputs, runs, self.bundle.manifest.modulation_width, cancel)
 
     def images(self, latents: np.ndarray) -> np.ndarray:
         """latents [B, C, H, W] float32 -> uint8 [B, h, w, 1 or 3]. Raises RequestError without a decoder."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..bundle.open import Bundle
 from ..errors import RequestError
 from .prompts import Prompt, check_prompt, empty_prompt, text_of
-from .request import whole_numbers
+from .request import check_images, check_seeds, whole_numbers
 from .tokenizing import Tokenizer
 
 Words = str | Prompt
@@ -56,11 +56,26 @@ def prompt_subjects(
     found = read_prompts(bundle, prompts)
     if guidance == 1.0:
         return Subjects(found, None)
-    others = [negative] if negative is None or isinstance(negative, (str, Prompt)) else list(negative)
+    others = list(negative) if isinstance(negative, Iterable) and not isinstance(negative, str) else [negative]
     if len(others) not in (1, len(found)):
         raise RequestError(f"{len(found)} prompts and {len(others)} to guide away from: give one, or as many of each")
     away = read_prompts(bundle, [no_words(bundle) if other is None else other for other in others])
     return Subjects(found, away if len(away) == len(found) else away * len(found))
+
+
+def one_subject(
+    bundle: Bundle, subject: int | Words, away_from: int | Words | None, seed: int, guidance: float, *of_text: object
+) -> tuple[int | Prompt, int | Prompt | None]:
+    """What one image is of, and is guided away from. of_text: what only models of prompts have. Raises RequestError."""
+    if bundle.manifest.text is None:
+        told = [given for given in (subject, away_from) if isinstance(given, Prompt)]
+        found = class_subjects(bundle, [subject], [away_from], *told, *of_text)  # type: ignore[list-item]
+        check_images(bundle.manifest.model, found.labels, [seed], found.away_from)  # type: ignore[arg-type]
+    else:
+        labels, prompts = ([], [subject]) if isinstance(subject, (str, Prompt)) else ([subject], None)
+        found = prompt_subjects(bundle, labels, None, prompts, away_from, guidance)  # type: ignore[arg-type]
+        check_seeds("prompts", 1, [seed])
+    return found.of[0], None if found.away_from is None else found.away_from[0]
 
 
 def read_prompts(bundle: Bundle, prompts: Sequence[Words]) -> list[Prompt]:
@@ -103,3 +118,9 @@ def latent_of(bundle: Bundle, size: tuple[int, int] | None) -> tuple[int, int, i
                 f"{name} {pixels} is not a multiple of {unit} from {unit} to {most} pixels: the nearest is {near}"
             )
     return shape[0], size[1] // text.factor, size[0] // text.factor
+
+
+def picture_of(bundle: Bundle, latent: tuple[int, int, int]) -> tuple[int, int]:
+    """Height and width in pixels of the picture of a latent C, H, W, for a model that may be told; else zeros."""
+    text = bundle.manifest.text
+    return (0, 0) if text is None else (text.factor * latent[1], text.factor * latent[2])

@@ -17,6 +17,7 @@ from .engine import Engine
 from .prompts import Prompt, check_prompt, text_of
 
 CONTEXT_BYTES = 1 << 30  # of prompts that were used before, kept for later batches; PixArt-Sigma: 77 MB a prompt
+SIZES = 16  # of latents whose positions are kept; PixArt-Sigma: 19 MB of the largest
 
 
 class TextGraphs:
@@ -25,7 +26,7 @@ class TextGraphs:
     def __init__(self, bundle: Bundle, engine: Callable[[str], Engine]) -> None:
         self._bundle, self._engine = bundle, engine
         self._contexts: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # the one used last is the last
-        self._position: tuple[tuple[int, int], np.ndarray] | None = None
+        self._of_sizes: dict[tuple[int, int], np.ndarray] = {}  # likewise
 
     def inputs(
         self, prompts: Sequence[Prompt], latent: tuple[int, int], cancel: threading.Event | None = None
@@ -76,9 +77,12 @@ class TextGraphs:
                 total -= self._contexts.pop(key)[0].nbytes
 
     def _positions(self, latent: tuple[int, int]) -> np.ndarray:
-        if self._position is None or self._position[0] != latent:
+        position = self._of_sizes.pop(latent, None)
+        if position is None:
             row, column = (np.arange(side // text_of(self._bundle).multiple, dtype=np.float32) for side in latent)
             position = np.empty((len(row), len(column), self._bundle.manifest.position_width), np.float32)
             self._engine("position").run({"row": row, "column": column}, {"position": position})
-            self._position = latent, position
-        return self._position[1]
+        self._of_sizes[latent] = position
+        if len(self._of_sizes) > SIZES:
+            del self._of_sizes[next(iter(self._of_sizes))]
+        return position

@@ -130,14 +130,14 @@ def test_a_given_latent_is_where_an_image_starts(golden_bundle) -> None:
 
 def refused(bundle: Bundle, complaint: str, steps: Sequence[int] = (4,), **options) -> None:
     with Session(bundle) as session, pytest.raises(RequestError, match=complaint):
-        session.start(bundle.program(steps=steps[0]), **{"label": 1, "seed": 2} | options)
+        session.start(bundle.program(steps=steps[0]), **{"subject": 1, "seed": 2} | options)
 
 
 def test_what_does_not_fit_is_refused(golden_bundle) -> None:
     bundle = open_bundle(golden_bundle("gray1_cfg"))
-    refused(bundle, "class 99", label=99)
+    refused(bundle, "class 99", subject=99)
     refused(bundle, "seed -1", seed=-1)
-    refused(bundle, "label 'x' is not a whole number", label="x")
+    refused(bundle, "label 'x' is not a whole number", subject="x")
     refused(bundle, "class 77", away_from=77)
     refused(bundle, "not a finite number", guidance=float("nan"))
     with Session(bundle) as session:

@@ -153,8 +153,6 @@ def test_classes_and_prompts_from_programs() -> None:
         generate(open_bundle(CLASSES), [1], [1], prompts=["a"])
     with pytest.raises(RequestError, match="1 prompts and 2 seeds"):
         generate(open_bundle(BUNDLE), seeds=[1, 2], prompts=["a"])
-    with Session(open_bundle(BUNDLE)) as session, pytest.raises(RequestError, match="use generate"):
-        session.start(session.bundle.program(), 1, 1)
 
 
 @pytest.mark.parametrize("command", ["quantize", "convert", "add-decoder", "build", "inspect", "verify"])
