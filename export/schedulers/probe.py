@@ -37,6 +37,11 @@ REFUSED = {  # settings that no table can hold, whatever the class
     "use_dynamic_shifting": "its timesteps depend on the image size; give a config with a fixed shift",
 }
 
+REFUSED_CLASSES = {
+    "SCMScheduler": "its pipeline changes what the network sees and says before and after it; `run --sampler flow-scm` "
+    "has both in its table",
+}
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -63,6 +68,8 @@ def program_from_scheduler(config: dict[str, Any], steps: int, **step_options: A
     for key, reason in REFUSED.items():
         if config.get(key):
             raise ProgramError(f"{name} with {key} cannot be a table: {reason}")
+    if name in REFUSED_CLASSES:
+        raise ProgramError(f"{name} alone is no sampler: {REFUSED_CLASSES[name]}")
     if config.get("variance_type") == "learned" and not name.startswith("DPMSolver"):
         raise ProgramError(
             f"{name} with variance_type 'learned': a table knows noise of size exp(k0 + k1 v), not sqrt(v)"

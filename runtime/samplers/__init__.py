@@ -10,9 +10,10 @@ from functools import partial
 
 from .adams import deis, lms
 from .ancestral import ddim, ddpm
+from .distilled import consistency, dmd, lcm, tcd
 from .dpm_solver import dpm_solver
 from .euler import euler, euler_ancestral, heun
-from .flow import flow_grid, flow_grid_diffusers, flow_grid_from_sigmas, flow_heun, flow_sde
+from .flow import flow_grid, flow_grid_diffusers, flow_grid_dpm, flow_grid_from_sigmas, flow_heun, flow_sde
 from .grid import PREDICTIONS, Grid, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at, x0_from
 from .guidance import step_sigmas, with_guidance_interval
 from .program import Program
@@ -29,32 +30,42 @@ SAMPLERS: dict[str, Callable[..., Program]] = {
     "euler": euler,
     "euler-ancestral": euler_ancestral,
     "heun": heun,
+    "lcm": lcm,
+    "tcd": tcd,
+    "dmd": dmd,
     "flow-euler": partial(euler, prediction="flow"),
     "flow-heun": flow_heun,
     "flow-sde": flow_sde,
+    "flow-dpm++": partial(dpm_solver, prediction="flow"),
+    "flow-scm": consistency,
 }
 
 __all__ = [
     "PREDICTIONS",
     "SAMPLERS",
     "Grid",
+    "consistency",
     "ddim",
     "ddpm",
     "deis",
+    "dmd",
     "dpm_solver",
     "euler",
     "euler_ancestral",
     "flow_grid",
     "flow_grid_diffusers",
+    "flow_grid_dpm",
     "flow_grid_from_sigmas",
     "flow_heun",
     "flow_sde",
     "grid_from_sigmas",
     "grid_from_timesteps",
     "heun",
+    "lcm",
     "lms",
     "sigmas_at",
     "step_sigmas",
+    "tcd",
     "timesteps_at",
     "unipc",
     "with_guidance_interval",

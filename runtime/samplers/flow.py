@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -46,6 +47,20 @@ def flow_grid_diffusers(steps: int, *, shift: float = 1.0, trained: int = 1000) 
     """FlowMatchEulerDiscreteScheduler's points: it shifts its range once when made, and the points in it once more."""
     first, last = shifted(np.array([1.0, 1 / trained]), shift)
     return flow_grid_from_sigmas(shifted(np.linspace(first, last, steps), shift), timestep_scale=trained)
+
+
+def flow_grid_dpm(
+    steps: int, *, shift: float = 1.0, timestep_scale: float = 1000.0, data_at_one: bool = False, trained: int = 1000
+) -> Grid:
+    """DPMSolverMultistepScheduler's points with use_flow_sigmas: equal steps from 1 - 1 / trained, shifted, without 0.
+
+    A network that is told 0 .. 1000 is told whole timesteps, cut off, as diffusers does.
+    """
+    if steps < 1 or not shift > 0:
+        raise ProgramError(f"{steps} steps with shift {shift:g}: at least 1, and a shift above 0")
+    sigma = shifted(1.0 - np.linspace(1, 1 / trained, steps + 1), shift)[::-1][:-1]
+    grid = flow_grid_from_sigmas(sigma, timestep_scale=timestep_scale, data_at_one=data_at_one)
+    return replace(grid, timestep=np.floor(sigma * timestep_scale)) if timestep_scale == trained else grid
 
 
 def shifted(sigma: np.ndarray, shift: float) -> np.ndarray:

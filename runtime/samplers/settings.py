@@ -14,7 +14,8 @@ from ..errors import ProgramError
 from ..options import option
 from . import SAMPLERS
 from .ancestral import VARIANCES
-from .flow import flow_grid
+from .distilled import TCD_GAMMA, distilled_grid, scm_grid, tcd_stops
+from .flow import flow_grid, flow_grid_dpm
 from .grid import Grid, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at
 from .guidance import step_sigmas, with_guidance_interval
 from .process import process_of_flow, process_of_schedule
@@ -26,10 +27,12 @@ SIGMAS = {"karras": karras_sigmas, "exponential": exponential_sigmas}
 MOST_FLOW_STEPS = 1000
 REFERENCE = ("ddpm", "ddim")  # spaced as facebookresearch/DiT does, unless told otherwise; the others as their papers
 OPTIONS = {  # which sampler takes which option
-    "eta": ("ddim",),
+    "eta": ("ddim", "tcd"),
     "variance": ("ddpm",),
-    "order": ("dpm++", "sde-dpm++", "unipc", "deis", "lms"),
+    "order": ("dpm++", "sde-dpm++", "unipc", "deis", "lms", "flow-dpm++"),
 }
+IMPLIES = {"eta": "ddim", "variance": "ddpm"}  # the sampler that a setting means where none is named
+DISTILLED = ("lcm", "tcd", "dmd")  # which visit the timesteps that a model was distilled on
 DIFFUSION_SPACING = ("respacing", "spacing", "sigmas", "guidance_interval")  # settings that speak of a schedule
 
 
@@ -56,7 +59,7 @@ class SamplerSettings:
         default=None, metadata=option("--order", help=f"Order of {', '.join(OPTIONS['order'])}.", range=(1, 4))
     )
     eta: float | None = field(
-        default=None, metadata=option("--eta", help="DDIM's noise: 0 none (the default), 1 as DDPM.")
+        default=None, metadata=option("--eta", help="DDIM's noise: 0 none (the default), 1 as DDPM; TCD's: 0.3.")
     )
     variance: str | None = field(
         default=None,
@@ -101,12 +104,15 @@ def make_program(
     if name == "ddpm":
         options.setdefault("variance", "learned" if learned_variance else "fixed-large")
     if schedule is None:
-        grid = _flow_grid(settings, timestep_range)
+        grid = _flow_grid(name, settings, timestep_range)
         process = process_of_flow(prediction, timestep_range)
     else:
         grid = _grid(schedule, settings)
         process = process_of_schedule(schedule, prediction)
-    program = SAMPLERS[name](grid, prediction=prediction, **options)
+    told = {}
+    if name == "tcd" and schedule is not None:
+        told = {"stops": tcd_stops(schedule, grid.timestep, options.setdefault("eta", TCD_GAMMA))}
+    program = SAMPLERS[name](grid, prediction=prediction, **(told or options))
     made = {key: value for key, value in asdict(settings).items() if value is not None} | options
     program = replace(program, name=_name(settings), made=made | {"prediction": prediction}, process=process)
     if settings.clip_x0:
@@ -118,15 +124,19 @@ def make_program(
 
 
 def implied_sampler(given: Mapping[str, Any], default: str) -> str:
-    """The sampler of settings that name none: eta means ddim and variance ddpm, as no other sampler has them.
+    """The sampler of settings that name none: eta means ddim and variance ddpm, unless the default takes them.
 
     So does respacing "ddimN": where facebookresearch/DiT's users write it, they mean the DDIM sampler with its steps.
     """
     for key in given:
-        takers = OPTIONS.get(key, ())
-        if len(takers) == 1:
-            return takers[0]
+        if key in IMPLIES and default not in OPTIONS[key]:
+            return IMPLIES[key]
     return "ddim" if str(given.get("respacing", "")).startswith("ddim") else default
+
+
+def takes_shift(sampler: str) -> bool:
+    """Whether a sampler is a flow's whose points are shifted."""
+    return sampler in SAMPLERS and sampler.startswith("flow") and sampler != "flow-scm"
 
 
 def settings_from_made(made: dict[str, Any]) -> SamplerSettings:
@@ -161,16 +171,27 @@ def guidance_interval_from_text(text: str, schedule: Schedule) -> tuple[float, f
     return below, float(sigmas_at(schedule, np.array([high]))[0])
 
 
-def _flow_grid(settings: SamplerSettings, timestep_range: tuple[float, float]) -> Grid:
-    """Equal steps of a flow, shifted; the network's time runs over `timestep_range` from noise to data."""
+def _flow_grid(name: str, settings: SamplerSettings, timestep_range: tuple[float, float]) -> Grid:
+    """The points a flow's sampler visits; the network's time runs over `timestep_range` from noise to data."""
     for key in DIFFUSION_SPACING:
         if getattr(settings, key) is not None:
             raise ProgramError(f"{key} is for diffusion models; a flow takes steps and shift")
     if settings.steps is None or not 1 <= settings.steps <= MOST_FLOW_STEPS:
         raise ProgramError(f"steps {settings.steps} is not between 1 and {MOST_FLOW_STEPS}")
     noise, data = timestep_range
+    if name == "flow-scm":
+        return _scm_grid(settings, noise, data)
     shift = 1.0 if settings.shift is None else settings.shift
-    return flow_grid(settings.steps, shift=shift, timestep_scale=max(noise, data), data_at_one=data > noise)
+    make = flow_grid_dpm if name == "flow-dpm++" else flow_grid
+    return make(settings.steps, shift=shift, timestep_scale=max(noise, data), data_at_one=data > noise)
+
+
+def _scm_grid(settings: SamplerSettings, noise: float, data: float) -> Grid:
+    if settings.shift is not None:
+        raise ProgramError("shift is no setting of flow-scm, whose angles are its own")
+    if data > noise:
+        raise ProgramError("flow-scm is for models that are told 0 of data, as SANA-Sprint is")
+    return scm_grid(int(settings.steps or 0), noise)
 
 
 def _grid(schedule: Schedule, settings: SamplerSettings) -> Grid:
@@ -178,6 +199,10 @@ def _grid(schedule: Schedule, settings: SamplerSettings) -> Grid:
     if settings.shift is not None:
         raise ProgramError("shift is for flow models; a diffusion model takes spacing or sigmas")
     given = [key for key in ("respacing", "spacing", "sigmas") if getattr(settings, key) is not None]
+    if settings.sampler in DISTILLED:
+        if given or settings.steps is None:
+            raise ProgramError(f"{settings.sampler} visits its own timesteps: give steps, and no spacing of them")
+        return distilled_grid(positive_snr(schedule), settings.sampler, settings.steps)
     if len(given) > 1:
         raise ProgramError(f"{' and '.join(given)} both say where the steps lie: give one of them")
     if (settings.steps is None) == (settings.respacing is None):

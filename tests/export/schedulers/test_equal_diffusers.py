@@ -14,14 +14,19 @@ from ditedge.runtime.samplers import (
     dpm_solver,
     euler,
     euler_ancestral,
+    flow_grid,
     flow_grid_diffusers,
+    flow_grid_dpm,
     flow_heun,
     heun,
+    lcm,
     lms,
     unipc,
 )
-from ditedge.runtime.samplers.program import check_program
+from ditedge.runtime.samplers.distilled import distilled_grid
+from ditedge.runtime.samplers.program import Program, check_program
 from ditedge.runtime.samplers.schedule import ScheduleInfo, schedule_from_info, zero_terminal_snr
+from ditedge.runtime.samplers.settings import SamplerSettings, make_program
 from ditedge.runtime.samplers.spacing import exponential_sigmas, karras_sigmas
 from tests.export.schedulers.by_diffusers import diffusers_trajectory, diffusers_warnings
 from tests.runtime.samplers.trajectories import (
@@ -60,6 +65,11 @@ HEUN, LMS, DDIM, DDPM = "HeunDiscreteScheduler", "LMSDiscreteScheduler", "DDIMSc
 
 
 B = {"beta_start": 1e-4, "beta_end": 0.02}
+
+
+def tcd_program(steps: int, prediction: str, eta: float) -> Program:
+    return make_program(LINEAR, SamplerSettings("tcd", steps, eta=eta), learned_variance=False, prediction=prediction)
+
 
 # name, ours(n, prediction), diffusers' class, its config, prediction types, options of its step()
 CASES: list[tuple[str, Any, str, dict, tuple[str, ...], dict]] = [
@@ -133,6 +143,18 @@ CASES: list[tuple[str, Any, str, dict, tuple[str, ...], dict]] = [
     ("ddpm-small", lambda n, p: ddpm(plain_grid(LINEAR, n), prediction=p), DDPM, {"clip_sample": False}, ALL, {}),
     ("ddpm-large", lambda n, p: ddpm(plain_grid(LINEAR, n, spacing="linspace"), variance="fixed-large", prediction=p),
      DDPM, {"clip_sample": False, "variance_type": "fixed_large", "timestep_spacing": "linspace"}, ALL[:1], {}),
+    ("lcm", lambda n, p: lcm(distilled_grid(LINEAR, "lcm", n), prediction=p), "LCMScheduler", B | {"beta_schedule": "linear"}, ALL, {}),
+    ("lcm-scaled", lambda n, p: lcm(distilled_grid(SCALED, "lcm", n), prediction=p), "LCMScheduler", {}, ALL[:1], {}),
+    *(
+        (f"tcd-{eta}", lambda n, p, eta=eta: tcd_program(n, p, eta), "TCDScheduler", B | {"beta_schedule": "linear"}, ALL, {"eta": eta})
+        for eta in (0.3, 0.0, 1.0)
+    ),
+    *(
+        (f"flow-dpm++{k}", lambda n, p, k=k, shift=shift: dpm_solver(flow_grid_dpm(n, shift=shift), order=k, prediction=p), DPM,
+         {"solver_order": k, "use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}, ("flow",), {})
+        for k, shift in ((1, 1.0), (2, 3.0), (3, 5.0))
+    ),
+    ("flow-map-euler", lambda n, p: euler(flow_grid(n, shift=3), prediction=p), "FlowMapEulerDiscreteScheduler", {"shift": 3.0}, ("flow",), {}),
     ("flow-euler", lambda n, p: euler(flow_grid_diffusers(n), prediction=p), "FlowMatchEulerDiscreteScheduler", {}, ("flow",), {}),
     ("flow-euler-shift3", lambda n, p: euler(flow_grid_diffusers(n, shift=3), prediction=p),
      "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, ("flow",), {}),

@@ -138,7 +138,7 @@ def test_clipping_is_a_bound() -> None:
         ({"sampler": "ddim", "eta": float("nan")}, "eta nan"),
         ({"sampler": "ddim", "eta": 5.0}, "eta 5.0"),
         ({"variance": "learned"}, "did not learn"),
-        ({"eta": 0.5}, "eta is a setting of ddim; ddpm has none"),
+        ({"eta": 0.5}, "eta is a setting of ddim, tcd; ddpm has none"),
         ({"sampler": "ddim", "variance": "learned"}, "variance is a setting of ddpm"),
         ({"sampler": "euler", "order": 2}, "order is a setting of"),
         ({"sampler": "dpm++", "order": 4}, "order 4"),

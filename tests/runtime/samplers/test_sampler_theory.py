@@ -49,7 +49,8 @@ from tests.runtime.samplers.trajectories import (
     sigma_grid,
 )
 
-EXACT = sorted(set(SAMPLERS) - {"flow-sde"})  # Euler-Maruyama is right only in the limit of many steps
+# Euler-Maruyama is right only in the limit of many steps; LCM keeps a little of x; DMD takes one step.
+EXACT = sorted(set(SAMPLERS) - {"flow-sde", "lcm", "dmd"})
 
 
 @settings(deadline=None, max_examples=60)
@@ -188,7 +189,7 @@ def test_phi_is_one_function_on_both_sides_of_its_switch(k: int) -> None:
     assert phi(k, -3.0) == pytest.approx(integral / math.factorial(k - 1), rel=1e-6)  # its definition as an integral
 
 
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if not name.startswith("flow")])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if not name.startswith("flow") and name != "dmd"])
 def test_every_sampler_takes_zero_terminal_snr(sampler: str) -> None:
     info = ScheduleInfo(kind="linear", beta_start=1e-4, beta_end=0.02, steps=1000, zero_terminal_snr=True)
     settings = SamplerSettings(sampler, steps=10, guidance_interval=(0.3, 5.0))
