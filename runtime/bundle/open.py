@@ -14,7 +14,7 @@ from ..json_files import read_bounded
 from ..samplers.process import ProcessInfo
 from ..samplers.program import Program, program_from_json, read_program
 from ..samplers.schedule import Schedule, schedule_from_info
-from ..samplers.settings import SamplerSettings, implied_sampler, make_program, settings_from_made, takes_shift
+from ..samplers.settings import SamplerSettings, implied_sampler, make_program, settings_from_made
 from .graph_contract import GraphInfo, check_loaded
 from .held_files import HeldFile, HeldGraph, check_all
 from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, manifest_from_json
@@ -100,8 +100,8 @@ class Bundle:
         """A ready program of the bundle by name (None: its default), or one made from sampler settings.
 
         settings: the fields of `SamplerSettings`: sampler, steps, respacing, spacing, sigmas, order, shift, eta,
-        variance, clip_x0, guidance_interval. Any of them makes a new program; sampler, steps and shift that are not
-        given are those of the default program (eta alone means ddim, variance ddpm). Raises ProgramError or RequestError.
+        variance, clip_x0, guidance_interval. Any of them makes a new program; sampler and steps that are not given are
+        those of the default program (eta alone means ddim, variance ddpm). Raises ProgramError or RequestError.
         """
         settings = {key: value for key, value in settings.items() if value is not None and value is not False}
         if name is not None and settings:
@@ -114,8 +114,6 @@ class Bundle:
             return program
         default = settings_from_made(program.made)
         settings.setdefault("sampler", implied_sampler(settings, str(default.sampler)))
-        if default.shift is not None and takes_shift(settings["sampler"]):
-            settings.setdefault("shift", default.shift)  # it is what the model was trained for
         if "steps" not in settings and "respacing" not in settings:
             settings["steps"] = program.steps
         return make_program(

@@ -134,11 +134,6 @@ def implied_sampler(given: Mapping[str, Any], default: str) -> str:
     return "ddim" if str(given.get("respacing", "")).startswith("ddim") else default
 
 
-def takes_shift(sampler: str) -> bool:
-    """Whether a sampler is a flow's whose points are shifted."""
-    return sampler in SAMPLERS and sampler.startswith("flow") and sampler != "flow-scm"
-
-
 def settings_from_made(made: dict[str, Any]) -> SamplerSettings:
     """The settings that a program was made from. Raises ProgramError when they are not such settings."""
     problem = "this program was not made from sampler settings, so it cannot be made again"
