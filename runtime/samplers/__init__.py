@@ -17,6 +17,7 @@ from .flow import flow_grid, flow_grid_diffusers, flow_grid_dpm, flow_grid_from_
 from .grid import PREDICTIONS, Grid, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at, x0_from
 from .guidance import step_sigmas, with_guidance_interval
 from .program import Program
+from .searched import flow_searched, searched
 from .unipc import unipc
 
 SAMPLERS: dict[str, Callable[..., Program]] = {
@@ -33,11 +34,13 @@ SAMPLERS: dict[str, Callable[..., Program]] = {
     "lcm": lcm,
     "tcd": tcd,
     "dmd": dmd,
+    "searched": searched,
     "flow-euler": partial(euler, prediction="flow"),
     "flow-heun": flow_heun,
     "flow-sde": flow_sde,
     "flow-dpm++": partial(dpm_solver, prediction="flow"),
     "flow-scm": consistency,
+    "flow-searched": flow_searched,
 }
 
 __all__ = [
@@ -57,12 +60,14 @@ __all__ = [
     "flow_grid_dpm",
     "flow_grid_from_sigmas",
     "flow_heun",
+    "flow_searched",
     "flow_sde",
     "grid_from_sigmas",
     "grid_from_timesteps",
     "heun",
     "lcm",
     "lms",
+    "searched",
     "sigmas_at",
     "step_sigmas",
     "tcd",

@@ -21,6 +21,7 @@ from .guidance import step_sigmas, with_guidance_interval
 from .process import process_of_flow, process_of_schedule
 from .program import Program
 from .schedule import Schedule, positive_snr, respaced_timesteps
+from .searched import flow_searched_grid, searched_grid
 from .spacing import SPACINGS, exponential_sigmas, karras_sigmas, spaced_timesteps
 
 SIGMAS = {"karras": karras_sigmas, "exponential": exponential_sigmas}
@@ -32,7 +33,7 @@ OPTIONS = {  # which sampler takes which option
     "order": ("dpm++", "sde-dpm++", "unipc", "deis", "lms", "flow-dpm++"),
 }
 IMPLIES = {"eta": "ddim", "variance": "ddpm"}  # the sampler that a setting means where none is named
-DISTILLED = ("lcm", "tcd", "dmd")  # which visit the timesteps that a model was distilled on
+OWN_TIMES = ("lcm", "tcd", "dmd", "searched")  # which visit the timesteps of a distillation, or of a search
 DIFFUSION_SPACING = ("respacing", "spacing", "sigmas", "guidance_interval")  # settings that speak of a schedule
 
 
@@ -176,6 +177,10 @@ def _flow_grid(name: str, settings: SamplerSettings, timestep_range: tuple[float
     noise, data = timestep_range
     if name == "flow-scm":
         return _scm_grid(settings, noise, data)
+    if name == "flow-searched":
+        if settings.shift is not None:
+            raise ProgramError("shift is no setting of flow-searched, whose times are its own")
+        return flow_searched_grid(settings.steps, timestep_scale=max(noise, data), data_at_one=data > noise)
     shift = 1.0 if settings.shift is None else settings.shift
     make = flow_grid_dpm if name == "flow-dpm++" else flow_grid
     return make(settings.steps, shift=shift, timestep_scale=max(noise, data), data_at_one=data > noise)
@@ -194,9 +199,11 @@ def _grid(schedule: Schedule, settings: SamplerSettings) -> Grid:
     if settings.shift is not None:
         raise ProgramError("shift is for flow models; a diffusion model takes spacing or sigmas")
     given = [key for key in ("respacing", "spacing", "sigmas") if getattr(settings, key) is not None]
-    if settings.sampler in DISTILLED:
+    if settings.sampler in OWN_TIMES:
         if given or settings.steps is None:
             raise ProgramError(f"{settings.sampler} visits its own timesteps: give steps, and no spacing of them")
+        if settings.sampler == "searched":
+            return searched_grid(positive_snr(schedule), settings.steps)
         return distilled_grid(positive_snr(schedule), settings.sampler, settings.steps)
     if len(given) > 1:
         raise ProgramError(f"{' and '.join(given)} both say where the steps lie: give one of them")

@@ -1,0 +1,130 @@
+"""The searched solvers against their paper's equation, and on a denoiser that is known exactly: a Gaussian mixture's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from ditedge.runtime.errors import ProgramError
+from ditedge.runtime.samplers import SAMPLERS, Grid, ddim, dpm_solver, euler, flow_grid, flow_searched, searched
+from ditedge.runtime.samplers.program import Program, check_program
+from ditedge.runtime.samplers.searched import flow_searched_grid, searched_grid
+from ditedge.runtime.samplers.searched_tables import DIFFUSION, FLOW
+from ditedge.runtime.samplers.settings import SamplerSettings, make_program
+from tests.runtime.samplers.trajectories import LINEAR
+
+SIZE, KINDS, WIDTH = 64, 8, 0.05  # of the data: a mixture of 8 Gaussians of this variance in 64 dimensions
+RNG = np.random.default_rng(0)
+CENTRES, START = RNG.standard_normal((KINDS, SIZE)), RNG.standard_normal((200, SIZE))
+END = 1e-3  # of their continuous time, where their search ends
+
+
+def exact_x0(x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
+    """E[x0 | x] of the mixture, [n, SIZE]."""
+    variance = alpha**2 * WIDTH + sigma**2
+    logs = -((x[:, None] - alpha * CENTRES) ** 2).sum(-1) / (2 * variance)
+    weights = np.exp(logs - logs.max(axis=1, keepdims=True))
+    centre = weights / weights.sum(axis=1, keepdims=True) @ CENTRES
+    return centre + alpha * WIDTH / variance * (x - alpha * centre)
+
+
+def sampled(program: Program, grid: Grid) -> np.ndarray:
+    """What the program makes of START with the exact denoiser, float64."""
+    state = np.zeros((program.slots, *START.shape))
+    state[0] = program.init[1] * START
+    for i in range(program.steps):
+        x0 = exact_x0(state[0], grid.alpha[i], grid.sigma[i])
+        state = np.tensordot(program.mix[i][:, :-1], np.concatenate([state, x0[None]]), 1)
+    return state[0]
+
+
+def by_equation(steps: int, grid: Grid, times: int = 1) -> np.ndarray:
+    """Equation 19 in a plain loop; times: 2 is what the released code does, a DDIM step more in every turn."""
+    x, found, weights = START, [], DIFFUSION[steps][1]
+    for i in range(steps):
+        x0 = exact_x0(x, grid.alpha[i], grid.sigma[i])
+        found.append(x0)
+        estimate = sum((c * earlier for c, earlier in zip(weights[i], found, strict=False)), np.zeros_like(x))
+        estimate = estimate + (1 - sum(weights[i])) * x0
+        gain = grid.alpha[i + 1] / grid.sigma[i + 1] - grid.alpha[i] / grid.sigma[i]
+        for said in (estimate, x0)[:times]:
+            x = grid.sigma[i + 1] / grid.sigma[i] * x + grid.sigma[i + 1] * gain * said
+        found += [x0] * (times - 1)
+    return x
+
+
+def preserving(times: np.ndarray) -> Grid:
+    """Variance-preserving diffusion in continuous time with betas from 0.1 to 20, as they searched on it, to END."""
+    every = np.append(times, END)
+    alpha = np.exp(-(19.9 * every**2 / 2 + 0.1 * every) / 2)
+    return Grid(1000 * times, alpha, np.sqrt(1 - alpha**2))
+
+
+def distance(found: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((found - reference) ** 2)))
+
+
+@pytest.fixture(scope="module")
+def fine() -> np.ndarray:
+    """2,000 steps: what all solvers of the same flow go to."""
+    grid = preserving(np.linspace(0.999, END, 2001)[:-1])
+    return sampled(dpm_solver(grid, lower_order_final=False), grid)
+
+
+@pytest.mark.parametrize("steps", DIFFUSION)
+def test_the_table_is_the_papers_equation_and_beats_the_usual_ones(steps: int, fine: np.ndarray) -> None:
+    """On data that they never saw: with its times and weights every count beats DPM-Solver++ 2M, and its released form."""
+    grid = preserving(0.999 - np.cumsum([0, *DIFFUSION[steps][0][:-1]]))
+    found = sampled(searched(grid), grid)
+    np.testing.assert_allclose(found, by_equation(steps, grid), rtol=0, atol=1e-10)
+    even, ours = preserving(np.linspace(0.999, END, steps + 1)[:-1]), distance(found, fine)
+    assert ours < 0.95 * distance(sampled(dpm_solver(even), even), fine)
+    assert ours < 0.8 * distance(sampled(ddim(even), even), fine)
+    assert ours < 0.6 * distance(by_equation(steps, grid, times=2), fine)
+
+
+@pytest.mark.parametrize("steps", FLOW)
+def test_the_flows_table_is_a_weighted_velocity_and_beats_euler(steps: int) -> None:
+    grid = flow_searched_grid(steps)
+    found, x, velocities = sampled(flow_searched(grid), grid), START, []
+    for i, weights in enumerate(FLOW[steps][1]):
+        velocities.append((exact_x0(x, grid.alpha[i], grid.sigma[i]) - x) / grid.sigma[i])
+        mean = sum((c * v for c, v in zip(weights, velocities, strict=False)), (1 - sum(weights)) * velocities[-1])
+        x = x + (grid.sigma[i] - grid.sigma[i + 1]) * mean
+    np.testing.assert_allclose(found, x, rtol=0, atol=1e-10)
+    many, even = flow_grid(2000), flow_grid(steps)
+    reference = sampled(euler(many, prediction="flow"), many)
+    assert distance(found, reference) < 0.95 * distance(sampled(euler(even, prediction="flow"), even), reference)
+
+
+@pytest.mark.parametrize(("make", "steps"), [(searched_grid, DIFFUSION), (flow_searched_grid, FLOW)])
+def test_a_known_image_is_reached(make: Callable[..., Grid], steps: dict) -> None:
+    """Whatever the weights are: they sum to 1."""
+    flow = make is flow_searched_grid
+    for n in steps:
+        grid = make(n) if flow else make(LINEAR, n)
+        program = SAMPLERS["flow-searched" if flow else "searched"](grid)
+        check_program(program)
+        state = np.zeros((program.slots, 2))  # in units of the image and of the first noise
+        state[0] = grid.alpha[0], grid.sigma[0]
+        for i in range(n):
+            np.testing.assert_allclose(state[0], [grid.alpha[i], grid.sigma[i]], rtol=0, atol=1e-9)
+            state = program.mix[i][:, :-1] @ np.stack([*state, np.array([1.0, 0.0])])
+        np.testing.assert_allclose(state[0], [1, 0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "settings", "complaint"),
+    [
+        (LINEAR, SamplerSettings("searched", 12), "12 steps were not searched: give one of 5, 6, 7, 8, 9, 10"),
+        (LINEAR, SamplerSettings("searched", 5, spacing="trailing"), "searched visits its own timesteps"),
+        (None, SamplerSettings("flow-searched", 4), "4 steps were not searched: give one of 5, 6, 7, 8, 9, 10, 15"),
+        (None, SamplerSettings("flow-searched", 5, shift=3.0), "shift is no setting of flow-searched"),
+        (None, SamplerSettings("searched", 5), "'searched' is not one of flow-euler"),
+    ],
+)
+def test_other_settings_are_refused(schedule, settings: SamplerSettings, complaint: str) -> None:
+    with pytest.raises(ProgramError, match=complaint):
+        make_program(schedule, settings, learned_variance=False, prediction="epsilon" if schedule else "flow")
