@@ -193,12 +193,12 @@ def schedule(request: ScheduleRequest, as_json: bool) -> None:
 @command(main, "ditedge.calibration.options:ConvertRequest")
 @JSON
 def convert(request: ConvertRequest, as_json: bool) -> None:
-    """Rewrite a bundle's graphs in 16 bit, with float32 where it is needed.
+    """Rewrite a bundle's graphs in 16 bit, with float32 where it is needed; or leave its text encoder out.
 
     \b
     Examples:
       ditedge convert --engine fashion --precision fp16 --out fashion-fp16
-      ditedge convert --engine fashion-trt-int8 --precision bf16 --out fashion-trt
+      ditedge convert --engine pixart-int8 --without-text --out pixart-device
     """
     with importing_extra("calibrate"):
         from ditedge.calibration.convert import convert_bundle
@@ -206,7 +206,7 @@ def convert(request: ConvertRequest, as_json: bool) -> None:
     out, told = request.out, Summary(as_json)
     with progress() as report:
         manifest = convert_bundle(request.engine, out, request.options, report)
-    what = f"{megabytes(manifest)}, {request.options.precision}, checked"
+    what = f"{megabytes(manifest)}, {request.options.done}"
     told.bundle(out, manifest, what, f"build --engine {out} --target tensorrt")
     told.end()
 

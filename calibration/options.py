@@ -13,6 +13,9 @@ from .quality.gate import Gate
 from .quality.request import CompareRequest
 
 SAMPLES = (1, 100_000)
+PROMPTS = option(
+    "--prompts", help="Of a model that takes prompts: a file with one a line to measure on. [default: some of ours]"
+)
 FORMS = ("onnxruntime", "tensorrt")  # whose operators a quantised graph is written in
 
 
@@ -20,7 +23,8 @@ FORMS = ("onnxruntime", "tensorrt")  # whose operators a quantised graph is writ
 class ConvertOptions:
     """What a user may decide about a 16-bit bundle. None: what suits the precision."""
 
-    precision: str = field(
+    precision: str | None = field(  # None: as it is
+        default=None,
         metadata=option("--precision", help=summary("convert"), choices=formats_of("convert")),
     )
     max_error: float | None = field(
@@ -33,7 +37,24 @@ class ConvertOptions:
         default=True,
         metadata=option("--decoder/--no-decoder", help="A VAE's decoder, too, in float16. [default: yes]"),
     )
+    prompts: Path | None = field(default=None, metadata=PROMPTS)
+    encoder: bool = field(
+        default=True,
+        metadata=option("--encoder/--no-encoder", help="A text encoder, too, in 16 bit. [default: yes]"),
+    )
+    without_text: bool = field(
+        default=False,
+        metadata=option(
+            "--without-text", help="Leave the text encoder out: prompts come recorded. Alone: all else stays as it is."
+        ),
+    )
     force: bool = field(default=False, metadata=FORCE)
+
+    @property
+    def done(self) -> str:
+        """In words, once it is."""
+        half = [f"{self.precision}, checked"] if self.precision is not None else []
+        return ", ".join([*half, *(["without a text encoder"] if self.without_text else [])])
 
 
 @dataclass(frozen=True)

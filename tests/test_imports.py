@@ -89,8 +89,9 @@ def test_imports_follow_the_rules(path: Path) -> None:
 ROOMS = (
     *("runtime.samplers", "runtime.bundle", "runtime.plans", "runtime.loop", "runtime.pictures", "runtime.serving"),
     *("runtime.describe", "runtime.inspection", "runtime.doctor", "runtime.signing", "runtime"),
-    *("calibration.graph", "calibration.statistics", "calibration.formats", "calibration.quality"),
+    *("calibration.pool", "calibration.graph", "calibration.statistics", "calibration.formats", "calibration.quality"),
     *("calibration.layers", "calibration.options", "calibration.plan", "calibration.kept", "calibration.derived"),
+    "calibration.encoder",
     *("calibration.convert", "calibration.quantize", "calibration"),
     *("export.networks", "export.sources", "export.options", "export.graphs", "export.truth", "export.schedulers"),
     *(

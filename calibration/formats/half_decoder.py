@@ -26,7 +26,7 @@ def halve_decoder(bundle: Bundle, path: Path, scratch: Path, report: Report = si
     """
     report("writing decoder.onnx in fp16")
     latents = latents_to_decode(bundle)
-    keep = too_large(largest_while_decoding(bundle.graph_file("decoder"), latents, scratch))
+    keep = too_large(largest_while_decoding(bundle, latents, scratch))
     model = load_graph(bundle.graph_file("decoder"))
     if not lower(model, ir.DataType.FLOAT16, keep):
         report("decoder: its numbers are too large for float16, it stays in float32")

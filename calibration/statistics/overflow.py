@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +18,18 @@ from ...runtime.loop.engines import open_engine
 from ...runtime.loop.loop import StepEvent, first_state
 from ...runtime.loop.noise import SeededNoise
 from ...runtime.loop.session import Session
-from ...runtime.loop.tables import step_tables
+from ...runtime.loop.tables import StepTables
 from ...runtime.report import Report, silent
 from ...runtime.samplers.program import Program
 from ..graph.lowering import float_inputs, float_outputs, low_nodes
 from ..graph.surgery import load_graph, save_graph
+from ..pool import Pool, pool_of
 
 FLOAT16_MAX = 65504.0
 MARGIN = 2.0  # a scan sees some trajectories, not all: what comes within a factor of 2 is kept in float32 too
-CLASSES = 4
-SCAN_SECONDS = 60.0  # for single steps of the other classes: all of a small model's, as many as fit of a large one's
+WHOLE = 4  # classes or prompts whose trajectories are scanned from beginning to end
 LABELS_AT_A_TIME = 16  # of the conditioner: DiT-XL's rows of 64 pairs are 50 MB
+SCAN_SECONDS = 60.0  # for single steps of the others: all of a small model's, as many as fit of a large one's
 
 
 class _Recorder:
@@ -61,37 +63,39 @@ class _Recorder:
         self.engine.close()
 
 
-def overflow_scan(bundle: Bundle, folder: Path, report: Report = silent) -> dict[str, dict[str, float]]:
+def overflow_scan(
+    bundle: Bundle,
+    folder: Path,
+    report: Report = silent,
+    graphs: Sequence[str] = ("conditioner", "step"),
+    prompts: Path | None = None,
+) -> dict[str, dict[str, float]]:
     """Graph -> tensor -> largest |value|, of every tensor that float16 would hold. folder: for temporary files.
 
-    Runs a whole program of several classes, guided where the model can be. Then one step at each extreme of the program
-    of every other class, or, where all would take longer than SCAN_SECONDS, of as many as fit, those with the largest
-    conditioning first. It reports which.
+    Runs a whole program of several classes or prompts, guided where the model can be. Then one step at each extreme of
+    the program of every other one, or, where all would take longer than SCAN_SECONDS, of as many as fit, those with the
+    largest conditioning first. It reports which. prompts: as `pool_of` has it.
     """
     info, manifest = bundle.manifest.model, bundle.manifest
     program = bundle.program(manifest.golden[0].program if info.is_large and manifest.golden else None)
-    labels = np.linspace(0, info.num_classes - 1, min(CLASSES, info.num_classes)).astype(int).tolist()
-    shape = info.latent_shape
+    pool = pool_of(bundle, prompts, report, encode="text" not in graphs)
+    chosen = np.linspace(0, len(pool.of) - 1, min(WHOLE, len(pool.of))).astype(int).tolist()
     maxima: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        recorders = {name: _recorder(bundle.graph_file(name), Path(scratch)) for name in ("conditioner", "step")}
+        recorders = {name: _recorder(bundle.graph_file(name), Path(scratch)) for name in graphs}
         with Session(bundle, engines=recorders) as session:
             rows = extreme_rows(program)
-            states = _initial_states(program, rows, shape)
-
-            def scan_trajectory(label: int) -> None:  # one at a time: the graph's every tensor is alive until the end
-                noise = SeededNoise([label], shape)
-                session.latents(program, [label], manifest.defaults.guidance, noise, _keep(states))
-
-            for count, label in enumerate(labels):
-                scan_trajectory(label)
-                report("looking for float16 overflows, class by class", count + 1, len(labels))
-            hot, others = _scan_single_steps(session, program, states, set(labels), recorders["step"], report)
-            for count, label in enumerate(hot):  # what is large in a step makes the next ones larger
-                scan_trajectory(label)
-                report("looking for float16 overflows, classes that exceed it", count + 1, len(hot))
-            timesteps, whole = ", ".join(f"{program.timestep[row]:g}" for row in rows), sorted(labels + hot)
-            report(f"scanned trajectories of class {', '.join(map(str, whole))}; at timestep {timesteps}: {others}")
+            scan = _Scan(session, pool, program, _initial_states(program, rows, info.latent_shape), recorders["step"])
+            for count, number in enumerate(chosen):
+                scan.trajectory(number)
+                report(f"looking for float16 overflows, {scan.kind} by {scan.kind}", count + 1, len(chosen))
+            hot, others = scan.single_steps(set(chosen), report)
+            for count, number in enumerate(hot):  # what is large in a step makes the next ones larger
+                scan.trajectory(number)
+                report(f"looking for float16 overflows, {scan.plural} that exceed it", count + 1, len(hot))
+            timesteps, whole = ", ".join(f"{program.timestep[row]:g}" for row in rows), sorted(chosen + hot)
+            of = ", ".join(str(number + (scan.kind == "prompt")) for number in whole)
+            report(f"scanned trajectories of {scan.kind} {of}; at timestep {timesteps}: {others}")
         for name, recorder in recorders.items():
             seen = zip(recorder.names, recorder.largest.tolist(), strict=True)
             maxima[name] = dict(seen) | _weight_maxima(bundle.graph_file(name))
@@ -121,71 +125,86 @@ def _keep(states: dict[int, np.ndarray]) -> Callable[[StepEvent], None]:
     return on_step
 
 
-def _scan_single_steps(
-    session: Session,
-    program: Program,
-    states: dict[int, np.ndarray],
-    done: set[int],
-    recorder: _Recorder,
-    report: Report,
-) -> tuple[list[int], str]:
-    """One evaluation of each class at each row of `states` -> the first that exceed float16 anew; which, in words.
+@dataclass(frozen=True)
+class _Scan:
+    """The work of a scan. states: row -> [1, K, C, H, W] that its step reads."""
 
-    What a step reads at the last row is a picture of another class, as large as its own would be if all goes well.
-    """
-    hot: dict[int, None] = {}
-    known = _exceeds(recorder.largest)
-    info, rows = session.bundle.manifest.model, sorted(states)
-    affordable = max(1, int(SCAN_SECONDS / (recorder.seconds * len(rows))))
-    largest = _conditioning(session, program.timestep[rows])
-    order = [label for label in np.argsort(-largest, kind="stable").tolist() if label not in done]
-    chosen, step = order[:affordable], session.engine("step")
-    for count, label in enumerate(chosen):
-        tables = step_tables(program, info, [label], 1.0)
-        for row, modulation in zip(rows, _modulation(session, program.timestep[rows], [label])[0], strict=True):
-            state = states[row]
-            inputs: dict[str, np.ndarray] = {"state": state, "modulation": modulation[None]}
-            inputs |= {"noise": np.zeros_like(state[:, 0]), **tables.inputs(row)}
-            step.run(inputs, {"next_state": np.empty_like(state)})
-            if (_exceeds(recorder.last) & ~known).any():
-                hot[label] = None
-        report("looking for float16 overflows, a step of each class", count + 1, len(chosen))
-    if len(chosen) == len(order):
-        said = f"all {info.num_classes} classes"
-    else:
-        said = (
-            f"the {len(chosen)} of {info.num_classes} classes with the largest conditioning, as many as fit into "
+    session: Session
+    pool: Pool
+    program: Program
+    states: dict[int, np.ndarray]
+    recorder: _Recorder  # of the step
+
+    @property
+    def kind(self) -> str:
+        return "prompt" if self.pool.away_from is not None else "class"
+
+    @property
+    def plural(self) -> str:
+        return "prompts" if self.kind == "prompt" else "classes"
+
+    def trajectory(self, number: int) -> None:
+        """A whole one of subject `number`: one at a time, since all of a graph's tensors are alive until its end."""
+        manifest = self.session.bundle.manifest
+        noise, guidance = SeededNoise([number], manifest.model.latent_shape), manifest.defaults.guidance
+        self.pool.latents(self.session, self.program, [self.pool.of[number]], guidance, noise, _keep(self.states))
+
+    def single_steps(self, done: set[int], report: Report) -> tuple[list[int], str]:
+        """One evaluation of each other subject at each row -> the first that exceed float16 anew; which, in words.
+
+        What a step reads at the last row is another subject's picture, as large as its own would be if all goes well.
+        """
+        hot: dict[int, None] = {}
+        known, rows, count = _exceeds(self.recorder.largest), sorted(self.states), len(self.pool.of)
+        affordable = max(1, int(SCAN_SECONDS / (self.recorder.seconds * len(rows))))
+        order = [number for number in np.argsort(-self._conditioning(), kind="stable").tolist() if number not in done]
+        chosen, step = order[:affordable], self.session.engine("step")
+        for index, number in enumerate(chosen):
+            tables = self._tables(number)
+            for row in rows:
+                inputs = self.session.step_inputs(tables, row, self.states[row])
+                step.run(inputs, {"next_state": np.empty_like(self.states[row])})
+                if (_exceeds(self.recorder.last) & ~known).any():
+                    hot[number] = None
+            report(f"looking for float16 overflows, a step of each {self.kind}", index + 1, len(chosen))
+        if len(chosen) == len(order):
+            return [*hot][:WHOLE], f"all {count} {self.plural}"
+        return [*hot][:WHOLE], (
+            f"the {len(chosen)} of {count} {self.plural} with the largest conditioning, as many as fit into "
             f"{SCAN_SECONDS:g} s"
         )
-    return [*hot][:CLASSES], said
+
+    def _tables(self, first: int, count: int = 1) -> StepTables:
+        return self.pool.tables(self.session.bundle, self.program, self.pool.of[first : first + count], 1.0)
+
+    def _conditioning(self) -> np.ndarray:
+        """The largest |number| that each subject is told the network by, [subjects]; infinite for what is no number.
+
+        Of classes their rows of modulation at the rows of `states`, of prompts their context.
+        """
+        found, block = np.zeros(len(self.pool.of)), LABELS_AT_A_TIME if self.kind == "class" else 1
+        for first in range(0, len(found), block):
+            tables = self._tables(first, block)
+            for row, state in self.states.items():
+                inputs = self.session.step_inputs(tables, row, state)
+                rows, context = _largest(inputs["modulation"]), _largest(inputs.get("context", np.zeros((1, 1))))
+                for index, own in enumerate(tables.rows_of, first):
+                    found[index] = max(found[index], rows[own].max(), context.max())
+        return found
 
 
-def _conditioning(session: Session, timesteps: np.ndarray) -> np.ndarray:
-    """Each class's largest |modulation| at these timesteps, [num_classes]; infinite for what is no number."""
-    classes = list(range(session.bundle.manifest.model.num_classes))
-    blocks = (classes[i : i + LABELS_AT_A_TIME] for i in range(0, len(classes), LABELS_AT_A_TIME))
-    largest = [np.abs(_modulation(session, timesteps, block)).max(axis=(1, 2)) for block in blocks]
-    return np.nan_to_num(np.concatenate(largest), nan=np.inf)
+def _largest(rows: np.ndarray) -> np.ndarray:
+    """[R, ...] -> [R] largest |number| of each row; infinite where one is no number."""
+    return np.nan_to_num(np.abs(rows).reshape(len(rows), -1).max(axis=1), nan=np.inf)
 
 
-def _modulation(session: Session, timesteps: np.ndarray, labels: list[int]) -> np.ndarray:
-    """[L, T, M] float32 of L classes at T timesteps."""
-    width = session.bundle.manifest.modulation_width
-    out = np.empty((len(labels), len(timesteps), width), np.float32)
-    pairs: dict[str, np.ndarray] = {"timestep": np.tile(timesteps.astype(np.float32), len(labels))}
-    pairs["label"] = np.repeat(np.array(labels, np.int64), len(timesteps))
-    session.engine("conditioner").run(pairs, {"modulation": out.reshape(-1, width)})
-    return out
-
-
-def largest_while_decoding(path: Path, latents: np.ndarray, scratch: Path) -> dict[str, float]:
-    """Tensor -> largest |value| of the decoder graph at `path`, as above. latents [S, C, H, W]."""
+def largest_while_decoding(bundle: Bundle, latents: np.ndarray, scratch: Path) -> dict[str, float]:
+    """Tensor -> largest |value| of the bundle's decoder, as above. latents [S, C, H, W]."""
+    path, size = bundle.graph_file("decoder"), bundle.manifest.picture_size("decoder", latents.shape[2:])
     recorder = _recorder(path, scratch)
-    image = load_graph(path).graph.outputs[0]
-    shape = tuple(int(size) for size in list(image.shape)[1:])
     try:
         for latent in latents:
-            recorder.run({"latent": latent[None]}, {"image": np.empty((1, *shape), np.uint8)})
+            recorder.run({"latent": latent[None]}, {"image": np.empty((1, *size), np.uint8)})
     finally:
         recorder.close()
     return dict(zip(recorder.names, recorder.largest.tolist(), strict=True)) | _weight_maxima(path)
@@ -220,7 +239,10 @@ def _recorder(path: Path, scratch: Path) -> _Recorder:
     output.name, output.dtype, output.shape = "ditedge_maxima", ir.DataType.FLOAT, ir.Shape([len(values)])
     graph.outputs.append(output)
     save_graph(model, scratch / path.name)
-    return _Recorder(open_engine(scratch / path.name, EngineOptions()), [str(value.name) for value in values])
+    # fused=False: ONNX Runtime's fusion of a GELU that is written out takes tensors away that somebody else reads
+    return _Recorder(
+        open_engine(scratch / path.name, EngineOptions(fused=False)), [str(value.name) for value in values]
+    )
 
 
 def _weight_maxima(path: Path) -> dict[str, float]:

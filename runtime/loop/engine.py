@@ -37,6 +37,7 @@ class EngineOptions:
     )
     keep_buffers: bool = True  # between runs: quicker for many runs of one shape; False halves the memory of a decoder
     exact: bool = False  # float32, whatever the provider would round to: of every graph but the step (host_loop.py)
+    fused: bool = True  # ONNX Runtime may make one node of several; False where tensors between them are read
     plans: Path | None = None  # a folder of TensorRT plans to run instead of the graphs (engine_trt.py)
     cuda_graphs: bool = field(  # capture each run and replay it
         default=True,

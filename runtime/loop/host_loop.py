@@ -83,6 +83,16 @@ class HostLoop:
                 on_step(StepEvent(step + 1, program.steps, state))
         return state[:, 0].copy()
 
+    def step_inputs(
+        self, tables: StepTables, step: int, state: np.ndarray, noise: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """All that one step reads: what `latents` binds to it. state [B, K, C, H, W]; noise [B, C, H, W], None is 0."""
+        modulation = np.empty((tables.rows, self.bundle.manifest.modulation_width), dtype=np.float32)
+        self.engine("conditioner").run(of_steps(tables.conditions, step, step + 1), {"modulation": modulation})
+        told = self.text.inputs(tables.prompts, state.shape[3:]) if tables.prompts else {}
+        drawn = np.zeros_like(state[:, 0]) if noise is None else np.ascontiguousarray(noise)
+        return {"state": state, "modulation": modulation, "noise": drawn, **tables.inputs(step), **told}
+
     def images(self, graph: str, latents: np.ndarray) -> np.ndarray:
         height, width = latents.shape[2:]
         return decode_images(self.engine(graph), latents, self.bundle.manifest.picture_size(graph, (height, width)))

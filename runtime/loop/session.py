@@ -20,7 +20,7 @@ from .noise import NoiseSource, SeededNoise
 from .prompts import Prompt
 from .request import check_program, whole_numbers
 from .subjects import latent_of, one_subject, picture_of
-from .tables import image_tables, step_tables
+from .tables import StepTables, image_tables, step_tables
 
 
 class Session:
@@ -83,6 +83,12 @@ class Session:
     def encode(self, prompt: Prompt) -> np.ndarray:
         """What the bundle's text encoder makes of a prompt: [tokens, Dh] float32. Raises RequestError."""
         return self._host.text.hidden(prompt)
+
+    def step_inputs(
+        self, tables: StepTables, step: int, state: np.ndarray, noise: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """All that the step graph reads at one step of the tables, computed here. noise None: zeros."""
+        return self._host.step_inputs(tables, step, state, noise)
 
     def start(
         self,

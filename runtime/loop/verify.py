@@ -149,6 +149,16 @@ def _subjects(tensors: Mapping[str, np.ndarray]) -> list[int | Prompt]:
     return [prompt_of_rows(np.ascontiguousarray(rows[:count])) for rows, count in pairs]
 
 
+def golden_prompts(bundle: Bundle) -> tuple[list[Prompt], Prompt]:
+    """The prompts of the first golden trajectory that is here, and what they are guided away from. Raises BundleError.
+
+    Of a model that takes prompts.
+    """
+    golden = golden_here(bundle)[0]
+    *of, away_from = _subjects(read_golden(bundle, golden, bundle.program(golden.program).steps))
+    return [prompt for prompt in of if isinstance(prompt, Prompt)], away_from  # type: ignore[return-value]
+
+
 def replay_golden(bundle: Bundle, engines: Mapping[str, Engine] | None = None, report: Report = silent) -> list[Replay]:
     """Every golden trajectory of a bundle that was just made, by its graphs or by `engines`."""
     with Session(bundle, engines=engines) as session:

@@ -47,7 +47,7 @@ def prompts_of(request: RunRequest, bundle: Bundle, warn: Callable[[str], object
     """Reads and tokenises. warn: told where a prompt is cut. Raises RequestError."""
     asked, size = request.prompts, _size(request.prompts.size)
     latent_of(bundle, size)  # raises
-    texts = [*asked.text, *(_lines(asked.list) if asked.list is not None else ())]
+    texts = [*asked.text, *(prompt_lines(asked.list) if asked.list is not None else ())]
     prompts = [*words(bundle, texts, warn), *(read_prompt(path, bundle) for path in asked.recorded)]
     if not prompts:
         raise RequestError(f"{bundle.folder} takes prompts: say what the picture is of with --prompt, or --prompt-file")
@@ -124,7 +124,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def _lines(path: Path) -> list[str]:
+def prompt_lines(path: Path) -> list[str]:
     """A prompt a line; lines of spaces alone are left out. Raises RequestError."""
     try:
         lines = read_bounded(path, MAX_LIST_BYTES, RequestError).decode("utf-8-sig").splitlines()

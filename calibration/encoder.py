@@ -1,0 +1,62 @@
+"""A bundle's text encoder in another form, measured by the rows that it makes; and a bundle without one.
+
+No golden trajectory shows what a text encoder does: those have rows already.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runtime.bundle.open import Bundle
+from ..runtime.errors import BundleError, RequestError
+from ..runtime.loop.prompts import Prompt
+from ..runtime.loop.session import Session
+from ..runtime.loop.verify import relative_error
+from ..runtime.report import Report
+from .graph.emulation import emulated_engine
+from .pool import pool_of
+
+
+def check_encoder(
+    bundle: Bundle, path: Path, prompts: Path | None, allowed: float, remedy: str, scratch: Path, report: Report
+) -> float:
+    """The largest relative error of the rows of a prompt, of the encoder at `path` against the bundle's own.
+
+    16-bit nodes round as on a device. prompts: as `pool_of` has it. Raises BundleError above `allowed`; remedy: what
+    ends that sentence.
+    """
+    of = [prompt for prompt in pool_of(bundle, prompts, report, encode=False).of if isinstance(prompt, Prompt)]
+    with Session(bundle) as exact, Session(bundle, engines={"text": emulated_engine(path, scratch)}) as other:
+        errors = [relative_error(other.encode(prompt), exact.encode(prompt)) for prompt in of]
+    worst = float(np.max(errors))
+    report(f"text encoder: relative error of {len(of)} encoded prompts {worst:.1e}")
+    if not worst <= allowed:  # NaN, too
+        raise BundleError(
+            f"the text encoder's relative error on prompt {of[int(np.argmax(errors))].text!r} is {worst:.1e}, "
+            f"allowed {allowed:g}: {remedy}; nothing was written"
+        )
+    return worst
+
+
+def check_has_text(bundle: Bundle) -> None:
+    """Raises RequestError for a bundle that has no text encoder to leave out."""
+    if "text" not in bundle.manifest.graphs:
+        what = "takes classes" if bundle.manifest.text is None else "has no text encoder"
+        raise RequestError(f"{bundle.folder} {what}: leave --without-text out")
+
+
+def without_text(bundle: Bundle, folder: Path, graphs: dict[str, Any]) -> dict[str, Any]:
+    """Takes the tokenizer from the new bundle's folder -> the fields of its manifest. graphs: those of its manifest.
+
+    The recorded prompt of no words stays, and so does the encoder's hash: prompts that are recorded with the bundle
+    that has one are its.
+    """
+    text = bundle.manifest.text
+    assert text is not None
+    if text.tokenizer is not None:
+        (folder / text.tokenizer).unlink()
+    kept = {name: graph for name, graph in graphs.items() if name != "text"}
+    return {"graphs": kept, "text": text.model_copy(update={"tokenizer": None})}
