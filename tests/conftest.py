@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import exports_once
+from tests import exports_once, opened_once
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -40,6 +40,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_finish() -> None:
     """Modules live as long as the process: PyTorch's million objects are not looked through again at each collection."""
+    opened_once.install()
     gc.collect()
     gc.freeze()
 

@@ -12,6 +12,7 @@ import marshal
 import os
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,11 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> None:
 
     once.once = True  # type: ignore[attr-defined]
     write.onnx_from_module = once
+    _registry_once()
+
+
+def _registry_once() -> None:
+    """The exporter's table of 500 operators is the same at every export, and reading it takes half a second."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]

@@ -16,6 +16,7 @@ from ditedge.runtime.bundle.held_files import HeldFile
 from ditedge.runtime.plans.library import GpuInfo
 from ditedge.runtime.plans.record import PLAN_NAMES, BuildRecord, exact_ranges
 from tests.doubles.block import Block
+from tests.doubles.sessions import session_of
 
 ALIGNMENT = 256
 SCRATCH_BYTES = {"conditioner": 1000, "step": 5000, "decoder": 3000, "preview": 100}
@@ -210,12 +211,8 @@ class DoublePlan:
     capturable = True
 
     def __init__(self, gpu: DoubleGpu, path: Path, record: BuildRecord) -> None:
-        import onnxruntime  # here: tests/gpu has other plans, and runs where there is none
-
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = 1
         self.gpu, self.graph = gpu, next(graph for graph, name in PLAN_NAMES.items() if name == path.name)
-        self.session = onnxruntime.InferenceSession(path.read_bytes(), settings, providers=["CPUExecutionProvider"])
+        self.session = session_of(path.read_bytes())
         self.dtypes = {tensor.name: np.dtype(DTYPES[tensor.type]) for tensor in self.session.get_inputs()}
         self.inputs = frozenset(self.dtypes)
         self.outputs = [tensor.name for tensor in self.session.get_outputs()]

@@ -18,6 +18,7 @@ import onnxruntime
 from ditedge.runtime.bundle.held_files import HeldGraph
 from ditedge.runtime.loop.engine import EngineOptions
 from tests.doubles.gpu_double import DoubleGpu
+from tests.doubles.sessions import session_of
 
 
 class OrtDouble:
@@ -38,9 +39,7 @@ class OrtDouble:
 
 class Session:
     def __init__(self, double: OrtDouble, graph: str, model: bytes, stream: int) -> None:
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = 1
-        self.real = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        self.real = session_of(model)
         self.double, self.gpu, self.graph, self.stream = double, double.gpu, graph, stream
         self.get_inputs = self.real.get_inputs
 

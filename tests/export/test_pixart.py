@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from cli import main
 from ditedge.export import bundle_from_checkpoint
 from ditedge.export.networks.pixart import PixArt, PixArtConfig
 from ditedge.export.options import ExportOptions
@@ -163,6 +165,12 @@ def test_a_transformer_folder_alone_takes_recorded_prompts(exported: tuple[Any, 
     ours = generate(bundle, seeds=[1], prompts=[recorded], guidance=1.0, output="latents")
     theirs = generate(whole, seeds=[1], prompts=["a red fox"], guidance=1.0, output="latents")
     assert relative_error(ours, theirs) < 1e-5
+
+
+def test_a_decoder_cannot_be_added_yet(tmp_path: Path) -> None:
+    options = ["--engine", BUNDLES / PIXART, "--vae", tmp_path, "--out", tmp_path / "out"]
+    result = CliRunner().invoke(main, ["add-decoder", *map(str, options)])
+    assert result.exit_code == 2 and "takes prompts, and" in result.output and "Traceback" not in result.output
 
 
 def test_options_and_settings_that_are_no_pixarts(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,7 +33,7 @@ def plan_bundle(golden_bundle, tmp_path_factory: pytest.TempPathFactory) -> Call
 @pytest.fixture(autouse=True)
 def doubles_are_polled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """They work while they are asked, and at no other time."""
-    monkeypatch.setattr(device, "POLL_SECONDS", 0)
+    monkeypatch.setattr(device, "time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_batches_of_any_size_on_one_session(golden_bundle) -> None:
 
 
 @installed
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [CASES[0], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[1:])])
 def test_a_mixed_batch_is_its_images_alone(golden_bundle, case: str) -> None:
     bundle = open_bundle(golden_bundle(case))
     with Session(bundle, OPENVINO) as session:

@@ -27,7 +27,7 @@ from ditedge.runtime.plans.profile import graph_profile, sizes_of
 from ditedge.runtime.plans.record import RECORD_NAME, read_build_record
 from ditedge.runtime.signing import new_key_pair, sign_bundle
 from tests.conftest import ROOT
-from tests.runtime.plans.here import needs_rtx
+from tests.runtime.plans.here import Built, needs_rtx
 
 
 @needs_rtx
@@ -88,9 +88,8 @@ def test_force_replaces_and_nothing_else_does(built: Path, tmp_path: Path) -> No
 
 
 @needs_rtx
-def test_progress_rises_to_one_and_names_the_graphs(gray_bundle: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    build_bundle(open_bundle(gray_bundle), BuildOptions("tensorrt-rtx"), lambda *event: told.append(event))
+def test_progress_rises_to_one_and_names_the_graphs(a_build: Built) -> None:
+    told = a_build.told
     percent = [done for _, done, _ in told]
     assert 0 <= min(percent) and 90 < max(percent) <= 100 and {total for *_, total in told} == {100}
     assert {what.split(":")[0] for what, *_ in told} == {f"building {x}" for x in ("conditioner", "step", "decoder")}
