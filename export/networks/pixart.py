@@ -174,6 +174,21 @@ class PatchEmbed(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
+def grid_position(rows: Tensor, columns: Tensor, width: int, base_size: int, scale: float) -> Tensor:
+    """rows [h] and columns [w] float32 of patches -> [h, w, width]: columns first, of each [sin, cos].
+
+    base_size: side of the grid, in patches, whose positions are not interpolated; scale: patches per unit of position.
+    """
+    exponent = torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4)
+    omega, parts = (1.0 / 10000**exponent).float(), []
+    for count, values in ((rows.shape[0], rows), (columns.shape[0], columns)):
+        angle = (values / (count / base_size) / scale)[:, None] * omega[None]
+        parts.append(torch.cat([angle.sin(), angle.cos()], dim=1))
+    down, across = parts
+    h, w = rows.shape[0], columns.shape[0]
+    return torch.cat([across[None].expand(h, -1, -1), down[:, None].expand(-1, w, -1)], dim=2)
+
+
 class PixArt(nn.Module):
     """diffusers' PixArtTransformer2DModel."""
 
@@ -188,8 +203,6 @@ class PixArt(nn.Module):
         self.norm_out = nn.LayerNorm(width, NORM_EPS, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.empty(2, width))
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
-        exponent = torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4)
-        self.register_buffer("omega", (1.0 / 10000**exponent).float(), persistent=False)
 
     def conditioner(self, timestep: Tensor, height: Tensor | None = None, width: Tensor | None = None) -> Tensor:
         """timestep [U] float32; height, width [U] float32 in pixels, where the model is told them -> [U, 7D]."""
@@ -206,14 +219,8 @@ class PixArt(nn.Module):
 
     def position(self, rows: Tensor, columns: Tensor) -> Tensor:
         """rows [h] and columns [w] float32, 0, 1, 2 ... of the patches -> [h, w, D]: columns first, each [sin, cos]."""
-        parts = []
-        for count, values in ((rows.shape[0], rows), (columns.shape[0], columns)):
-            place = values / (count / self.config.base_size) / self.config.interpolation_scale
-            angle = place[:, None] * self.omega[None]
-            parts.append(torch.cat([angle.sin(), angle.cos()], dim=1))
-        down, across = parts
-        h, w = rows.shape[0], columns.shape[0]
-        return torch.cat([across[None].expand(h, -1, -1), down[:, None].expand(-1, w, -1)], dim=2)
+        config = self.config
+        return grid_position(rows, columns, config.hidden_size, config.base_size, config.interpolation_scale)
 
     def trunk(
         self, x: Tensor, modulation: Tensor, context: Tensor, context_bias: Tensor, prompt: Tensor, position: Tensor

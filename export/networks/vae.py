@@ -1,5 +1,7 @@
 """The decoders that turn latents into pictures: Stable Diffusion's VAE (`KlDecoder`), and tiny ones (`TinyDecoder`).
 
+Sana's (`DcDecoder`) is in dc_ae.py.
+
 Only the decoding half, written out so that diffusers is not needed; parameter names are those of diffusers'
 `AutoencoderKL` and `AutoencoderTiny` (models/autoencoders/), whose files load as they are. Both modules take latents as
 the diffusion model makes them, undo their scaling, and return a picture in [-1, 1].
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .dc_ae import DcDecoder
 
 NORM_EPS = 1e-6
 TINY_CLAMP = 3.0  # the tiny decoder squashes latents smoothly to +-3: tanh(z / 3) * 3
@@ -218,7 +222,7 @@ class TinyDecoder(nn.Module):
         return self.layers(z.to(self.layers[0].weight.dtype)).float() * 2 - 1
 
 
-VaeDecoder = KlDecoder | TinyDecoder
+VaeDecoder = KlDecoder | TinyDecoder | DcDecoder
 
 
 def half_precision(vae: VaeDecoder) -> VaeDecoder:

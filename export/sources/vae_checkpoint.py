@@ -19,8 +19,10 @@ from torch import Tensor
 from ...runtime.errors import CheckpointError
 from ...runtime.files import sha256_of_file
 from ...runtime.json_files import MAX_CONFIG_BYTES, read_json
+from ..networks.dc_ae import DcConfig, DcDecoder
 from ..networks.vae import KlConfig, KlDecoder, TinyConfig, TinyDecoder, VaeDecoder
 from .checkpoint import fitted_tensors, load_weights
+from .dc_ae_config import dc_from_json
 from .folder_weights import read_folder_weights, sha256_of_files
 
 CONFIG_NAME = "config.json"
@@ -49,12 +51,20 @@ Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Shift = Annotated[float, Field(allow_inf_nan=False)]
 
 
+VaeConfig = KlConfig | TinyConfig | DcConfig
+KINDS: dict[type, tuple[str, type[VaeDecoder]]] = {
+    KlConfig: ("kl", KlDecoder),
+    TinyConfig: ("tiny", TinyDecoder),
+    DcConfig: ("dc", DcDecoder),
+}
+
+
 @dataclass(frozen=True)
 class VaeCheckpoint:
     """A decoder with its weights, float32 and in eval mode, and where it came from."""
 
     decoder: VaeDecoder
-    kind: Literal["kl", "tiny"]
+    kind: str  # of KINDS
     sha256: str  # of the file of weights, or of shards as `sha256_of_files` has it
     notes: tuple[str, ...] = ()  # for the user: which of a file's weights, and what was assumed
 
@@ -113,7 +123,7 @@ class _TinyJson(BaseModel):
 
 
 def read_vae(path: Path) -> VaeCheckpoint:
-    """The decoder of a diffusers AutoencoderKL or AutoencoderTiny folder, of a pipeline folder's `vae`, or of one file.
+    """The decoder of a diffusers AutoencoderKL, -DC or -Tiny folder, of a pipeline folder's `vae`, or of one file.
 
     A file without a config.json beside it is described by its shapes; the scaling of its latents is then that of
     Stable Diffusion (0.18215) for 4 channels, and 1 for a tiny decoder.
@@ -134,13 +144,13 @@ def read_vae(path: Path) -> VaeCheckpoint:
         if described is not None and tiny != isinstance(described, TinyConfig):
             raise CheckpointError(f"the weights are not of the class that {CONFIG_NAME} names")
         config = described or (_tiny_config(state) if tiny else _kl_config(state))
+        kind, network = KINDS[type(config)]
         with torch.device("meta"):
-            decoder = TinyDecoder(config) if isinstance(config, TinyConfig) else KlDecoder(config)
+            decoder = network(config)
         decoder.load_state_dict(fitted_tensors(state, decoder.state_dict(), "the decoder"), assign=True)
     except CheckpointError as error:
         named = str(error) if str(error).startswith(str(weights)) else f"{weights}: {error}"
         raise CheckpointError(named) from None
-    kind: Literal["kl", "tiny"] = "tiny" if tiny else "kl"
     if described is None and not tiny:
         notes.append(
             f"VAE's scaling: {config.scaling_factor:g} (assumed: that of Stable Diffusion 1 and 2; {weights} does not "
@@ -150,7 +160,7 @@ def read_vae(path: Path) -> VaeCheckpoint:
     return VaeCheckpoint(decoder.eval().requires_grad_(False), kind, sha256, tuple(notes))
 
 
-def _locate(path: Path) -> tuple[Path, KlConfig | TinyConfig | None]:
+def _locate(path: Path) -> tuple[Path, VaeConfig | None]:
     """The file of weights, or the folder with them, and what config.json says, where there is one."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: give --vae a diffusers folder or a .safetensors file")
@@ -163,18 +173,20 @@ def _locate(path: Path) -> tuple[Path, KlConfig | TinyConfig | None]:
     return folder, _read_config(folder / CONFIG_NAME)
 
 
-def _read_config(path: Path, optional: bool = False) -> KlConfig | TinyConfig | None:
+def _read_config(path: Path, optional: bool = False) -> VaeConfig | None:
     """config.json as a description; None when it is `optional` and missing, or not about an autoencoder."""
     if optional and not path.is_file():
         return None
     data = read_json(path, MAX_CONFIG_BYTES, CheckpointError)
     name = data.get("_class_name") if isinstance(data, dict) else None
-    if name not in ("AutoencoderKL", "AutoencoderTiny"):
+    readers: dict[Any, Any] = {"AutoencoderKL": _kl_from_json, "AutoencoderTiny": _tiny_from_json}
+    readers["AutoencoderDC"] = dc_from_json
+    if name not in readers:
         if optional and not str(name).startswith("Autoencoder"):
             return None
-        raise CheckpointError(f"{path}: _class_name is {name!r}; AutoencoderKL and AutoencoderTiny are understood")
+        raise CheckpointError(f"{path}: _class_name is {name!r}; understood are {', '.join(readers)}")
     try:
-        return _kl_from_json(data) if name == "AutoencoderKL" else _tiny_from_json(data)
+        return readers[name](data)  # type: ignore[no-any-return]
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "config"
@@ -206,6 +218,7 @@ def _diffusers_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if all(re.match(r"\d{1,4}\.", key) for key in state):  # TAESD's own file: its layer 0 is the clamp
         return {f"layers.{int(key.split('.')[0]) - 1}.{key.split('.', 1)[1]}": state[key] for key in state}
     kept = {key: value for key, value in state.items() if key.startswith(("decoder.", "post_quant_conv."))}
+    kept = {key: value for key, value in kept.items() if not key.endswith(".num_batches_tracked")}
     levels = _count(kept, r"decoder\.up\.")
     return {_renamed(key, levels): _as_linear(key, value) for key, value in kept.items()}
 

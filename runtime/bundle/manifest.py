@@ -97,7 +97,7 @@ class VaeInfo(Strict):
     z * std / scaling_factor + mean.
     """
 
-    kind: str  # "kl", "tiny"
+    kind: str  # "kl", "tiny", "dc"
     source_sha256: Sha256  # the file of weights it was made from
     precision: str  # "float32", "float16"
     scaling_factor: Annotated[float, Field(gt=0, le=MAX_NUMBER)]

@@ -12,12 +12,13 @@ from ditedge.export import ExportOptions, bundle_from_checkpoint
 
 @pytest.fixture(scope="session")
 def vaes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a diffusers AutoencoderKL in "kl" and an AutoencoderTiny in "tiny"."""
-    from tests.export.networks.vaes import make_tiny, make_vae  # skips where diffusers is not installed
+    """A folder with diffusers' AutoencoderKL in "kl", an AutoencoderTiny in "tiny", an AutoencoderDC in "dc"."""
+    from tests.export.networks.vaes import make_dc, make_tiny, make_vae  # skips where diffusers is not installed
 
     folder = tmp_path_factory.mktemp("vaes")
     make_vae(folder / "kl")
     make_tiny(folder / "tiny")
+    make_dc(folder / "dc")
     return folder
 
 

@@ -22,9 +22,11 @@ from ditedge.runtime.loop.engine import EngineOptions
 from ditedge.runtime.loop.engines import open_engine
 from ditedge.runtime.loop.host_loop import decode_images
 from tests.export.networks.vaes import (
+    assert_same_decoder,
     assert_same_picture,
     from_diffusers,
     latents,
+    make_dc,
     reference_images,
 )
 
@@ -40,6 +42,8 @@ def export_decoder(path: Path, vae: VaeDecoder) -> None:
         ("tiny", "float32"),
         pytest.param("kl", "float16", marks=pytest.mark.slow),
         ("tiny", "float16"),
+        ("dc", "float32"),
+        ("dc", "float16"),
     ],
 )
 def test_decoder_graph_makes_diffusers_pictures(vaes: Path, tmp_path: Path, kind: str, precision: str) -> None:
@@ -53,6 +57,22 @@ def test_decoder_graph_makes_diffusers_pictures(vaes: Path, tmp_path: Path, kind
     convolutions = {node.input[1] for node in graph.node if node.op_type == "Conv"}
     types = {tensor.data_type for tensor in graph.initializer if tensor.name in convolutions}
     assert types == {onnx.TensorProto.FLOAT16 if precision == "float16" else onnx.TensorProto.FLOAT}
+
+
+DC_CHANGES: dict[str, dict] = {
+    "interpolated, batch norm": {
+        "upsample_block_type": "interpolate", "decoder_norm_types": ("batch_norm", "batch_norm", "rms_norm"),
+        "decoder_act_fns": ("relu", "silu", "silu"),
+    },
+    "no layers at full size": {"decoder_layers_per_block": (0, 1, 1), "decoder_block_out_channels": (4, 8, 16)},
+    "no shortcut, no neighbours": {"decoder_in_shortcut": False, "decoder_qkv_multiscales": ((), (), ())},
+    "attention everywhere": {"decoder_block_types": "EfficientViTBlock", "decoder_qkv_multiscales": ((3,), (), (3, 5))},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", DC_CHANGES.values(), ids=DC_CHANGES)
+def test_deep_compression_decoders_are_diffusers_own(tmp_path: Path, changes: dict) -> None:
+    assert_same_decoder(tmp_path, make_dc(tmp_path, **changes))
 
 
 @pytest.mark.parametrize("kind", ["kl", "tiny"])

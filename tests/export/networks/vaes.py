@@ -48,6 +48,27 @@ def make_tiny(folder: Path, **changes: Any) -> Any:
     return vae
 
 
+DC: dict[str, Any] = {
+    "latent_channels": 4, "attention_head_dim": 4, "scaling_factor": 0.41407,
+    "encoder_block_types": ("ResBlock",) * 3, "encoder_block_out_channels": (8,) * 3, "encoder_layers_per_block": (1,) * 3,
+    "decoder_block_types": ("ResBlock", "ResBlock", "EfficientViTBlock"), "decoder_block_out_channels": (8, 8, 16),
+    "decoder_layers_per_block": (1, 1, 2), "decoder_qkv_multiscales": ((), (), (5,)),
+}  # fmt: skip
+
+
+def make_dc(folder: Path, **changes: Any) -> Any:
+    """A small AutoencoderDC; norms and their statistics are random, too."""
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderDC(**DC | changes).eval()
+    with torch.no_grad():
+        for weight in vae.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+        for buffer in vae.buffers():
+            buffer += (0.2 * torch.rand(buffer.shape)).to(buffer.dtype)
+    vae.save_pretrained(folder)
+    return vae
+
+
 def from_diffusers(folder: Path) -> Any:
     name = json.loads((folder / "config.json").read_text())["_class_name"]
     return getattr(diffusers, name).from_pretrained(folder, low_cpu_mem_usage=False)
@@ -61,7 +82,7 @@ def unscaled(vae: Any, z: torch.Tensor) -> torch.Tensor:
     """The VAE's latents of the network's, as diffusers' pipelines compute them (SDXL's with means and deviations)."""
     mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is None:
-        return z / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        return z / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     return z * std / vae.config.scaling_factor + mean
 
