@@ -21,6 +21,7 @@ from ditedge.class_names import read_class_names
 from ditedge.extras import exporter
 from ditedge.failures import Commands, UserError, importing_extra
 from ditedge.options import command
+from ditedge.serving import add_commands
 from ditedge.summary import Summary, megabytes
 from ditedge.terminal import ask_passphrase, print_json, progress, readable, say
 from ditedge.verdicts import inspect_kernels, leave_with_failures, warning
@@ -387,13 +388,12 @@ def doctor(as_json: bool) -> None:
 
     \b
     Examples:
-      ditedge doctor
       ditedge doctor --json
     """
     from ditedge.runtime.doctor import examine, line
 
     findings = examine()
-    if as_json:
-        print_json([asdict(finding) for finding in findings])
-    else:
-        say("\n".join(map(line, findings)))
+    print_json([asdict(finding) for finding in findings]) if as_json else say("\n".join(map(line, findings)))
+
+
+add_commands(main)

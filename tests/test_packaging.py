@@ -33,6 +33,7 @@ def test_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
         for folder in ("export", "runtime", "calibration")
         for path in (ROOT / folder).rglob("*.py")
     }
+    tree |= {f"ditedge/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "runtime/serving/page").iterdir()}
     bridge = {f"ditedge/{path.name}" for path in (ROOT / "ditedge").iterdir() if path.is_file()}
     assert {"ditedge/__init__.py", "ditedge/__main__.py", "ditedge/terminal.py"} <= bridge
     assert modules == tree | bridge | {"ditedge/cli.py"}

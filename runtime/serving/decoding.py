@@ -77,11 +77,11 @@ class Decoding:
     def _make(self, ticket: Ticket, latent: np.ndarray, step: int | None) -> None:
         """step: of an estimate."""
         try:
-            if not ticket.wanted:
+            if step is None and not ticket.wanted:
                 raise Cancelled("cancelled before its pixels were made")
             if step is None:
                 ticket.end(self._pixels(ticket, latent))
-            elif np.isfinite(latent).all():
+            elif ticket.wanted and np.isfinite(latent).all():
                 ticket.estimate = Estimate(step, self._sessions[ticket.model].preview(latent[None])[0])
                 ticket.tell()
         except (Cancelled, NotFiniteError) as error:

@@ -139,7 +139,7 @@ class Scheduler:
             raise RequestError(f"an estimate every {asked.preview_every} steps: give 1 or more")
         deadline = min(self.limits.max_seconds, asked.deadline or self.limits.max_seconds)
         run = session.start(given, asked.label, asked.seed, guidance=asked.guidance, away_from=asked.away_from)
-        return Ticket(model, replace(asked, deadline=deadline), run, self._on_end)
+        return Ticket(model, replace(asked, deadline=deadline), run, on_end=self._on_end)
 
     def _check_room(self, lane: _Lane, more: int) -> None:
         """Raises BusyError, with the time when a place may be free."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -56,6 +57,7 @@ class Ticket:
     model: str
     asked: Asked
     run: ImageRun
+    number: int = field(default_factory=itertools.count(1).__next__)
     on_end: Callable[[Ticket], object] = lambda ticket: None  # told once
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None  # its first step began

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ditedge.runtime import generate
+from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.bundle.open import Bundle
+from ditedge.runtime.loop.engine import EngineOptions
 from ditedge.runtime.loop.session import Session
+from ditedge.runtime.serving.options import Limits
 from ditedge.runtime.serving.scheduler import Scheduler
 from ditedge.runtime.serving.ticket import Asked, Ticket
 
@@ -22,6 +28,18 @@ class Sent:
     asked: Asked
     turn: int
     cancelled: int | None
+
+
+@contextmanager
+def scheduling(*folders: Path, start: bool = False, **limits: Any) -> Iterator[Scheduler]:
+    sessions = {folder.name: Session(open_bundle(folder), EngineOptions(threads=1)) for folder in folders}
+    scheduler = Scheduler(sessions, Limits(**limits))
+    if start:
+        scheduler.start()
+    try:
+        yield scheduler
+    finally:
+        scheduler.close(drain=False)
 
 
 def random_image(bundle: Bundle, random: np.random.Generator) -> Asked:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +18,10 @@ from ditedge.runtime.serving.options import Limits
 from ditedge.runtime.serving.scheduler import ClosingError, Scheduler
 from ditedge.runtime.serving.ticket import Asked, LateError
 from ditedge.runtime.serving.waiting import BusyError, retry_after
-from tests.conftest import BUNDLES, CASES, PIXART, overheat
-from tests.runtime.serving.mixes import alone, random_mix, through, with_previews
+from tests.conftest import BUNDLES, PIXART, overheat
+from tests.runtime.serving.mixes import alone, scheduling, with_previews
 
 SECONDS = 60  # that a test waits for what takes some milliseconds
-
-
-@contextmanager
-def scheduling(*folders: Path, start: bool = False, **limits: Any) -> Iterator[Scheduler]:
-    sessions = {folder.name: Session(open_bundle(folder), EngineOptions(threads=1)) for folder in folders}
-    scheduler = Scheduler(sessions, Limits(**limits))
-    if start:
-        scheduler.start()
-    try:
-        yield scheduler
-    finally:
-        scheduler.close(drain=False)
 
 
 def asked(folder: Path, steps: int = 4, **settings: Any) -> Asked:
@@ -57,38 +43,6 @@ class Slow:
 
     def close(self) -> None:
         self._engine.close()
-
-
-def check_mixes(folder: Path, numbers: range) -> None:
-    """Mix after mix through a scheduler of random sizes: the pictures of whoever was not cancelled, bit by bit."""
-    cancelled = compared = 0
-    shared = []
-    for number in numbers:
-        random = np.random.default_rng(number)
-        with scheduling(folder, max_batch=int(random.integers(1, 7))) as scheduler:
-            mix = random_mix(open_bundle(folder), random)
-            tickets = through(scheduler, folder.name, mix)
-            for ticket, one in zip(tickets, mix, strict=True):
-                try:
-                    image = ticket.result(SECONDS)
-                except Cancelled:
-                    assert one.cancelled is not None
-                    cancelled += 1
-                    continue
-                shared.append(ticket.together)
-                compared += 1
-                assert np.array_equal(image, alone(scheduler.sessions[folder.name], one.asked)), (number, one)
-    assert compared > 2 * len(numbers) and cancelled > 0 and max(shared) > 1
-
-
-def test_twenty_random_mixes_are_their_images_alone(golden_bundle) -> None:
-    check_mixes(golden_bundle("gray1_cfg"), range(20))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_two_hundred_random_mixes_are_their_images_alone(golden_bundle, case: str) -> None:
-    check_mixes(golden_bundle(case), range(1000, 1200 if case == "gray1_cfg" else 1050))
 
 
 def test_two_bundles_and_a_thread(golden_bundle) -> None:

@@ -1,0 +1,86 @@
+"""What the server's parts share: the scheduler, its bundles by name, the jobs, the keys."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..bundle.open import Bundle
+from ..errors import RequestError
+from ..json_files import read_bounded
+from .jobs import Jobs
+from .scheduler import Scheduler
+
+SHORTEST_KEY = 16  # characters
+MAX_KEY_FILE = 1 << 20
+
+
+class UnknownModelError(RequestError):
+    """A request names a model that is not served."""
+
+
+class UnknownJobError(RequestError):
+    """A request names a job that never was, or is forgotten by now."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """bundles: by name, the default one first. keys: SHA-256 of each; empty: none is asked for."""
+
+    scheduler: Scheduler
+    bundles: Mapping[str, Bundle]
+    max_steps: int = 1000
+    max_images: int = 16
+    keys: tuple[bytes, ...] = ()
+    jobs: Jobs = field(default_factory=Jobs)
+
+    @property
+    def default(self) -> str:
+        return next(iter(self.bundles))
+
+    def bundle(self, model: str | None) -> Bundle:
+        """Raises UnknownModelError."""
+        name = model or self.default
+        if name not in self.bundles:
+            raise UnknownModelError(f"model '{name[:80]}' is not one of {', '.join(self.bundles)}")
+        return self.bundles[name]
+
+    def key_of(self, authorization: str | None, key: str | None) -> int | None:
+        """Which key a request brings, by "Authorization: Bearer KEY" or "x-api-key: KEY"; None: none that is known.
+
+        As long for a wrong key as for a right one, and for the last as for the first.
+        """
+        kind, _, bearer = (authorization or "").partition(" ")
+        given = key or (bearer.strip() if kind.lower() == "bearer" else "")
+        digest = hashlib.sha256(given.encode("utf-8", "surrogatepass")).digest()
+        same = [hmac.compare_digest(digest, known) for known in self.keys]
+        return same.index(True) if any(same) else None
+
+
+def read_keys(path: Path) -> tuple[bytes, ...]:
+    """A key a line; empty lines and those that begin with # are none. Raises RequestError."""
+    try:
+        lines = read_bounded(path, MAX_KEY_FILE, RequestError).decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise RequestError(f"{path}: not valid UTF-8 text") from None
+    found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not found:
+        raise RequestError(f"{path}: has no key: write one a line, as `openssl rand -hex 24` makes them")
+    for number, key in enumerate(found, 1):
+        if len(key) < SHORTEST_KEY:
+            raise RequestError(f"{path}: key {number} has {len(key)} characters, fewer than {SHORTEST_KEY}")
+    return tuple(hashlib.sha256(key.encode()).digest() for key in found)
+
+
+def named(bundles: Sequence[Bundle]) -> dict[str, Bundle]:
+    """By the names in their manifests. Raises RequestError where two have the same."""
+    found: dict[str, Bundle] = {}
+    for bundle in bundles:
+        name = bundle.manifest.name
+        if name in found:
+            raise RequestError(f"{bundle.folder} and {found[name].folder} are both called '{name}': serve one of them")
+        found[name] = bundle
+    return found

@@ -1,0 +1,55 @@
+"""A server in this process, for tests: the application that `ditedge serve` runs, and a client of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ditedge.runtime.loop.engine import EngineOptions
+from ditedge.runtime.serving.options import Limits, ServeRequest
+
+pytest.importorskip("starlette", reason="ditedge[serve] is not installed")
+pytest.importorskip("prometheus_client", reason="ditedge[serve] is not installed")
+
+
+@contextmanager
+def client(*folders: Path, **asked: Any) -> Iterator[Any]:
+    """Starlette's client; `client.service` is what the server works with."""
+    from starlette.testclient import TestClient
+
+    from ditedge.runtime.serving.server import served
+
+    limits = Limits(**{name: asked.pop(name) for name in ("max_batch", "max_queue", "max_seconds") if name in asked})
+    request = ServeRequest(tuple(folders), limits=limits, options=EngineOptions(threads=1), drain=0, **asked)
+    server = served(request)
+    with TestClient(server.app, raise_server_exceptions=False) as one:
+        one.service = server.service
+        yield one
+
+
+def pixels(data: bytes) -> np.ndarray:
+    """uint8 [h, w] or [h, w, 3] of a PNG."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        return np.asarray(image)
+
+
+def decoded(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def events(text: str) -> list[tuple[str, str]]:
+    """(name, data) of server-sent events; comments are left out."""
+    found = []
+    for block in text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if lines:
+            found.append((lines["event"], lines["data"]))
+    return found
