@@ -30,7 +30,8 @@ from .pictures import note_on_pictures, read_fitting_vae, vae_info, works_on_pix
 from .prompt_exporter import prompt_bundle
 from .sources.betas import DDPM_SCHEDULE
 from .sources.checkpoint import Checkpoint
-from .sources.places import diffusers_folder_of, is_pixart_folder, vae_folder
+from .sources.families import family_of
+from .sources.places import diffusers_folder_of, vae_folder
 from .sources.read import read_source
 from .sources.vae_checkpoint import VaeCheckpoint, read_vae
 from .truth.golden import GOLDEN_GUIDANCE, write_golden
@@ -63,8 +64,9 @@ def bundle_from_checkpoint(
     Raises CheckpointError (source), RequestError (options, out), BundleError when an exported graph does not compute
     what PyTorch does; then nothing is left behind.
     """
-    if is_pixart_folder(source):
-        return prompt_bundle(source, out, options, report, note)
+    family = family_of(source)
+    if family is not None:
+        return prompt_bundle(family, source, out, options, report, note)
     inputs = [path for path in (source, options.vae) if path is not None]
     check_target(out, options.force, inputs)
     report(f"reading {source}")
@@ -88,7 +90,7 @@ def bundle_in_precision(
     note: Callable[[str], object] = silent,
 ) -> Manifest:
     """`bundle_from_checkpoint`, then `convert_bundle`; the float32 bundle lives in a temporary folder beside `out`."""
-    if is_pixart_folder(source):
+    if family_of(source) is not None:
         raise RequestError(f"--precision {precision}: models that take prompts are written in float32 so far")
     check_target(out, options.force, [source])
     with scratch_beside(out) as scratch:
@@ -136,7 +138,9 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
         programs=programs,
         golden=golden,
         vae=vae_info(vae, precision) if vae is not None else None,
-        defaults=DefaultsInfo(program=default, guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0),
+        defaults=DefaultsInfo(
+            program=default.program, guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0
+        ),
     )
 
 

@@ -2,59 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..runtime.bundle.graph_contract import GraphInfo
-from ..runtime.bundle.manifest import TEXT, DefaultsInfo, Manifest, ModelInfo, TextInfo
+from ..runtime.bundle.manifest import TEXT, DefaultsInfo, Manifest, ModelInfo
 from ..runtime.bundle.open import open_bundle
+from ..runtime.bundle.text_info import EncoderInfo, TextInfo
 from ..runtime.bundle.writing import check_target, new_bundle
 from ..runtime.errors import RequestError
 from ..runtime.files import write_text
-from ..runtime.loop.prompts import Prompt, write_prompt
+from ..runtime.loop.prompts import write_prompt
 from ..runtime.loop.verify import check_replayed, replay_golden
 from ..runtime.report import Report
 from .graphs.write_text import write_encoder, write_prompt_graphs
 from .manifests import model_info, write_manifest
 from .options import ExportOptions, vae_dtype
 from .pictures import note_on_pictures, read_fitting_vae, vae_info, write_pictures
-from .sources.pixart_folder import PixArtCheckpoint, read_pixart
 from .sources.places import vae_folder
+from .sources.prompt_checkpoint import PromptCheckpoint
 from .sources.shapes import LATENT_FACTOR
-from .sources.text_folder import TextFolder, text_folder
+from .sources.text_folder import TextFolder, sha256_of_encoders, text_folders
 from .sources.vae_checkpoint import VaeCheckpoint
 from .truth.golden_prompts import write_golden_prompts
-from .truth.programs import write_programs
+from .truth.programs import Flow, write_programs
 
-GUIDANCE = 4.5  # of PixArt's pipelines
-LARGEST = 2  # times the side of training: positions are interpolated, quality beyond is nobody's promise
-TOKENIZER, EMPTY = "text/tokenizer.json", "text/empty.safetensors"
+EMPTY = "text/empty.safetensors"
 UNDERSTOOD = ("opset", "vae", "vae_precision", "text", "force")  # options that say something of such a model
+# Usual sizes, as parts of the side of training: what FLUX.1's users ask for at 1024, and quicker drafts.
+USUAL = ((1, 1), (13 / 16, 19 / 16), (7 / 8, 9 / 8), (3 / 4, 21 / 16), (3 / 4, 3 / 4), (1 / 2, 1 / 2), (5 / 4, 5 / 4))
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """All that a bundle is written from, read and checked."""
+
+    checkpoint: PromptCheckpoint
+    info: ModelInfo
+    vae: VaeCheckpoint | None
+    text: Sequence[TextFolder]  # the text encoders; none: prompts come recorded
 
 
 def prompt_bundle(
-    source: Path, out: Path, options: ExportOptions, report: Report, note: Callable[[str], object]
+    read: Callable[[Path], PromptCheckpoint],
+    source: Path,
+    out: Path,
+    options: ExportOptions,
+    report: Report,
+    note: Callable[[str], object],
 ) -> Manifest:
-    """`bundle_from_checkpoint` of a folder whose network takes prompts. Raises as that does."""
+    """`bundle_from_checkpoint` of a folder whose network takes prompts. read: its family's. Raises as that does."""
     _check_options(options)
     inputs = [path for path in (source, options.vae) if path is not None]
     check_target(out, options.force, inputs)
     report(f"reading {source}")
-    checkpoint = read_pixart(source)
+    checkpoint = read(source)
     info, vae_path = _model_info(checkpoint), options.vae or vae_folder(checkpoint.folder)
     vae = read_fitting_vae(vae_path, info) if vae_path is not None else None
-    text = text_folder(checkpoint.folder)
+    ready = _Ready(checkpoint, info, vae, text_folders(checkpoint.folder, checkpoint.encoders))
     hint = note_on_pictures(info, False, False) if vae is None else None
     for said in (*checkpoint.notes, *(vae.notes if vae is not None else ()), *([hint] if hint else ())):
         note(said)
     with new_bundle(out, options.force, inputs) as folder:
-        manifest = _write(checkpoint, info, vae, text, folder, out.name, options, report)
-        del checkpoint
+        manifest = _write(ready, folder, out.name, options, report)
+        del checkpoint, ready  # a large model's weights: the replay needs their memory
         for result in replay_golden(open_bundle(folder, check_hashes=False, trusted_keys=()), report=report):
             check_replayed(result, result.allowed)
     return manifest
@@ -68,81 +83,101 @@ def _check_options(options: ExportOptions) -> None:
             raise RequestError(f"--{name} says nothing of a model that takes prompts: leave it out")
 
 
-def _model_info(checkpoint: PixArtCheckpoint) -> ModelInfo:
+def _model_info(checkpoint: PromptCheckpoint) -> ModelInfo:
     config = checkpoint.config
     return model_info(
         checkpoint,
-        architecture="pixart",
-        input_size=config.sample_size,
+        architecture=checkpoint.architecture,
+        input_size=config.input_size,
         num_classes=0,
         null_class=None,
         guided_channels=config.in_channels,
-        timestep_range=(float(checkpoint.schedule.steps - 1), 0.0),
-        mlp_norm_eps=config.norm_eps,
+        timestep_range=checkpoint.process.timestep_range,
+        **checkpoint.facts,
     )
 
 
-def _write(
-    checkpoint: PixArtCheckpoint,
-    info: ModelInfo,
-    vae: VaeCheckpoint | None,
-    text: TextFolder | None,
-    folder: Path,
-    name: str,
-    options: ExportOptions,
-    report: Report,
-) -> Manifest:
+def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, report: Report) -> Manifest:
+    checkpoint, info, vae, process = ready.checkpoint, ready.info, ready.vae, ready.checkpoint.process
     model, precision, opset = checkpoint.model(), vae_dtype(options.vae_precision), options.opset
     graphs = write_prompt_graphs(model, info, folder, opset, report)
     graphs |= write_pictures(vae, info, False, folder, precision, opset, report, any_size=True)
-    programs, default = write_programs(info, checkpoint.schedule, {}, folder)
-    golden = write_golden_prompts(model, info, checkpoint.schedule, folder, report)
-    written = _write_encoder(text, checkpoint, folder, opset, report) if text and options.text else {}
-    written_graphs: dict[str, GraphInfo] = written.pop("graphs", {})
+    flow = _flow(checkpoint, model.interface.multiple)
+    programs, default = write_programs(info, process.schedule, {}, folder, flow)
+    golden = write_golden_prompts(model, info, checkpoint, folder, report)
+    sha256, encoders = sha256_of_encoders(ready.text), [use.info for use in checkpoint.encoders]
+    written = ready.text if options.text else ()
+    if written:
+        encoders = _write_encoders(written, process.kind == "true", folder, report, opset, graphs)
     return write_manifest(
         folder,
         requires=[TEXT],
         name=name,
         source_sha256=checkpoint.sha256,
         model=info,
-        schedule=checkpoint.schedule,
+        schedule=process.schedule,
+        flow=process.flow,
         labels=[],
         text=TextInfo(
-            tokens=checkpoint.config.tokens,
-            width=checkpoint.config.caption_channels,
-            encoder_sha256=text.sha256 if text is not None else None,
-            multiple=info.patch_size,
-            largest=LARGEST * info.input_size,
+            **encoders[0].model_dump(),
+            further=encoders[1:],
+            encoder_sha256=sha256,
+            empty=EMPTY if written and process.kind == "true" else None,
+            multiple=model.interface.multiple,
+            largest=checkpoint.largest,
             factor=vae.decoder.config.factor if vae is not None else LATENT_FACTOR,
-            **written,
+            guidance=process.kind,  # type: ignore[arg-type]  # pydantic checks it
         ),
-        graphs=graphs | written_graphs,
+        graphs=graphs,
         programs=programs,
         golden=golden,
         vae=vae_info(vae, precision) if vae is not None else None,
-        defaults=DefaultsInfo(program=default, guidance=GUIDANCE),
+        defaults=DefaultsInfo(program=default.program, guidance=process.guidance, by_tokens=default.by_tokens),
     )
 
 
-def _write_encoder(
-    text: TextFolder, checkpoint: PixArtCheckpoint, folder: Path, opset: int, report: Report
-) -> dict[str, Any]:
-    """The graph `text`, the tokenizer and the recorded prompt of no words -> the fields of TextInfo, and `graphs`."""
+def _flow(checkpoint: PromptCheckpoint, multiple: int) -> Flow | None:
+    """Which programs of a flow are made, and for which sizes."""
+    process, side = checkpoint.process, checkpoint.config.input_size
+    if process.flow is None or process.steps is None:
+        return None
+    sizes = [[max(1, round(part * side / multiple)) for part in parts] for parts in USUAL]
+    fitting = [h * w for h, w in sizes if max(h, w) * multiple <= checkpoint.largest]
+    return Flow(process.flow, process.steps, (side // multiple) ** 2, sorted(set(fitting)))
+
+
+def _write_encoders(
+    text: Sequence[TextFolder], empty: bool, folder: Path, report: Report, opset: int, graphs: dict[str, GraphInfo]
+) -> list[EncoderInfo]:
+    """The graphs `text`, `text_2` ... into `graphs` too, the tokenizers, and where it is wanted the recorded prompt of
+    no words -> what the manifest says of each."""
     (folder / "text").mkdir()
-    write_text(folder / TOKENIZER, text.tokenizer_json())
-    encoder, config, pad = text.load(), checkpoint.config, text.pad()
-    graph = write_encoder(encoder, config.caption_channels, folder, opset, report)
-    ids = _no_words(folder / TOKENIZER)
-    padded = torch.full((1, config.tokens), pad, dtype=torch.int64)
-    padded[0, : len(ids)] = torch.tensor(ids)
-    with torch.no_grad():
-        hidden = encoder(padded, (torch.arange(config.tokens) < len(ids)).long()[None])[0, : len(ids)]
-    rows = np.ascontiguousarray(hidden.numpy())
-    write_prompt(folder / EMPTY, Prompt("", "", tuple(ids)), rows, text.sha256)
-    return {"graphs": {"text": graph}, "tokenizer": TOKENIZER, "empty": EMPTY, "pad": pad}
+    infos: list[EncoderInfo] = []
+    rows: dict[str, np.ndarray] = {}
+    for number, own in enumerate(text, start=1):
+        suffix = f"_{number}" if number > 1 else ""
+        tokenizer = f"text/tokenizer{suffix}.json"
+        write_text(folder / tokenizer, own.tokenizer_json())
+        info = own.use.info.model_copy(update={"tokenizer": tokenizer, "pad": own.pad()})
+        encoder = own.load()
+        graphs[f"text{suffix}"] = write_encoder(f"text{suffix}", encoder, info, folder, opset, report)
+        infos.append(info)
+        rows |= {f"{name}{suffix}": values for name, values in _no_words(encoder, info, folder / tokenizer).items()}
+    if empty:
+        write_prompt(folder / EMPTY, "", rows, sha256_of_encoders(text))
+    return infos
 
 
-def _no_words(tokenizer: Path) -> list[int]:
+def _no_words(encoder: torch.nn.Module, info: EncoderInfo, tokenizer: Path) -> dict[str, np.ndarray]:
+    """What an encoder makes of no words, in PyTorch: a bundle's own graph says the same within its tolerance."""
     from tokenizers import Tokenizer
 
-    return list(Tokenizer.from_file(str(tokenizer)).encode("").ids)
+    ids = list(Tokenizer.from_file(str(tokenizer)).encode("").ids)
+    padded = torch.full((1, info.tokens), info.pad, dtype=torch.int64)
+    padded[0, : len(ids)] = torch.tensor(ids)
+    mask = (torch.arange(info.tokens) < len(ids)).long()[None]
+    with torch.no_grad():
+        found = encoder(padded, mask) if info.masked else encoder(padded)
+    shapes = info.rows("", len(ids))
+    made = zip(shapes.items(), found if isinstance(found, tuple) else (found,), strict=True)
+    return {name: np.ascontiguousarray(values[0, : shape[0]].numpy()) for (name, shape), values in made}

@@ -1,69 +1,61 @@
-"""The graphs of a model that takes prompts, as torch modules (docs/format.md, "Prompts")."""
+"""The graphs of a model that takes prompts, as torch modules (docs/format.md, "Prompts").
+
+Families differ in their inputs: each module is told the names of those that it is given in order.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..networks.interface import PromptNetwork
 from .modules import Tables, next_state
 
 
-class PromptNetwork(Protocol):
-    """What the graphs need of a network that takes prompts (`PixArt`)."""
+class Named(nn.Module):
+    """A module of one family's network. names: of its inputs, in order."""
 
-    def conditioner(self, timestep: Tensor, height: Tensor | None, width: Tensor | None) -> Tensor: ...
-    def context(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]: ...
-    def position(self, row: Tensor, column: Tensor) -> Tensor: ...
-    def trunk(
-        self, x: Tensor, modulation: Tensor, context: Tensor, context_bias: Tensor, prompt: Tensor, position: Tensor
-    ) -> Tensor: ...
+    def __init__(self, network: PromptNetwork, names: Iterable[str]) -> None:
+        super().__init__()
+        self.network, self.names = network, tuple(names)
+
+    def named(self, given: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return dict(zip(self.names, given, strict=True))
 
 
-class PromptConditioner(nn.Module):
-    """timestep [U], and height and width [U] in pixels where the model is told them, float32 -> modulation [U, M].
+class PromptConditioner(Named):
+    """timestep [U], and what the family is told beside it: vector [U, Q], scalars [U] float32 -> modulation [U, M].
 
     One row more is computed than asked for, and dropped: see `Conditioner`.
     """
 
-    def __init__(self, network: PromptNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, timestep: Tensor, height: Tensor | None = None, width: Tensor | None = None) -> Tensor:
-        padded = [None if row is None else torch.cat([row, row[:1]]) for row in (timestep, height, width)]
-        return self.network.conditioner(*padded)[:-1]  # type: ignore[arg-type]  # the first is given
+    def forward(self, *given: Tensor) -> Tensor:
+        padded = {name: torch.cat([rows, rows[:1]]) for name, rows in self.named(given).items()}
+        return self.network.conditioner(**padded)[:-1]
 
 
-class Context(nn.Module):
-    """hidden [P, T, Dh] float32, mask [P, T] int64 -> context [P, T, W], context_bias [P, T] float32."""
+class Context(Named):
+    """What the text encoders say of P prompts -> context [P, T, W], and context_bias [P, T], vector [P, Q] if any."""
 
-    def __init__(self, network: PromptNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network.context(hidden, mask)
+    def forward(self, *given: Tensor) -> Any:
+        return self.network.context(**self.named(given))
 
 
-class Position(nn.Module):
-    """row [h], column [w] float32, counted from 0 -> position [h, w, D] float32."""
-
-    def __init__(self, network: PromptNetwork) -> None:
-        super().__init__()
-        self.network = network
+class Position(Named):
+    """row [h], column [w] float32, counted from 0 -> position [h, w, Dp] float32."""
 
     def forward(self, row: Tensor, column: Tensor) -> Tensor:
         return self.network.position(row, column)
 
 
-class PromptStep(nn.Module):
-    """One sampler step, see `Step`; P prompts, T tokens, latents of any h p x w p."""
+class PromptStep(Named):
+    """One sampler step, see `Step`; P prompts, T tokens, latents of any h p x w p.
 
-    def __init__(self, network: PromptNetwork) -> None:
-        super().__init__()
-        self.network = network
+    names: of the inputs after noise: context, prompt, and context_bias and position where the family has them.
+    """
 
     def forward(
         self,
@@ -77,11 +69,8 @@ class PromptStep(nn.Module):
         log_sigma: Tensor,  # [B, 2]
         mix: Tensor,  # [B, K, K + 2]
         noise: Tensor,  # [B, C, H, W]
-        context: Tensor,  # [P, T, W]
-        context_bias: Tensor,  # [P, T]
-        prompt: Tensor,  # [E] int64: which row of context an evaluation uses
-        position: Tensor,  # [h, w, D]
+        *given: Tensor,
     ) -> Tensor:  # next_state [B, K, C, H, W]
         x, rows = state[:, 0], modulation.index_select(0, condition)
-        output = self.network.trunk(x.index_select(0, sample), rows, context, context_bias, prompt, position)
+        output = self.network.trunk(x.index_select(0, sample), rows, **self.named(given))
         return next_state(output, x, state, Tables(combine, x0_from, x0_bound, log_sigma, mix), noise)

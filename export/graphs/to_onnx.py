@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -42,7 +43,7 @@ def onnx_from_module(
             opset_version=opset,
             input_names=list(inputs),
             output_names=[output] if isinstance(output, str) else output,
-            dynamic_shapes=tuple(shapes.values()),
+            dynamic_shapes=_of_arguments(module, list(shapes.values())),
             optimize=True,
             verbose=False,
         )
@@ -50,6 +51,15 @@ def onnx_from_module(
     model = program.model
     _strip_traces(model)
     save_graph(model, path)
+
+
+def _of_arguments(module: nn.Module, shapes: list[Any]) -> tuple[Any, ...]:
+    """The shapes of positional arguments as `forward` takes them: those of its `*arguments` are one tuple."""
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(shapes)
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:named], tuple(shapes[named:]))
 
 
 def _names(dynamic: dict[str, dict[int, str]]) -> list[str]:

@@ -96,6 +96,8 @@ def _example(spec: GraphSpec, sizes: Mapping[str, int], seed: int, largest_times
             inputs[name] = torch.arange(concrete[0], dtype=dtype)
         elif name in ("height", "width"):
             inputs[name] = 64 + 1000 * torch.rand(concrete, generator=generator)
+        elif name == "guidance":
+            inputs[name] = 1 + 9 * torch.rand(concrete, generator=generator)
         elif name == "timestep":
             inputs[name] = torch.rand(concrete, generator=generator) * largest_timestep
         else:

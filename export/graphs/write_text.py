@@ -5,81 +5,98 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ...runtime.bundle.graph_contract import GraphInfo
 from ...runtime.bundle.manifest import ModelInfo
+from ...runtime.bundle.text_info import EncoderInfo
 from ...runtime.errors import CheckpointError
 from ...runtime.report import Report
-from ..networks.pixart import PixArt
-from ..sources.text_folder import TextEncoder
+from ..networks.interface import Interface, PromptNetwork, Shape
 from .text_modules import Context, Position, PromptConditioner, PromptStep
-from .write import GraphSpec, step_inputs, write_specs
+from .write import GraphSpec, Inputs, step_inputs, write_specs
+
+Output = tuple[str, torch.dtype, Shape]
 
 
 def write_prompt_graphs(
-    model: PixArt, info: ModelInfo, folder: Path, opset: int, report: Report
+    model: PromptNetwork, info: ModelInfo, folder: Path, opset: int, report: Report
 ) -> dict[str, GraphInfo]:
-    """conditioner, context, position and step: H and W are any multiples of the patch, T any number of tokens."""
-    patch = model.config.patch_size
+    """conditioner, context, step, and position where the family has it, of any H and W that are multiples and any T."""
+    multiple = model.interface.multiple
     trace = {"B": 2, "K": 3, "K+2": 5, "E": 4, "U": 7, "P": 3, "T": 6, "h": 5, "w": 8}
     check = {"B": 3, "K": 1, "K+2": 3, "E": 2, "U": 5, "P": 2, "T": 9, "h": 4, "w": 3}
-    both = [sizes | {_times(patch, side): patch * sizes[side] for side in ("h", "w")} for sizes in (trace, check)]
+    both = [sizes | {_times(multiple, side): multiple * sizes[side] for side in ("h", "w")} for sizes in (trace, check)]
     return write_specs(_specs(model), (both[0], both[1]), max(info.timestep_range), folder, opset, report)
 
 
-def _times(patch: int, side: str) -> str:
-    return f"{patch}*{side}" if patch > 1 else side
+def _times(multiple: int, side: str) -> str:
+    return f"{multiple}*{side}" if multiple > 1 else side
 
 
-def _specs(model: PixArt) -> list[GraphSpec]:
-    config, f32, i64 = model.config, torch.float32, torch.int64
-    latent = (config.in_channels, _times(config.patch_size, "h"), _times(config.patch_size, "w"))
-    m, wide, d = 7 * config.hidden_size, config.context_width, config.hidden_size
-    told = {"height": (f32, ("U",)), "width": (f32, ("U",))} if config.told_size else {}
-    return [
-        GraphSpec(
-            "conditioner",
-            PromptConditioner(model),
-            {"timestep": (f32, ("U",)), **told},
-            (("modulation", f32, ("U", m)),),
-        ),
-        GraphSpec(
-            "context",
-            Context(model),
-            {"hidden": (f32, ("P", "T", config.caption_channels)), "mask": (i64, ("P", "T"))},
-            (("context", f32, ("P", "T", wide)), ("context_bias", f32, ("P", "T"))),
-        ),
-        GraphSpec(
-            "position",
-            Position(model),
-            {"row": (f32, ("h",)), "column": (f32, ("w",))},
-            (("position", f32, ("h", "w", d)),),
-        ),
-        GraphSpec(
-            "step",
-            PromptStep(model),
-            {
-                **step_inputs(latent, m, config.out_channels),
-                "context": (f32, ("P", "T", wide)),
-                "context_bias": (f32, ("P", "T")),
-                "prompt": (i64, ("E",)),
-                "position": (f32, ("h", "w", d)),
-            },
-            (("next_state", f32, ("B", "K", *latent)),),
-        ),
+def _specs(model: PromptNetwork) -> list[GraphSpec]:
+    own, f32 = model.interface, torch.float32
+    told = _conditions(own)
+    reads: Inputs = {
+        name: (torch.int64 if name.startswith("mask") else f32, ("P", *shape)) for name, shape in own.reads.items()
+    }
+    row, column = (f32, ("h",)), (f32, ("w",))
+    position = ("position", f32, ("h", "w", own.position or 0))
+    specs = [
+        GraphSpec("conditioner", PromptConditioner(model, told), told, (("modulation", f32, ("U", own.modulation)),)),
+        GraphSpec("context", Context(model, reads), reads, _of_prompts(own)),
+        GraphSpec("position", Position(model, ()), {"row": row, "column": column}, (position,)),
+        _step(model),
     ]
+    return [spec for spec in specs if spec.name != "position" or own.position is not None]
 
 
-def write_encoder(encoder: TextEncoder, width: int, folder: Path, opset: int, report: Report) -> GraphInfo:
-    """`text.onnx`, checked against PyTorch. width: Dh. Raises CheckpointError where the encoder has another one."""
-    found = encoder(torch.zeros(1, 2, dtype=torch.int64), torch.ones(1, 2, dtype=torch.int64)).shape[-1]
-    if found != width:
-        raise CheckpointError(f"the text encoder makes rows of {found} numbers, the network reads {width}")
-    spec = GraphSpec(
-        "text",
-        encoder,
-        {"ids": (torch.int64, ("P", "T")), "mask": (torch.int64, ("P", "T"))},
-        (("hidden", torch.float32, ("P", "T", width)),),
+def _conditions(own: Interface) -> Inputs:
+    f32 = torch.float32
+    vector = {"vector": (f32, ("U", own.vector))} if own.vector is not None else {}
+    return {"timestep": (f32, ("U",)), **vector, **{name: (f32, ("U",)) for name in own.scalars}}
+
+
+def _of_prompts(own: Interface) -> tuple[Output, ...]:
+    """What `context` makes, in the order of `PromptNetwork.context`."""
+    f32 = torch.float32
+    made: list[Output] = [("context", f32, ("P", own.tokens, own.context))]
+    made += [("context_bias", f32, ("P", own.tokens))] if own.biased else []
+    return (*made, ("vector", f32, ("P", own.vector))) if own.vector is not None else tuple(made)
+
+
+def _step(model: PromptNetwork) -> GraphSpec:
+    own, config, f32 = model.interface, model.config, torch.float32
+    latent = (config.in_channels, _times(own.multiple, "h"), _times(own.multiple, "w"))
+    prompts: Inputs = {
+        "context": (f32, ("P", own.tokens, own.context)),
+        **({"context_bias": (f32, ("P", own.tokens))} if own.biased else {}),
+        "prompt": (torch.int64, ("E",)),
+        **({"position": (f32, ("h", "w", own.position))} if own.position is not None else {}),
+    }
+    inputs = {**step_inputs(latent, own.modulation, config.out_channels), **prompts}
+    return GraphSpec("step", PromptStep(model, prompts), inputs, (("next_state", f32, ("B", "K", *latent)),))
+
+
+def write_encoder(
+    name: str, encoder: nn.Module, info: EncoderInfo, folder: Path, opset: int, report: Report
+) -> GraphInfo:
+    """`text.onnx`, `text_2.onnx` ..., checked against PyTorch. encoder: ids, and mask where there is one -> what `info`
+    says that it makes, in order. Raises CheckpointError where it makes rows of other widths."""
+    i64, tokens = torch.int64, "T" if info.masked else info.tokens
+    ids = torch.zeros(1, info.tokens, dtype=i64)
+    found = encoder(ids, torch.ones_like(ids)) if info.masked else encoder(ids)
+    shapes = info.rows("", None)
+    made = dict(zip(shapes, found if isinstance(found, tuple) else (found,), strict=True))
+    for output, shape in shapes.items():
+        if made[output].shape[-1] != shape[-1]:
+            raise CheckpointError(
+                f"the text encoder makes rows of {made[output].shape[-1]} numbers, the network reads {shape[-1]}"
+            )
+    inputs: Inputs = {"ids": (i64, ("P", tokens)), **({"mask": (i64, ("P", tokens))} if info.masked else {})}
+    outputs = tuple(
+        (output, torch.float32, ("P", *((tokens, shape[1]) if len(shape) == 2 else shape)))
+        for output, shape in shapes.items()
     )
     sizes = {"P": 2, "T": 7}, {"P": 1, "T": 12}
-    return write_specs([spec], sizes, 0.0, folder, opset, report)["text"]
+    return write_specs([GraphSpec(name, encoder, inputs, outputs)], sizes, 0.0, folder, opset, report)[name]

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .interface import Interface
+
 SINUSOID = 256  # width of the sinusoids that feed the embedders
 MASKED = -1e4  # added to the scores of tokens that are padding: their weight is exactly 0 then
 NORM_EPS = 1e-6  # of the last norm, whatever `norm_eps` is
@@ -40,6 +42,10 @@ class PixArtConfig:
     def hidden_size(self) -> int:
         """D."""
         return self.num_heads * self.head_size
+
+    @property
+    def input_size(self) -> int:
+        return self.sample_size
 
     @property
     def learn_sigma(self) -> bool:
@@ -203,6 +209,19 @@ class PixArt(nn.Module):
         self.norm_out = nn.LayerNorm(width, NORM_EPS, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.empty(2, width))
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
+
+    @property
+    def interface(self) -> Interface:
+        config = self.config
+        return Interface(
+            modulation=7 * config.hidden_size,
+            context=config.context_width,
+            multiple=config.patch_size,
+            reads={"hidden": ("T", config.caption_channels), "mask": ("T",)},
+            biased=True,
+            scalars=("height", "width") if config.told_size else (),
+            position=config.hidden_size,
+        )
 
     def conditioner(self, timestep: Tensor, height: Tensor | None = None, width: Tensor | None = None) -> Tensor:
         """timestep [U] float32; height, width [U] float32 in pixels, where the model is told them -> [U, 7D]."""

@@ -18,7 +18,7 @@ from .asked import Asked
 from .checkpoint import Checkpoint, fitted_weights
 from .diffusers_weights import with_our_names
 from .folder_weights import FolderWeights, read_folder_weights, sha256_of_files
-from .places import NETWORK_FOLDERS, PIXART, diffusers_folder_of, file_of_weights, network_folder
+from .places import NETWORK_FOLDERS, diffusers_folder_of, file_of_weights, network_folder
 from .scheduler_config import SchedulerFacts, read_scheduler, read_scheduler_json
 from .shapes import MAX_TOKENS, MAX_WIDTH, USUAL_FACTORS, checked_image_size
 
@@ -121,9 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _config(values: dict[str, Any], asked: Asked) -> DiTConfig:
     if values.get("_class_name") not in CLASSES:
-        raise CheckpointError(
-            f"'_class_name' is {values.get('_class_name')!r}, not a DiT ({' or '.join(CLASSES)}) or PixArt ({PIXART})"
-        )
+        raise CheckpointError(f"'_class_name' is {values.get('_class_name')!r}, not a DiT ({' or '.join(CLASSES)})")
     for key, value in FIXED.items():
         if values.get(key, value) != value:
             raise CheckpointError(f"'{key}' is {values[key]!r}: a DiT has {value!r}")

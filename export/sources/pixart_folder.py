@@ -5,22 +5,28 @@ The transformer's JSON and weights are read here, without importing diffusers; t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
+from ...runtime.bundle.text_info import EncoderInfo
 from ...runtime.errors import CheckpointError
-from ...runtime.samplers.schedule import ScheduleInfo
 from ..networks.pixart import PixArt, PixArtConfig
 from .betas import DDPM_SCHEDULE
-from .checkpoint import fitted_tensors
-from .diffusers_folder import read_json, scheduler_facts
-from .folder_weights import read_folder_weights, sha256_of_files
-from .places import PIXART, diffusers_folder_of, file_of_weights, network_folder
+from .diffusers_folder import scheduler_facts
+from .prompt_checkpoint import (
+    EncoderUse,
+    Process,
+    PromptCheckpoint,
+    PromptFolder,
+    config_of,
+    count,
+    open_folder,
+    read_weights,
+)
 
+GUIDANCE = 4.5  # of PixArt's pipelines
+LARGEST = 2  # times the side of training: positions are interpolated, quality beyond is nobody's promise
 TOKENS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}  # `max_sequence_length` of each in diffusers 0.42
 # What the class leaves open, and the only value that is a PixArt; defaults are those of diffusers 0.42.
 FIXED = {
@@ -38,63 +44,44 @@ LEFT_OVER = ("caption_projection.y_embedding",)  # of early releases: what train
 MAX_WIDTH, MAX_DEPTH = 1 << 14, 1 << 8
 
 
-@dataclass(frozen=True)
-class PixArtCheckpoint:
-    """The network's description and weights, and what its pipeline says beside them."""
-
-    config: PixArtConfig
-    weights: dict[str, Tensor]  # keys and shapes of PixArt(config), float32
-    sha256: str
-    schedule: ScheduleInfo
-    prediction: str
-    folder: Path  # of the pipeline, or of the transformer
-    notes: tuple[str, ...]
-
-    def model(self) -> PixArt:
-        """The network in eval mode; shares the weights' memory."""
-        with torch.device("meta"):
-            model = PixArt(self.config)
-        model.load_state_dict(self.weights, assign=True)
-        return model.eval().requires_grad_(False)
-
-
-def read_pixart(path: Path) -> PixArtCheckpoint:
+def read_pixart(path: Path) -> PromptCheckpoint:
     """Raises CheckpointError naming file and key."""
-    only, path = file_of_weights(path), diffusers_folder_of(path)
-    folder, index = network_folder(path), path / "model_index.json"
-    config_file, files = folder / "config.json", [folder / "config.json"]
-    pipeline = str(read_json(index).get("_class_name")) if index.is_file() else None
-    try:
-        config = _config(read_json(config_file), TOKENS.get(pipeline or "", max(TOKENS.values())))
-    except CheckpointError as error:
-        raise CheckpointError(f"{config_file}: {error}") from None
-    found = read_folder_weights(folder, only)
-    tensors = {key: value for key, value in found.tensors.items() if key not in LEFT_OVER}
-    with torch.device("meta"):
-        expected = PixArt(config).state_dict()
-    try:
-        weights = fitted_tensors(tensors, expected, "PixArt")
-    except CheckpointError as error:
-        raise CheckpointError(f"{found.files[0]}: {error}") from None
-    schedule, prediction, files = DDPM_SCHEDULE, "epsilon", [*files, *found.files]
-    scheduler = path / "scheduler" / "scheduler_config.json"
-    if scheduler.is_file():
-        facts = scheduler_facts(scheduler)
-        schedule, prediction, files = facts.schedule, facts.prediction, [*files, scheduler]
-    said = f"{config.tokens} tokens of a prompt ({pipeline or 'the most of any PixArt: no pipeline says it'})"
-    notes = (f"weights: {found.sentence}", f"text: {said}", f"predicts: {prediction}")
-    return PixArtCheckpoint(config, weights, sha256_of_files(path, files), schedule, prediction, path, notes)
+    folder = open_folder(path)
+    config = config_of(folder, _config)
+    found = read_weights(folder, lambda: PixArt(config), "PixArt", _without_left_overs)
+    facts = scheduler_facts(folder.scheduler_file) if folder.scheduler_file is not None else None
+    schedule, prediction = (facts.schedule, facts.prediction) if facts is not None else (DDPM_SCHEDULE, "epsilon")
+    said = f"{config.tokens} tokens of a prompt ({folder.pipeline or 'the most of any PixArt: no pipeline says it'})"
+    info = EncoderInfo(tokens=config.tokens, width=config.caption_channels)
+    return PromptCheckpoint(
+        architecture="pixart",
+        network=PixArt,
+        config=config,
+        largest=LARGEST * config.sample_size,
+        weights=found.tensors,
+        sha256=found.sha256,
+        folder=folder.path,
+        process=Process(prediction, (schedule.steps - 1.0, 0.0), schedule, guidance=GUIDANCE),
+        encoders=(EncoderUse("text_encoder", "tokenizer", info, lower=True),),
+        notes=(f"weights: {found.sentence}", f"text: {said}", f"predicts: {prediction}"),
+        facts={"mlp_norm_eps": config.norm_eps},
+    )
 
 
-def _config(values: dict[str, Any], tokens: int) -> PixArtConfig:
-    if values.get("_class_name") != PIXART:
-        raise CheckpointError(f"'_class_name' is {values.get('_class_name')!r}, not {PIXART}")
+def _without_left_overs(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in tensors.items() if key not in LEFT_OVER}
+
+
+def _config(folder: PromptFolder) -> PixArtConfig:
+    values, tokens = folder.values, TOKENS.get(folder.pipeline or "", max(TOKENS.values()))
     for key, value in FIXED.items():
         if values.get(key, value) != value:
             raise CheckpointError(f"'{key}' is {values[key]!r}: a PixArt has {value!r}")
-    heads, head = _count(values, "num_attention_heads"), _count(values, "attention_head_dim")
-    channels, patch, size = _count(values, "in_channels"), _count(values, "patch_size"), _count(values, "sample_size")
-    outputs = _count(values, "out_channels") if values.get("out_channels", 8) is not None else channels
+    heads, head, channels, patch, size = (
+        count(values, DEFAULTS, key)
+        for key in ("num_attention_heads", "attention_head_dim", "in_channels", "patch_size", "sample_size")
+    )
+    outputs = count(values, DEFAULTS, "out_channels") if values.get("out_channels", 8) is not None else channels
     told, scale = values.get("use_additional_conditions"), values.get("interpolation_scale")
     told = size == 128 if told is None else told is True
     scale = max(size // 64, 1) if scale is None else scale
@@ -102,7 +89,7 @@ def _config(values: dict[str, Any], tokens: int) -> PixArtConfig:
     problems = {
         f"the width {heads * head} is not a multiple of 4 of at most {MAX_WIDTH}": heads * head % 4
         or heads * head > MAX_WIDTH,
-        "'cross_attention_dim' is not the width": _count(values, "cross_attention_dim") != heads * head,
+        "'cross_attention_dim' is not the width": count(values, DEFAULTS, "cross_attention_dim") != heads * head,
         f"'out_channels' is {outputs}: expected {channels} or {2 * channels}": outputs not in (channels, 2 * channels),
         f"'sample_size' {size} is not a multiple of 'patch_size' {patch}": size % patch,
         "'interpolation_scale' is not a number above 0": type(scale) not in (int, float) or not 0 < scale < 1e4,
@@ -119,17 +106,10 @@ def _config(values: dict[str, Any], tokens: int) -> PixArtConfig:
         out_channels=outputs,
         num_heads=heads,
         head_size=head,
-        depth=_count(values, "num_layers", MAX_DEPTH),
-        caption_channels=_count(values, "caption_channels"),
+        depth=count(values, DEFAULTS, "num_layers", MAX_DEPTH),
+        caption_channels=count(values, DEFAULTS, "caption_channels"),
         interpolation_scale=float(scale),
         norm_eps=eps,
         told_size=told,
         tokens=tokens,
     )
-
-
-def _count(values: dict[str, Any], key: str, most: int = 1 << 14) -> int:
-    value = values.get(key, DEFAULTS[key])
-    if type(value) is not int or not 1 <= value <= most:
-        raise CheckpointError(f"'{key}' is {str(value)[:40]!r}, not a number from 1 to {most}")
-    return value

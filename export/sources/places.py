@@ -17,7 +17,6 @@ WEIGHTS = re.compile(  # of diffusers' `save_pretrained`: one file, or the index
     + STEM
     + r"(?:\.(?P<variant>[\w-]+))?\.(?P<kind>safetensors|bin)(?P<index>\.index(?:\.(?P<sharded>[\w-]+))?\.json)?"
 )
-PIXART = "PixArtTransformer2DModel"  # diffusers' class, by which a folder is known
 CHECKPOINT_FOLDERS = ("checkpoints", "checkpoint", "ckpts", "ckpt", "weights")
 # Names that say when a file was saved, not of what it is; also Lightning's epoch=3-step=100.
 STEP_NAMES = r"(?i)\d+|last|latest|best|final|ema|((epoch|step)[=_-]?\d+-?)+"
@@ -27,16 +26,17 @@ def is_diffusers_folder(path: Path) -> bool:
     return any((path / name).is_file() for name in ENTRY_FILES) or network_folder(path) != path
 
 
-def is_pixart_folder(path: Path) -> bool:
-    """Whether the network of a diffusers folder is PixArt's, as its config.json says."""
+def class_of_network(path: Path) -> str | None:
+    """The class that the network's config.json in a diffusers folder names; None where nothing says it."""
     config = network_folder(diffusers_folder_of(path)) / "config.json"
     if not config.is_file():
-        return False
+        return None
     try:
         values = read_json(config, MAX_CONFIG_BYTES, CheckpointError)
     except CheckpointError:
-        return False  # whoever reads it says so
-    return isinstance(values, dict) and values.get("_class_name") == PIXART
+        return None  # whoever reads it says so
+    name = values.get("_class_name") if isinstance(values, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def diffusers_folder_of(path: Path) -> Path:

@@ -1,95 +1,85 @@
-"""A pipeline's text encoder and tokenizer (T5), read by transformers."""
+"""A pipeline's text encoders and tokenizers, read by transformers."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from ...runtime.errors import CheckpointError, first_line
 from .diffusers_folder import read_json
 from .folder_weights import sha256_of_files
-
-MODELS = ("t5", "umt5")
-
-
-class TextEncoder(nn.Module):
-    """ids [P, T] int64, mask [P, T] int64 -> hidden [P, T, Dh] float32."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+from .prompt_checkpoint import EncoderUse
+from .text_encoders import ENCODERS, TextEncoder, load_encoder, transformers
 
 
 @dataclass(frozen=True)
 class TextFolder:
-    """Where a pipeline has its text encoder; nothing of it is loaded yet."""
+    """Where a pipeline has a text encoder; nothing of it is loaded yet."""
 
+    use: EncoderUse
     encoder: Path
     tokenizer: Path
     sha256: str  # of the encoder's config and weights
 
     def load(self) -> TextEncoder:
         """float32, in eval mode. Raises CheckpointError."""
-        transformers = _transformers()
-        try:
-            model = transformers.T5EncoderModel.from_pretrained(
-                self.encoder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
-            )
-        except Exception as error:  # transformers raises whatever it likes
-            raise CheckpointError(f"{self.encoder}: transformers cannot read it ({first_line(error)})") from None
-        return TextEncoder(model.eval().requires_grad_(False)).eval()
+        return load_encoder(self.encoder, self.use)
 
     def tokenizer_json(self) -> str:
-        """What `tokenizers` reads. PixArt's pipelines give their tokenizer words in lower case, without outer spaces.
+        """What `tokenizers` reads. Some pipelines give their tokenizer words in lower case, without outer spaces.
 
         Raises CheckpointError.
         """
-        transformers = _transformers()
-        try:
-            found = transformers.AutoTokenizer.from_pretrained(self.tokenizer, local_files_only=True)
-            said: dict[str, Any] = json.loads(found.backend_tokenizer.to_str())
-        except Exception as error:
-            raise CheckpointError(f"{self.tokenizer}: transformers cannot read it ({first_line(error)})") from None
-        steps: list[Any] = [{"type": "Strip", "strip_left": True, "strip_right": True}, {"type": "Lowercase"}]
-        own = said.get("normalizer")
-        steps += own["normalizers"] if own and own.get("type") == "Sequence" else [own] if own else []
-        said |= {"normalizer": {"type": "Sequence", "normalizers": steps}, "truncation": None, "padding": None}
-        return json.dumps(said, ensure_ascii=False)
+        said: dict[str, Any] = json.loads(self._found().backend_tokenizer.to_str())
+        if self.use.lower:
+            steps: list[Any] = [{"type": "Strip", "strip_left": True, "strip_right": True}, {"type": "Lowercase"}]
+            own = said.get("normalizer")
+            steps += own["normalizers"] if own and own.get("type") == "Sequence" else [own] if own else []
+            said["normalizer"] = {"type": "Sequence", "normalizers": steps}
+        return json.dumps(said | {"truncation": None, "padding": None}, ensure_ascii=False)
 
     def pad(self) -> int:
-        return int(read_json(self.encoder / "config.json").get("pad_token_id") or 0)
+        """The token that fills up."""
+        return int(self._found().pad_token_id or 0)
+
+    def _found(self) -> Any:
+        try:
+            found = transformers().AutoTokenizer.from_pretrained(self.tokenizer, local_files_only=True)
+            found.backend_tokenizer.to_str()
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{self.tokenizer}: transformers cannot read it ({first_line(error)})") from None
+        return found
 
 
-def text_folder(pipeline: Path) -> TextFolder | None:
-    """Of a pipeline folder; None where there is no text encoder. Raises CheckpointError for one of another kind."""
-    encoder, tokenizer = pipeline / "text_encoder", pipeline / "tokenizer"
+def text_folders(pipeline: Path, uses: Sequence[EncoderUse]) -> list[TextFolder]:
+    """Of a pipeline folder; none where there is no text encoder. Raises CheckpointError for one of another kind, and
+    where only some of those that the family reads are there."""
+    there = [use for use in uses if (pipeline / use.folder / "config.json").is_file()]
+    missing = [use.folder for use in uses if use not in there]
+    if there and missing:
+        raise CheckpointError(f"{pipeline}: has a {there[0].folder}/ and no {missing[0]}/")
+    return [_text_folder(pipeline, use) for use in there]
+
+
+def sha256_of_encoders(folders: Sequence[TextFolder]) -> str | None:
+    """One hash over all of them, in order; that of the only one."""
+    hashes = [folder.sha256 for folder in folders]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes[1:] else next(iter(hashes), None)
+
+
+def _text_folder(pipeline: Path, use: EncoderUse) -> TextFolder:
+    encoder, tokenizer = pipeline / use.folder, pipeline / use.tokenizer
     config = encoder / "config.json"
-    if not config.is_file():
-        return None
     kind = read_json(config).get("model_type")
-    if kind not in MODELS:
-        raise CheckpointError(f"{config}: 'model_type' is {str(kind)[:40]!r}, expected one of {', '.join(MODELS)}")
+    if kind not in ENCODERS:
+        raise CheckpointError(f"{config}: 'model_type' is {str(kind)[:40]!r}, expected one of {', '.join(ENCODERS)}")
     if not tokenizer.is_dir():
-        raise CheckpointError(f"{pipeline}: has a text_encoder/ and no tokenizer/")
+        raise CheckpointError(f"{pipeline}: has a {use.folder}/ and no {use.tokenizer}/")
     weights = [path for pattern in ("*.safetensors", "*.bin", "*.index.json") for path in encoder.glob(pattern)]
-    return TextFolder(encoder, tokenizer, sha256_of_files(encoder, [config, *weights]))
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise CheckpointError(
-            "the text encoder is read by transformers, which is not installed: pip install 'ditedge[diffusers]', "
-            "or --no-text for a bundle that takes recorded prompts"
-        ) from None
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return transformers
+    return TextFolder(use, encoder, tokenizer, sha256_of_files(encoder, [config, *weights]))

@@ -1,8 +1,10 @@
-"""Golden trajectories of a model that takes prompts: random rows stand for what a text encoder says."""
+"""Golden trajectories of a model that takes prompts: random rows stand for what text encoders say."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,65 +14,110 @@ from ...runtime.bundle.manifest import GoldenInfo, ModelInfo
 from ...runtime.files import write_tensors
 from ...runtime.loop.noise import SeededNoise
 from ...runtime.report import Report
-from ...runtime.samplers.schedule import ScheduleInfo, respaced_timesteps
-from ..networks.pixart import PixArt
+from ...runtime.samplers.schedule import respaced_timesteps
+from ..sources.prompt_checkpoint import Process, PromptCheckpoint
 from ..sources.shapes import LATENT_FACTOR
 from .golden import GOLDEN_GUIDANCE, GOLDEN_TOLERANCE
 from .programs import golden_steps
-from .reference import guided, reference_trajectory, trained_alphas_cumprod
+from .reference import flow_sigmas, guided, reference_trajectory, sigma_trajectory, trained_alphas_cumprod
 
 LENGTHS = (5, 9, 1)  # tokens: of each image's prompt, and of what they are guided away from
 
 
+@dataclass(frozen=True)
+class _Prompts:
+    """Random prompts. rows, masks: by the names that `context` reads them by, [B + 1, ...]; the last is guided away
+    from; lengths [B + 1]."""
+
+    lengths: Tensor
+    rows: dict[str, Tensor]
+    masks: dict[str, Tensor]
+
+    def at(self, part: slice) -> dict[str, Tensor]:
+        return {name: values[part] for name, values in (self.rows | self.masks).items()}
+
+
 def write_golden_prompts(
-    model: PixArt, info: ModelInfo, schedule: ScheduleInfo, folder: Path, report: Report
+    model: Any, info: ModelInfo, checkpoint: PromptCheckpoint, folder: Path, report: Report
 ) -> list[GoldenInfo]:
-    """Trajectories of the plain PyTorch sampler at the size of training: DDPM guided, DDIM not."""
+    """Trajectories of the plain PyTorch sampler at the size of training: DDPM guided and DDIM not; flows both ways."""
     (folder / "golden").mkdir()
-    steps, images = golden_steps(info), 1 if info.is_large else 2
-    lengths = [*LENGTHS[:images], LENGTHS[-1]]
+    steps, images, process = golden_steps(info), 1 if info.is_large else 2, checkpoint.process
+    prompts = _prompts(checkpoint, images)
     source = SeededNoise(list(range(images)), info.latent_shape)
     z = torch.from_numpy(source.initial())
     noise = torch.from_numpy(np.stack([source.step(i) for i in range(steps)]))
-    hidden = torch.randn(images + 1, max(lengths), model.config.caption_channels, generator=_generator())
-    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    hidden, golden = hidden * mask[..., None], []
-    timesteps = respaced_timesteps(str(steps), schedule.steps).tolist()
-    for run, (sampler, guidance) in enumerate({"ddpm": GOLDEN_GUIDANCE, "ddim": 1.0}.items()):
+    golden, runs = [], _runs(process)
+    for run, (sampler, guidance) in enumerate(runs):
+        counted = iter(range(1, steps + 1))
 
-        def network(x: Tensor, t: float, run: int = run, guidance: float = guidance) -> Tensor:
-            report("recording golden trajectories with PyTorch", run * steps + timesteps.index(int(t)) + 1, 2 * steps)
-            return _guided(model, x, t, hidden, mask, guidance)
+        def network(x: Tensor, t: float, run: int = run, guidance: float = guidance, counted: Any = counted) -> Tensor:
+            report("recording golden trajectories with PyTorch", run * steps + next(counted), len(runs) * steps)
+            return _guided(model, process, x, t, prompts, guidance)
 
-        alphas = trained_alphas_cumprod(schedule)
-        x = reference_trajectory(network, z, noise, timesteps, sampler, info.learned_variance, info.prediction, alphas)
-        file = f"golden/{sampler}-{steps}.safetensors"
-        tensors = {"z": z, "noise": noise, "hidden": hidden, "lengths": torch.tensor(lengths), "x": x}
+        x = _trajectory(network, process, info, z, noise, sampler, model.interface.multiple)
+        name = f"{sampler}-{steps}"
+        file = f"golden/{name}{'-unguided' if run and process.flow is not None else ''}.safetensors"
+        tensors = {"z": z, "noise": noise, "lengths": prompts.lengths, "x": x, **prompts.rows}
         write_tensors(folder / file, {name: tensor.numpy() for name, tensor in tensors.items()})
-        program = f"{sampler}-{steps}"
-        golden.append(GoldenInfo(file=file, program=program, guidance=guidance, tolerance=GOLDEN_TOLERANCE))
+        golden.append(GoldenInfo(file=file, program=name, guidance=guidance, tolerance=GOLDEN_TOLERANCE))
     return golden
 
 
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(3)
+def _runs(process: Process) -> list[tuple[str, float]]:
+    """Sampler and guidance of each trajectory."""
+    if process.flow is None:
+        return [("ddpm", GOLDEN_GUIDANCE), ("ddim", 1.0)]
+    return [("flow-euler", GOLDEN_GUIDANCE), ("flow-euler", 1.0)][1 if process.kind == "none" else 0 :]
 
 
-def _guided(model: PixArt, x: Tensor, t: float, hidden: Tensor, mask: Tensor, guidance: float) -> Tensor:
-    """Guidance in the first C channels, the rest conditional. hidden [B + 1, T, Dh]: the last is guided away from."""
+def _prompts(checkpoint: PromptCheckpoint, images: int) -> _Prompts:
+    lengths, rows, masks = torch.tensor([*LENGTHS[:images], LENGTHS[-1]]), {}, {}
+    generator = torch.Generator().manual_seed(3)
+    for number, use in enumerate(checkpoint.encoders, start=1):
+        suffix, most = f"_{number}" if number > 1 else "", int(lengths.max())
+        mask = (torch.arange(most) < lengths[:, None]).long()
+        for name, shape in use.info.rows(suffix, most).items():
+            rows[name] = torch.randn(images + 1, *shape, generator=generator)
+            if use.info.masked and len(shape) == 2:
+                rows[name], masks[f"mask{suffix}"] = rows[name] * mask[..., None], mask
+    return _Prompts(lengths, rows, masks)
+
+
+def _trajectory(
+    network: Any, process: Process, info: ModelInfo, z: Tensor, noise: Tensor, sampler: str, multiple: int
+) -> Tensor:
+    """multiple: side of an image token in a latent, where steps depend on their number."""
+    schedule, steps = process.schedule, len(noise)
+    if process.flow is not None:
+        sigmas = flow_sigmas(process.flow, steps, (info.input_size // multiple) ** 2)
+        return sigma_trajectory(network, z, sigmas, info.timestep_range[0])
+    assert schedule is not None
+    timesteps, alphas = respaced_timesteps(str(steps), schedule.steps).tolist(), trained_alphas_cumprod(schedule)
+    return reference_trajectory(network, z, noise, timesteps, sampler, info.learned_variance, info.prediction, alphas)
+
+
+def _guided(model: Any, process: Process, x: Tensor, t: float, prompts: _Prompts, guidance: float) -> Tensor:
+    """Guidance in the first C channels, the rest conditional; or the number that the network is told."""
     images, channels = len(x), x.shape[1]
-    conditional = _network(model, x, t, hidden[:images], mask[:images])
-    if guidance == 1.0:
+    conditional = _network(model, x, t, prompts.at(slice(0, images)), guidance)
+    if guidance == 1.0 or process.kind != "true":
         return conditional
-    away = _network(model, x, t, hidden[-1:].expand(images, -1, -1), mask[-1:].expand(images, -1))
-    return guided(conditional, away, guidance, channels)
+    alone = {name: values.expand(images, *values.shape[1:]) for name, values in prompts.at(slice(-1, None)).items()}
+    return guided(conditional, _network(model, x, t, alone, guidance), guidance, channels)
 
 
-def _network(model: PixArt, x: Tensor, t: float, hidden: Tensor, mask: Tensor) -> Tensor:
-    patch, told = model.config.patch_size, ()
-    if model.config.told_size:
-        told = tuple(torch.full((len(x),), float(LATENT_FACTOR * side)) for side in x.shape[2:])
-    context, bias = model.context(hidden, mask)
-    position = model.position(*(torch.arange(float(side // patch)) for side in x.shape[2:]))
-    modulation = model.conditioner(torch.full((len(x),), float(t)), *told)
-    return model.trunk(x, modulation, context, bias, torch.arange(len(x)), position)
+def _network(model: Any, x: Tensor, t: float, prompts: dict[str, Tensor], guidance: float) -> Tensor:
+    own, sides = model.interface, x.shape[2:]
+    numbers = {"height": LATENT_FACTOR * sides[0], "width": LATENT_FACTOR * sides[1], "guidance": guidance}
+    told = {name: torch.full((len(x),), float(numbers[name])) for name in own.scalars}
+    made = model.context(**prompts)
+    context, *rest = made if isinstance(made, tuple) else (made,)
+    given = {"context": context, "prompt": torch.arange(len(x))}
+    if own.biased:
+        given["context_bias"] = rest[0]
+    if own.vector is not None:
+        told["vector"] = rest[-1]
+    if own.position is not None:
+        given["position"] = model.position(*(torch.arange(float(side // own.multiple)) for side in sides))
+    return model.trunk(x, model.conditioner(torch.full((len(x),), float(t)), **told), **given)

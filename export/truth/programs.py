@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.manifest import ModelInfo
-from ...runtime.samplers.program import write_program
+from ...runtime.samplers.flow_settings import FlowInfo
+from ...runtime.samplers.program import Program, write_program
 from ...runtime.samplers.schedule import ScheduleInfo, schedule_from_info
 from ...runtime.samplers.settings import SamplerSettings, make_program
 
@@ -18,30 +21,81 @@ def golden_steps(info: ModelInfo) -> int:
 
 
 def write_programs(
-    info: ModelInfo, schedule: ScheduleInfo | None, sampling: dict[str, Any], folder: Path
-) -> tuple[dict[str, str], str]:
-    """Ready programs -> name and file of each, and the default's name. sampling: the source's settings, or empty."""
+    info: ModelInfo,
+    schedule: ScheduleInfo | None,
+    sampling: dict[str, Any],
+    folder: Path,
+    flow: Flow | None = None,
+) -> tuple[dict[str, str], DefaultPrograms]:
+    """Ready programs -> name and file of each, and which are the defaults. sampling: the source's settings, or empty.
+
+    flow: how the steps of a flow that takes prompts are spaced.
+    """
     (folder / "programs").mkdir()
-    betas = schedule_from_info(schedule) if schedule is not None else None
-    golden = golden_steps(info)
-    if schedule is None:
-        wanted, default = [("flow-euler", steps) for steps in (250, 50, 25, golden)], "flow-euler-50"
-    else:
-        wanted = [("dpm++", DEFAULT_STEPS), ("ddpm", 250), ("ddpm", 50), ("ddim", 50), ("ddim", 25)]
-        default = f"dpm++-{DEFAULT_STEPS}"
-        wanted = [(name, steps) for name, steps in wanted if steps <= schedule.steps]
-        wanted += [("ddpm", golden), ("ddim", golden)]
+    wanted, default = _wanted(info, schedule, flow)
     settings: list[dict[str, Any]] = [{"sampler": sampler, "steps": steps} for sampler, steps in wanted]
-    programs = {}
+    programs: dict[str, str] = {}
     for chosen in [*settings, sampling] if sampling else settings:
-        program = make_program(
-            betas,
-            SamplerSettings(**chosen),
-            learned_variance=info.learned_variance,
-            prediction=info.prediction,
-            timestep_range=info.timestep_range,
-        )
-        programs[program.name] = f"programs/{program.name}.json"
-        write_program(program, folder / programs[program.name])  # the source's own replaces one of the same name
+        program = _program(info, schedule, chosen, flow, None if flow is None else flow.own_tokens)
+        _write(program, folder, programs)  # the source's own replaces one of the same name
         default = program.name if chosen is sampling else default
-    return programs, default
+    by_tokens = {}
+    if flow is not None and flow.info.by_size is not None:
+        by_tokens[str(flow.own_tokens)] = default
+        for tokens in flow.tokens:
+            steps = {"sampler": "flow-euler", "steps": flow.steps}
+            program = _program(info, schedule, steps, flow, tokens)
+            named = replace(program, name=f"{program.name}-{tokens}")
+            by_tokens.setdefault(str(tokens), named.name)
+            if by_tokens[str(tokens)] == named.name:
+                _write(named, folder, programs)
+    return programs, DefaultPrograms(default, by_tokens)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A flow that takes prompts. tokens: of pictures of usual sizes, which get ready programs."""
+
+    info: FlowInfo
+    steps: int
+    own_tokens: int
+    tokens: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class DefaultPrograms:
+    """By name: that of the model's own size, and those of numbers of image tokens, where steps depend on them."""
+
+    program: str
+    by_tokens: dict[str, str]
+
+
+def _wanted(info: ModelInfo, schedule: ScheduleInfo | None, flow: Flow | None) -> tuple[list[tuple[str, int]], str]:
+    """Samplers and steps, and the name of the default."""
+    golden = golden_steps(info)
+    if flow is not None:
+        return [("flow-euler", steps) for steps in sorted({flow.steps, golden})], f"flow-euler-{flow.steps}"
+    if schedule is None:
+        return [("flow-euler", steps) for steps in (250, 50, 25, golden)], "flow-euler-50"
+    usual = [("dpm++", DEFAULT_STEPS), ("ddpm", 250), ("ddpm", 50), ("ddim", 50), ("ddim", 25)]
+    usual = [(name, steps) for name, steps in usual if steps <= schedule.steps]
+    return [*usual, ("ddpm", golden), ("ddim", golden)], f"dpm++-{DEFAULT_STEPS}"
+
+
+def _program(
+    info: ModelInfo, schedule: ScheduleInfo | None, chosen: dict[str, Any], flow: Flow | None, tokens: int | None
+) -> Program:
+    return make_program(
+        schedule_from_info(schedule) if schedule is not None else None,
+        SamplerSettings(**chosen),
+        learned_variance=info.learned_variance,
+        prediction=info.prediction,
+        timestep_range=info.timestep_range,
+        flow=None if flow is None else flow.info,
+        tokens=tokens,
+    )
+
+
+def _write(program: Program, folder: Path, programs: dict[str, str]) -> None:
+    programs[program.name] = f"programs/{program.name}.json"
+    write_program(program, folder / programs[program.name])

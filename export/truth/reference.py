@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...runtime.samplers.flow_settings import FlowInfo
 from ...runtime.samplers.schedule import ScheduleInfo
 from ..networks.dit import Network
 
@@ -114,5 +115,39 @@ def flow_trajectory(network: Callable[[Tensor, float], Tensor], z: Tensor, steps
     for i in range(steps):
         change = network(x, i / steps if to_data else 1 - i / steps)[:, : z.shape[1]] / steps
         x = x + change if to_data else x - change
+        trajectory.append(x)
+    return torch.stack(trajectory)
+
+
+def flow_sigmas(flow: FlowInfo, steps: int, tokens: int) -> list[float]:
+    """Where diffusers' pipelines of flows evaluate: `set_timesteps` of scheduling_flow_match_euler_discrete.py, with
+    the sigmas that FluxPipeline gives it ("even") or none ("trained"), in float64."""
+
+    def shift(sigma: float) -> float:
+        if flow.by_size is None:
+            return flow.shift * sigma / (1 + (flow.shift - 1) * sigma)
+        size = flow.by_size
+        slope = (size.most_mu - size.base_mu) / (size.most_tokens - size.base_tokens)
+        mu = slope * tokens + size.base_mu - slope * size.base_tokens
+        grown = math.exp(mu) if size.kind == "exponential" else mu
+        return grown / (grown + 1 / sigma - 1)
+
+    last = 1 / steps
+    if flow.spacing == "trained":
+        last = 1 / flow.trained if flow.by_size is not None else shift(1 / flow.trained)
+    return [shift(1 - (1 - last) * i / max(steps - 1, 1)) for i in range(steps)]
+
+
+@torch.no_grad()
+def sigma_trajectory(
+    network: Callable[[Tensor, float], Tensor], z: Tensor, sigmas: list[float], scale: float
+) -> Tensor:
+    """Euler's method along sigma, from sigmas[0] to 0; network(x, scale sigma) is noise - data.
+
+    z [B, C, H, W] -> x after each step [N, B, C, H, W]: `step` of scheduling_flow_match_euler_discrete.py.
+    """
+    x, trajectory = z, []
+    for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
+        x = x + (following - sigma) * network(x, scale * sigma)
         trajectory.append(x)
     return torch.stack(trajectory)

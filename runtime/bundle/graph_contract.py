@@ -13,9 +13,11 @@ from pydantic import Field, ValidationInfo
 
 from ..fields import Count, Strict
 from ..samplers.program import is_step_graph
+from .text_info import SCALARS, EncoderInfo, TextInfo
 
 GRAPHS = ("conditioner", "step", "decoder", "preview")  # by their names in a manifest and in a build record
-PROMPT_GRAPHS = ("text", "context", "position")  # of a model that takes prompts, beside those
+# Of a model that takes prompts, beside those; text encoders after the first have numbers.
+PROMPT_GRAPHS = ("text", "text_2", "text_3", "text_4", "context", "position")
 MAX_GRAPHS, MAX_TENSORS, MAX_RANK = 16, 16, 8
 MAX_WIDTH = 1 << 24  # M, numbers of a row of modulation
 MAX_PIXELS = 1 << 28  # of one image
@@ -72,9 +74,9 @@ def _chosen(found: Any, known: Callable[[str], bool]) -> Any:
 
 
 def check_graphs(
-    latent: tuple[int, int, int], outputs: int, graphs: Mapping[str, GraphInfo], text: int | None = None
+    latent: tuple[int, int, int], outputs: int, graphs: Mapping[str, GraphInfo], text: TextInfo | None = None
 ) -> None:
-    """Every graph's tensors against the format. latent: C, H, W; outputs: O; text: Dh of a model that takes prompts.
+    """Every graph's tensors against the format. latent: C, H, W; outputs: O; text: of a model that takes prompts.
 
     Raises ValueError naming graph and tensor.
     """
@@ -104,12 +106,12 @@ Contract = tuple[list[Tensor], list[Tensor]]  # inputs and outputs
 
 
 def _contracts(
-    latent: tuple[int, int, int], outputs: int, graphs: Mapping[str, GraphInfo], text: int | None
+    latent: tuple[int, int, int], outputs: int, graphs: Mapping[str, GraphInfo], text: TextInfo | None
 ) -> dict[str, Contract]:
     """By graph: its inputs and outputs. The widths that only the manifest knows are taken from there, bounded."""
     m = _width(graphs, "conditioner", 2)
     f32, i64, sizes = "float32", "int64", latent if text is None else (latent[0], None, None)
-    told = [Tensor("label", i64, (None,))] if text is None else [Tensor(s, f32, (None,)) for s in ("height", "width")]
+    told = [Tensor("label", i64, (None,))] if text is None else _told_of_prompts(graphs)
     contracts: dict[str, Contract] = {
         "conditioner": ([Tensor("timestep", f32, (None,)), *told], [Tensor("modulation", f32, (None, m))])
     }
@@ -141,20 +143,55 @@ def _step_inputs(latent: Shape, m: int, outputs: int) -> list[Tensor]:
     ]
 
 
-def _prompt_contracts(graphs: Mapping[str, GraphInfo], hidden: int) -> tuple[list[Tensor], dict[str, Contract]]:
+def _told_of_prompts(graphs: Mapping[str, GraphInfo]) -> list[Tensor]:
+    """What a conditioner may read beside the timestep: the vector that `context` makes of a prompt, named numbers."""
+    shape = _made(graphs, "context", "vector")
+    vector = [] if shape is None else [Tensor("vector", "float32", (None, _bounded(shape, 2, "context")))]
+    return vector + [Tensor(name, "float32", (None,)) for name in SCALARS]
+
+
+def _prompt_contracts(graphs: Mapping[str, GraphInfo], text: TextInfo) -> tuple[list[Tensor], dict[str, Contract]]:
     """What a step has besides where the model takes prompts, and the graphs that make it."""
-    f32, i64 = "float32", "int64"
-    context = Tensor("context", f32, (None, None, _width(graphs, "context", 3)))
-    bias = Tensor("context_bias", f32, (None, None))
-    position = Tensor("position", f32, (None, None, _width(graphs, "position", 3)))
-    rows, mask = Tensor("hidden", f32, (None, None, hidden)), Tensor("mask", i64, (None, None))
-    contracts: dict[str, Contract] = {
-        "context": ([rows, mask], [context, bias]),
-        "position": ([Tensor("row", f32, (None,)), Tensor("column", f32, (None,))], [position]),
-    }
-    if "text" in graphs:
-        contracts["text"] = [Tensor("ids", i64, (None, None)), mask], [rows]
-    return [context, bias, Tensor("prompt", i64, (None,)), position], contracts
+    f32, i64, read, made = "float32", "int64", [], []
+    for suffix, info in text.encoders.items():
+        rows = [Tensor(name, f32, (None, *_open(info, shape))) for name, shape in info.rows(suffix, None).items()]
+        mask = [Tensor(f"mask{suffix}", i64, (None, None))] if info.masked else []
+        read += [*rows, *mask]
+        ids = Tensor("ids", i64, (None, None if info.masked else info.tokens))
+        own = [Tensor(row.name.removesuffix(suffix), f32, row.shape) for row in rows]
+        made.append(([ids, *(Tensor("mask", i64, part.shape) for part in mask)], own))
+    shape = _made(graphs, "context", "context") or ()
+    wide, rows_of = _bounded(shape, 3, "context"), shape[1] if len(shape) == 3 else None
+    context = Tensor("context", f32, (None, rows_of, wide))
+    told, bias = [Tensor("context", f32, (None, None, wide))], Tensor("context_bias", f32, (None, None))
+    outputs = [context, bias, *_told_of_prompts(graphs)[: -len(SCALARS)]]
+    contracts: dict[str, Contract] = {"context": (read, outputs)}
+    if "position" in graphs:
+        position = Tensor("position", f32, (None, None, _width(graphs, "position", 3)))
+        contracts["position"] = [Tensor("row", f32, (None,)), Tensor("column", f32, (None,))], [position]
+        told.append(position)
+    for suffix, contract in zip(text.encoders, made, strict=True):
+        if f"text{suffix}" in graphs:
+            contracts[f"text{suffix}"] = contract
+    return [*told, bias, Tensor("prompt", i64, (None,))], contracts
+
+
+def _open(info: EncoderInfo, shape: tuple[int, ...]) -> Shape:
+    """The shape of rows in a graph: any number of tokens where a mask says which of them are words."""
+    return (None, *shape[1:]) if len(shape) == 2 and info.masked else shape
+
+
+def _made(graphs: Mapping[str, GraphInfo], graph: str, output: str) -> Shape | None:
+    """The shape of an output, None where the graph has none of that name."""
+    found = [_of(info).shape for info in graphs[graph].outputs if info.name == output]
+    return found[0] if found else None
+
+
+def _bounded(shape: Shape, rank: int, graph: str) -> int:
+    """The last size, checked."""
+    if len(shape) != rank or shape[-1] is None or shape[-1] > MAX_WIDTH:
+        raise ValueError(f"graph {graph}: output has no width")
+    return shape[-1]
 
 
 def _width(graphs: Mapping[str, GraphInfo], graph: str, rank: int) -> int:
@@ -162,9 +199,7 @@ def _width(graphs: Mapping[str, GraphInfo], graph: str, rank: int) -> int:
     shape = _of(graphs[graph].outputs[0]).shape if graphs[graph].outputs else ()
     if graph == "conditioner":
         shape = _output_shape(graphs, graph)
-    if len(shape) != rank or shape[-1] is None or shape[-1] > MAX_WIDTH:
-        raise ValueError(f"graph {graph}: output has no width")
-    return shape[-1]
+    return _bounded(shape, rank, graph)
 
 
 def _output_shape(graphs: Mapping[str, GraphInfo], graph: str) -> Shape:

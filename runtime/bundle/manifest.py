@@ -15,9 +15,11 @@ from ditedge import __version__
 from ..errors import BundleError
 from ..fields import LARGEST, MAX_NUMBER, Count, Finite, Sha256, Strict
 from ..json_files import parse_json, validated
+from ..samplers.flow_settings import FlowInfo
 from ..samplers.process import FLOWS
 from ..samplers.schedule import ScheduleInfo
 from .graph_contract import MAX_PIXELS, GraphInfo, check_graphs, graphs_read
+from .text_info import MAX_SIDE, TextInfo, unsaid
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION: Literal[2] = 2
@@ -29,12 +31,10 @@ UNDERSTOOD = frozenset({TEXT})
 MAX_REQUIRED = 100
 MAX_MANIFEST_BYTES = 16 << 20
 # The bounds of docs/format.md, "Limits": the same as cpp/src/manifest.cpp's.
-MAX_SIDE = 1 << 16
 MAX_LATENT = 1 << 26  # numbers of one latent: above is no image
 MAX_CLASSES = 1_000_000
 MAX_FILES, MAX_PROGRAMS, MAX_GOLDEN = 1000, 1000, 100
 MAX_KEPT = 100_000
-MAX_TOKENS, MAX_TEXT_WIDTH = 1 << 12, 1 << 16  # of a prompt; numbers of a row of the text encoder's
 LARGE_MODEL = 200_000_000  # parameters from which on whatever samples on a workstation does less of it
 DECODE_PIXELS = 512 * 512  # of pictures decoded at a time: Stable Diffusion's decoder takes 5 kB a pixel
 
@@ -106,29 +106,13 @@ class VaeInfo(Strict):
     latents_std: list[Annotated[float, Field(gt=0, le=MAX_NUMBER)]] | None = None
 
 
-class TextInfo(Strict):
-    """A model that takes prompts instead of classes, and latents of several sizes."""
-
-    tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]  # T: prompts are padded to it, longer ones are cut
-    width: Annotated[int, Field(ge=1, le=MAX_TEXT_WIDTH)]  # Dh: of the text encoder's rows
-    pad: Annotated[int, Field(ge=0, le=LARGEST)] = 0  # token that fills up
-    encoder_sha256: Sha256 | None  # weights of the text encoder: recorded prompts are of the same; None: not known
-    tokenizer: str | None = None  # file; None, or no graph `text`: prompts come recorded
-    empty: str | None = None  # file: the recorded prompt of no words, which guidance leads away from
-    multiple: Count  # H and W of latents are multiples of it
-    largest: Side  # H and W at most
-    factor: Annotated[int, Field(ge=1, le=1024)]  # pixels of a picture per pixel of a latent, along a side
-
-    @property
-    def files(self) -> list[str]:
-        return [file for file in (self.tokenizer, self.empty) if file is not None]
-
-
 class DefaultsInfo(Strict):
     """What `run` does when it is told nothing else."""
 
     program: str
     guidance: Finite
+    # Where steps depend on the picture's size: number of image tokens -> ready program, for runtimes that make none
+    by_tokens: Annotated[dict[str, str], Field(max_length=MAX_PROGRAMS)] = {}
 
 
 class GoldenInfo(Strict):
@@ -166,6 +150,7 @@ class Manifest(Strict):
     schedule: ScheduleInfo | None  # None: a flow model, x_t = t data + (1 - t) noise, has no betas
     labels: list[str]  # empty, or one name per class
     text: TextInfo | None = None  # None: the model takes classes
+    flow: FlowInfo | None = None  # of a flow model: how its steps are spaced; None: evenly
     graphs: Annotated[dict[str, GraphInfo], BeforeValidator(graphs_read)]  # further step graphs are "step-NAME"
     programs: Annotated[dict[str, str], Field(max_length=MAX_PROGRAMS)]  # name -> file
     golden: Annotated[list[GoldenInfo], Field(max_length=MAX_GOLDEN)]
@@ -189,8 +174,9 @@ class Manifest(Strict):
         for values in (self.vae.latents_mean, self.vae.latents_std) if self.vae is not None else ():
             if values is not None and len(values) != self.model.in_channels:
                 raise ValueError(f"vae: expected {self.model.in_channels} latents_mean and latents_std, one a channel")
-        if self.defaults.program not in self.programs:
-            raise ValueError(f"default program '{self.defaults.program}' is not in programs")
+        for program in (self.defaults.program, *self.defaults.by_tokens.values()):
+            if program not in self.programs:
+                raise ValueError(f"default program '{program}' is not in programs")
         named = [graph.file for graph in self.graphs.values()] + list(self.programs.values())
         named += self.text.files if self.text is not None else []
         for file in named + [golden.file for golden in self.golden]:
@@ -200,8 +186,7 @@ class Manifest(Strict):
             if golden.program not in self.programs:
                 raise ValueError(f"golden program '{golden.program}' is not in programs")
         graphs = {str(name): graph for name, graph in self.graphs.items()}
-        width = None if self.text is None else self.text.width
-        check_graphs(self.model.latent_shape, self.model.out_channels, graphs, width)
+        check_graphs(self.model.latent_shape, self.model.out_channels, graphs, self.text)
         return self
 
     def _check_text(self) -> None:
@@ -211,9 +196,8 @@ class Manifest(Strict):
             )
         if self.text is None:
             return
-        missing = {"context", "position"} - set(self.graphs)
-        if missing:
-            raise ValueError(f"graph '{sorted(missing)[0]}' is missing")
+        if "context" not in self.graphs:
+            raise ValueError("graph 'context' is missing")
         if TEXT not in self.requires:
             raise ValueError(f"text: a bundle that takes prompts requires '{TEXT}'")
         if self.model.input_size % self.text.multiple or self.model.input_size > self.text.largest:
@@ -227,15 +211,13 @@ class Manifest(Strict):
         """M: numbers in a row of adaLN modulation, which the conditioner makes."""
         return int(self.graphs["conditioner"].outputs[0].shape[1])
 
-    @property
-    def context_width(self) -> int:
-        """W: numbers of a token's row of context. Of a model that takes prompts, as the next."""
-        return int(self.graphs["context"].outputs[0].shape[2])
-
-    @property
-    def position_width(self) -> int:
-        """Numbers of a patch's position."""
-        return int(self.graphs["position"].outputs[0].shape[2])
+    def output_shape(self, graph: str, output: str) -> tuple[int | None, ...] | None:
+        """Of an output of a graph, None where there is none; sizes that are dynamic are None."""
+        info = self.graphs.get(graph)  # type: ignore[call-overload]
+        for tensor in info.outputs if info is not None else ():
+            if tensor.name == output:
+                return tuple(size if isinstance(size, int) else None for size in tensor.shape)
+        return None
 
     def picture_size(self, graph: str, latent: tuple[int, int] | None = None) -> tuple[int, int, int]:
         """(h, w, 1 or 3) of what "decoder" or "preview" makes. latent: H, W where they are not input_size."""
@@ -246,7 +228,12 @@ class Manifest(Strict):
 
     def json_text(self) -> str:
         """The file. What a model of classes has nothing to say about is left out."""
-        return self.model_dump_json(indent=1, exclude={"text"} if self.text is None else None) + "\n"
+        exclude: dict[str, Any] = {name: True for name in ("text", "flow") if getattr(self, name) is None}
+        if self.text is not None:
+            exclude["text"] = unsaid(self.text)
+        if not self.defaults.by_tokens:
+            exclude["defaults"] = {"by_tokens": True}
+        return self.model_dump_json(indent=1, exclude=exclude) + "\n"
 
     def graph_files(self, graph: str) -> list[str]:
         """The file of a graph, and that of its weights where they are beside it."""

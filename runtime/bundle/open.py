@@ -96,12 +96,13 @@ class Bundle:
         """What an engine loads: the graph as it was hashed. Raises RequestError when the bundle has none."""
         return self.graphs[graph] if graph in self.graphs else self.graph_file(graph)
 
-    def program(self, name: str | None = None, **settings: Any) -> Program:
+    def program(self, name: str | None = None, tokens: int | None = None, **settings: Any) -> Program:
         """A ready program of the bundle by name (None: its default), or one made from sampler settings.
 
         settings: the fields of `SamplerSettings`: sampler, steps, respacing, spacing, sigmas, order, shift, eta,
         variance, clip_x0, guidance_interval. Any of them makes a new program; sampler and steps that are not given are
         those of the default program (eta alone means ddim, variance ddpm). Raises ProgramError or RequestError.
+        tokens: of the picture (`TextInfo.patches`), where steps depend on them; None is the model's own size.
         """
         settings = {key: value for key, value in settings.items() if value is not None and value is not False}
         if name is not None and settings:
@@ -109,8 +110,10 @@ class Bundle:
         chosen = name or self.manifest.defaults.program
         if chosen not in self.manifest.programs:
             raise RequestError(f"no program '{chosen}' in the bundle; it has {', '.join(self.manifest.programs)}")
-        program = self._ready(chosen)
-        if not settings:
+        program, own = self._ready(chosen), self._own_tokens()
+        flow = self.manifest.flow
+        moves = name is None and flow is not None and flow.by_size is not None and tokens not in (None, own)
+        if not settings and not moves:
             return program
         default = settings_from_made(program.made)
         settings.setdefault("sampler", implied_sampler(settings, str(default.sampler)))
@@ -122,7 +125,13 @@ class Bundle:
             learned_variance=self.manifest.model.learned_variance,
             prediction=self.manifest.model.prediction,
             timestep_range=self.manifest.model.timestep_range,
+            flow=flow,
+            tokens=own if tokens is None else tokens,
         )
+
+    def _own_tokens(self) -> int | None:
+        text, side = self.manifest.text, self.manifest.model.input_size
+        return None if text is None else text.patches((side, side))
 
     def _ready(self, name: str) -> Program:
         return self.programs[name] if name in self.programs else read_program(self.file(self.manifest.programs[name]))

@@ -21,16 +21,35 @@ def class_conditions(timesteps: np.ndarray, labels: Sequence[int]) -> Conditions
     }
 
 
-def prompt_conditions(timesteps: np.ndarray, size: tuple[int, int]) -> Conditions:
-    """timesteps [N], (height, width) in pixels -> timestep, height and width [N, 1] float32.
+PROMPT = "prompt"  # the condition that is a row of `vector`, of the run's prompts
 
-    One record a step, whatever the prompts: those reach the network by another way. A model that is not told its
-    picture's size has no such inputs.
+
+def prompt_conditions(timesteps: np.ndarray, scalars: Mapping[str, float], prompts: int = 0) -> Conditions:
+    """timesteps [N], what the conditioner is told beside them -> timestep and each scalar [N, R] float32.
+
+    prompts: how many an image has, where the conditioner reads their vectors: R of them, and `prompt` [N, R] int64 is
+    their places among its own. 0: one record a step, whatever the prompts, which reach the network by another way.
+    A model has no inputs of those that it is not told.
     """
-    told = {"height": size[0], "width": size[1]}
-    return {"timestep": timesteps.astype(np.float32)[:, None]} | {
-        name: np.full((len(timesteps), 1), pixels, dtype=np.float32) for name, pixels in told.items()
-    }
+    shape = (len(timesteps), max(prompts, 1))
+    told = {name: np.full(shape, value, dtype=np.float32) for name, value in scalars.items()}
+    conditions = {"timestep": np.repeat(timesteps.astype(np.float32)[:, None], shape[1], axis=1)} | told
+    return conditions | ({PROMPT: np.tile(np.arange(prompts, dtype=np.int64), (shape[0], 1))} if prompts else {})
+
+
+def with_rows(conditions: Conditions, rows: Sequence[int]) -> Conditions:
+    """Prompts by their places among a run's, instead of among an image's own: rows of the latter."""
+    if PROMPT not in conditions:
+        return conditions
+    return {**conditions, PROMPT: np.array(rows, dtype=np.int64)[conditions[PROMPT]]}
+
+
+def with_vectors(told: dict[str, np.ndarray], vectors: np.ndarray | None) -> dict[str, np.ndarray]:
+    """What the conditioner reads: `vector` [U, Q], the rows of vectors [P, Q] that its prompts are."""
+    if vectors is None:
+        return told
+    rows = told.pop(PROMPT)
+    return told | {"vector": vectors[rows]}
 
 
 def count(conditions: Conditions) -> int:

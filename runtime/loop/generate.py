@@ -22,7 +22,7 @@ from .noise import GivenNoise, NoiseSource, SeededNoise
 from .prompts import Prompt
 from .request import check_images, check_program, check_seeds, whole_numbers
 from .session import Session
-from .subjects import Subjects, class_subjects, latent_of, picture_of, prompt_subjects
+from .subjects import Subjects, class_subjects, image_tokens, latent_of, picture_of, prompt_subjects
 
 
 class Settings(TypedDict, total=False):
@@ -106,7 +106,8 @@ def generate(
     else:
         subjects = prompt_subjects(bundle, labels, given.away_from, given.prompts, given.negative, guidance)
         check_seeds("prompts", len(subjects.of), seeds)
-    run = _Run(subjects, seeds, latent_of(bundle, given.size), given.program or bundle.program(), guidance, given)
+    program = given.program or bundle.program(tokens=image_tokens(bundle, given.size))
+    run = _Run(subjects, seeds, latent_of(bundle, given.size), program, guidance, given)
     _check(bundle, run)
     with nullcontext(given.session) if given.session is not None else Session(bundle, given.options) as engines:
         return _sampled(engines, run)

@@ -12,7 +12,7 @@ from ..bundle.manifest import decoded_at_a_time
 from ..bundle.open import Bundle
 from ..errors import Cancelled, EngineError
 from ..samplers.program import Program, is_step_graph
-from .conditions import of_steps
+from .conditions import of_steps, with_vectors
 from .engine import Engine, EngineOptions
 from .engines import open_engine
 from .loop import StepEvent, first_state
@@ -57,7 +57,7 @@ class HostLoop:
                 )
             # timesteps are one number in bfloat16, and so are shades: only the step is worth rounding
             options = replace(self._options, exact=True) if not is_step_graph(graph) else self._options
-            options = replace(options, keep_buffers=False) if graph in ("decoder", "text") else options
+            options = replace(options, keep_buffers=False) if graph.startswith(("decoder", "text")) else options
             self.engines[graph] = open_engine(self.bundle.graph(graph), options)
         return self.engines[graph]
 
@@ -72,7 +72,8 @@ class HostLoop:
         state = first_state(program, noise)
         next_state, silent = np.empty_like(state), np.zeros_like(state[:, 0])
         told = self.text.inputs(tables.prompts, state.shape[3:], cancel) if tables.prompts else {}
-        for step, modulation in enumerate(self._modulations(tables, cancel)):
+        vectors = told.pop("vector", None)
+        for step, modulation in enumerate(self._modulations(tables, vectors, cancel)):
             if cancel is not None and cancel.is_set():
                 raise Cancelled(f"stopped before step {step + 1} of {program.steps}")
             drawn = noise.step(step) if program.draws_noise(step) else silent
@@ -97,15 +98,21 @@ class HostLoop:
         height, width = latents.shape[2:]
         return decode_images(self.engine(graph), latents, self.bundle.manifest.picture_size(graph, (height, width)))
 
-    def _modulations(self, tables: StepTables, cancel: threading.Event | None) -> Iterator[np.ndarray]:
-        """The adaLN rows [R, M] of each step in order, computed a block of steps at a time: memory stays bounded."""
+    def _modulations(
+        self, tables: StepTables, vectors: np.ndarray | None, cancel: threading.Event | None
+    ) -> Iterator[np.ndarray]:
+        """The adaLN rows [R, M] of each step in order, computed a block of steps at a time: memory stays bounded.
+
+        vectors: [P, Q] of the prompts, where the conditioner reads them.
+        """
         width, rows = self.bundle.manifest.modulation_width, tables.rows
         block = max(1, min(tables.steps, MODULATION_BYTES // (4 * width * rows)))
         buffer = np.empty((block * rows, width), dtype=np.float32)
         for first in range(0, tables.steps, block):
             last = min(first + block, tables.steps)
             filled = buffer[: (last - first) * rows]
-            self.engine("conditioner").run(of_steps(tables.conditions, first, last), {"modulation": filled}, cancel)
+            told = with_vectors(of_steps(tables.conditions, first, last), vectors)
+            self.engine("conditioner").run(told, {"modulation": filled}, cancel)
             yield from filled.reshape(last - first, rows, width)
 
     def close(self) -> None:

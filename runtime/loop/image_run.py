@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import Cancelled, RequestError
 from ..samplers.program import Program
-from .conditions import count, of_steps
+from .conditions import PROMPT, count, of_steps, with_vectors
 from .engine import Engine
 from .loop import first_state
 from .noise import NoiseSource
@@ -81,7 +81,7 @@ def advance(
     if cancel is not None and cancel.is_set():
         raise Cancelled(f"stopped before the next step of {len(runs)} image(s)")
     moving = [run for run in runs if not run.done]
-    _modulate(engine("conditioner"), [run for run in moving if run.modulation() is None], width, cancel)
+    _modulate(engine("conditioner"), of_prompts, [run for run in moving if run.modulation() is None], width, cancel)
     together: dict[tuple[str, tuple[int, ...]], list[ImageRun]] = {}
     for run in moving:
         together.setdefault((run.program.graph_of(run.step), run.state.shape), []).append(run)
@@ -89,12 +89,17 @@ def advance(
         _step(engine(graph), of_prompts, some, width, cancel)
 
 
-def _modulate(engine: Engine, runs: Sequence[ImageRun], width: int, cancel: threading.Event | None) -> None:
+def _modulate(
+    engine: Engine, of_prompts: OfPrompts, runs: Sequence[ImageRun], width: int, cancel: threading.Event | None
+) -> None:
     """The adaLN rows of the next steps of each, in one call of the conditioner."""
     if not runs:
         return
     steps = [run.steps_to_modulate(width) for run in runs]
-    parts = [of_steps(run.tables.conditions, run.step, run.step + some) for run, some in zip(runs, steps, strict=True)]
+    parts = [
+        with_vectors(of_steps(run.tables.conditions, run.step, run.step + some), _vectors(run, of_prompts, cancel))
+        for run, some in zip(runs, steps, strict=True)
+    ]
     sizes = [some * count(run.tables.conditions) for run, some in zip(runs, steps, strict=True)]
     rows = np.empty((sum(sizes), width), dtype=np.float32)
     engine.run(
@@ -104,6 +109,13 @@ def _modulate(engine: Engine, runs: Sequence[ImageRun], width: int, cancel: thre
         run.set_modulation(own.reshape(some, -1, width))
 
 
+def _vectors(run: ImageRun, of_prompts: OfPrompts, cancel: threading.Event | None) -> np.ndarray | None:
+    """[R, Q] of the image's own prompts, where the conditioner reads them."""
+    if PROMPT not in run.tables.conditions:
+        return None
+    return of_prompts(run.tables.prompts, run.state.shape[2:], cancel)["vector"]
+
+
 def _step(
     engine: Engine, of_prompts: OfPrompts, runs: Sequence[ImageRun], width: int, cancel: threading.Event | None
 ) -> None:
@@ -111,6 +123,7 @@ def _step(
     tables = gather([run.tables.at(run.step) for run in runs])
     latent = runs[0].state.shape[1:]
     told = of_prompts(tables.prompts, latent[1:], cancel) if tables.prompts else {}
+    told = {name: values for name, values in told.items() if name != "vector"}  # the rows of modulation have it
     state = np.stack([run.state for run in runs])
     noise, next_state = np.zeros((len(runs), *latent), dtype=np.float32), np.empty_like(state)
     modulation = np.empty((tables.rows, width), dtype=np.float32)

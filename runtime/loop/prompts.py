@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..bundle.manifest import TextInfo
 from ..bundle.open import Bundle
+from ..bundle.text_info import EncoderInfo, TextInfo
 from ..errors import BundleError, DitedgeError, RequestError
 from ..files import written_atomically
 from ..json_files import parse_json, read_bounded
@@ -22,15 +23,16 @@ MAX_FILE_BYTES = 256 << 20  # 4,096 tokens of 16,384 numbers
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """One prompt, by its tokens, or by the rows that the text encoder made of them.
+    """One prompt, by its tokens, or by what the text encoders made of them.
 
-    key: two prompts with the same one are the same. ids: the tokens; hidden: [n, Dh] float32, one row a token.
+    key: two prompts with the same one are the same. ids: the tokens, of each text encoder. rows: by the name that the
+    graph `context` reads it by, float32: `hidden` [n, Dh], one row a token; `pooled` [Dp]; `hidden_2` of the second ...
     """
 
     key: str
     text: str | None = None
-    ids: tuple[int, ...] | None = None
-    hidden: np.ndarray | None = None
+    ids: tuple[tuple[int, ...], ...] | None = None
+    rows: Mapping[str, np.ndarray] | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Prompt) and self.key == other.key
@@ -39,23 +41,43 @@ class Prompt:
         return hash(self.key)
 
     @property
+    def recorded(self) -> bool:
+        return self.rows is not None
+
+    @property
     def tokens(self) -> int:
-        return len(self.ids or ()) if self.hidden is None else len(self.hidden)
+        """Of the text encoder that has most."""
+        if self.rows is None:
+            return max(map(len, self.ids or ((),)))
+        return max((len(rows) for rows in self.rows.values() if rows.ndim == 2), default=0)
 
 
-def prompt_of_ids(ids: Sequence[int], text: str | None = None) -> Prompt:
-    """A prompt by its token ids, as the bundle's text encoder reads them. Raises RequestError."""
-    if not ids or not all(isinstance(token, int) and 0 <= token < 2**31 for token in ids):
-        raise RequestError("a prompt's token ids are whole numbers from 0, and at least one")
-    return Prompt(hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest(), text, tuple(ids))
+def prompt_of_ids(ids: Sequence[int] | Sequence[Sequence[int]], text: str | None = None) -> Prompt:
+    """A prompt by its token ids, as the bundle's text encoder reads them; a list of each, where there are several.
+
+    Raises RequestError.
+    """
+    lists: list[Any] = list(ids)
+    lists = lists if lists and all(isinstance(own, Sequence) for own in lists) else [lists]
+    for own in lists:
+        if not own or not all(isinstance(token, int) and 0 <= token < 2**31 for token in own):
+            raise RequestError("a prompt's token ids are whole numbers from 0, and at least one")
+    told = list(lists[0]) if len(lists) == 1 else [list(own) for own in lists]
+    return Prompt(hashlib.sha256(json.dumps(told).encode()).hexdigest(), text, tuple(map(tuple, lists)))
 
 
-def prompt_of_rows(hidden: np.ndarray, text: str | None = None) -> Prompt:
-    """hidden [n, Dh] float32: what a text encoder made of n tokens. Raises RequestError."""
-    if hidden.ndim != 2 or hidden.dtype != np.float32 or not hidden.size or not np.isfinite(hidden).all():
-        raise RequestError("a recorded prompt is [tokens, width] finite float32 numbers")
-    rows = np.ascontiguousarray(hidden)
-    return Prompt(hashlib.sha256(repr(rows.shape).encode() + rows.tobytes()).hexdigest(), text, hidden=rows)
+def prompt_of_rows(rows: np.ndarray | Mapping[str, np.ndarray], text: str | None = None) -> Prompt:
+    """rows: what the text encoders made, by name, see `Prompt`; or hidden [n, Dh] alone. Raises RequestError."""
+    named = {"hidden": rows} if isinstance(rows, np.ndarray) else dict(rows)
+    hashed = hashlib.sha256()
+    for name in sorted(named):
+        values, rank = named[name], 1 if name.startswith("pooled") else 2
+        if values.ndim != rank or values.dtype != np.float32 or not values.size or not np.isfinite(values).all():
+            raise RequestError("a recorded prompt is [tokens, width] finite float32 numbers")
+        named[name] = np.ascontiguousarray(values)
+        hashed.update(("" if name == "hidden" else name).encode() + repr(values.shape).encode())
+        hashed.update(named[name].tobytes())
+    return Prompt(hashed.hexdigest(), text, rows=named)
 
 
 def text_of(bundle: Bundle) -> TextInfo:
@@ -68,27 +90,59 @@ def text_of(bundle: Bundle) -> TextInfo:
 def check_prompt(bundle: Bundle, prompt: Prompt) -> None:
     """Raises RequestError for one that the bundle cannot read."""
     text = text_of(bundle)
-    if prompt.hidden is None and "text" not in bundle.manifest.graphs:
+    if not prompt.recorded and "text" not in bundle.manifest.graphs:
         raise RequestError(
             f"{bundle.folder} has no text encoder: give prompts that `ditedge encode` recorded with one that has"
         )
-    if prompt.hidden is not None and prompt.hidden.shape[1] != text.width:
+    if prompt.rows is None:
+        _check_ids(text, prompt.ids or ())
+    else:
+        _check_rows(text, prompt.rows)
+
+
+def _check_ids(text: TextInfo, ids: Sequence[Sequence[int]]) -> None:
+    if len(ids) != len(text.encoders):
         raise RequestError(
-            f"a recorded prompt has rows of {prompt.hidden.shape[1]} numbers, the model reads {text.width}: "
-            "record it with this model's text encoder"
+            f"a prompt's token ids are {len(ids)} list(s), the model has {len(text.encoders)} text encoder(s): "
+            "give a list for each"
         )
-    if prompt.tokens > text.tokens:
-        raise RequestError(f"a prompt has {prompt.tokens} tokens, the model reads {text.tokens}")
+    for info, own in zip(text.encoders.values(), ids, strict=True):
+        _check_tokens(len(own), info)
 
 
-def write_prompt(path: Path, prompt: Prompt, hidden: np.ndarray, encoder_sha256: str | None) -> None:
-    """hidden [n, Dh] float32 of the prompt, as a .safetensors file with what it was made from."""
+def _check_rows(text: TextInfo, rows: Mapping[str, np.ndarray]) -> None:
+    for suffix, info in text.encoders.items():
+        for name, shape in info.rows(suffix, None).items():
+            if name not in rows:
+                raise RequestError(f"a recorded prompt has no '{name}': record it with this model's text encoder")
+            found = rows[name].shape
+            if found[-1] != shape[-1]:
+                raise RequestError(
+                    f"a recorded prompt has rows of {found[-1]} numbers, the model reads {shape[-1]}: "
+                    "record it with this model's text encoder"
+                )
+            if len(shape) == 2:
+                _check_tokens(found[0], info)
+            if not info.masked and found != shape:
+                raise RequestError(
+                    f"a recorded prompt has {found[0]} rows of '{name}', the model reads {shape[0]} with padding: "
+                    "record it with this model's text encoder"
+                )
+
+
+def _check_tokens(count: int, info: EncoderInfo) -> None:
+    if count > info.tokens:
+        raise RequestError(f"a prompt has {count} tokens, the model reads {info.tokens}")
+
+
+def write_prompt(path: Path, text: str | None, rows: Mapping[str, np.ndarray], encoder_sha256: str | None) -> None:
+    """rows: what the text encoders made, see `Prompt`, as a .safetensors file with the words that it was made from."""
     from safetensors.numpy import save
 
-    said = {"version": VERSION, "encoder_sha256": encoder_sha256 or "", "text": prompt.text or ""}
+    said = {"version": VERSION, "encoder_sha256": encoder_sha256 or "", "text": text or ""}
     metadata = {FORMAT: json.dumps(said)}  # one entry: the library writes several in any order
     with written_atomically(path) as temporary:
-        temporary.write_bytes(save({"hidden": np.ascontiguousarray(hidden)}, metadata))
+        temporary.write_bytes(save({name: np.ascontiguousarray(values) for name, values in rows.items()}, metadata))
 
 
 def read_prompt(path: Path, bundle: Bundle) -> Prompt:
@@ -115,7 +169,9 @@ def _prompt(raw: bytes, path: Path, text: TextInfo) -> Prompt:
     from safetensors.numpy import load
 
     try:
-        hidden, said = load(raw)["hidden"], _metadata(raw)
+        tensors, said = load(raw), _metadata(raw)
+        names = [name for suffix, info in text.encoders.items() for name in info.rows(suffix, None)]
+        rows = {name: tensors[name] for name in names}
     except DitedgeError as error:
         raise RequestError(f"{path}: {error}") from None
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -128,7 +184,7 @@ def _prompt(raw: bytes, path: Path, text: TextInfo) -> Prompt:
             f"this bundle's is {text.encoder_sha256[:12]}...: record it with this bundle's"
         )
     try:
-        return prompt_of_rows(hidden, said.get("text", ""))
+        return prompt_of_rows(rows, said.get("text", ""))
     except DitedgeError as error:
         raise RequestError(f"{path}: {error}") from None
 

@@ -53,8 +53,9 @@ def prompt_subjects(
         raise RequestError(f"{bundle.folder} takes prompts, and no classes: give prompts")
     if prompts is None or isinstance(prompts, (str, Prompt)):
         raise RequestError(f"{bundle.folder} takes prompts: give a list with one for each image")
+    guided = is_guided(bundle, guidance, negative is not None)
     found = read_prompts(bundle, prompts)
-    if guidance == 1.0:
+    if not guided:
         return Subjects(found, None)
     others = list(negative) if isinstance(negative, Iterable) and not isinstance(negative, str) else [negative]
     if len(others) not in (1, len(found)):
@@ -76,6 +77,20 @@ def one_subject(
         found = prompt_subjects(bundle, labels, None, prompts, away_from, guidance)  # type: ignore[arg-type]
         check_seeds("prompts", 1, [seed])
     return found.of[0], None if found.away_from is None else found.away_from[0]
+
+
+def is_guided(bundle: Bundle, guidance: float, negative: bool) -> bool:
+    """Whether steps have a second evaluation, which leads away from another prompt. negative: one was given.
+
+    Raises RequestError for guidance or a negative prompt where the model has no use for it.
+    """
+    kind = text_of(bundle).guidance
+    if negative and kind != "true":
+        told = "reads its guidance as a number" if kind == "embedded" else "has no guidance"
+        raise RequestError(f"{bundle.folder} {told} and evaluates each step once: leave negative prompts out")
+    if kind == "none" and guidance != 1.0:
+        raise RequestError(f"guidance {guidance:g}: {bundle.folder} has none: leave it out, or give 1")
+    return kind == "true" and guidance != 1.0
 
 
 def read_prompts(bundle: Bundle, prompts: Sequence[Words]) -> list[Prompt]:
@@ -124,3 +139,9 @@ def picture_of(bundle: Bundle, latent: tuple[int, int, int]) -> tuple[int, int]:
     """Height and width in pixels of the picture of a latent C, H, W, for a model that may be told; else zeros."""
     text = bundle.manifest.text
     return (0, 0) if text is None else (text.factor * latent[1], text.factor * latent[2])
+
+
+def image_tokens(bundle: Bundle, size: tuple[int, int] | None) -> int | None:
+    """Of pictures of that size (`latent_of`), None where the model takes classes. Raises RequestError."""
+    text = bundle.manifest.text
+    return None if text is None else text.patches(latent_of(bundle, size)[1:])

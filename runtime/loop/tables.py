@@ -8,17 +8,28 @@ makes the same (cpp/src/tables.cpp).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..bundle.manifest import ModelInfo
 from ..errors import RequestError
 from ..samplers.program import Program
-from .conditions import Conditions, class_conditions, count, prompt_conditions, shared
+from .conditions import Conditions, class_conditions, count, prompt_conditions, shared, with_rows
 from .prompts import Prompt
 
 STEP_TABLES = ("x0_from", "x0_bound", "log_sigma", "mix")  # the step graph's inputs that have a row for each image
+
+
+@dataclass(frozen=True)
+class Besides:
+    """What a model that takes prompts is told beside them. vectors: its conditioner reads one of each prompt."""
+
+    scalars: Mapping[str, float] = field(default_factory=dict)  # of `text_info.SCALARS`
+    vectors: bool = False
+
+
+NOTHING = Besides()
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ def image_tables(
     subject: int | Prompt,
     guidance: float,
     away_from: int | Prompt | None = None,
-    size: tuple[int, int] = (0, 0),
+    besides: Besides = NOTHING,
 ) -> ImageTables:
     """Tables of one image. guidance 1 is none: one evaluation per step, whatever the program says.
 
@@ -107,7 +118,7 @@ def image_tables(
     prompt, with g and the other one with 1 - g in the first `guided_channels` channels, with 1 and 0 in every other
     one. A step of factor f (the program's `guidance`) takes 1 + f (g - 1) for g.
     away_from: the class or prompt to guide away from; None is the null class.
-    size: height and width of the picture in pixels, where the subject is a prompt.
+    besides: what is told where the subject is a prompt.
     Raises RequestError when guidance is asked of a model without null class and there is nothing to guide away from.
     """
     guided = (program.guidance != 0) & (guidance != 1.0)
@@ -120,8 +131,9 @@ def image_tables(
     subjects = [subject] if baseline is None or not guided.any() else [subject, baseline]
     labels = [label for label in subjects if not isinstance(label, Prompt)]
     prompts = tuple(prompt for prompt in subjects if isinstance(prompt, Prompt))
+    own = prompt_conditions(program.timestep, besides.scalars, len(prompts) if besides.vectors else 0)
     return ImageTables(
-        conditions=prompt_conditions(program.timestep, size) if prompts else class_conditions(program.timestep, labels),
+        conditions=own if prompts else class_conditions(program.timestep, labels),
         guided=guided,
         weights=_weights(program, model, guidance, guided),
         x0_from=program.x0_from.astype(np.float32),
@@ -147,9 +159,10 @@ def _weights(program: Program, model: ModelInfo, guidance: float, guided: np.nda
 
 def gather(images: Sequence[ImageTables]) -> StepTables:
     """A batch of images with as many steps and slots each: row n of one beside row n of the others."""
-    conditions, rows = shared([image.conditions for image in images])
     prompts = tuple(dict.fromkeys(prompt for image in images for prompt in image.prompts))
     row_of = {prompt.key: row for row, prompt in enumerate(prompts)}
+    places = [[row_of[prompt.key] for prompt in image.prompts] for image in images]
+    conditions, rows = shared([with_rows(image.conditions, own) for image, own in zip(images, places, strict=True)])
     distinct: dict[bytes, int] = {}
     evaluations: list[Evaluations] = []
     evaluations_of: list[int] = []
@@ -194,9 +207,9 @@ def step_tables(
     subjects: Sequence[int | Prompt],
     guidance: float,
     away_from: Sequence[int | Prompt | None] | None = None,
-    size: tuple[int, int] = (0, 0),
+    besides: Besides = NOTHING,
 ) -> StepTables:
     """Tables of a batch of images of one program, subject by subject."""
     others = away_from or [None] * len(subjects)
     pairs = zip(subjects, others, strict=True)
-    return gather([image_tables(program, model, subject, guidance, other, size) for subject, other in pairs])
+    return gather([image_tables(program, model, subject, guidance, other, besides) for subject, other in pairs])

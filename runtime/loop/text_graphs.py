@@ -12,12 +12,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..bundle.open import Bundle
+from ..bundle.text_info import EncoderInfo
 from ..errors import RequestError
 from .engine import Engine
 from .prompts import Prompt, check_prompt, text_of
 
 CONTEXT_BYTES = 1 << 30  # of prompts that were used before, kept for later batches; PixArt-Sigma: 77 MB a prompt
 SIZES = 16  # of latents whose positions are kept; PixArt-Sigma: 19 MB of the largest
+MADE = ("context", "context_bias", "vector")  # of a prompt by the graph `context`: what of them the model has
+
+Arrays = dict[str, np.ndarray]
 
 
 class TextGraphs:
@@ -25,64 +29,84 @@ class TextGraphs:
 
     def __init__(self, bundle: Bundle, engine: Callable[[str], Engine]) -> None:
         self._bundle, self._engine = bundle, engine
-        self._contexts: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # the one used last is the last
+        self._contexts: dict[str, Arrays] = {}  # the one used last is the last
         self._of_sizes: dict[tuple[int, int], np.ndarray] = {}  # likewise
 
     def inputs(
         self, prompts: Sequence[Prompt], latent: tuple[int, int], cancel: threading.Event | None = None
-    ) -> dict[str, np.ndarray]:
-        """context [P, T, W], context_bias [P, T] and position [h, w, D] of a batch. latent: H, W."""
+    ) -> Arrays:
+        """context [P, T, W] of a batch, and context_bias [P, T], vector [P, Q], position [h, w, Dp] where the model has
+        them. latent: H, W."""
         found = [self._context(prompt, cancel) for prompt in prompts]
         self._forget({prompt.key for prompt in prompts})
-        context, bias = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return {"context": context, "context_bias": bias, "position": self._positions(latent)}
+        told = {name: np.concatenate([own[name] for own in found]) for name in found[0]}
+        return told | ({"position": self._positions(latent)} if "position" in self._bundle.manifest.graphs else {})
 
-    def hidden(self, prompt: Prompt, cancel: threading.Event | None = None) -> np.ndarray:
-        """What the text encoder makes of a prompt: [n, Dh] float32, a row a token."""
+    def rows(self, prompt: Prompt, cancel: threading.Event | None = None) -> Arrays:
+        """What the text encoders make of a prompt: hidden [n, Dh] float32, a row a token, pooled [Dp], hidden_2 ..."""
         check_prompt(self._bundle, prompt)
-        if prompt.hidden is not None:
-            return prompt.hidden
-        text, ids = text_of(self._bundle), np.array([prompt.ids], dtype=np.int64)
-        padded = np.full((1, text.tokens), text.pad, dtype=np.int64)
-        padded[:, : prompt.tokens] = ids
-        hidden = np.empty((1, text.tokens, text.width), dtype=np.float32)
-        inputs = {"ids": padded, "mask": self._mask(prompt)}
-        self._engine("text").run(inputs, {"hidden": hidden}, cancel)
-        rows = hidden[0, : prompt.tokens]
-        if not np.isfinite(rows).all():
+        if prompt.rows is not None:
+            return dict(prompt.rows)
+        rows: Arrays = {}
+        for (suffix, info), ids in zip(text_of(self._bundle).encoders.items(), prompt.ids or (), strict=True):
+            rows |= self._encoded(suffix, info, ids, cancel)
+        if not all(np.isfinite(values).all() for values in rows.values()):
             raise RequestError(f"the text encoder overflowed on the prompt {prompt.text!r}: say it in other words")
         return rows
 
-    def _mask(self, prompt: Prompt) -> np.ndarray:
-        return (np.arange(text_of(self._bundle).tokens) < prompt.tokens).astype(np.int64)[None]
+    def _encoded(self, suffix: str, info: EncoderInfo, ids: Sequence[int], cancel: threading.Event | None) -> Arrays:
+        padded = np.full((1, info.tokens), info.pad, dtype=np.int64)
+        padded[0, : len(ids)] = ids
+        made = {name: np.empty((1, *shape), np.float32) for name, shape in info.rows("", None).items()}
+        self._engine(f"text{suffix}").run({"ids": padded, "mask": _mask(info, len(ids))}, made, cancel)
+        wanted = info.rows("", len(ids))
+        return {f"{name}{suffix}": values[0, : wanted[name][0]] for name, values in made.items()}
 
-    def _context(self, prompt: Prompt, cancel: threading.Event | None) -> tuple[np.ndarray, np.ndarray]:
-        """[1, T, W] and [1, T] of one prompt, computed once."""
+    def _context(self, prompt: Prompt, cancel: threading.Event | None) -> Arrays:
+        """What the graph `context` makes of one prompt, [1, ...] each, computed once."""
         found = self._contexts.pop(prompt.key, None)
         if found is None:
-            text, width = text_of(self._bundle), self._bundle.manifest.context_width
-            hidden = np.zeros((1, text.tokens, text.width), dtype=np.float32)
-            hidden[0, : prompt.tokens] = self.hidden(prompt, cancel)
-            found = np.empty((1, text.tokens, width), np.float32), np.empty((1, text.tokens), np.float32)
-            inputs = {"hidden": hidden, "mask": self._mask(prompt)}
-            self._engine("context").run(inputs, {"context": found[0], "context_bias": found[1]}, cancel)
+            text, rows, given = text_of(self._bundle), self.rows(prompt, cancel), {}
+            for suffix, info in text.encoders.items():
+                for name, shape in info.rows(suffix, None).items():
+                    given[name] = np.zeros((1, *shape), dtype=np.float32)
+                    given[name][0, : len(rows[name])] = rows[name]
+                    if info.masked and len(shape) == 2:
+                        given[f"mask{suffix}"] = _mask(info, len(rows[name]))
+            found = {name: np.empty(shape, np.float32) for name, shape in self._shapes().items()}
+            self._engine("context").run(given, found, cancel)
         self._contexts[prompt.key] = found
         return found
 
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """By name the shapes of what the graph `context` makes of one prompt."""
+        shapes, tokens = {}, text_of(self._bundle).tokens  # T, where the graph takes any
+        for name in MADE:
+            shape = self._bundle.manifest.output_shape("context", name)
+            if shape is not None:
+                shapes[name] = (1, *(tokens if size is None else size for size in shape[1:]))
+        return shapes
+
     def _forget(self, used: set[str]) -> None:
         """The prompts that were used longest ago, where they are too many; none of those `used` now."""
-        total = sum(context.nbytes for context, _ in self._contexts.values())
+        total = sum(own["context"].nbytes for own in self._contexts.values())
         for key in list(self._contexts):
             if total > CONTEXT_BYTES and key not in used:
-                total -= self._contexts.pop(key)[0].nbytes
+                total -= self._contexts.pop(key)["context"].nbytes
 
     def _positions(self, latent: tuple[int, int]) -> np.ndarray:
         position = self._of_sizes.pop(latent, None)
         if position is None:
             row, column = (np.arange(side // text_of(self._bundle).multiple, dtype=np.float32) for side in latent)
-            position = np.empty((len(row), len(column), self._bundle.manifest.position_width), np.float32)
+            width = (self._bundle.manifest.output_shape("position", "position") or ())[-1]
+            position = np.empty((len(row), len(column), width or 0), np.float32)
             self._engine("position").run({"row": row, "column": column}, {"position": position})
         self._of_sizes[latent] = position
         if len(self._of_sizes) > SIZES:
             del self._of_sizes[next(iter(self._of_sizes))]
         return position
+
+
+def _mask(info: EncoderInfo, words: int) -> np.ndarray:
+    """[1, T] int64."""
+    return (np.arange(info.tokens) < words).astype(np.int64)[None]

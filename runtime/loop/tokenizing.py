@@ -17,20 +17,35 @@ SHOWN = 60  # characters of a text, on either side of where it is cut
 
 
 class Tokenizer:
-    """The tokenizer of a bundle."""
+    """The tokenizers of a bundle, one of each text encoder."""
 
     def __init__(self, bundle: Bundle) -> None:
         """Raises RequestError where the bundle or this machine has none, BundleError for one that makes no sense."""
-        self._limit = text_of(bundle).tokens
-        self._path, self._tokenizer = _loaded(bundle)
+        infos = text_of(bundle).encoders.values()
+        self._own = [_Own(*_loaded(bundle, info.tokenizer), info.tokens) for info in infos]
 
     def prompt(self, text: str) -> tuple[Prompt, str | None]:
         """The tokens of a text, at most as many as the model reads, and the warning where it was cut."""
         if len(text) > MAX_TEXT:
             raise RequestError(f"a prompt of {len(text)} characters is longer than {MAX_TEXT}, which no model reads")
+        found = [own.ids(text) for own in self._own]
+        cuts = [cut for _, cut in found if cut is not None]
+        more = (
+            f" (so read by text encoder {[cut for _, cut in found].index(cuts[0]) + 1})" if cuts and found[1:] else ""
+        )
+        return prompt_of_ids([ids for ids, _ in found], text), cuts[0] + more if cuts else None
+
+
+class _Own:
+    """The tokenizer of one text encoder. limit: tokens that it reads."""
+
+    def __init__(self, path: Path, tokenizer: Any, limit: int) -> None:
+        self._path, self._tokenizer, self._limit = path, tokenizer, limit
+
+    def ids(self, text: str) -> tuple[list[int], str | None]:
         found = self._encoded(text)
         if len(found.ids) <= self._limit:
-            return prompt_of_ids(found.ids, text), None
+            return found.ids, None
         count = len(found.ids)
         self._tokenizer.enable_truncation(self._limit)
         try:
@@ -38,7 +53,7 @@ class Tokenizer:
         finally:
             self._tokenizer.no_truncation()
         end = max((stop for _, stop in kept.offsets), default=0)
-        return prompt_of_ids(kept.ids, text), (
+        return kept.ids, (
             f"the prompt has {count} tokens and the model reads {self._limit}: it is cut after "
             f'"{text[max(0, end - SHOWN) : end]}", what is left out begins with "{text[end : end + SHOWN].strip()}"'
         )
@@ -60,8 +75,7 @@ def _refused(path: Path) -> Iterator[None]:
         raise BundleError(f"{path}: not a readable tokenizer ({why})") from None
 
 
-def _loaded(bundle: Bundle) -> tuple[Path, Any]:
-    file = text_of(bundle).tokenizer
+def _loaded(bundle: Bundle, file: str | None) -> tuple[Path, Any]:
     if file is None or "text" not in bundle.manifest.graphs:
         raise RequestError(
             f"{bundle.folder} has no text encoder: give prompts that `ditedge encode` recorded (--prompt-file)"

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..bundle.manifest import GoldenInfo, ModelInfo
 from ..bundle.open import Bundle
+from ..bundle.text_info import TextInfo
 from ..errors import BundleError
 from ..report import Report, silent
 from .engine import Engine
@@ -61,8 +62,8 @@ def golden_here(bundle: Bundle) -> list[GoldenInfo]:
 def read_golden(bundle: Bundle, golden: GoldenInfo, steps: int) -> dict[str, np.ndarray]:
     """z [B,C,H,W], noise [N,B,C,H,W], x [N,B,C,H,W] float32, y [B] int64, of N = steps. Raises BundleError.
 
-    Of a model that takes prompts hidden [B+1,T,Dh] float32 and lengths [B+1] int64 instead of y: the rows of each
-    image's prompt, and of what all are guided away from.
+    Of a model that takes prompts lengths [B+1] int64 instead of y and what `context` reads of each image's prompt, and
+    of what all are guided away from: hidden [B+1,T,Dh] float32 of as many tokens, and its like of other text encoders.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -104,12 +105,12 @@ def _wanted(
         )
     latents = (batch, *bundle.manifest.model.latent_shape)
     wanted: dict[str, tuple[str, tuple[int, ...]]] = {counted: ("int64", (batch + other,))}
-    if text is not None:
-        found = tensors["hidden"].shape[1:2] if "hidden" in tensors else ()
-        tokens = min(found[0] if found else 1, text.tokens)
-        if counted in tensors and not all(1 <= n <= tokens for n in tensors[counted].tolist()):
+    for suffix, info in text.encoders.items() if text is not None else ():
+        found = tensors[f"hidden{suffix}"].shape[1:2] if f"hidden{suffix}" in tensors else ()
+        tokens = min(found[0] if found else 1, info.tokens) if info.masked else info.tokens
+        if counted in tensors and not all(1 <= n <= tokens for n in tensors[counted].tolist() if info.masked):
             raise BundleError(f"{path}: tensor 'lengths' has numbers that are not between 1 and {tokens}")
-        wanted["hidden"] = "float32", (batch + 1, tokens, text.width)
+        wanted |= {name: ("float32", (batch + 1, *shape)) for name, shape in info.rows(suffix, tokens).items()}
     f32 = "float32"
     return wanted | {"z": (f32, latents), "noise": (f32, (steps, *latents)), "x": (f32, (steps, *latents))}
 
@@ -134,19 +135,22 @@ def replay(session: Session, golden: GoldenInfo, on_step: Callable[[StepEvent], 
             on_step(event)
 
     noise = GivenNoise(tensors["z"], tensors["noise"])
-    text, subjects = bundle.manifest.text, _subjects(tensors)
+    subjects, text = _subjects(tensors, bundle.manifest.text), bundle.manifest.text
     others = None if text is None else [subjects.pop()] * (len(tensors["z"]))
     side = 0 if text is None else text.factor * bundle.manifest.model.input_size
     session.latents(program, subjects, golden.guidance, noise, on_step=compare, away_from=others, size=(side, side))
     return Replay(golden, program.timestep, np.array(errors))
 
 
-def _subjects(tensors: Mapping[str, np.ndarray]) -> list[int | Prompt]:
+def _subjects(tensors: Mapping[str, np.ndarray], text: TextInfo | None) -> list[int | Prompt]:
     """Classes; or prompts, the last of which is what they are guided away from."""
-    if "y" in tensors:
+    if text is None:
         return list(tensors["y"].tolist())
-    pairs = zip(tensors["hidden"], tensors["lengths"].tolist(), strict=True)
-    return [prompt_of_rows(np.ascontiguousarray(rows[:count])) for rows, count in pairs]
+    found: list[int | Prompt] = []
+    for i, count in enumerate(tensors["lengths"].tolist()):
+        shapes = {n: own for suffix, info in text.encoders.items() for n, own in info.rows(suffix, count).items()}
+        found.append(prompt_of_rows({name: tensors[name][i, : shape[0]] for name, shape in shapes.items()}))
+    return found
 
 
 def golden_prompts(bundle: Bundle) -> tuple[list[Prompt], Prompt]:

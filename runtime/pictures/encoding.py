@@ -26,6 +26,6 @@ def encode_prompt(request: EncodeRequest, warn: Callable[[str], object] = silent
     if cut is not None:
         warn(cut)
     with Session(bundle, options_for(request.engine, request.options)) as session:
-        hidden = session.encode(prompt)
-    write_prompt(request.out, prompt, hidden, encoder)
+        rows = session.encode(prompt)
+    write_prompt(request.out, prompt.text, rows, encoder)
     return prompt

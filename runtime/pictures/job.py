@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..files import check_writable, sha256_of_file
 from ..loop.engine import EngineOptions, options_for
 from ..loop.generate import read_noise
 from ..loop.noise import GivenNoise
+from ..loop.subjects import image_tokens, is_guided
 from ..report import silent
 from ..samplers.process import check_process
 from ..samplers.program import Program, read_program
@@ -142,8 +143,8 @@ def _prompt_recipe(request: RunRequest, bundle: Bundle, warn: Callable[[str], ob
     said = prompts_of(request, bundle, warn)
     count = request.count or len(said.prompts)
     guidance = bundle.manifest.defaults.guidance if request.guidance is None else request.guidance
-    away = said.negative if guidance != 1.0 else []
-    program, file = _program(request, bundle)
+    away = said.negative if is_guided(bundle, guidance, False) else []
+    program, file = _program(request, bundle, image_tokens(bundle, said.size))
     return Recipe(
         labels=[],
         seeds=[request.seed + i for i in range(count)],
@@ -165,12 +166,15 @@ def _labels(classes: tuple[str, ...], count: int | None, bundle: Bundle) -> list
     return [chosen[i % len(chosen)] for i in range(count or len(chosen))]
 
 
-def _program(request: RunRequest, bundle: Bundle) -> tuple[Program, Path | None]:
-    """From sampler settings, a ready program's name, or a program file, which is returned, too."""
+def _program(request: RunRequest, bundle: Bundle, tokens: int | None = None) -> tuple[Program, Path | None]:
+    """From sampler settings, a ready program's name, or a program file, which is returned, too.
+
+    tokens: of the picture, where it has prompts.
+    """
     name = request.program
     if name is None or name in bundle.manifest.programs:
         settings = replace(request.settings, guidance_interval=_interval(request.guidance_interval, bundle))
-        return bundle.program(name, **{field.name: getattr(settings, field.name) for field in fields(settings)}), None
+        return bundle.program(name, tokens, **vars(settings)), None
     if request.settings != SamplerSettings() or request.guidance_interval:
         raise RequestError(f"program '{name}' is ready-made: leave sampler, steps and their like out")
     if not Path(name).is_file():

@@ -14,7 +14,7 @@ from ..bundle.open import Bundle
 from ..errors import RequestError
 from ..json_files import read_bounded
 from ..loop.prompts import Prompt, read_prompt, text_of
-from ..loop.subjects import latent_of, no_words
+from ..loop.subjects import is_guided, latent_of, no_words
 from ..loop.tokenizing import Tokenizer
 from .request import PromptOptions, RunRequest
 
@@ -34,13 +34,13 @@ class Said:
     """What a request says; cycled over the images."""
 
     prompts: Sequence[Prompt]
-    negative: Sequence[Prompt]  # at least one: no words
+    negative: Sequence[Prompt]  # no words, where nothing else was said; empty: steps have one evaluation
     size: tuple[int, int] | None
 
 
 def recorded(prompt: Prompt) -> dict[str, str | bool | None]:
     """What a picture remembers of a prompt."""
-    return {"sha256": prompt.key, "text": prompt.text, "recorded": prompt.hidden is not None}
+    return {"sha256": prompt.key, "text": prompt.text, "recorded": prompt.recorded}
 
 
 def prompts_of(request: RunRequest, bundle: Bundle, warn: Callable[[str], object]) -> Said:
@@ -51,9 +51,10 @@ def prompts_of(request: RunRequest, bundle: Bundle, warn: Callable[[str], object
     prompts = [*words(bundle, texts, warn), *(read_prompt(path, bundle) for path in asked.recorded)]
     if not prompts:
         raise RequestError(f"{bundle.folder} takes prompts: say what the picture is of with --prompt, or --prompt-file")
+    guidance = bundle.manifest.defaults.guidance if request.guidance is None else request.guidance
+    guided = is_guided(bundle, guidance, bool(asked.negative or asked.negative_recorded))
     negative = [*words(bundle, asked.negative, warn)]
     negative += [read_prompt(path, bundle) for path in asked.negative_recorded]
-    guided = request.guidance != 1.0
     return Said(prompts, negative or (_no_words(bundle) if guided else []), size)
 
 

@@ -15,7 +15,8 @@ from ..options import option
 from . import SAMPLERS
 from .ancestral import VARIANCES
 from .distilled import TCD_GAMMA, distilled_grid, scm_grid, tcd_stops
-from .flow import flow_grid, flow_grid_dpm
+from .flow import flow_grid_dpm
+from .flow_settings import FlowInfo
 from .grid import Grid, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at
 from .guidance import step_sigmas, with_guidance_interval
 from .process import process_of_flow, process_of_schedule
@@ -34,6 +35,7 @@ OPTIONS = {  # which sampler takes which option
 }
 IMPLIES = {"eta": "ddim", "variance": "ddpm"}  # the sampler that a setting means where none is named
 OWN_TIMES = ("lcm", "tcd", "dmd", "searched")  # which visit the timesteps of a distillation, or of a search
+OWN_FLOW_TIMES = ("flow-scm", "flow-searched")  # the same of flows: they take no shift
 DIFFUSION_SPACING = ("respacing", "spacing", "sigmas", "guidance_interval")  # settings that speak of a schedule
 
 
@@ -87,10 +89,13 @@ def make_program(
     learned_variance: bool,
     prediction: str = "epsilon",
     timestep_range: tuple[float, float] = (999.0, 0.0),
+    flow: FlowInfo | None = None,
+    tokens: int | None = None,
 ) -> Program:
     """A program from settings, on a model's schedule. Raises ProgramError naming the setting that does not fit.
 
     schedule: None for a flow model. timestep_range: what a flow's network is told of pure noise, and of data.
+    flow: how its steps are spaced, None is evenly. tokens: of the picture, where they depend on its size.
     """
     name = str(settings.sampler)
     choices = [known for known in SAMPLERS if known.startswith("flow") == (schedule is None)]
@@ -105,7 +110,9 @@ def make_program(
     if name == "ddpm":
         options.setdefault("variance", "learned" if learned_variance else "fixed-large")
     if schedule is None:
-        grid = _flow_grid(name, settings, timestep_range)
+        if flow is not None and settings.shift is None and name not in OWN_FLOW_TIMES:
+            settings = replace(settings, shift=flow.shift_of(tokens))
+        grid = _flow_grid(name, settings, timestep_range, flow or FlowInfo())
         process = process_of_flow(prediction, timestep_range)
     else:
         grid = _grid(schedule, settings)
@@ -167,7 +174,7 @@ def guidance_interval_from_text(text: str, schedule: Schedule) -> tuple[float, f
     return below, float(sigmas_at(schedule, np.array([high]))[0])
 
 
-def _flow_grid(name: str, settings: SamplerSettings, timestep_range: tuple[float, float]) -> Grid:
+def _flow_grid(name: str, settings: SamplerSettings, timestep_range: tuple[float, float], flow: FlowInfo) -> Grid:
     """The points a flow's sampler visits; the network's time runs over `timestep_range` from noise to data."""
     for key in DIFFUSION_SPACING:
         if getattr(settings, key) is not None:
@@ -182,8 +189,9 @@ def _flow_grid(name: str, settings: SamplerSettings, timestep_range: tuple[float
             raise ProgramError("shift is no setting of flow-searched, whose times are its own")
         return flow_searched_grid(settings.steps, timestep_scale=max(noise, data), data_at_one=data > noise)
     shift = 1.0 if settings.shift is None else settings.shift
-    make = flow_grid_dpm if name == "flow-dpm++" else flow_grid
-    return make(settings.steps, shift=shift, timestep_scale=max(noise, data), data_at_one=data > noise)
+    if name == "flow-dpm++":
+        return flow_grid_dpm(settings.steps, shift=shift, timestep_scale=max(noise, data), data_at_one=data > noise)
+    return flow.grid(settings.steps, shift, max(noise, data), data > noise)
 
 
 def _scm_grid(settings: SamplerSettings, noise: float, data: float) -> Grid:

@@ -108,8 +108,8 @@ def test_padding_and_neighbours_change_nothing(exported: tuple[Any, Path]) -> No
     alone = generate(bundle, seeds=[4], prompts=PROMPTS[1:], output="latents")
     np.testing.assert_array_equal(both[1:], alone)
     with Session(bundle) as session:
-        rows = session.encode(_prompt(bundle, PROMPTS[0]))
-    width, padded = bundle.manifest.context_width, []
+        rows = session.encode(_prompt(bundle, PROMPTS[0]))["hidden"]
+    width, padded = bundle.manifest.output_shape("context", "context")[-1], []
     for tokens in (len(rows), len(rows) + 9):  # the step itself, with less and more padding
         padded.append(_one_step(bundle, rows, tokens, width))
     assert relative_error(padded[0], padded[1]) < 1e-6
@@ -129,7 +129,7 @@ def _one_step(bundle: Any, rows: np.ndarray, tokens: int, width: int) -> np.ndar
     mask = (np.arange(tokens) < len(rows)).astype(np.int64)[None]
     context, bias = np.empty((1, tokens, width), np.float32), np.empty((1, tokens), np.float32)
     modulation = np.empty((1, bundle.manifest.modulation_width), np.float32)
-    position = np.empty((4, 4, bundle.manifest.position_width), np.float32)
+    position = np.empty((4, 4, bundle.manifest.output_shape("position", "position")[-1]), np.float32)
     state, out = SeededNoise([1], (4, 8, 8)).initial()[:, None], np.empty((1, 1, 4, 8, 8), np.float32)
     with Session(bundle) as session:
         session.engine("context").run({"hidden": hidden, "mask": mask}, {"context": context, "context_bias": bias})

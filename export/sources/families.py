@@ -1,0 +1,32 @@
+"""The families that take prompts: a diffusers class, and what reads its folders. Each is one file here, and one of
+`networks/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ...runtime.errors import CheckpointError
+from .diffusers_folder import CLASSES
+from .pixart_folder import read_pixart
+from .places import class_of_network, diffusers_folder_of, network_folder
+from .prompt_checkpoint import PromptCheckpoint
+
+FAMILIES: dict[str, Callable[[Path], PromptCheckpoint]] = {
+    "PixArtTransformer2DModel": read_pixart,
+}
+
+
+def family_of(path: Path) -> Callable[[Path], PromptCheckpoint] | None:
+    """What reads the network of a diffusers folder that takes prompts; None for one of classes, and for what is no
+    such folder. Raises CheckpointError for a class that nobody reads."""
+    name = class_of_network(path)
+    if name is None or name in CLASSES:
+        return None
+    if name not in FAMILIES:
+        config = network_folder(diffusers_folder_of(path)) / "config.json"
+        raise CheckpointError(
+            f"{config}: '_class_name' is {name[:60]!r}, not a DiT ({' or '.join(CLASSES)}), nor one of the families "
+            f"that take prompts and are read: {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[name]

@@ -1,0 +1,72 @@
+"""Text encoders of transformers, as modules of token ids: one entry of ENCODERS is one kind of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...runtime.errors import CheckpointError, first_line
+from .diffusers_folder import read_json
+from .prompt_checkpoint import EncoderUse
+
+
+class TextEncoder(nn.Module):
+    """ids [P, T] int64, and mask [P, T] int64 where the use has one -> hidden [P, T, Dh], pooled [P, Dp], or one."""
+
+    def __init__(self, model: nn.Module, use: EncoderUse) -> None:
+        super().__init__()
+        self.model, self.layer = model, use.layer
+        self.reads, self.pools = use.info.width is not None, use.info.pooled is not None
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Any:
+        given: dict[str, Any] = (
+            {"input_ids": ids, "output_hidden_states": True} if self.layer != -1 else {"input_ids": ids}
+        )
+        found = self.model(**given) if mask is None else self.model(**given, attention_mask=mask)
+        hidden = found.last_hidden_state if self.layer == -1 else found.hidden_states[self.layer]
+        if not self.pools:
+            return hidden
+        pooled = found.text_embeds if hasattr(found, "text_embeds") else found.pooler_output
+        return (hidden, pooled) if self.reads else pooled
+
+
+def _t5(transformers: Any, config: dict[str, Any]) -> Any:
+    return transformers.T5EncoderModel
+
+
+def _clip(transformers: Any, config: dict[str, Any]) -> Any:
+    """With the projection of its pooled row where it was saved with one."""
+    named = str((config.get("architectures") or ["CLIPTextModel"])[0])
+    return transformers.CLIPTextModelWithProjection if "Projection" in named else transformers.CLIPTextModel
+
+
+# 'model_type' of a config.json -> the class, chosen by the rest of it
+ENCODERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {"t5": _t5, "umt5": _t5, "clip_text_model": _clip}
+
+
+def load_encoder(folder: Path, use: EncoderUse) -> TextEncoder:
+    """float32, in eval mode. Raises CheckpointError."""
+    library, config = transformers(), read_json(folder / "config.json")
+    try:
+        model = ENCODERS[str(config.get("model_type"))](library, config).from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
+        )
+    except Exception as error:  # transformers raises whatever it likes
+        raise CheckpointError(f"{folder}: transformers cannot read it ({first_line(error)})") from None
+    return TextEncoder(model.eval().requires_grad_(False), use).eval()
+
+
+def transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise CheckpointError(
+            "the text encoder is read by transformers, which is not installed: pip install 'ditedge[diffusers]', "
+            "or --no-text for a bundle that takes recorded prompts"
+        ) from None
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return transformers

@@ -1,0 +1,68 @@
+"""How a flow model's pipeline spaces its steps, where not evenly: a shift that it was given, or one of each size."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ..errors import ProgramError
+from ..fields import MAX_NUMBER, Count, Finite, Strict
+from .flow import flow_grid, flow_grid_from_sigmas, shifted
+from .grid import Grid
+
+Positive = Annotated[float, Field(gt=0, le=MAX_NUMBER)]
+
+
+class SizeShift(Strict):
+    """A shift that grows with the picture: mu is linear in the number of image tokens (Esser et al. 2024, 5.3.2).
+
+    kind: "exponential", the shift is e^mu (FLUX.1); "linear", it is mu.
+    """
+
+    base_tokens: Count
+    base_mu: Finite
+    most_tokens: Count
+    most_mu: Finite
+    kind: Literal["exponential", "linear"] = "exponential"
+
+    def of(self, tokens: int) -> float:
+        """The shift of a picture of so many tokens; linear beyond both ends, too. Raises ProgramError."""
+        slope = (self.most_mu - self.base_mu) / max(self.most_tokens - self.base_tokens, 1)
+        mu = tokens * slope + (self.base_mu - slope * self.base_tokens)
+        shift = math.exp(min(mu, 80.0)) if self.kind == "exponential" else mu
+        if shift <= 0:
+            raise ProgramError(f"the shift of {tokens} image tokens is {shift:g}, not above 0")
+        return shift
+
+
+class FlowInfo(Strict):
+    """The field `flow` of a manifest: how steps are spaced that nobody spaces otherwise.
+
+    spacing: "even" divides sigma from 1 to 0; "trained" from 1 to the last point of training, 1 / trained, both of
+    them shifted before the points between them are shifted once more, as FlowMatchEulerDiscreteScheduler does.
+    """
+
+    shift: Positive = 1.0  # where by_size is null
+    by_size: SizeShift | None = None
+    spacing: Literal["even", "trained"] = "even"
+    trained: Count = 1000
+
+    def shift_of(self, tokens: int | None) -> float:
+        """tokens: of the picture, where the shift depends on them. Raises ProgramError."""
+        if self.by_size is None:
+            return self.shift
+        if tokens is None:
+            raise ProgramError("the steps of this model depend on the picture's size: say its number of image tokens")
+        return self.by_size.of(tokens)
+
+    def grid(self, steps: int, shift: float, timestep_scale: float, data_at_one: bool) -> Grid:
+        """So many steps, shifted. Raises ProgramError."""
+        if self.spacing == "even":
+            return flow_grid(steps, shift=shift, timestep_scale=timestep_scale, data_at_one=data_at_one)
+        ends = np.array([1.0, 1 / self.trained])
+        first, last = ends if self.by_size is not None else shifted(ends, shift)
+        sigma = shifted(np.linspace(first, last, steps), shift)
+        return flow_grid_from_sigmas(sigma, timestep_scale=timestep_scale, data_at_one=data_at_one)
