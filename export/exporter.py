@@ -138,9 +138,7 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
         programs=programs,
         golden=golden,
         vae=vae_info(vae, precision) if vae is not None else None,
-        defaults=DefaultsInfo(
-            program=default.program, guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0
-        ),
+        defaults=DefaultsInfo(program=default, guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0),
     )
 
 

@@ -29,7 +29,7 @@ from .sources.shapes import LATENT_FACTOR
 from .sources.text_folder import TextFolder, sha256_of_encoders, text_folders
 from .sources.vae_checkpoint import VaeCheckpoint
 from .truth.golden_prompts import write_golden_prompts
-from .truth.programs import Flow, write_programs
+from .truth.programs import Flow, write_programs, write_sized_programs
 
 EMPTY = "text/empty.safetensors"
 UNDERSTOOD = ("opset", "vae", "vae_precision", "text", "force")  # options that say something of such a model
@@ -104,6 +104,7 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
     graphs |= write_pictures(vae, info, False, folder, precision, opset, report, any_size=True)
     flow = _flow(checkpoint, model.interface.multiple)
     programs, default = write_programs(info, process.schedule, {}, folder, flow)
+    by_tokens = write_sized_programs(info, flow, default, folder, programs) if flow is not None else {}
     golden = write_golden_prompts(model, info, checkpoint, folder, report)
     sha256, encoders = sha256_of_encoders(ready.text), [use.info for use in checkpoint.encoders]
     written = ready.text if options.text else ()
@@ -132,7 +133,7 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
         programs=programs,
         golden=golden,
         vae=vae_info(vae, precision) if vae is not None else None,
-        defaults=DefaultsInfo(program=default.program, guidance=process.guidance, by_tokens=default.by_tokens),
+        defaults=DefaultsInfo(program=default, guidance=process.guidance, by_tokens=by_tokens),
     )
 
 

@@ -26,8 +26,8 @@ def write_programs(
     sampling: dict[str, Any],
     folder: Path,
     flow: Flow | None = None,
-) -> tuple[dict[str, str], DefaultPrograms]:
-    """Ready programs -> name and file of each, and which are the defaults. sampling: the source's settings, or empty.
+) -> tuple[dict[str, str], str]:
+    """Ready programs -> name and file of each, and the default's name. sampling: the source's settings, or empty.
 
     flow: how the steps of a flow that takes prompts are spaced.
     """
@@ -39,17 +39,27 @@ def write_programs(
         program = _program(info, schedule, chosen, flow, None if flow is None else flow.own_tokens)
         _write(program, folder, programs)  # the source's own replaces one of the same name
         default = program.name if chosen is sampling else default
-    by_tokens = {}
-    if flow is not None and flow.info.by_size is not None:
-        by_tokens[str(flow.own_tokens)] = default
-        for tokens in flow.tokens:
-            steps = {"sampler": "flow-euler", "steps": flow.steps}
-            program = _program(info, schedule, steps, flow, tokens)
-            named = replace(program, name=f"{program.name}-{tokens}")
-            by_tokens.setdefault(str(tokens), named.name)
-            if by_tokens[str(tokens)] == named.name:
-                _write(named, folder, programs)
-    return programs, DefaultPrograms(default, by_tokens)
+    return programs, default
+
+
+def write_sized_programs(
+    info: ModelInfo, flow: Flow, default: str, folder: Path, programs: dict[str, str]
+) -> dict[str, str]:
+    """Ready programs of usual sizes, where steps depend on the size -> by numbers of image tokens, their names.
+
+    default: that of the model's own size. programs: name -> file of all, to which they are added.
+    """
+    if flow.info.by_size is None:
+        return {}
+    by_tokens = {str(flow.own_tokens): default}
+    for tokens in flow.tokens:
+        if str(tokens) not in by_tokens:
+            chosen = {"sampler": "flow-euler", "steps": flow.steps}
+            program = _program(info, None, chosen, flow, tokens)
+            program = replace(program, name=f"{program.name}-{tokens}")
+            by_tokens[str(tokens)] = program.name
+            _write(program, folder, programs)
+    return by_tokens
 
 
 @dataclass(frozen=True)
@@ -60,14 +70,6 @@ class Flow:
     steps: int
     own_tokens: int
     tokens: Sequence[int] = ()
-
-
-@dataclass(frozen=True)
-class DefaultPrograms:
-    """By name: that of the model's own size, and those of numbers of image tokens, where steps depend on them."""
-
-    program: str
-    by_tokens: dict[str, str]
 
 
 def _wanted(info: ModelInfo, schedule: ScheduleInfo | None, flow: Flow | None) -> tuple[list[tuple[str, int]], str]:
