@@ -16,7 +16,7 @@ from ..runtime.loop.engine import Engine, EngineOptions
 from ..runtime.loop.verify import LARGEST_ERROR, Replay, check_replayed
 from ..runtime.report import Report, silent
 from .derived import Derivation, derive_bundle
-from .encoder import check_encoder, check_has_text, without_text
+from .encoder import check_encoder, check_has_text, text_graphs, without_text
 from .formats import half_format
 from .formats.format import Half
 from .formats.half_decoder import halve_decoder
@@ -48,7 +48,7 @@ def convert_bundle(source: Path, out: Path, options: ConvertOptions, report: Rep
     halve = options.decoder and vae is not None and vae.precision == "float32"
     encoder = options.encoder and "text" in graphs and not options.without_text
     rewritten = [*rewritten_graphs(bundle), *(["text"] if encoder else [])]
-    left_out = ["text"] if options.without_text else []
+    left_out = text_graphs(bundle) if options.without_text else []
 
     def rewrite(folder: Path, scratch: Path) -> dict[str, Any]:
         lowered = _lower_graphs(bundle, rewritten, form, options, folder, scratch, report)
@@ -72,7 +72,7 @@ def _without_text(bundle: Bundle, out: Path, options: ConvertOptions, report: Re
         raise RequestError("say what the bundle becomes: --precision, --without-text, or both")
     if (options.prompts, options.max_error) != (None, None):
         raise RequestError("--without-text alone changes no graph: leave --prompts and --max-error out")
-    how = Derivation(("text",), lambda folder, _: without_text(bundle, folder, dict(bundle.manifest.graphs)))
+    how = Derivation(tuple(text_graphs(bundle)), lambda folder, _: without_text(bundle, folder, dict(bundle.manifest.graphs)))
     return derive_bundle(bundle, out, how, force=options.force, report=report)
 
 

@@ -30,7 +30,8 @@ def check_encoder(
     """
     of = [prompt for prompt in pool_of(bundle, prompts, report, encode=False).of if isinstance(prompt, Prompt)]
     with Session(bundle) as exact, Session(bundle, engines={"text": emulated_engine(path, scratch)}) as other:
-        errors = [relative_error(other.encode(prompt), exact.encode(prompt)) for prompt in of]
+        pairs = [(other.encode(prompt), exact.encode(prompt)) for prompt in of]
+    errors = [max(relative_error(found[name], right[name]) for name in right) for found, right in pairs]
     worst = float(np.max(errors))
     report(f"text encoder: relative error of {len(of)} encoded prompts {worst:.1e}")
     if not worst <= allowed:  # NaN, too
@@ -48,6 +49,11 @@ def check_has_text(bundle: Bundle) -> None:
         raise RequestError(f"{bundle.folder} {what}: leave --without-text out")
 
 
+def text_graphs(bundle: Bundle) -> list[str]:
+    """The text encoders that a bundle has: text, text_2 ..."""
+    return [str(name) for name in bundle.manifest.graphs if str(name).startswith("text")]
+
+
 def without_text(bundle: Bundle, folder: Path, graphs: dict[str, Any]) -> dict[str, Any]:
     """Takes the tokenizer from the new bundle's folder -> the fields of its manifest. graphs: those of its manifest.
 
@@ -56,7 +62,9 @@ def without_text(bundle: Bundle, folder: Path, graphs: dict[str, Any]) -> dict[s
     """
     text = bundle.manifest.text
     assert text is not None
-    if text.tokenizer is not None:
-        (folder / text.tokenizer).unlink()
-    kept = {name: graph for name, graph in graphs.items() if name != "text"}
-    return {"graphs": kept, "text": text.model_copy(update={"tokenizer": None})}
+    for info in text.encoders.values():
+        if info.tokenizer is not None:
+            (folder / info.tokenizer).unlink()
+    kept = {name: graph for name, graph in graphs.items() if not name.startswith("text")}
+    further = [info.model_copy(update={"tokenizer": None}) for info in text.further]
+    return {"graphs": kept, "text": text.model_copy(update={"tokenizer": None, "further": further})}

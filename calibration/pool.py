@@ -14,6 +14,7 @@ from ..runtime.loop.loop import StepEvent
 from ..runtime.loop.noise import NoiseSource
 from ..runtime.loop.prompts import Prompt, empty_prompt, prompt_of_rows, text_of
 from ..runtime.loop.session import Session
+from ..runtime.loop.subjects import told_besides
 from ..runtime.loop.tables import StepTables, step_tables
 from ..runtime.loop.verify import golden_prompts
 from ..runtime.pictures.words import prompt_lines, words
@@ -60,7 +61,8 @@ class Pool:
     def tables(self, bundle: Bundle, program: Program, subjects: Sequence[Subject], guidance: float) -> StepTables:
         """Of a batch of images of these subjects."""
         others = None if self.away_from is None else [self.away_from] * len(subjects)
-        return step_tables(program, bundle.manifest.model, subjects, guidance, others, self.size)
+        guidance, besides = told_besides(bundle, guidance, self.size)
+        return step_tables(program, bundle.manifest.model, subjects, guidance, others, besides)
 
     def latents(
         self,

@@ -89,8 +89,9 @@ class HostLoop:
     ) -> dict[str, np.ndarray]:
         """All that one step reads: what `latents` binds to it. state [B, K, C, H, W]; noise [B, C, H, W], None is 0."""
         modulation = np.empty((tables.rows, self.bundle.manifest.modulation_width), dtype=np.float32)
-        self.engine("conditioner").run(of_steps(tables.conditions, step, step + 1), {"modulation": modulation})
         told = self.text.inputs(tables.prompts, state.shape[3:]) if tables.prompts else {}
+        conditions = with_vectors(of_steps(tables.conditions, step, step + 1), told.pop("vector", None))
+        self.engine("conditioner").run(conditions, {"modulation": modulation})
         drawn = np.zeros_like(state[:, 0]) if noise is None else np.ascontiguousarray(noise)
         return {"state": state, "modulation": modulation, "noise": drawn, **tables.inputs(step), **told}
 

@@ -19,8 +19,8 @@ from .loop import Loop, Told
 from .noise import NoiseSource, SeededNoise
 from .prompts import Prompt
 from .request import check_program, whole_numbers
-from .subjects import latent_of, one_subject, picture_of
-from .tables import NOTHING, Besides, StepTables, image_tables, step_tables
+from .subjects import latent_of, one_subject, picture_of, told_besides
+from .tables import StepTables, image_tables, step_tables
 
 
 class Session:
@@ -76,21 +76,10 @@ class Session:
         subjects: classes, or prompts; then `size` is height and width of the picture.
         """
         self._check_graphs(program)
-        guidance, besides = self._besides(guidance, size)
+        guidance, besides = told_besides(self.bundle, guidance, size)
         tables = step_tables(program, self.bundle.manifest.model, subjects, guidance, away_from, besides)
         loop = self._host if any(map(_is_further, program.graph or ())) else self.loop
         return loop.latents(program, tables, noise, on_step, cancel)
-
-    def _besides(self, guidance: float, size: tuple[int, int]) -> tuple[float, Besides]:
-        """What is left of guidance for a second evaluation, and what the conditioner is told beside a prompt."""
-        text = self.bundle.manifest.text
-        if text is None:
-            return guidance, NOTHING
-        told = {"height": float(size[0]), "width": float(size[1])}
-        vectors = self.bundle.manifest.output_shape("context", "vector") is not None
-        if text.guidance != "embedded":
-            return guidance, Besides(told, vectors)
-        return 1.0, Besides(told | {"guidance": guidance}, vectors)
 
     def encode(self, prompt: Prompt) -> dict[str, np.ndarray]:
         """What the bundle's text encoders make of a prompt, by name: `hidden` [tokens, Dh] float32 and its like.
@@ -134,7 +123,7 @@ class Session:
             check_program(self.bundle, program)
         if given is not None and (given.shape != shape or given.dtype != np.float32 or not np.isfinite(given).all()):
             raise RequestError(f"the given latent is not {list(shape)} finite float32 numbers")
-        guidance, besides = self._besides(guidance, picture_of(self.bundle, shape))
+        guidance, besides = told_besides(self.bundle, guidance, picture_of(self.bundle, shape))
         tables = image_tables(program, manifest.model, subject, guidance, away_from, besides)
         return ImageRun(program, tables, SeededNoise([seed], shape), None if given is None else given[None])
 

@@ -9,6 +9,7 @@ from ..bundle.open import Bundle
 from ..errors import RequestError
 from .prompts import Prompt, check_prompt, empty_prompt, text_of
 from .request import check_images, check_seeds, whole_numbers
+from .tables import NOTHING, Besides
 from .tokenizing import Tokenizer
 
 Words = str | Prompt
@@ -133,6 +134,21 @@ def latent_of(bundle: Bundle, size: tuple[int, int] | None) -> tuple[int, int, i
                 f"{name} {pixels} is not a multiple of {unit} from {unit} to {most} pixels: the nearest is {near}"
             )
     return shape[0], size[1] // text.factor, size[0] // text.factor
+
+
+def told_besides(bundle: Bundle, guidance: float, size: tuple[int, int]) -> tuple[float, Besides]:
+    """What is left of guidance for a second evaluation, and what the conditioner is told beside the prompts.
+
+    size: height and width of the picture in pixels.
+    """
+    text = bundle.manifest.text
+    if text is None:
+        return guidance, NOTHING
+    told = {"height": float(size[0]), "width": float(size[1])}
+    vectors = bundle.manifest.output_shape("context", "vector") is not None
+    if text.guidance != "embedded":
+        return guidance, Besides(told, vectors)
+    return 1.0, Besides(told | {"guidance": guidance}, vectors)
 
 
 def picture_of(bundle: Bundle, latent: tuple[int, int, int]) -> tuple[int, int]:

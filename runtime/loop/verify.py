@@ -159,7 +159,7 @@ def golden_prompts(bundle: Bundle) -> tuple[list[Prompt], Prompt]:
     Of a model that takes prompts.
     """
     golden = golden_here(bundle)[0]
-    *of, away_from = _subjects(read_golden(bundle, golden, bundle.program(golden.program).steps))
+    *of, away_from = _subjects(read_golden(bundle, golden, bundle.program(golden.program).steps), bundle.manifest.text)
     return [prompt for prompt in of if isinstance(prompt, Prompt)], away_from  # type: ignore[return-value]
 
 
