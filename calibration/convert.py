@@ -72,7 +72,9 @@ def _without_text(bundle: Bundle, out: Path, options: ConvertOptions, report: Re
         raise RequestError("say what the bundle becomes: --precision, --without-text, or both")
     if (options.prompts, options.max_error) != (None, None):
         raise RequestError("--without-text alone changes no graph: leave --prompts and --max-error out")
-    how = Derivation(tuple(text_graphs(bundle)), lambda folder, _: without_text(bundle, folder, dict(bundle.manifest.graphs)))
+    how = Derivation(
+        tuple(text_graphs(bundle)), lambda folder, _: without_text(bundle, folder, dict(bundle.manifest.graphs))
+    )
     return derive_bundle(bundle, out, how, force=options.force, report=report)
 
 

@@ -15,6 +15,7 @@ from ..runtime.report import Report
 from .graphs.preview import Preview, fitted_preview, plain_preview
 from .graphs.write import write_decoder, write_preview
 from .networks.vae import KlConfig
+from .sources.shapes import LATENT_FACTOR
 from .sources.vae_checkpoint import VaeCheckpoint, read_vae
 
 PICTURE_CHANNELS = (1, 3)
@@ -69,13 +70,18 @@ def write_pictures(
     precision: str,
     opset: int,
     report: Report,
-    any_size: bool = False,
+    factor: int | None = None,
 ) -> dict[str, GraphInfo]:
-    """The graphs `decoder` (of a VAE, in `precision`) and `preview` -> those that there are. any_size: of latents."""
+    """The graphs `decoder` (of a VAE, in `precision`) and `preview` -> those that there are.
+
+    factor: of a model of latents of any H x W, pixels of a picture per pixel of a latent where no VAE says it; None:
+    latents have the model's input_size.
+    """
+    any_size = factor is not None
     graphs = {}
     if vae is not None:
         graphs["decoder"] = write_decoder(vae, info, folder, precision, opset, report, any_size)
-    preview = preview_of(info, vae, pixels)
+    preview = preview_of(info, vae, pixels, factor or LATENT_FACTOR)
     if preview is not None:
         graphs["preview"] = write_preview(preview, info, folder, opset, report, any_size)
     return graphs
@@ -98,8 +104,8 @@ def _listed(values: tuple[float, ...] | None) -> list[float] | None:
     return None if values is None else list(values)
 
 
-def preview_of(info: ModelInfo, vae: VaeCheckpoint | None, pixels: bool) -> Preview | None:
+def preview_of(info: ModelInfo, vae: VaeCheckpoint | None, pixels: bool, factor: int = LATENT_FACTOR) -> Preview | None:
     """None where the decoder itself is quick enough for previews: pixels, and tiny decoders."""
     if pixels or (vae is not None and vae.kind == "tiny"):
         return None
-    return fitted_preview(vae.decoder) if vae is not None else plain_preview(info.in_channels)
+    return fitted_preview(vae.decoder) if vae is not None else plain_preview(info.in_channels, factor)

@@ -25,7 +25,6 @@ from .options import ExportOptions, vae_dtype
 from .pictures import note_on_pictures, read_fitting_vae, vae_info, write_pictures
 from .sources.places import vae_folder
 from .sources.prompt_checkpoint import PromptCheckpoint
-from .sources.shapes import LATENT_FACTOR
 from .sources.text_folder import TextFolder, sha256_of_encoders, text_folders
 from .sources.vae_checkpoint import VaeCheckpoint
 from .truth.golden_prompts import write_golden_prompts
@@ -101,9 +100,9 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
     checkpoint, info, vae, process = ready.checkpoint, ready.info, ready.vae, ready.checkpoint.process
     model, precision, opset = checkpoint.model(), vae_dtype(options.vae_precision), options.opset
     graphs = write_prompt_graphs(model, info, folder, opset, report)
-    graphs |= write_pictures(vae, info, False, folder, precision, opset, report, any_size=True)
+    graphs |= write_pictures(vae, info, False, folder, precision, opset, report, checkpoint.factor)
     flow = _flow(checkpoint, model.interface.multiple)
-    programs, default = write_programs(info, process.schedule, {}, folder, flow)
+    programs, default = write_programs(info, process.schedule, process.sampling, folder, flow)
     by_tokens = write_sized_programs(info, flow, default, folder, programs) if flow is not None else {}
     golden = write_golden_prompts(model, info, checkpoint, folder, report)
     sha256, encoders = sha256_of_encoders(ready.text), [use.info for use in checkpoint.encoders]
@@ -126,7 +125,7 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
             empty=EMPTY if written and process.kind == "true" else None,
             multiple=model.interface.multiple,
             largest=checkpoint.largest,
-            factor=vae.decoder.config.factor if vae is not None else LATENT_FACTOR,
+            factor=vae.decoder.config.factor if vae is not None else checkpoint.factor,
             guidance=process.kind,  # type: ignore[arg-type]  # pydantic checks it
         ),
         graphs=graphs,

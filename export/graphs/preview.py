@@ -51,9 +51,9 @@ def fitted_preview(vae: VaeDecoder) -> Preview:
     return Preview(solution[:, :-1], solution[:, -1], config.factor)
 
 
-def plain_preview(channels: int) -> Preview:
+def plain_preview(channels: int, factor: int = LATENT_FACTOR) -> Preview:
     """Without a VAE: the first three channels as red, green and blue, three standard deviations to black and white."""
     weight = torch.zeros(3, channels)
     for colour in range(3):
         weight[colour, min(colour, channels - 1)] = 1 / 3
-    return Preview(weight, torch.zeros(3), LATENT_FACTOR)
+    return Preview(weight, torch.zeros(3), factor)

@@ -6,11 +6,13 @@ The transformer's JSON and weights are read here, without importing diffusers; t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ...runtime.bundle.text_info import EncoderInfo
 from ...runtime.errors import CheckpointError
+from ...runtime.samplers.distilled import SKIP, TIMESTEP_SCALING
 from ..networks.pixart import PixArt, PixArtConfig
 from .betas import DDPM_SCHEDULE
 from .diffusers_folder import scheduler_facts
@@ -24,8 +26,10 @@ from .prompt_checkpoint import (
     open_folder,
     read_weights,
 )
+from .scheduler_config import read_scheduler_json
 
 GUIDANCE = 4.5  # of PixArt's pipelines
+LCM_STEPS = 4  # of PixArt-LCM's users
 LARGEST = 2  # times the side of training: positions are interpolated, quality beyond is nobody's promise
 TOKENS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}  # `max_sequence_length` of each in diffusers 0.42
 # What the class leaves open, and the only value that is a PixArt; defaults are those of diffusers 0.42.
@@ -49,8 +53,7 @@ def read_pixart(path: Path) -> PromptCheckpoint:
     folder = open_folder(path)
     config = config_of(folder, _config)
     found = read_weights(folder, lambda: PixArt(config), "PixArt", _without_left_overs)
-    facts = scheduler_facts(folder.scheduler_file) if folder.scheduler_file is not None else None
-    schedule, prediction = (facts.schedule, facts.prediction) if facts is not None else (DDPM_SCHEDULE, "epsilon")
+    process, variant = _process(folder)
     said = f"{config.tokens} tokens of a prompt ({folder.pipeline or 'the most of any PixArt: no pipeline says it'})"
     info = EncoderInfo(tokens=config.tokens, width=config.caption_channels)
     return PromptCheckpoint(
@@ -61,11 +64,44 @@ def read_pixart(path: Path) -> PromptCheckpoint:
         weights=found.tensors,
         sha256=found.sha256,
         folder=folder.path,
-        process=Process(prediction, (schedule.steps - 1.0, 0.0), schedule, guidance=GUIDANCE),
+        process=process,
         encoders=(EncoderUse("text_encoder", "tokenizer", info, lower=True),),
-        notes=(f"weights: {found.sentence}", f"text: {said}", f"predicts: {prediction}"),
+        notes=(f"weights: {found.sentence}", f"text: {said}", f"predicts: {process.prediction}", *variant),
         facts={"mlp_norm_eps": config.norm_eps},
     )
+
+
+def _process(folder: PromptFolder) -> tuple[Process, tuple[str, ...]]:
+    """What the network predicts, and how its pipeline samples; a note where it is a distilled variant's way."""
+    if folder.scheduler_file is None:
+        return Process("epsilon", (DDPM_SCHEDULE.steps - 1.0, 0.0), DDPM_SCHEDULE, guidance=GUIDANCE), ()
+    facts = scheduler_facts(folder.scheduler_file)
+    sampling, note = _variant(folder)
+    process = Process(
+        facts.prediction,
+        (facts.schedule.steps - 1.0, 0.0),
+        facts.schedule,
+        guidance=1.0 if sampling else GUIDANCE,
+        sampling=sampling,
+    )
+    return process, (note,) if note else ()
+
+
+def _variant(folder: PromptFolder) -> tuple[dict[str, Any], str | None]:
+    """The sampler's settings of PixArt-LCM and PixArt-alpha-DMD, and a note; nothing of every other PixArt."""
+    values = read_scheduler_json(folder.scheduler_file, CheckpointError) if folder.scheduler_file is not None else {}
+    kind, own = values.get("_class_name"), {"original_inference_steps": SKIP, "timestep_scaling": TIMESTEP_SCALING}
+    clips = bool(values.get("clip_sample", kind == "DDPMScheduler"))
+    if kind == "LCMScheduler":
+        plain = not values.get("thresholding") and (not clips or values.get("clip_sample_range", 1.0) == 1.0)
+        if not plain or any(values.get(key, value) != value for key, value in own.items()):
+            return {}, "samples: DPM-Solver++, as its LCMScheduler has settings that `run --sampler lcm` has not"
+        said = f"samples: LCM, {LCM_STEPS} steps without guidance (its scheduler's)"
+        return {"sampler": "lcm", "steps": LCM_STEPS, "clip_x0": clips}, said
+    if kind == "DDPMScheduler" and "dmd" in folder.path.absolute().name.lower():
+        said = "samples: DMD, one step without guidance (by the folder's name; else `run --sampler dpm++`)"
+        return {"sampler": "dmd", "steps": 1, "clip_x0": clips}, said
+    return {}, None
 
 
 def _without_left_overs(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

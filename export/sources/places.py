@@ -17,6 +17,8 @@ WEIGHTS = re.compile(  # of diffusers' `save_pretrained`: one file, or the index
     + STEM
     + r"(?:\.(?P<variant>[\w-]+))?\.(?P<kind>safetensors|bin)(?P<index>\.index(?:\.(?P<sharded>[\w-]+))?\.json)?"
 )
+# (class, norm_type) that older releases wrote, PixArt-alpha's own among them -> the class of today
+OLD_NAMES = {("Transformer2DModel", "ada_norm_single"): "PixArtTransformer2DModel"}
 CHECKPOINT_FOLDERS = ("checkpoints", "checkpoint", "ckpts", "ckpt", "weights")
 # Names that say when a file was saved, not of what it is; also Lightning's epoch=3-step=100.
 STEP_NAMES = r"(?i)\d+|last|latest|best|final|ema|((epoch|step)[=_-]?\d+-?)+"
@@ -36,7 +38,9 @@ def class_of_network(path: Path) -> str | None:
     except CheckpointError:
         return None  # whoever reads it says so
     name = values.get("_class_name") if isinstance(values, dict) else None
-    return name if isinstance(name, str) else None
+    if not isinstance(name, str):
+        return None
+    return OLD_NAMES.get((name, str(values.get("norm_type"))), name)
 
 
 def diffusers_folder_of(path: Path) -> Path:

@@ -18,6 +18,7 @@ from .checkpoint import fitted_tensors
 from .diffusers_folder import read_json
 from .folder_weights import read_folder_weights, sha256_of_files
 from .places import diffusers_folder_of, file_of_weights, network_folder
+from .shapes import LATENT_FACTOR
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Process:
     steps: int | None = None  # of a flow; others: `truth.programs` says it
     guidance: float = 1.0
     kind: str = "true"  # of guidance: `TextInfo.guidance`
+    sampling: dict[str, Any] = field(default_factory=dict)  # fields of `SamplerSettings`; empty: what is usual
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class PromptCheckpoint:
     encoders: tuple[EncoderUse, ...]
     notes: tuple[str, ...]
     facts: dict[str, Any] = field(default_factory=dict)  # further fields of ModelInfo
+    factor: int = LATENT_FACTOR  # pixels of a picture per pixel of a latent, where no VAE says it
 
     @property
     def prediction(self) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ditedge.export import ExportOptions, bundle_from_checkpoint
+
 WORDS = ("a", "red", "fox", "in", "the", "snow", "dark", "ankle", "boot", "on", "of", "handbag", "left", "sneaker")
 SIDE = 8  # of latents that the network was trained on, had it been; pictures have 8 times that
 
@@ -60,8 +62,6 @@ def small_pipeline(sigma: bool = False) -> Any:
 
 def export_pixart(pipeline: Any, folder: Path, out: Path) -> Path:
     """Saves the pipeline to `folder` and exports it to the bundle `out`."""
-    from ditedge.export import ExportOptions, bundle_from_checkpoint
-
     pipeline.save_pretrained(folder)
     bundle_from_checkpoint(folder, out, ExportOptions())
     return out
