@@ -21,7 +21,7 @@ from ..runtime.errors import RequestError
 from ..runtime.loop.verify import check_replayed, replay_golden
 from ..runtime.replacing import scratch_beside
 from ..runtime.report import Report, silent
-from ..runtime.samplers.process import FLOWS
+from ..runtime.samplers.process import NO_BETAS
 from ..runtime.samplers.schedule import ScheduleInfo
 from .graphs.write import write_graphs
 from .manifests import model_info, write_manifest
@@ -111,7 +111,7 @@ def _read(source: Path, options: ExportOptions) -> _Ready:
     return _Ready(
         checkpoint,
         info,
-        None if info.prediction in FLOWS else checkpoint.schedule or DDPM_SCHEDULE,
+        None if info.prediction in NO_BETAS else checkpoint.schedule or DDPM_SCHEDULE,
         vae,
         pixels,
         labels,
@@ -127,6 +127,7 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
     graphs |= write_pictures(vae, info, ready.pixels, folder, precision, options.opset, report)
     programs, default = write_programs(info, ready.schedule, ready.checkpoint.sampling, folder)
     golden = write_golden(model, info, ready.schedule, folder, report)
+    guidance = ready.checkpoint.guidance or GOLDEN_GUIDANCE
     return write_manifest(
         folder,
         name=name,
@@ -138,7 +139,7 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
         programs=programs,
         golden=golden,
         vae=vae_info(vae, precision) if vae is not None else None,
-        defaults=DefaultsInfo(program=default, guidance=GOLDEN_GUIDANCE if info.null_class is not None else 1.0),
+        defaults=DefaultsInfo(program=default, guidance=guidance if info.null_class is not None else 1.0),
     )
 
 
@@ -157,7 +158,7 @@ def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
         num_classes=config.num_classes,
         null_class=config.num_classes if config.null_class else None,
         guided_channels=guided,
-        timestep_range=FLOWS.get(str(checkpoint.prediction), (last_timestep, 0.0)),
+        timestep_range=NO_BETAS.get(str(checkpoint.prediction), (last_timestep, 0.0)),
         frequency_divisor=config.frequency_divisor,
         mlp_norm_eps=config.mlp_norm_eps,
         mlp_ratio=config.mlp_ratio,

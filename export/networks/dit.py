@@ -135,13 +135,17 @@ class Attention(nn.Module):
         return q, k, v
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.heads(x)
+        return self.attended(*self.heads(x))
+
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[N, heads, T, D / heads] each -> [N, T, D]. bias [heads, T, T] is added to the scores."""
         if torch.compiler.is_exporting():
             # MatMul, scale, Softmax, MatMul and nothing between: the pattern that TensorRT fuses.
-            attended = torch.softmax(q @ k.transpose(2, 3) * q.shape[-1] ** -0.5, dim=-1) @ v
+            scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+            mixed = torch.softmax(scores if bias is None else scores + bias, dim=-1) @ v
         else:
-            attended = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+            mixed = F.scaled_dot_product_attention(q, k, v, bias)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):

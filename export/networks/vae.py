@@ -33,6 +33,7 @@ class KlConfig:
     norm_num_groups: int = 32
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    up_attentions: tuple[int, ...] = ()  # up blocks that have an attention behind each residual block
     scaling_factor: float = 0.18215  # the network's latents are the VAE's times this
     shift_factor: float = 0.0
     latents_mean: tuple[float, ...] | None = None  # or: the network's are (the VAE's - mean) / std * scaling_factor,
@@ -130,16 +131,22 @@ class Upsample(nn.Module):
 
 
 class UpBlock(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int, layers: int, groups: int, upsample: bool) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, layers: int, groups: int, *, upsample: bool, attention: bool
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
             ResnetBlock(channels_out if i else channels_in, channels_out, groups) for i in range(layers)
         )
+        self.attentions = nn.ModuleList(Attention(channels_out, groups) for _ in range(layers if attention else 0))
         self.upsamplers = nn.ModuleList([Upsample(channels_out)] if upsample else [])
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in [*self.resnets, *self.upsamplers]:
-            x = layer(x)
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x)
+            x = self.attentions[i](x) if len(self.attentions) else x
+        for upsampler in self.upsamplers:
+            x = upsampler(x)
         return x
 
 
@@ -152,7 +159,14 @@ class Decoder(nn.Module):
         self.conv_in = conv3x3(config.latent_channels, channels[0])
         self.mid_block = MidBlock(channels[0], groups, config.mid_block_add_attention)
         self.up_blocks = nn.ModuleList(
-            UpBlock(channels[max(i - 1, 0)], width, config.layers_per_block + 1, groups, i < len(channels) - 1)
+            UpBlock(
+                channels[max(i - 1, 0)],
+                width,
+                config.layers_per_block + 1,
+                groups,
+                upsample=i < len(channels) - 1,
+                attention=i in config.up_attentions,
+            )
             for i, width in enumerate(channels)
         )
         self.conv_norm_out = GroupNorm(groups, channels[-1], NORM_EPS)

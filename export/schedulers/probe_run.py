@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from ...runtime.errors import ProgramError
-from ...runtime.samplers.process import ProcessInfo, process_of_flow, process_of_schedule, same_noise
+from ...runtime.samplers.process import ProcessInfo, process_of_schedule, process_without_betas, same_noise
 from ...runtime.samplers.program import NO_BOUND
 from ...runtime.samplers.schedule import ScheduleInfo, schedule_from_info
 from ..sources.scheduler_config import BETAS, PREDICTIONS
@@ -197,7 +197,7 @@ def _process(scheduler: Any) -> ProcessInfo | None:
     config = scheduler.config
     stated = config.get("prediction_type", "epsilon")
     if "Flow" in type(scheduler).__name__ or config.get("use_flow_sigmas") or stated == "flow_prediction":
-        return process_of_flow("flow", (float(config["num_train_timesteps"]), 0.0))
+        return process_without_betas("flow", (float(config["num_train_timesteps"]), 0.0))
     if stated not in PREDICTIONS or not hasattr(scheduler, "alphas_cumprod"):
         return None
     abar = np.asarray(scheduler.alphas_cumprod.tolist())

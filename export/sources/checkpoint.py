@@ -17,13 +17,12 @@ from ...runtime.errors import CheckpointError
 from ...runtime.files import sha256_of_file
 from ...runtime.samplers.schedule import ScheduleInfo
 from ..networks.dit import DiTConfig, Network, sincos_position_embedding
-from ..networks.repa import network_of
+from ..networks.registry import network_of
 from .asked import Asked
 from .containers import Weights, any_weights, dit_weights
+from .layouts import described
 from .pickles import load_pickle
-from .repa import aligned
 from .settings import Settings, read_settings
-from .shapes import config_from_shapes
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class Checkpoint:
     prediction: str | None = None
     guided_channels: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)  # settings of `make_program`
+    guidance: float | None = None  # that its training's scripts sample with
     settings: Settings = Settings()  # what the training run wrote down
     image_size: int | None = None  # of the pictures it was trained on, in pixels, where that was recorded
     notes: tuple[str, ...] = ()  # "what: why" for the user: which weights, and whence what no shape tells
@@ -71,21 +71,22 @@ def checkpoint_of(data: Any, path: Path, asked: Asked) -> Checkpoint:
     settings = read_settings(data, path)
     try:
         found = dit_weights(data, path.stat().st_size, asked.weights)
-        family = aligned(found.tensors, settings)
-        config, said = config_from_shapes(family.tensors, settings, asked)
-        fitted = fitted_weights(family.tensors, config)
+        family = described(found.tensors, settings, asked)
+        fitted = fitted_weights(family.tensors, family.config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return Checkpoint(
-        config,
+        family.config,
         fitted,
         sha256_of_file(path),
         (path,),
         prediction=family.prediction,
         guided_channels=family.guided_channels,
+        sampling=family.sampling,
+        guidance=family.guidance,
         settings=settings,
         image_size=settings.values.get("image_size"),
-        notes=(f"weights: {found.sentence}", f"settings: {said}", *family.notes),
+        notes=(f"weights: {found.sentence}", f"settings: {family.said}", *family.notes),
     )
 
 

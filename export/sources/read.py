@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import CheckpointError, RequestError
-from ...runtime.samplers.process import FLOWS
+from ...runtime.samplers.process import FLOWS, NO_BETAS
 from ...runtime.samplers.schedule import ScheduleInfo
 from . import checkpoint as checkpoint_file
 from . import source_of
@@ -61,10 +61,12 @@ def _prediction(path: Path, checkpoint: Checkpoint, asked: str | None) -> tuple[
 def _schedule(checkpoint: Checkpoint, asked: Asked, prediction: str) -> tuple[ScheduleInfo | None, dict[str, Any]]:
     """The betas of training and the settings of sampling; --betas and --zero-terminal-snr replace both."""
     given = asked.betas is not None or asked.zero_terminal_snr
-    if prediction in FLOWS:
+    if prediction in NO_BETAS:
         if given:
-            raise RequestError("--betas and --zero-terminal-snr are for diffusion models: a flow model has no betas")
-        return None, {}
+            what = "EDM's model" if prediction == "edm" else "a flow model"
+            raise RequestError(f"--betas and --zero-terminal-snr are for diffusion models: {what} has no betas")
+        fitting = str(checkpoint.sampling.get("sampler")).startswith("edm" if prediction == "edm" else "flow")
+        return None, checkpoint.sampling if fitting else {}
     if not given:
         return checkpoint.schedule, checkpoint.sampling
     if asked.zero_terminal_snr and prediction == "epsilon":

@@ -6,29 +6,23 @@ Known by `projectors.` among the keys, or by what its train.py records: path_typ
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from ...runtime.errors import CheckpointError
+from .asked import Asked
+from .family import Described
 from .settings import Settings
+from .shapes import config_from_shapes
 
 PROJECTORS, BLOCKS, LATE_BLOCKS = "projectors.", "blocks.", "decoder_blocks."
 PATHS = ("linear", "cosine")  # train.py --path-type
 
 
-@dataclass(frozen=True)
-class Aligned:
-    """A state dict as DiT has it, and what else is known of it: nothing, where it is not REPA's."""
-
-    tensors: dict[str, Tensor]
-    prediction: str | None = None  # None: the settings say it, or nothing does
-    guided_channels: int | None = None
-    notes: tuple[str, ...] = ()
-
-
-def aligned(state: dict[str, Tensor], settings: Settings) -> Aligned:
-    """Drops what only training uses. Raises CheckpointError for settings of another network than the keys'."""
+def read(state: dict[str, Tensor], settings: Settings, asked: Asked) -> Described | None:
+    """Drops what only training uses; None where it is not REPA's. Raises CheckpointError for settings of another
+    network than the keys'.
+    """
     projectors = [key for key in state if key.startswith(PROJECTORS)]
     path = settings.values.get("path_type")
     if projectors and path not in (None, *PATHS):
@@ -37,15 +31,22 @@ def aligned(state: dict[str, Tensor], settings: Settings) -> Aligned:
             f"whose train.py writes '{PATHS[0]}'; these settings are of another network: move them away"
         )
     if not projectors and path not in PATHS:
-        return Aligned(state)
+        return None
     tensors = _numbered({key: tensor for key, tensor in state.items() if key not in projectors}, settings)
     _check_encoder_depth(tensors, settings)
     dropped = sum(state[key].numel() for key in projectors)
     notes = [f"alignment: REPA's projectors are left out, {dropped:,} parameters that only training uses"]
     if path is None:
         notes.append("path: linear, time from 1 (noise) to 0 (data) (assumed of REPA: nothing says otherwise)")
-    channels = tensors["x_embedder.proj.weight"].shape[1] if "x_embedder.proj.weight" in tensors else None
-    return Aligned(tensors, "flow" if path is None else None, channels, tuple(notes if projectors else notes[1:]))
+    config, said = config_from_shapes(tensors, settings, asked)
+    return Described(
+        tensors,
+        config,
+        said,
+        prediction="flow" if path is None else None,
+        guided_channels=config.in_channels,
+        notes=tuple(notes if projectors else notes[1:]),
+    )
 
 
 def _numbered(state: dict[str, Tensor], settings: Settings) -> dict[str, Tensor]:

@@ -22,16 +22,25 @@ MAX_FILE = 1 << 18  # bytes of a settings file
 GROUPS = {
     "args", "config", "cfg", "model", "params", "network", "network_config", "net", "dit", "sit", "backbone", "hparams",
     "kwargs", "init_args", "model_args", "model_config", "model_kwargs", "transport", "diffusion", "data", "dataset",
+    "sample",
 }  # fmt: skip
 NAMES = {  # as they are written -> as DiT's and SiT's train.py and constructors write them
     "num_attention_heads": "num_heads", "n_heads": "num_heads", "num_layers": "depth", "resolution": "image_size",
-    "img_size": "image_size", "latent_size": "input_size",
+    "img_size": "image_size", "latent_size": "input_size", "in_size": "input_size", "in_chans": "in_channels",
     "prediction_type": "prediction", "cfg_prob": "class_dropout_prob",
+    "use_qknorm": "qk_norm",
 }  # fmt: skip
 KINDS: dict[str, type] = {
     "num_classes": int, "num_heads": int, "hidden_size": int, "depth": int, "patch_size": int, "in_channels": int,
     "input_size": int, "image_size": int, "mlp_ratio": float, "class_dropout_prob": float, "learn_sigma": bool,
-    "path_type": str, "prediction": str, "encoder_depth": int, "qk_norm": bool,
+    "path_type": str, "prediction": str, "encoder_depth": int, "qk_norm": bool, "model_type": str,
+    "use_swiglu": bool, "use_rmsnorm": bool, "use_rope": bool, "wo_shift": bool,
+    "use_decoder": bool, "decode_layer": int, "precond": str,
+}  # fmt: skip
+# How a run samples, not what its network is: read where they have these types, else left out.
+SAMPLING: dict[str, type] = {
+    "num_sampling_steps": int, "cfg_scale": float, "cfg_interval_start": float, "timestep_shift": float,
+    "sampling_method": str, "scale_pow": float,
 }  # fmt: skip
 
 
@@ -106,7 +115,7 @@ def _known(value: Any, levels: int = 3) -> dict[str, Any]:
     for group in GROUPS:
         for name, item in _known(value.get(group), levels - 1).items():
             found.setdefault(name, item)
-    for key in (*NAMES, *KINDS):
+    for key in (*NAMES, *KINDS, *SAMPLING):
         item = _single(unwrapped(value.get(key)))
         if item is not None:
             found[NAMES.get(key, key)] = item
@@ -130,11 +139,13 @@ def _checked(values: dict[str, Any], origin: str) -> dict[str, Any]:
     """The values with the types of KINDS."""
     checked = {}
     for name, value in values.items():
-        kind = KINDS[name]
+        kind = KINDS.get(name) or SAMPLING[name]
         if type(value) in (int, float) and not -(1 << 31) < value < 1 << 31:  # NaN fails, too
             raise CheckpointError(f"{origin}: {name} is out of any range")
         if kind is float and type(value) is int:
             value = float(value)
+        if type(value) is not kind and name in SAMPLING:
+            continue
         if type(value) is not kind:
             raise CheckpointError(f"{origin}: {name} is {value!r}, expected {_KIND_NAMES[kind]}")
         checked[name] = value

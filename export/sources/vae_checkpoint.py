@@ -7,7 +7,6 @@ Files are untrusted: .safetensors, or pickles read with `weights_only=True`; con
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,26 +23,14 @@ from ..networks.vae import KlConfig, KlDecoder, TinyConfig, TinyDecoder, VaeDeco
 from .checkpoint import fitted_tensors, load_weights
 from .dc_ae_config import dc_from_json
 from .folder_weights import read_folder_weights, sha256_of_files
+from .latent_stats import STATS_NAME, read_stats
+from .vae_names import diffusers_names, numbered
 
 CONFIG_NAME = "config.json"
 SCALING_OF_CHANNELS = {4: 0.18215}  # Stable Diffusion 1 and 2, and every DiT trained on their latents
 DEFAULT_GROUPS = 32  # not readable from shapes
 MAX_LAYERS = 64  # per level: a file cannot make us build more
-WHOLE_CHECKPOINT = "first_stage_model."  # what a VAE's keys start with inside a Stable Diffusion checkpoint
 
-# CompVis latent-diffusion's names (ldm/modules/diffusionmodules/model.py) -> diffusers'; `up` counts the other way.
-LDM_NAMES = (
-    (r"decoder\.mid\.attn_1\.norm\.", "decoder.mid_block.attentions.0.group_norm."),
-    (r"decoder\.mid\.attn_1\.([qkv])\.", r"decoder.mid_block.attentions.0.to_\1."),
-    (r"decoder\.mid\.attn_1\.proj_out\.", "decoder.mid_block.attentions.0.to_out.0."),
-    (r"decoder\.mid\.block_1\.", "decoder.mid_block.resnets.0."),
-    (r"decoder\.mid\.block_2\.", "decoder.mid_block.resnets.1."),
-    (r"decoder\.norm_out\.", "decoder.conv_norm_out."),
-    (r"\.upsample\.conv\.", ".upsamplers.0.conv."),
-    (r"\.nin_shortcut\.", ".conv_shortcut."),
-    (r"(decoder\.up_blocks\.\d+)\.block\.", r"\1.resnets."),
-)
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 Count = Annotated[int, Field(ge=1, le=1 << 14)]
 Widths = Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)]
@@ -83,7 +70,7 @@ class _KlJson(BaseModel):
     scaling_factor: Scale = 0.18215
     shift_factor: Shift | None = None
     act_fn: Literal["silu", "swish"] = "silu"
-    up_block_types: tuple[Literal["UpDecoderBlock2D"], ...] = ("UpDecoderBlock2D",)
+    up_block_types: tuple[Literal["UpDecoderBlock2D", "AttnUpDecoderBlock2D"], ...] = ("UpDecoderBlock2D",)
     latents_mean: Annotated[tuple[Shift, ...], Field(max_length=1 << 14)] | None = None
     latents_std: Annotated[tuple[Scale, ...], Field(max_length=1 << 14)] | None = None
 
@@ -139,11 +126,12 @@ def read_vae(path: Path) -> VaeCheckpoint:
         loaded = load_weights(weights)
         state, notes = loaded.tensors, [f"VAE's weights: {loaded.sentence}"]
     try:
-        state = _diffusers_names(state)
+        state = diffusers_names(state)
         tiny = "layers.0.weight" in state
         if described is not None and tiny != isinstance(described, TinyConfig):
             raise CheckpointError(f"the weights are not of the class that {CONFIG_NAME} names")
-        config = described or (_tiny_config(state) if tiny else _kl_config(state))
+        stats = read_stats(weights) if described is None and not tiny else None
+        config = described or (_tiny_config(state) if tiny else _kl_config(state, stats))
         kind, network = KINDS[type(config)]
         with torch.device("meta"):
             decoder = network(config)
@@ -151,7 +139,11 @@ def read_vae(path: Path) -> VaeCheckpoint:
     except CheckpointError as error:
         named = str(error) if str(error).startswith(str(weights)) else f"{weights}: {error}"
         raise CheckpointError(named) from None
-    if described is None and not tiny:
+    if stats is not None:
+        notes.append(
+            f"VAE's scaling: mean and deviation of each channel, from {weights.with_name(STATS_NAME)}, times 1"
+        )
+    elif described is None and not tiny:
         notes.append(
             f"VAE's scaling: {config.scaling_factor:g} (assumed: that of Stable Diffusion 1 and 2; {weights} does not "
             f"say it, a diffusers folder's {CONFIG_NAME} would)"
@@ -194,8 +186,10 @@ def _read_config(path: Path, optional: bool = False) -> VaeConfig | None:
 
 
 def _kl_from_json(data: dict[str, Any]) -> KlConfig:
-    fields = _KlJson.model_validate(data).model_dump(include=set(KlConfig.__dataclass_fields__))
-    return KlConfig(**fields | {"shift_factor": fields["shift_factor"] or 0.0})
+    read = _KlJson.model_validate(data)
+    fields = read.model_dump(include=set(KlConfig.__dataclass_fields__))
+    attentions = tuple(i for i, kind in enumerate(read.up_block_types) if kind.startswith("Attn"))
+    return KlConfig(**fields | {"shift_factor": fields["shift_factor"] or 0.0, "up_attentions": attentions})
 
 
 def _tiny_from_json(data: dict[str, Any]) -> TinyConfig:
@@ -211,37 +205,6 @@ def _tiny_from_json(data: dict[str, Any]) -> TinyConfig:
     )
 
 
-def _diffusers_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The decoder's tensors under `KlDecoder`'s or `TinyDecoder`'s names; encoder and anything else left out."""
-    if any(key.startswith(WHOLE_CHECKPOINT) for key in state):
-        state = {k.removeprefix(WHOLE_CHECKPOINT): v for k, v in state.items() if k.startswith(WHOLE_CHECKPOINT)}
-    if all(re.match(r"\d{1,4}\.", key) for key in state):  # TAESD's own file: its layer 0 is the clamp
-        return {f"layers.{int(key.split('.')[0]) - 1}.{key.split('.', 1)[1]}": state[key] for key in state}
-    kept = {key: value for key, value in state.items() if key.startswith(("decoder.", "post_quant_conv."))}
-    kept = {key: value for key, value in kept.items() if not key.endswith(".num_batches_tracked")}
-    levels = _count(kept, r"decoder\.up\.")
-    return {_renamed(key, levels): _as_linear(key, value) for key, value in kept.items()}
-
-
-def _renamed(key: str, levels: int) -> str:
-    """One key under our name. levels: of a latent-diffusion decoder, else 0."""
-    key = re.sub(r"^decoder\.layers\.", "layers.", key)
-    key = re.sub(r"^decoder\.up\.(\d{1,4})\.", lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}.", key)
-    for pattern, name in LDM_NAMES if levels else ():
-        key = re.sub(pattern, name, key)
-    return re.sub(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{OLD_ATTENTION[m[2]]}.", key)
-
-
-def _as_linear(key: str, value: Tensor) -> Tensor:
-    """latent-diffusion's attention uses 1 x 1 convolutions where diffusers has linear layers."""
-    return value[:, :, 0, 0] if ".attn_1." in key and value.shape[2:] == (1, 1) else value
-
-
-def _count(state: dict[str, Tensor], prefix: str) -> int:
-    """One more than the largest number that follows the pattern `prefix` in a key."""
-    return 1 + max((int(m[1]) for key in state if (m := re.match(prefix + r"(\d{1,4})\.", key))), default=-1)
-
-
 def _channels(state: dict[str, Tensor], key: str) -> tuple[int, int]:
     """Output and input channels of a convolution."""
     if key not in state:
@@ -251,15 +214,17 @@ def _channels(state: dict[str, Tensor], key: str) -> tuple[int, int]:
     return state[key].shape[0], state[key].shape[1]
 
 
-def _kl_config(state: dict[str, Tensor]) -> KlConfig:
-    """What the shapes say of an AutoencoderKL's decoder."""
-    levels, layers = _count(state, r"decoder\.up_blocks\."), _count(state, r"decoder\.up_blocks\.0\.resnets\.")
+def _kl_config(state: dict[str, Tensor], stats: tuple[tuple[float, ...], tuple[float, ...]] | None) -> KlConfig:
+    """What the shapes say of an AutoencoderKL's decoder. stats: of its latents' channels, mean and deviation."""
+    levels, layers = numbered(state, r"decoder\.up_blocks\."), numbered(state, r"decoder\.up_blocks\.0\.resnets\.")
     channels = _channels(state, "decoder.conv_in.weight")[1]
     if not 2 <= layers <= MAX_LAYERS:
         raise CheckpointError("key 'decoder.up_blocks.0.resnets.1.conv1.weight' is missing: not an AutoencoderKL")
     widths = tuple(_channels(state, f"decoder.up_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(levels))
     remedy = f"give the diffusers folder with its {CONFIG_NAME}"
-    if channels not in SCALING_OF_CHANNELS:
+    if stats is not None and not len(stats[0]) == len(stats[1]) == channels:
+        raise CheckpointError(f"{STATS_NAME} beside it is of {len(stats[0])} channels, its latents have {channels}")
+    if channels not in SCALING_OF_CHANNELS and stats is None:
         raise CheckpointError(f"the scaling of its {channels}-channel latents is not in the file: {remedy}")
     if any(width % DEFAULT_GROUPS for width in widths):
         raise CheckpointError(f"widths {list(widths)} are not multiples of {DEFAULT_GROUPS} norm groups: {remedy}")
@@ -271,14 +236,17 @@ def _kl_config(state: dict[str, Tensor]) -> KlConfig:
         norm_num_groups=DEFAULT_GROUPS,
         use_post_quant_conv="post_quant_conv.weight" in state,
         mid_block_add_attention="decoder.mid_block.attentions.0.to_q.weight" in state,
-        scaling_factor=SCALING_OF_CHANNELS[channels],
+        up_attentions=tuple(i for i in range(levels) if f"decoder.up_blocks.{i}.attentions.0.to_q.weight" in state),
+        scaling_factor=SCALING_OF_CHANNELS[channels] if stats is None else 1.0,
+        latents_mean=stats[0] if stats is not None else None,
+        latents_std=stats[1] if stats is not None else None,
     )
 
 
 def _tiny_config(state: dict[str, Tensor]) -> TinyConfig:
     """What the shapes say of a tiny decoder: stages of residual blocks, a plain convolution after each."""
     blocks, widths, count, outputs = [], [], 0, 0
-    for index in range(1, _count(state, r"layers\.")):
+    for index in range(1, numbered(state, r"layers\.")):
         if f"layers.{index}.weight" in state:
             outputs, width = _channels(state, f"layers.{index}.weight")
             widths.append(width)

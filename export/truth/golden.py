@@ -15,7 +15,7 @@ from ...runtime.report import Report, silent
 from ...runtime.samplers.schedule import ScheduleInfo, respaced_timesteps
 from ..networks.dit import Network
 from .programs import golden_steps
-from .reference import flow_trajectory, guided_output, reference_trajectory, trained_alphas_cumprod
+from .reference import edm_trajectory, flow_trajectory, guided_output, reference_trajectory, trained_alphas_cumprod
 
 GOLDEN_TOLERANCE = 1e-4  # relative error at any step of a float32 trajectory; measured below 1e-5
 GOLDEN_GUIDANCE = 4.0
@@ -34,7 +34,9 @@ def write_golden(
     y = torch.tensor(labels)
     most, golden = GOLDEN_GUIDANCE if info.null_class is not None else 1.0, []
     runs = {"ddpm": ("ddpm", most), "ddim": ("ddim", 1.0)}
-    if schedule is None:
+    if info.prediction == "edm":
+        runs = {"edm-euler": ("edm-euler", most), "edm-euler-unguided": ("edm-euler", 1.0)}
+    elif schedule is None:
         runs = {"flow-euler": ("flow-euler", most), "flow-euler-unguided": ("flow-euler", 1.0)}
     report("recording golden trajectories with PyTorch")
     done = 0
@@ -47,7 +49,9 @@ def write_golden(
             report("recording golden trajectories with PyTorch", done, steps * len(runs))
             return output
 
-        if schedule is None:
+        if info.prediction == "edm":
+            x = edm_trajectory(network, z, steps)
+        elif schedule is None:
             x = flow_trajectory(network, z, steps, info.prediction == "flow-to-data")
         else:
             x = reference_trajectory(

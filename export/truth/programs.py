@@ -77,6 +77,8 @@ def _wanted(info: ModelInfo, schedule: ScheduleInfo | None, flow: Flow | None) -
     golden = golden_steps(info)
     if flow is not None:
         return [("flow-euler", steps) for steps in sorted({flow.steps, golden})], f"flow-euler-{flow.steps}"
+    if info.prediction == "edm":
+        return [("edm-heun", 40), ("edm-heun", 18), ("edm-euler", golden)], "edm-heun-18"
     if schedule is None:
         return [("flow-euler", steps) for steps in (250, 50, 25, golden)], "flow-euler-50"
     usual = [("dpm++", DEFAULT_STEPS), ("ddpm", 250), ("ddpm", 50), ("ddim", 50), ("ddim", 25)]

@@ -151,3 +151,22 @@ def sigma_trajectory(
         x = x + (following - sigma) * network(x, scale * sigma)
         trajectory.append(x)
     return torch.stack(trajectory)
+
+
+@torch.no_grad()
+def edm_trajectory(network: Callable[[Tensor, float], Tensor], z: Tensor, steps: int) -> Tensor:
+    """Euler's method on Karras et al. 2022, algorithm 1 without its correction, with the preconditioning of table 1.
+
+    network(c_in x, c_noise) -> F [B, C, H, W]; z [B, C, H, W] unit noise -> c_in x after each step, the last one x,
+    [N, B, C, H, W]. `edm_sampler` of NVlabs/edm's generate.py and `EDMPrecond` of training/networks.py.
+    """
+    ramp = torch.arange(steps, dtype=torch.float64) / (steps - 1)
+    sigmas = [*((80 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7).tolist(), 0.0]
+    x, trajectory = z.double() * sigmas[0], []
+    for sigma, after in zip(sigmas, sigmas[1:], strict=False):
+        root = math.sqrt(sigma**2 + 0.25)
+        output = network((x / root).float(), math.log(sigma) / 4).double()
+        denoised = 0.25 / root**2 * x + 0.5 * sigma / root * output[:, : z.shape[1]]
+        x = x + (after - sigma) * (x - denoised) / sigma
+        trajectory.append(x / math.sqrt(after**2 + 0.25) if after else x)
+    return torch.stack(trajectory).float()

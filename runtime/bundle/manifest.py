@@ -16,7 +16,7 @@ from ..errors import BundleError
 from ..fields import LARGEST, MAX_NUMBER, Count, Finite, Sha256, Strict
 from ..json_files import parse_json, validated
 from ..samplers.flow_settings import FlowInfo
-from ..samplers.process import FLOWS
+from ..samplers.process import NO_BETAS
 from ..samplers.schedule import ScheduleInfo
 from .graph_contract import MAX_PIXELS, GraphInfo, check_graphs, graphs_read
 from .text_info import MAX_SIDE, TextInfo, unsaid
@@ -62,7 +62,8 @@ class ModelInfo(Strict):
         Annotated[int, Field(ge=0, le=MAX_CLASSES)] | None
     )  # label of "no class", None when the model was trained without label dropout
     learned_variance: bool
-    prediction: Literal["epsilon", "x0", "v", "flow", "flow-to-data"]  # flow: noise - x0 (REPA); -to-data: SiT's
+    # flow: noise - x0 (REPA); -to-data: SiT's; edm: inside EDM's preconditioning
+    prediction: Literal["epsilon", "x0", "v", "flow", "flow-to-data", "edm"]
     guided_channels: Count  # guidance applies to the first so many epsilon channels
     parameters: Count
     timestep_range: Annotated[tuple[Finite, Finite], Field(strict=False)] = (
@@ -147,7 +148,7 @@ class Manifest(Strict):
     made_by: str
     source_sha256: Sha256  # the checkpoint the bundle was made from
     model: ModelInfo
-    schedule: ScheduleInfo | None  # None: a flow model, x_t = t data + (1 - t) noise, has no betas
+    schedule: ScheduleInfo | None  # None: a flow model, x_t = t data + (1 - t) noise, has no betas, nor has EDM's
     labels: list[str]  # empty, or one name per class
     text: TextInfo | None = None  # None: the model takes classes
     flow: FlowInfo | None = None  # of a flow model: how its steps are spaced; None: evenly
@@ -163,8 +164,8 @@ class Manifest(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
-        if (self.schedule is None) != (self.model.prediction in FLOWS):
-            raise ValueError("a flow model has no schedule, and every other model has one")
+        if (self.schedule is None) != (self.model.prediction in NO_BETAS):
+            raise ValueError("a flow model or EDM's has no schedule, and every other model has one")
         missing = {"conditioner", "step"} - set(self.graphs)
         if missing:
             raise ValueError(f"graph '{sorted(missing)[0]}' is missing")

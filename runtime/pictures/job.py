@@ -189,9 +189,7 @@ def _program(request: RunRequest, bundle: Bundle, tokens: int | None = None) -> 
 
 
 def _interval(text: str | None, bundle: Bundle) -> tuple[float, float] | None:
-    if text is not None and bundle.schedule is None:
-        raise RequestError("a guidance interval is for diffusion models: a flow has no sigma schedule to speak of")
-    return None if text is None or bundle.schedule is None else guidance_interval_from_text(text, bundle.schedule)
+    return None if text is None else guidance_interval_from_text(text, bundle.schedule)
 
 
 def _check_like(request: RunRequest) -> None:

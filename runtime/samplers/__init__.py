@@ -12,6 +12,7 @@ from .adams import deis, lms
 from .ancestral import ddim, ddpm
 from .distilled import consistency, dmd, lcm, tcd
 from .dpm_solver import dpm_solver
+from .edm import edm_grid
 from .euler import euler, euler_ancestral, heun
 from .flow import flow_grid, flow_grid_diffusers, flow_grid_dpm, flow_grid_from_sigmas, flow_heun, flow_sde
 from .grid import PREDICTIONS, Grid, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at, x0_from
@@ -41,6 +42,8 @@ SAMPLERS: dict[str, Callable[..., Program]] = {
     "flow-dpm++": partial(dpm_solver, prediction="flow"),
     "flow-scm": consistency,
     "flow-searched": flow_searched,
+    "edm-euler": partial(euler, prediction="edm"),
+    "edm-heun": partial(heun, prediction="edm"),
 }
 
 __all__ = [
@@ -53,6 +56,7 @@ __all__ = [
     "deis",
     "dmd",
     "dpm_solver",
+    "edm_grid",
     "euler",
     "euler_ancestral",
     "flow_grid",

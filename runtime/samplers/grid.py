@@ -18,7 +18,7 @@ from .program import Program
 from .schedule import Schedule
 
 FINALS = ("zero", "sigma_min")
-PREDICTIONS = ("epsilon", "x0", "v", "flow", "flow-to-data")
+PREDICTIONS = ("epsilon", "x0", "v", "flow", "flow-to-data", "edm")
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ def x0_from(grid: Grid, prediction: str) -> np.ndarray:
 
     epsilon: the noise. x0: the data. v = alpha eps - sigma x0 (Salimans & Ho 2022, appendix D). flow = eps - x0 (SD3,
     diffusers) and flow-to-data = x0 - eps (SiT: time runs from noise to data): the velocity of flow matching.
+    edm: what c_skip and c_out make of it (edm.py), on whose grids (sigma_data alpha)^2 + sigma^2 = 1.
     """
     alpha, sigma = grid.alpha[:-1], grid.sigma[:-1]
     one, zero = np.ones_like(alpha), np.zeros_like(alpha)
@@ -116,6 +117,9 @@ def x0_from(grid: Grid, prediction: str) -> np.ndarray:
     if prediction in ("flow", "flow-to-data"):
         sign = 1.0 if prediction == "flow" else -1.0
         return np.stack([one, -sign * sigma], axis=1) / (alpha + sigma)[:, None]
+    if prediction == "edm":
+        data = np.sqrt(1 - sigma**2)  # sigma_data alpha
+        return np.stack([data**2 / alpha, sigma * data / alpha], axis=1)
     raise ProgramError(f"prediction '{prediction}' is not one of {', '.join(PREDICTIONS)}")
 
 

@@ -1,4 +1,6 @@
-"""Guidance only where it helps (Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval")."""
+"""Guidance only where it helps (Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval"), or more and more
+towards the data (Gao et al. 2023, MDT).
+"""
 
 from __future__ import annotations
 
@@ -34,3 +36,21 @@ def with_guidance_interval(program: Program, low: float, high: float, sigmas: np
 def step_sigmas(schedule: Schedule, program: Program) -> np.ndarray:
     """sigma = sqrt((1 - abar) / abar) of each step, from the timestep its network is told. [N]"""
     return sigmas_at(schedule, program.timestep)
+
+
+def sigmas_without_betas(program: Program, prediction: str, timestep_range: tuple[float, float]) -> np.ndarray:
+    """sigma of each step [N] from what its network is told: the share of noise of a flow, or EDM's sigma."""
+    if prediction == "edm":
+        return np.exp(4 * program.timestep)
+    noise, data = timestep_range
+    return (program.timestep - data) / (noise - data)
+
+
+def with_guidance_power(program: Program, power: float, schedule: Schedule | None) -> Program:
+    """MDT's power-cosine: timestep t of T gets the part (1 - cos(pi (1 - t / T)^power)) / 2 of the guidance."""
+    if schedule is None:
+        raise ProgramError("guidance_power is for diffusion models with betas")
+    if not (np.isfinite(power) and power > 0):
+        raise ProgramError(f"guidance_power {power:g} must be above 0")
+    done = (1 - program.timestep / schedule.steps) ** power
+    return replace(program, guidance=program.guidance * (1 - np.cos(np.pi * done)) / 2)

@@ -6,6 +6,7 @@ says nothing. So its maker writes down what it took for granted, and who runs it
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import numpy as np
@@ -23,20 +24,24 @@ LEAST = 2.0**-24  # of abar and of 1 - abar: what float32 holds of a cumulative 
 
 # Predictions without betas -> what the network is told of noise, and of data
 FLOWS = {"flow": (1.0, 0.0), "flow-to-data": (0.0, 1.0)}
+EDM_SIGMAS = (80.0, 0.002)  # Karras et al. 2022, table 1; EDM's networks are told log(sigma) / 4
+NO_BETAS = FLOWS | {"edm": (math.log(EDM_SIGMAS[0]) / 4, math.log(EDM_SIGMAS[1]) / 4)}
 
 
 class ProcessInfo(Strict):
-    """The field `process` of a program. prediction "flow": noise - data (REPA, SD3); "flow-to-data" its opposite."""
+    """The field `process` of a program. prediction "flow": noise - data (REPA, SD3); "flow-to-data" its opposite;
+    "edm": the network inside EDM's preconditioning.
+    """
 
-    prediction: Literal["epsilon", "x0", "v", "flow", "flow-to-data"]
+    prediction: Literal["epsilon", "x0", "v", "flow", "flow-to-data", "edm"]
     timestep_range: Annotated[
         tuple[Finite, Finite], Field(strict=False)
     ]  # what the network is told of pure noise, and of data
-    schedule: ScheduleInfo | None  # None: a flow
+    schedule: ScheduleInfo | None  # None: a flow, or EDM
 
 
-def process_of_flow(prediction: str, timestep_range: tuple[float, float]) -> ProcessInfo | None:
-    """Of a model of flow matching, x_t = t data + (1 - t) noise."""
+def process_without_betas(prediction: str, timestep_range: tuple[float, float]) -> ProcessInfo:
+    """Of a model of flow matching, x_t = t data + (1 - t) noise, or of EDM's."""
     values = {"prediction": prediction, "timestep_range": timestep_range, "schedule": None}
     return ProcessInfo.model_validate(values)
 
@@ -59,10 +64,12 @@ def check_process(name: str, made_for: ProcessInfo | None, model: ProcessInfo, r
     differences: list[tuple[str, str, str]] = []
     if made_for.prediction != model.prediction:
         differences.append((made_for.prediction, model.prediction, "a prediction of {}"))
-    if not np.allclose(made_for.timestep_range, model.timestep_range, rtol=0, atol=1e-6 * max(model.timestep_range)):
+    if not np.allclose(
+        made_for.timestep_range, model.timestep_range, rtol=0, atol=1e-6 * max(map(abs, model.timestep_range))
+    ):
         differences.append((_span(made_for.timestep_range), _span(model.timestep_range), "timesteps from {}"))
     if not same_schedule(made_for.schedule, model.schedule):
-        differences.append((_words(made_for.schedule), _words(model.schedule), "{}"))
+        differences.append((_words(made_for), _words(model), "{}"))
     if differences:
         theirs, ours = (" and ".join(text.format(pair[i]) for *pair, text in differences) for i in (0, 1))
         raise RequestError(f"program '{name}' was made for {theirs}; this model has {ours}: {remedy}")
@@ -87,9 +94,10 @@ def _span(ends: tuple[float, float]) -> str:
     return f"{ends[0]:g} (noise) to {ends[1]:g} (data)"
 
 
-def _words(info: ScheduleInfo | None) -> str:
+def _words(process: ProcessInfo) -> str:
+    info = process.schedule
     if info is None:
-        return "a flow, which has no betas"
+        return "EDM's sigmas" if process.prediction == "edm" else "a flow, which has no betas"
     ends = f" from {info.beta_start:g} to {info.beta_end:g}" if info.beta_start is not None else ""
     if info.betas is not None:
         ends = f" from {info.betas[0]:g} to {info.betas[-1]:g}"

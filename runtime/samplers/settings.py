@@ -15,11 +15,12 @@ from ..options import option
 from . import SAMPLERS
 from .ancestral import VARIANCES
 from .distilled import TCD_GAMMA, distilled_grid, scm_grid, tcd_stops
+from .edm import edm_grid
 from .flow import flow_grid_dpm
 from .flow_settings import FlowInfo
 from .grid import Grid, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at
-from .guidance import step_sigmas, with_guidance_interval
-from .process import process_of_flow, process_of_schedule
+from .guidance import sigmas_without_betas, step_sigmas, with_guidance_interval, with_guidance_power
+from .process import ProcessInfo, process_of_schedule, process_without_betas
 from .program import Program
 from .schedule import Schedule, positive_snr, respaced_timesteps
 from .searched import flow_searched_grid, searched_grid
@@ -36,7 +37,7 @@ OPTIONS = {  # which sampler takes which option
 IMPLIES = {"eta": "ddim", "variance": "ddpm"}  # the sampler that a setting means where none is named
 OWN_TIMES = ("lcm", "tcd", "dmd", "searched")  # which visit the timesteps of a distillation, or of a search
 OWN_FLOW_TIMES = ("flow-scm", "flow-searched")  # the same of flows: they take no shift
-DIFFUSION_SPACING = ("respacing", "spacing", "sigmas", "guidance_interval")  # settings that speak of a schedule
+DIFFUSION_SPACING = ("respacing", "spacing", "sigmas")  # settings that speak of a schedule
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class SamplerSettings:
         default=None, metadata=option("--shift", help="Flow models: more steps at high noise; 1 is none.")
     )
     clip_x0: bool = field(default=False, metadata=option("--clip-x0", help="Clamp the x0 estimate to [-1, 1]."))
+    guidance_power: float | None = field(
+        default=None,
+        metadata=option("--guidance-power", help="Guidance grows towards the data: power-cosine of this power (MDT)."),
+    )
     guidance_interval: tuple[float, float] | None = None  # guide only while low < sigma <= high
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)  # where they come from a file
@@ -98,7 +103,7 @@ def make_program(
     flow: how its steps are spaced, None is evenly. tokens: of the picture, where they depend on its size.
     """
     name = str(settings.sampler)
-    choices = [known for known in SAMPLERS if known.startswith("flow") == (schedule is None)]
+    choices = [known for known in SAMPLERS if _fits(known, schedule, prediction)]
     if name not in choices:
         raise ProgramError(f"sampler '{name}' is not one of {', '.join(choices)}, which fit this model")
     options = {key: value for key in OPTIONS if (value := getattr(settings, key)) is not None}
@@ -109,11 +114,16 @@ def make_program(
         raise ProgramError("variance 'learned': this model did not learn one; use fixed-small or fixed-large")
     if name == "ddpm":
         options.setdefault("variance", "learned" if learned_variance else "fixed-large")
+    process: ProcessInfo | None
     if schedule is None:
         if flow is not None and settings.shift is None and name not in OWN_FLOW_TIMES:
             settings = replace(settings, shift=flow.shift_of(tokens))
-        grid = _flow_grid(name, settings, timestep_range, flow or FlowInfo())
-        process = process_of_flow(prediction, timestep_range)
+        grid = (
+            _edm_grid(settings)
+            if prediction == "edm"
+            else _flow_grid(name, settings, timestep_range, flow or FlowInfo())
+        )
+        process = process_without_betas(prediction, timestep_range)
     else:
         grid = _grid(schedule, settings)
         process = process_of_schedule(schedule, prediction)
@@ -125,10 +135,30 @@ def make_program(
     program = replace(program, name=_name(settings), made=made | {"prediction": prediction}, process=process)
     if settings.clip_x0:
         program = replace(program, x0_bound=1.0)
-    if settings.guidance_interval is not None and schedule is not None:
-        low, high = settings.guidance_interval
-        program = with_guidance_interval(program, low, high, step_sigmas(positive_snr(schedule), program))
+    if settings.guidance_power is not None:
+        program = with_guidance_power(program, settings.guidance_power, schedule)
+    if settings.guidance_interval is not None:
+        sigmas = _sigmas(program, schedule, prediction, timestep_range)
+        program = with_guidance_interval(program, *settings.guidance_interval, sigmas)
     return program
+
+
+def _sigmas(
+    program: Program, schedule: Schedule | None, prediction: str, timestep_range: tuple[float, float]
+) -> np.ndarray:
+    """Of each step [N], as a guidance interval has them."""
+    if program.made["sampler"] == "flow-scm":
+        raise ProgramError("guidance_interval is no setting of flow-scm, whose models have guidance inside")
+    if schedule is None:
+        return sigmas_without_betas(program, prediction, timestep_range)
+    return step_sigmas(positive_snr(schedule), program)
+
+
+def _fits(sampler: str, schedule: Schedule | None, prediction: str) -> bool:
+    """Whether a sampler is for such models: EDM's, flows, or those with betas."""
+    kind, _, _ = sampler.partition("-")
+    own = "edm" if prediction == "edm" else "flow" if schedule is None else None
+    return kind == own if kind in ("edm", "flow") else own is None
 
 
 def implied_sampler(given: Mapping[str, Any], default: str) -> str:
@@ -158,8 +188,10 @@ def settings_from_made(made: dict[str, Any]) -> SamplerSettings:
     return settings
 
 
-def guidance_interval_from_text(text: str, schedule: Schedule) -> tuple[float, float]:
-    """LO,HI (sigma = sqrt((1 - abar) / abar)) or tLO,tHI (timesteps, both included) -> (low, high] in sigma."""
+def guidance_interval_from_text(text: str, schedule: Schedule | None) -> tuple[float, float]:
+    """LO,HI (sigma = sqrt((1 - abar) / abar); of a flow the share of noise) or tLO,tHI (timesteps, both included) ->
+    (low, high] in sigma.
+    """
     parts = [part.strip() for part in text.split(",")]
     timesteps = all(part.startswith("t") for part in parts)
     try:
@@ -168,6 +200,8 @@ def guidance_interval_from_text(text: str, schedule: Schedule) -> tuple[float, f
         raise ProgramError(f"guidance interval '{text}' is not 'LO,HI' in sigma or 'tLO,tHI' in timesteps") from None
     if not timesteps:
         return low, high
+    if schedule is None:
+        raise ProgramError(f"guidance interval '{text}': this model has no timesteps of training, give LO,HI in sigma")
     if not 0 <= low <= high <= schedule.steps - 1:
         raise ProgramError(f"guidance interval '{text}': timesteps go from t0 to t{schedule.steps - 1}")
     below = float(sigmas_at(schedule, np.array([low - 0.5]))[0]) if low >= 0.5 else 0.0
@@ -192,6 +226,13 @@ def _flow_grid(name: str, settings: SamplerSettings, timestep_range: tuple[float
     if name == "flow-dpm++":
         return flow_grid_dpm(settings.steps, shift=shift, timestep_scale=max(noise, data), data_at_one=data > noise)
     return flow.grid(settings.steps, shift, max(noise, data), data > noise)
+
+
+def _edm_grid(settings: SamplerSettings) -> Grid:
+    for key in (*DIFFUSION_SPACING, "shift"):
+        if getattr(settings, key) is not None:
+            raise ProgramError(f"{key} is for other models; EDM's take steps")
+    return edm_grid(settings.steps or 0)
 
 
 def _scm_grid(settings: SamplerSettings, noise: float, data: float) -> Grid:

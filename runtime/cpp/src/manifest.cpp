@@ -77,9 +77,9 @@ ModelInfo read_model(const Field& field) {
 Process read_process_of_model(const Field& root) {
     const Field model = root.at("model"), schedule = root.at("schedule");
     Process process;
-    process.prediction = model.at("prediction").one_of({"epsilon", "x0", "v", "flow", "flow-to-data"});
-    const bool flow = process.prediction == "flow" || process.prediction == "flow-to-data";
-    if (schedule.null() != flow) root.fail("a flow model has no schedule, and every other model has one");
+    process.prediction = model.at("prediction").one_of({"epsilon", "x0", "v", "flow", "flow-to-data", "edm"});
+    const bool betas = process.prediction == "epsilon" || process.prediction == "x0" || process.prediction == "v";
+    if (schedule.null() == betas) root.fail("a flow model or EDM's has no schedule, and every other model has one");
     if (model.has("timestep_range")) process.timestep_range = read_timestep_range(model.at("timestep_range"));
     process.schedule = read_schedule(schedule);
     return process;

@@ -24,8 +24,9 @@ bool same_schedule(const std::optional<ScheduleInfo>& a, const std::optional<Sch
 
 std::string words(const std::array<double, 2>& range) { return shown(range[0]) + " (noise) to " + shown(range[1]) + " (data)"; }
 
-std::string words(const std::optional<ScheduleInfo>& schedule) {
-    if (!schedule) return "a flow, which has no betas";
+std::string words(const Process& process) {
+    const std::optional<ScheduleInfo>& schedule = process.schedule;
+    if (!schedule) return process.prediction == "edm" ? "EDM's sigmas" : "a flow, which has no betas";
     const std::vector<double>& betas = schedule->betas;
     const std::string ends = betas.empty() ? "" : " from " + shown(betas.front()) + " to " + shown(betas.back());
     return schedule->kind + " betas" + ends + " over " + std::to_string(schedule->steps) + " timesteps" +
@@ -62,7 +63,7 @@ std::array<double, 2> read_timestep_range(const Field& field) {
 
 Process read_process(const Field& field) {
     Process process;
-    process.prediction = field.at("prediction").one_of({"epsilon", "x0", "v", "flow", "flow-to-data"});
+    process.prediction = field.at("prediction").one_of({"epsilon", "x0", "v", "flow", "flow-to-data", "edm"});
     process.timestep_range = read_timestep_range(field.at("timestep_range"));
     process.schedule = read_schedule(field.at("schedule"));
     return process;
@@ -75,11 +76,11 @@ void check_process(const std::string& name, const Process& made_for, const Proce
         ours += (ours.empty() ? "" : " and ") + before + our;
     };
     if (made_for.prediction != model.prediction) differ("a prediction of ", made_for.prediction, model.prediction);
-    const double most = std::max(model.timestep_range[0], model.timestep_range[1]);
+    const double most = std::max(std::abs(model.timestep_range[0]), std::abs(model.timestep_range[1]));
     const auto close = [&](double a, double b) { return std::abs(a - b) <= 1e-6 * most; };
     if (!std::equal(made_for.timestep_range.begin(), made_for.timestep_range.end(), model.timestep_range.begin(), close))
         differ("timesteps from ", words(made_for.timestep_range), words(model.timestep_range));
-    if (!same_schedule(made_for.schedule, model.schedule)) differ("", words(made_for.schedule), words(model.schedule));
+    if (!same_schedule(made_for.schedule, model.schedule)) differ("", words(made_for), words(model));
     if (!theirs.empty())
         fail_request("program '" + name + "' was made for " + theirs + "; this model has " + ours +
                      ": make one for this model, or insist with other_process");

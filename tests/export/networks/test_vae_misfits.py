@@ -100,7 +100,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "DC config with odd heads": (edited_config("dc", attention_head_dim=3), "multiples of attention_head_dim"),
     "DC config with other widths": (edited_config("dc", decoder_block_out_channels=[8, 8, 8]), "expected"),
     "config with another activation": (edited_config(act_fn="gelu"), "act_fn"),
-    "config with other blocks": (edited_config(up_block_types=["AttnUpDecoderBlock2D"]), "up_block_types"),
+    "config with other blocks": (edited_config(up_block_types=["UpBlock2D"]), "up_block_types"),
     "config with latent means alone": (edited_config(latents_mean=[0.0] * 4), "latents_mean and latents_std come together"),
     "config with too few means": (edited_config(latents_mean=[0.0], latents_std=[1.0]), "each of 4 channels"),
     "config with a deviation of zero": (edited_config(latents_mean=[0.0] * 4, latents_std=[0.0] * 4), "latents_std"),

@@ -16,7 +16,7 @@ from ditedge.cli import main
 from ditedge.export.schedulers.exact_denoiser import WARN_ABOVE, warning_of, worst_landing
 from ditedge.export.schedulers.probe import program_from_scheduler
 from ditedge.runtime.errors import ProgramError
-from ditedge.runtime.samplers.process import process_of_flow, process_of_schedule
+from ditedge.runtime.samplers.process import process_of_schedule, process_without_betas
 from ditedge.runtime.samplers.schedule import linear_schedule
 from ditedge.runtime.samplers.settings import SamplerSettings, make_program
 from tests.export.schedulers.test_probe import pytestmark  # noqa: F401  # diffusers' own warnings
@@ -103,7 +103,7 @@ def test_our_own_samplers_land_with_every_spacing(sampler: str, spacing: str) ->
 def test_a_flow_lands(tmp_path: Path) -> None:
     settings = SamplerSettings(sampler="flow-euler", steps=10)
     program = make_program(None, settings, learned_variance=False, prediction="flow-to-data", timestep_range=(0.0, 1.0))
-    found = worst_landing(replace(program, process=process_of_flow("flow-to-data", (0.0, 1.0))))
+    found = worst_landing(replace(program, process=process_without_betas("flow-to-data", (0.0, 1.0))))
     assert found is not None and found.error < 1e-12
 
 

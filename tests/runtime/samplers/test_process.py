@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from ditedge.cli import main
 from ditedge.runtime import Program, generate, open_bundle
 from ditedge.runtime.errors import ProgramError, RequestError
-from ditedge.runtime.samplers.process import process_of_flow, same_schedule
+from ditedge.runtime.samplers.process import process_without_betas, same_schedule
 from ditedge.runtime.samplers.program import read_program, write_program
 from ditedge.runtime.samplers.schedule import ScheduleInfo, cosine_betas, linear_betas, schedule_from_info
 from ditedge.runtime.samplers.settings import SamplerSettings, make_program
@@ -125,7 +125,7 @@ def test_betas_that_went_through_float32_products_are_the_same() -> None:
 )
 def test_a_malformed_process_is_refused(tmp_path: Path, process: object, place: str) -> None:
     path = tmp_path / "p.json"
-    write_program(replace(program(), process=process_of_flow("flow", (1000.0, 0.0))), path)
+    write_program(replace(program(), process=process_without_betas("flow", (1000.0, 0.0))), path)
     data = json.loads(path.read_text())
     data["process"] = data["process"] | process if isinstance(process, dict) else process
     path.write_text(json.dumps(data))

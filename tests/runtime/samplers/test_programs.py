@@ -211,10 +211,14 @@ def test_every_sampler_makes_a_program_by_its_name() -> None:
     from ditedge.runtime.samplers import SAMPLERS
 
     for name in SAMPLERS:
-        if not name.startswith("flow"):
-            steps = 1 if name == "dmd" else 8
+        steps = 1 if name == "dmd" else 8
+        if name.startswith("edm"):
+            program = make_program(None, SamplerSettings(name, 8), learned_variance=False, prediction="edm")
+        elif not name.startswith("flow"):
             program = make_program(SCHEDULE, SamplerSettings(name, steps), learned_variance=True)
-            assert program.steps == (15 if name == "heun" else steps)
+        else:
+            continue
+        assert program.steps == (15 if name.endswith("heun") else steps)
 
 
 def test_last_step_of_one_draws_no_noise() -> None:

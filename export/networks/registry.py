@@ -1,0 +1,24 @@
+"""Which module a configuration describes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import repa
+from .dit import DiT, DiTConfig
+from .lightningdit import LightningConfig, LightningDiT
+from .maskdit import MaskConfig, MaskDiT
+from .mdtv2 import MdtConfig, MdtV2
+
+NETWORKS: dict[type[DiTConfig], Callable[[Any], DiT]] = {
+    DiTConfig: repa.network_of,
+    LightningConfig: LightningDiT,
+    MdtConfig: MdtV2,
+    MaskConfig: MaskDiT,
+}
+
+
+def network_of(config: DiTConfig) -> DiT:
+    """The network that a checkpoint's configuration describes, with random weights."""
+    return NETWORKS[type(config)](config)
