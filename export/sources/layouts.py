@@ -10,17 +10,20 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from . import lightningdit, maskdit, mdtv2, repa
 from .asked import Asked
 from .family import Described
+from .lightningdit import read as read_lightningdit
+from .maskdit import read as read_maskdit
+from .mdtv2 import read as read_mdtv2
+from .repa import read as read_repa
 from .settings import Settings
 from .shapes import config_from_shapes
 
 FAMILIES: tuple[Callable[[dict[str, Tensor], Settings, Asked], Described | None], ...] = (
-    lightningdit.read,
-    mdtv2.read,
-    maskdit.read,
-    repa.read,
+    read_lightningdit,
+    read_mdtv2,
+    read_maskdit,
+    read_repa,
 )
 
 
