@@ -238,13 +238,12 @@ def quantize(request: QuantizeRequest, as_json: bool) -> None:
         told.add(failed=[result.model_dump() for result in error.failed])
         told.end()
         leave_with_failures(error.failed, f"{out} was not written")
-    assert manifest.quantization is not None
-    kept = ", ".join(manifest.quantization.kept) or "none"
+    kept = ", ".join(manifest.quantization.kept) if manifest.quantization is not None else "all but the text encoder"
     if options.quality is not None:
         told.add(quality=str(out / "quality" / "quality.json"))
         report_page = out / "quality" / "report.html"
         told.line(f"quality of {options.quality.count} image(s) beside the float ones: {report_page}")
-    told.bundle(out, manifest, f"{megabytes(manifest)}, in float32: {kept}", f"run --engine {out}")
+    told.bundle(out, manifest, f"{megabytes(manifest)}, in float32: {kept or 'none'}", f"run --engine {out}")
     told.end()
 
 

@@ -34,6 +34,7 @@ from ditedge.calibration.formats.int8 import static_int8  # noqa: E402
 from ditedge.calibration.kept import PROTECTED  # noqa: E402
 from ditedge.calibration.options import QuantizeOptions  # noqa: E402
 from ditedge.calibration.plan import plan_of  # noqa: E402
+from ditedge.calibration.pool import pool_of  # noqa: E402
 from ditedge.calibration.quantize import collected, quantize_bundle, smoothed, write_step  # noqa: E402
 from ditedge.calibration.statistics.sensitivity import drift  # noqa: E402
 from ditedge.runtime import Program, Session, generate, open_bundle  # noqa: E402
@@ -92,7 +93,7 @@ def step_graphs_of_groups(source: Path, options: QuantizeOptions, folder: Path) 
     """
     bundle = open_bundle(source)
     plan = plan_of(bundle, options)
-    exact, found = smoothed(bundle, collected(bundle, plan, options, silent), plan, folder)
+    exact, found = smoothed(bundle, collected(bundle, pool_of(bundle), plan, options, silent), plan, folder)
     layers, paths = found.layers, []
     for group in range(len(next(iter(layers.values())).rows)):
         ranges = {

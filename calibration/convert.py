@@ -46,7 +46,8 @@ def convert_bundle(source: Path, out: Path, options: ConvertOptions, report: Rep
     _check_is_float32(bundle, source)
     vae, graphs = bundle.manifest.vae, bundle.manifest.graphs
     halve = options.decoder and vae is not None and vae.precision == "float32"
-    encoder = options.encoder and "text" in graphs and not options.without_text
+    has_encoder = "text" in graphs and graphs["text"].precision == "float32"  # of int8 or int4 weights it stays so
+    encoder = options.encoder and has_encoder and not options.without_text
     rewritten = [*rewritten_graphs(bundle), *(["text"] if encoder else [])]
     left_out = text_graphs(bundle) if options.without_text else []
 

@@ -16,8 +16,17 @@ from ..runtime.loop.prompts import Prompt
 from ..runtime.loop.session import Session
 from ..runtime.loop.verify import relative_error
 from ..runtime.report import Report
+from .formats.int4 import BLOCK_SIZES, matmul_nbits
+from .formats.int8 import int8_at_rest
 from .graph.emulation import emulated_engine
+from .graph.linears import find_linears
+from .graph.surgery import load_graph, save_graph
+from .options import ENCODERS, QuantizeOptions
 from .pool import pool_of
+from .quality.limits import check_rewritten
+
+SMALLEST = BLOCK_SIZES[-1]  # of ONNX Runtime's int4: linears of another width stay float32
+LARGEST = {"int8": 0.05, "int4": 0.3}  # relative error of a prompt's rows
 
 
 def check_encoder(
@@ -40,6 +49,40 @@ def check_encoder(
             f"allowed {allowed:g}: {remedy}; nothing was written"
         )
     return worst
+
+
+def encoder_format(bundle: Bundle, options: QuantizeOptions) -> str | None:
+    """What its weights become, "int8" or "int4"; None: they stay. Raises RequestError where it has none to round."""
+    graph = bundle.manifest.graphs.get("text")
+    if options.encoder == "fp32":
+        return None
+    if options.encoder not in ENCODERS:
+        raise RequestError(f"--encoder {options.encoder} is not one of {', '.join(ENCODERS)}")
+    if graph is None:
+        raise RequestError(f"{bundle.folder} has no text encoder: leave --encoder {options.encoder} out")
+    if graph.precision != "float32":
+        raise RequestError(
+            f"{bundle.folder}: its text encoder is in {graph.precision}: round that of the float32 bundle"
+        )
+    return options.encoder
+
+
+def quantise_encoder(
+    bundle: Bundle, precision: str, prompts: Path | None, folder: Path, scratch: Path, report: Report
+) -> dict[str, Any]:
+    """Writes `text.onnx` with such weights into the new bundle's `folder` -> the manifest's fields that change.
+
+    They are computed with by ONNX Runtime, which alone runs text encoders. Raises BundleError as `check_encoder`.
+    """
+    report(f"quantising text.onnx, weights in {precision}")
+    info = bundle.manifest.graphs["text"]
+    model, path = load_graph(bundle.graph_file("text")), folder / info.file
+    linears = [linear for linear in find_linears(model) if precision == "int8" or linear.features[0] % SMALLEST == 0]
+    int8_at_rest(model, linears) if precision == "int8" else matmul_nbits(model, linears)
+    save_graph(model, path)
+    check_rewritten(path, [linear.name for linear in linears])
+    check_encoder(bundle, path, prompts, LARGEST[precision], "leave it in float32 (--encoder fp32)", scratch, report)
+    return {"graphs": {**bundle.manifest.graphs, "text": info.model_copy(update={"precision": precision})}}
 
 
 def check_has_text(bundle: Bundle) -> None:

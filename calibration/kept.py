@@ -13,10 +13,12 @@ from ..runtime.samplers.program import Program
 from .graph.linears import Linear, find_linears
 from .graph.surgery import load_graph
 from .options import QuantizeOptions
+from .pool import Pool
 from .quality.limits import check_something_is_asked
 from .statistics.sensitivity import Rounding, Sensitivity, drift, fewest_kept, latents_of, layer_sensitivities
 
-PROTECTED = ("final_layer.linear",)  # of the step graph; the embedders are not linears there, adaLN is elsewhere
+# Of the step graph; the embedders are not linears there, adaLN is elsewhere. proj_out: the final one in diffusers.
+PROTECTED = ("final_layer.linear", "proj_out")
 
 
 def select_linears(linears: list[Linear], options: QuantizeOptions) -> tuple[list[str], list[str]]:
@@ -46,6 +48,7 @@ class Trial:
 
     source: Bundle
     exact: Bundle
+    pool: Pool
     program: Program
     folder: Path
     rounding: Rounding
@@ -59,7 +62,7 @@ def choose_kept(trial: Trial, options: QuantizeOptions, report: Report) -> tuple
     chosen, kept = select_linears(linears, options)
     if options.keep_count is None and options.budget is None:
         return kept, []
-    ranked = layer_sensitivities(trial.exact, trial.program, chosen, trial.rounding, trial.bits, report)
+    ranked = layer_sensitivities(trial.exact, trial.pool, trial.program, chosen, trial.rounding, trial.bits, report)
     order = [entry.layer for entry in ranked]
     count = min(options.keep_count or 0, len(order))
     if options.drift_budget is not None:
@@ -70,11 +73,12 @@ def choose_kept(trial: Trial, options: QuantizeOptions, report: Report) -> tuple
 
 def _fewest_within(budget: float, trial: Trial, kept: list[str], order: list[str], report: Report) -> int:
     """How many of `order`, besides `kept`, hold the measured drift within the budget. Raises RequestError."""
-    reference = latents_of(trial.source, trial.program)
+    reference = latents_of(trial.source, trial.pool, trial.program)
 
     def drift_with(more: list[str]) -> float:
         trial.write([*kept, *more])
-        measured = drift(latents_of(Bundle(trial.folder, trial.source.manifest, ""), trial.program), reference)
+        rounded = Bundle(trial.folder, trial.source.manifest, "")
+        measured = drift(latents_of(rounded, trial.pool, trial.program), reference)
         report(f"{len(more)} layers kept: drift {measured:.4f}")
         return measured
 

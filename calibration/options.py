@@ -9,13 +9,12 @@ from ..runtime.bundle.open import Bundle
 from ..runtime.errors import RequestError
 from ..runtime.options import BUNDLE_OUT, FORCE, IMAGES, SIZE, option
 from .formats import formats_of, summary
+from .pool import PROMPTS
 from .quality.gate import Gate
 from .quality.request import CompareRequest
 
 SAMPLES = (1, 100_000)
-PROMPTS = option(
-    "--prompts", help="Of a model that takes prompts: a file with one a line to measure on. [default: some of ours]"
-)
+ENCODERS = ("fp32", "int8", "int4")
 FORMS = ("onnxruntime", "tensorrt")  # whose operators a quantised graph is written in
 
 
@@ -123,6 +122,16 @@ class QuantizeOptions:
         default=None,
         metadata=option("--statistics", help="File for the statistics. [default: one in the user's cache]"),
     )
+    prompts: Path | None = field(default=None, metadata=PROMPTS)
+    encoder: str = field(
+        default="fp32",
+        metadata=option(
+            "--encoder", help="Weights of a text encoder: in int4 blocks, or int8 at rest.", choices=ENCODERS
+        ),
+    )
+    encoder_alone: bool = field(
+        default=False, metadata=option("--encoder-alone", help="Nothing but the text encoder's weights, by --encoder.")
+    )
     quality: CompareRequest | None = None  # what is sampled for the report in the bundle; None: no report
     gate: Gate = Gate()  # limits that the report must keep
     force: bool = field(default=False, metadata=FORCE)
@@ -181,10 +190,14 @@ class QuantizeRequest:
             steps=self.options.steps,
             features=self.features,
             reference=self.reference,
-            # TensorRT's form is a simulation on the CPU
-            speed_rounds=CompareRequest.speed_rounds if self.options.form == "onnxruntime" else 0,
+            speed_rounds=CompareRequest.speed_rounds if self._is_timed else 0,
         )
         return replace(self.options, quality=quality if quality.count else None)
+
+    @property
+    def _is_timed(self) -> bool:
+        """TensorRT's form is a simulation on the CPU, and without the network's weights a step is the same."""
+        return self.options.form == "onnxruntime" and not self.options.encoder_alone
 
 
 @dataclass(frozen=True)

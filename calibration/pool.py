@@ -14,14 +14,18 @@ from ..runtime.loop.loop import StepEvent
 from ..runtime.loop.noise import NoiseSource
 from ..runtime.loop.prompts import Prompt, empty_prompt, prompt_of_rows, text_of
 from ..runtime.loop.session import Session
-from ..runtime.loop.subjects import told_besides
+from ..runtime.loop.subjects import any_subject, told_besides
 from ..runtime.loop.tables import StepTables, step_tables
 from ..runtime.loop.verify import golden_prompts
+from ..runtime.options import option
 from ..runtime.pictures.words import prompt_lines, words
 from ..runtime.report import Report, silent
 from ..runtime.samplers.program import Program
 
 Subject = int | Prompt
+PROMPTS = option(
+    "--prompts", help="Of a model that takes prompts: a file with one a line to measure on. [default: some of ours]"
+)
 CAPTIONS = (
     "a red fox in the snow",
     "portrait of an old fisherman with a grey beard, soft light",
@@ -111,6 +115,14 @@ def pool_of(bundle: Bundle, prompts: Path | None = None, report: Report = silent
     if away is None:
         [away] = words(bundle, [""], report)
     return Pool(tuple(of), away, (side, side))
+
+
+def any_pool(bundle: Bundle) -> Pool:
+    """Where only the work counts: every class, or one prompt of nothing; no text encoder is asked."""
+    if bundle.manifest.text is None:
+        return pool_of(bundle)
+    subject, away_from, size = any_subject(bundle)
+    return Pool((subject,), away_from, size)
 
 
 def check_prompts(bundle: Bundle, prompts: Path | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,14 @@ from typing import Any
 
 from ..runtime.bundle.manifest import Manifest, QuantizationInfo
 from ..runtime.bundle.open import Bundle, open_bundle
-from ..runtime.bundle.writing import check_target
+from ..runtime.bundle.writing import check_target, copy_graph
 from ..runtime.errors import BundleError, RequestError
 from ..runtime.files import write_text
 from ..runtime.loop.verify import Replay
 from ..runtime.report import Report, silent
 from .derived import Derivation, derive_bundle
+from .encoder import encoder_format, quantise_encoder
+from .formats import quantised_format
 from .formats.int8 import int8_at_rest
 from .formats.int8_decoder import quantise_decoder
 from .formats.smooth import smooth
@@ -30,6 +33,7 @@ from .graph.surgery import load_graph, save_graph
 from .kept import Trial, choose_kept, select_linears
 from .options import QuantizeOptions
 from .plan import Plan, plan_of
+from .pool import Pool, check_prompts, pool_of
 from .quality.compare import compare_bundles
 from .quality.forecast import cost_of_report
 from .quality.gate import Gate, GateFailed, check_gate_can_be_measured
@@ -41,45 +45,83 @@ from .statistics.sensitivity import Rounding
 GOLDEN_MARGIN = 1.5  # allowed over the measured error: another processor rounds some activations the other way
 QUALITY_FOLDER = "quality"  # in the bundle: quality.json and report.html
 SENSITIVITY_NAME = "sensitivity.json"  # in the bundle, where layers were ranked
-CONDITIONER_PREFIXES = ("blocks.", "final_layer.")  # adaLN projections; the timestep MLP stays float32
+# Of conditioner and context: adaLN projections, keys and values of prompts. What embeds timestep and prompt is float32.
+AT_REST = ("blocks.", "final_layer.", "transformer_blocks.", "single_transformer_blocks.", "norm_out.")
 
 
 def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: Report = silent) -> Manifest:
     """Writes the quantised form of bundle `source` to `out`. Raises DitedgeError; then nothing is left behind."""
-    quality = options.quality
-    read = [options.statistics, *([quality.features, quality.reference] if quality is not None else [])]
+    quality = options.quality and replace(options.quality, prompts=options.quality.prompts or options.prompts)
+    options = replace(options, quality=quality)
+    read = [
+        options.statistics,
+        options.prompts,
+        *([quality.features, quality.reference] if quality is not None else []),
+    ]
     inputs = [path for path in read if path is not None]
     check_target(out, options.force, [source, *inputs])
     report(f"reading {source}")
     bundle = open_bundle(source)
-    bundle.require_classes("quantize")
-    _check_is_float32(bundle, source)
+    check_prompts(bundle, options.prompts)
     _check_gate(bundle, options)
+    encoder = encoder_format(bundle, options)
+    if options.encoder_alone:
+        plan, how = None, _of_encoder(bundle, encoder, options, report)
+    else:
+        plan, how = _of_network(bundle, source, encoder, options, report)
+    if quality is not None:
+        limits = plan.format.limits if plan is not None else quantised_format(options.encoder).limits
+        how = replace(how, judge=partial(_judge, bundle, options, limits, report))
+    return derive_bundle(bundle, out, how, inputs=inputs, force=options.force, report=report)
+
+
+def _of_network(
+    bundle: Bundle, source: Path, encoder: str | None, options: QuantizeOptions, report: Report
+) -> tuple[Plan, Derivation]:
+    """What rewrites the network, and a VAE's decoder and the text encoder where they were asked for."""
+    _check_is_float32(bundle, source)
     plan = plan_of(bundle, options)
     linears = find_linears(load_graph(bundle.graph_file("step")))
     _, kept = select_linears(linears, options)  # refuses unknown names now
     check_something_is_asked(source, [linear.name for linear in linears], kept)
-    statistics = collected(bundle, plan, options, report) if plan.needs_statistics else None
+    pool = pool_of(bundle, options.prompts, report)
+    statistics = collected(bundle, pool, plan, options, report) if plan.needs_statistics else None
     decoder = ("decoder",) if options.decoder and bundle.manifest.vae is not None else ()
 
     def rewrite(folder: Path, scratch: Path) -> dict[str, Any]:
-        info = _write_graphs(bundle, plan, options, statistics, folder, scratch, report)
+        info = _write_graphs(bundle, pool, plan, options, statistics, folder, scratch, report)
         if decoder:
             report("quantising decoder.onnx")
             psnr = quantise_decoder(bundle, folder / bundle.manifest.graphs["decoder"].file)
             report(f"decoder with int8 weights: PSNR of the decoded pictures {psnr:.1f} dB")
             info = info.model_copy(update={"decoder": "int8"})
-        return {"quantization": info}
+        changes = {} if encoder is None else quantise_encoder(bundle, encoder, options.prompts, folder, scratch, report)
+        return {"quantization": info, **changes}
 
-    judge = partial(_judge, bundle, options, plan, report) if quality is not None else None
-    how = Derivation(("conditioner", "step", *decoder), rewrite, partial(_tolerance, plan), judge=judge)
-    return derive_bundle(bundle, out, how, inputs=inputs, force=options.force, report=report)
+    graphs = (*network_graphs(bundle), *decoder, *(["text"] if encoder is not None else []))
+    return plan, Derivation(graphs, rewrite, partial(_tolerance, plan))
+
+
+def _of_encoder(bundle: Bundle, encoder: str | None, options: QuantizeOptions, report: Report) -> Derivation:
+    """What rewrites the text encoder and nothing else. Raises RequestError for a format of its that says so little."""
+    if encoder is None:
+        raise RequestError("--encoder-alone needs the format of its weights: --encoder int8 or int4")
+
+    def rewrite(folder: Path, scratch: Path) -> dict[str, Any]:
+        return quantise_encoder(bundle, encoder, options.prompts, folder, scratch, report)
+
+    return Derivation(("text",), rewrite)
+
+
+def network_graphs(bundle: Bundle) -> list[str]:
+    """Those with the network's weights: a model of classes has no context."""
+    return [name for name in ("conditioner", "context", "step") if name in bundle.manifest.graphs]
 
 
 def _check_is_float32(bundle: Bundle, source: Path) -> None:
     if bundle.manifest.quantization is not None:
         raise RequestError(f"{source} is quantised already: quantise the float bundle that it was made from")
-    if any(bundle.manifest.graphs[name].precision != "float32" for name in ("conditioner", "step")):
+    if any(bundle.manifest.graphs[name].precision != "float32" for name in network_graphs(bundle)):  # type: ignore[index]
         raise RequestError(
             f"{source} is in 16 bit: quantise the float32 bundle that it was made from, then `convert` the result "
             "(of --form tensorrt)"
@@ -96,6 +138,7 @@ def _check_gate(bundle: Bundle, options: QuantizeOptions) -> None:
 
 def _write_graphs(
     bundle: Bundle,
+    pool: Pool,
     plan: Plan,
     options: QuantizeOptions,
     statistics: Statistics | None,
@@ -103,16 +146,18 @@ def _write_graphs(
     scratch: Path,
     report: Report,
 ) -> QuantizationInfo:
-    """Conditioner and step, the latter with the linears in float32 that were asked for."""
+    """Conditioner, context and step, the latter with the linears in float32 that were asked for."""
     exact, layers = bundle, statistics
     if plan.smoothing and statistics is not None:
         report("smoothing")
         exact, layers = smoothed(bundle, statistics, plan, scratch)
-    report("quantising conditioner.onnx")
-    at_rest = _write_conditioner(exact, folder)
+    at_rest = {}
+    for name in (name for name in network_graphs(bundle) if name != "step"):
+        report(f"quantising {name}.onnx")
+        at_rest[name] = _write_at_rest(exact, name, folder)
     rounding = rounding_of(plan, layers)
     write = partial(write_step, exact, folder, rounding)
-    trial = Trial(bundle, exact, plan.program, folder, rounding, plan.format.bits, write)
+    trial = Trial(bundle, exact, pool, plan.program, folder, rounding, plan.format.bits, write)
     kept, ranked = choose_kept(trial, options, report)
     report("quantising step.onnx")
     write(kept)
@@ -125,7 +170,7 @@ def _write_graphs(
         activations=plan.scheme.activations,
         smoothing=plan.smoothing or None,
         kept=kept,
-        conditioner="int8" if at_rest else "float32",
+        conditioner="int8" if at_rest["conditioner"] else "float32",
         source_bundle=bundle.sha256,
         calibration=statistics.fingerprint if statistics is not None else None,
     )
@@ -143,7 +188,14 @@ def _tolerance(plan: Plan, replayed: Replay) -> float:
     return max(replayed.golden.tolerance, tolerance)
 
 
-def _judge(bundle: Bundle, options: QuantizeOptions, plan: Plan, report: Report, new: Bundle, replayed: float) -> None:
+def _judge(
+    bundle: Bundle,
+    options: QuantizeOptions,
+    limits: Mapping[str, float],
+    report: Report,
+    new: Bundle,
+    replayed: float,
+) -> None:
     """Compares the new bundle with the float one and adds the report. Raises GateFailed over a limit."""
     assert options.quality is not None
     report(f"quality report: {cost_of_report(bundle, options.quality, replayed)} (--count says how many)")
@@ -151,7 +203,7 @@ def _judge(bundle: Bundle, options: QuantizeOptions, plan: Plan, report: Report,
     def advance(what: str, done: int = 0, total: int = 0) -> None:
         report(f"quality: {what}", done, total)
 
-    gate = gate_or_default(options.gate, plan.format.limits, options.quality, bundle)
+    gate = gate_or_default(options.gate, limits, options.quality, bundle)
     comparison, failed = compare_bundles(bundle, new, options.quality, advance).with_gate(gate)
     if failed:
         raise GateFailed(failed)
@@ -160,16 +212,16 @@ def _judge(bundle: Bundle, options: QuantizeOptions, plan: Plan, report: Report,
     write_report(replace(comparison, quality=quality), new.folder / QUALITY_FOLDER)
 
 
-def collected(bundle: Bundle, plan: Plan, options: QuantizeOptions, report: Report) -> Statistics:
+def collected(bundle: Bundle, pool: Pool, plan: Plan, options: QuantizeOptions, report: Report) -> Statistics:
     """The statistics of the plan's program, from the file of an earlier run where there is one."""
     samples = options.samples or (4 if bundle.manifest.model.is_large else 32)
     points = CalibrationSet(samples=samples)
     cache = options.statistics
     if cache is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        cache = home / "ditedge" / f"{statistics_fingerprint(bundle, plan.program, points)}.safetensors"
+        cache = home / "ditedge" / f"{statistics_fingerprint(bundle, pool, plan.program, points)}.safetensors"
     report(f"collecting statistics: {samples} samples of {plan.program.name}")
-    return collect_statistics(bundle, plan.program, points, cache, report)
+    return collect_statistics(bundle, pool, plan.program, points, cache, report)
 
 
 def smoothed(bundle: Bundle, statistics: Statistics, plan: Plan, folder: Path) -> tuple[Bundle, Statistics]:
@@ -179,6 +231,9 @@ def smoothed(bundle: Bundle, statistics: Statistics, plan: Plan, folder: Path) -
     layers = smooth(graphs["step"], graphs["conditioner"], statistics, plan.smoothing, online)
     for name, model in graphs.items():
         save_graph(model, folder / bundle.manifest.graphs[name].file)  # type: ignore[index]
+    for name in ("context", "position"):
+        if name in bundle.manifest.graphs:
+            copy_graph(bundle, name, folder)
     return Bundle(folder, bundle.manifest, bundle.sha256), layers
 
 
@@ -202,10 +257,11 @@ def write_step(exact: Bundle, folder: Path, rounding: Rounding, kept: list[str])
     check_rewritten(path, [linear.name for linear in chosen])
 
 
-def _write_conditioner(exact: Bundle, folder: Path) -> int:
+def _write_at_rest(exact: Bundle, name: str, folder: Path) -> int:
     """-> how many of its linears are int8 at rest now; a network of the user's may have none of the known names."""
-    model, path = load_graph(exact.graph_file("conditioner")), folder / exact.manifest.graphs["conditioner"].file
-    chosen = [linear for linear in find_linears(model) if linear.name.startswith(CONDITIONER_PREFIXES)]
+    file = exact.manifest.graphs[name].file  # type: ignore[index]
+    model, path = load_graph(exact.graph_file(name)), folder / file
+    chosen = [linear for linear in find_linears(model) if linear.name.startswith(AT_REST)]
     int8_at_rest(model, chosen)
     save_graph(model, path)
     check_rewritten(path, [linear.name for linear in chosen])

@@ -13,12 +13,15 @@ which are the conditioner's rows (weight and bias) divided by s, and constants i
 proj reads softmax(q k') v. The rows of a softmax add up to 1, so (v - c) / s in v's columns of the qkv weight and bias
 is (x - c) / s behind it.
 
-fc2 reads a GELU's output, which no preceding weight can move. With `online` a subtraction and a product do it at run
-time: TensorRT fuses them with the GELU and the rounding; for ONNX Runtime they would be two passes over memory.
+fc2 reads a GELU's output, which no preceding weight can move; and where blocks share one modulation (PixArt) or q, k
+and v are linears of their own, nothing is moved into the conditioner. With `online` a subtraction and a product do it
+at run time: TensorRT fuses them with what lies before and the rounding; for ONNX Runtime they would be two passes over
+memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -52,29 +55,39 @@ def smooth(
 ) -> Statistics:
     """Centres and smooths both graphs (ir.Model) in place -> the statistics of the new linears' inputs.
 
-    online: fc2, too, by nodes of its own. Linears without statistics or bias, and those of networks that are not built
-    like a DiT, are left as they are.
+    online: by nodes of their own, what no weight can move. Linears without statistics or bias are left as they are.
     """
     linears = {linear.name: linear for linear in find_linears(step)}
     modulations = {linear.name: linear for linear in find_linears(conditioner)}
     layers = dict(statistics.layers)
-    for name, linear in linears.items():
-        if name not in layers or _bias(linear) is None:
+    for group in _same_input(linears.values()):
+        names = [linear.name for linear in group]
+        if any(name not in layers or _bias(linear) is None for name, linear in zip(names, group, strict=True)):
             continue
+        name, linear, whole = names[0], group[0], np.concatenate([linear.matrix for linear in group], axis=1)
         centre = layers[name].centre
-        scales = smoothing_scales(moved_statistics(layers[name], centre, np.ones_like(centre)), linear.matrix, strength)
-        if name.endswith(".attn.proj"):
-            done = _move_values(linears.get(name.replace(".proj", ".qkv")), centre, scales)
-        elif linear.after_gelu:
-            done = online and _move_online(step, linear, centre, scales)
-        else:
-            done = _move_modulation(modulations, name, linear, centre, scales)
-        if done:
-            bias = _bias(linear)
-            _set(bias, bias.const_value.numpy() + centre @ linear.matrix)
-            _set_matrix(linear, linear.matrix * scales[:, None])
-            layers[name] = moved_statistics(layers[name], centre, scales)
+        scales = smoothing_scales(moved_statistics(layers[name], centre, np.ones_like(centre)), whole, strength)
+        done = len(group) == 1 and (
+            _move_values(linears.get(name.replace(".proj", ".qkv")), centre, scales)
+            if name.endswith(".attn.proj")
+            else not linear.after_gelu and _move_modulation(modulations, name, linear, centre, scales)
+        )
+        if not done and online:
+            _move_online(step, group, centre, scales)
+        for each in group if done or online else ():
+            bias = _bias(each)
+            _set(bias, bias.const_value.numpy() + centre @ each.matrix)
+            _set_matrix(each, each.matrix * scales[:, None])
+            layers[each.name] = moved_statistics(layers[each.name], centre, scales)
     return Statistics(statistics.fingerprint, layers)
+
+
+def _same_input(linears: Iterable[Linear]) -> list[list[Linear]]:
+    """Those that read one value together, as q, k and v of most networks do: they can only be smoothed alike."""
+    groups: dict[Any, list[Linear]] = {}
+    for linear in linears:
+        groups.setdefault(linear.input, []).append(linear)
+    return list(groups.values())
 
 
 def moved_statistics(layer: LayerStatistics, centre: np.ndarray, scales: np.ndarray) -> LayerStatistics:
@@ -130,16 +143,16 @@ def _move_values(qkv: Linear | None, centre: np.ndarray, scales: np.ndarray) -> 
     return True
 
 
-def _move_online(step: Any, linear: Linear, centre: np.ndarray, scales: np.ndarray) -> bool:
-    """By two nodes in front of the linear."""
-    name, node, shape = linear.name, linear.node, linear.input.shape
+def _move_online(step: Any, group: list[Linear], centre: np.ndarray, scales: np.ndarray) -> None:
+    """By two nodes in front of the linears, which read one value."""
+    name, node, value = group[0].name, group[0].node, group[0].input
     middle = constant(step, f"{name}.centre", centre.astype(np.float32))
-    moved = insert(step, node, "Sub", [linear.input, middle], f"{name}.centred")
+    moved = insert(step, node, "Sub", [value, middle], f"{name}.centred")
     factor = constant(step, f"{name}.smoothing", (1 / scales).astype(np.float32))
     moved = insert(step, node, "Mul", [moved, factor], f"{name}.smoothed")
-    moved.shape, moved.type = shape, linear.input.type
-    node.replace_input_with(0, moved)
-    return True
+    moved.shape, moved.type = value.shape, value.type
+    for linear in group:
+        linear.node.replace_input_with(0, moved)
 
 
 def _bias(linear: Linear) -> Any:

@@ -6,8 +6,8 @@ TensorRT since 10 builds strongly typed networks: it does what the graph says an
 
 it makes one INT8 or FP8 product. Its rules (met by building with TensorRT-RTX): scales are constants, zero points are
 0, and weights are stored rounded with a DQ alone: Q and DQ of float weights are refused. Each linear input has one Q/DQ
-pair; q, k and v are one linear, so they share theirs. Everything else, attention among it, stays as it was. The pairs
-begin and end in the graph's own type, so a later pass may change that type and the scales' with it.
+pair, which q, k and v share where they are linears of their own. Everything else, attention among it, stays as it was.
+The pairs begin and end in the graph's own type, so a later pass may change that type and the scales' with it.
 
 ONNX Runtime computes the same graph on the CPU by simulation: the same rounding, in float arithmetic or int8 kernels.
 """
@@ -34,13 +34,27 @@ def zero_points(model: Any, name: str, scale: np.ndarray) -> Any:
 
 
 def round_input(model: Any, linear: Linear, scale: float, zero: Any) -> None:
-    """A Q/DQ pair in front of the linear. zero: the zero point, whose type is that of the rounded numbers."""
-    name, node = linear.name, linear.node
-    step = constant(model, f"{name}.x_scale", np.array(scale, np.float32))
-    rounded = insert(model, node, "QuantizeLinear", [linear.input, step, zero], f"{name}.x_rounded")
-    back = insert(model, node, "DequantizeLinear", [rounded, step, zero], f"{name}.x")
-    back.shape, back.type = linear.input.shape, linear.input.type
-    node.replace_input_with(0, back)
+    """A Q/DQ pair in front of the linear, or the one that another linear of the same input has with this scale.
+
+    zero: the zero point, whose type is that of the rounded numbers.
+    """
+    back = _rounded_before(linear, np.float32(scale), zero)
+    if back is None:
+        name, node = linear.name, linear.node
+        step = constant(model, f"{name}.x_scale", np.array(scale, np.float32))
+        rounded = insert(model, node, "QuantizeLinear", [linear.input, step, zero], f"{name}.x_rounded")
+        back = insert(model, node, "DequantizeLinear", [rounded, step, zero], f"{name}.x")
+        back.shape, back.type = linear.input.shape, linear.input.type
+    linear.node.replace_input_with(0, back)
+
+
+def _rounded_before(linear: Linear, scale: np.float32, zero: Any) -> Any:
+    """The output of such a pair behind the linear's input; None where there is none."""
+    for reader in linear.input.consumers():
+        if reader.op_type == "QuantizeLinear" and reader.inputs[2] is zero:
+            if reader.inputs[1].const_value.numpy() == scale:
+                return reader.outputs[0].consumers()[0].outputs[0]
+    return None
 
 
 def store_weight(model: Any, linear: Linear, weight: np.ndarray, scale: np.ndarray, dtype: Any) -> None:

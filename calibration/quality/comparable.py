@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ...runtime.bundle.open import Bundle
 from ...runtime.errors import RequestError
+from ..pool import check_prompts
 from .pictures import has_pictures
 from .request import CompareRequest
 
@@ -20,14 +21,35 @@ COMPARABLE: Sequence[tuple[str, str]] = (
 )
 
 
-def check_comparable(a: Bundle, b: Bundle, request: CompareRequest) -> None:
-    """Raises RequestError, in one sentence, for bundles that one program cannot drive, and for impossible requests."""
-    for bundle in (a, b):
-        bundle.require_classes("compare")
+TEXT: Sequence[tuple[str, str]] = (
+    ("tokens", "tokens of a prompt"),
+    ("width", "width of the text encoder's rows"),
+    ("factor", "pixels of a picture per pixel of a latent"),
+    ("encoder_sha256", "hash of the text encoder"),
+)
+
+
+def differences(a: Bundle, b: Bundle) -> Iterator[tuple[str, object, object]]:
+    """(what, of a, of b) of everything without which one program, and one prompt, cannot drive both."""
     for name, text in COMPARABLE:
         x, y = getattr(a.manifest.model, name), getattr(b.manifest.model, name)
         if x != y:
-            raise RequestError(f"{a.folder} and {b.folder} cannot be compared: {text} {x} against {y}")
+            yield text, x, y
+    if a.manifest.text is None or b.manifest.text is None:
+        return
+    for name, text in TEXT:
+        x, y = getattr(a.manifest.text, name), getattr(b.manifest.text, name)
+        if x != y:
+            yield text, x, y
+
+
+def check_comparable(a: Bundle, b: Bundle, request: CompareRequest) -> None:
+    """Raises RequestError, in one sentence, for bundles that one program cannot drive, and for impossible requests."""
+    if (a.manifest.text is None) != (b.manifest.text is None):
+        raise RequestError(f"{a.folder} and {b.folder} cannot be compared: one takes classes, the other prompts")
+    check_prompts(a, request.prompts)
+    for text, x, y in differences(a, b):
+        raise RequestError(f"{a.folder} and {b.folder} cannot be compared: {text} {x} against {y}")
     _check_numbers(request)
     if request.reference is not None and request.features is None:
         raise RequestError(f"reference {request.reference} needs a feature extractor: give features, too")

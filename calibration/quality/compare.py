@@ -1,4 +1,4 @@
-"""`compare`: the same seeds and classes through two bundles, and what differs. Needs onnxruntime, no torch.
+"""`compare`: the same seeds, and classes or prompts, through two bundles, and what differs. Without torch.
 
 A is the reference, B what is judged: a quantised bundle, another export, or the same bundle on another provider
 (`options_b`). What is measured is in METRICS. Batches are streamed: memory holds two trajectories [N, batch, C, H, W].
@@ -6,7 +6,7 @@ A is the reference, B what is judged: a quantised bundle, another export, or the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from ...runtime.loop.noise import SeededNoise
 from ...runtime.loop.session import Session
 from ...runtime.report import Report, silent
 from ...runtime.samplers.process import check_process
+from ..pool import Pool, Subject, pool_of, subject_name
 from .comparable import check_comparable
 from .gate import Gate, check_gate
-from .metric import Batch, Comparing, labels_of
+from .metric import Batch, Comparing
 from .metrics import METRICS
 from .pictures import has_pictures
 from .record import MEASURED, Contender, GateResult, Quality, Settings
@@ -62,7 +63,7 @@ def compare_bundles(
     program = a.program(sampler=request.sampler, steps=request.steps)
     check_process(program.name, program.process, b.process, f"{a.folder} and {b.folder} cannot be compared")
     guidance = a.manifest.defaults.guidance if request.guidance is None else request.guidance
-    comparing = Comparing(a, b, request, program, guidance, report)
+    comparing = Comparing(a, b, request, program, guidance, report, _pool(a, b, request, report))
     measures = [measure for metric in METRICS.values() if (measure := metric.start(comparing)) is not None]
     shown: list[tuple[np.ndarray, np.ndarray]] = []
     for batch in _batches(comparing):
@@ -75,6 +76,7 @@ def compare_bundles(
     fields: dict[str, Any] = dict.fromkeys(MEASURED)
     for measure in measures:
         fields |= measure.fields()
+    subjects = [subject_name(a, subject, i) for i, subject in enumerate(comparing.pool.of[: request.count])]
     quality = Quality(
         made_by=f"ditedge {__version__}",
         a=_contender(a, request.options_a),
@@ -86,12 +88,22 @@ def compare_bundles(
             program=program.name,
             steps=program.steps,
             guidance=guidance,
+            prompts=subjects if a.manifest.text is not None else [],
         ),
         **fields,
     )
-    labels = [a.label_name(label) for label in labels_of(a, 0, min(request.pictures, request.count))]
+    labels = [subjects[i % len(subjects)] for i in range(min(request.pictures, request.count))]
     images_a, images_b = (np.concatenate(images) for images in zip(*shown, strict=True)) if shown else (None, None)
     return Comparison(quality, labels, images_a, images_b)
+
+
+def _pool(a: Bundle, b: Bundle, request: CompareRequest, report: Report) -> Pool:
+    """What the images are of. Prompts are rows of A's text encoder, or of B's where A has none; they are tokens, which
+    each side encodes for itself, where both have one and it is not the same file."""
+    texts = [bundle.manifest.graphs.get("text") for bundle in (a, b)]
+    files = [bundle.manifest.files[text.file] for bundle, text in zip((a, b), texts, strict=True) if text is not None]
+    source = b if texts[0] is None and texts[1] is not None else a
+    return pool_of(source, request.prompts, report, encode=len(files) < 2 or files[0] == files[1])
 
 
 def _batches(comparing: Comparing) -> Iterator[Batch]:
@@ -103,11 +115,11 @@ def _batches(comparing: Comparing) -> Iterator[Batch]:
     with Session(a, request.options_a) as session_a, Session(b, request.options_b) as session_b:
         for index in range(batches):
             first = index * request.batch
-            labels = labels_of(a, first, min(request.batch, request.count - first))
-            path_a, other = paths.sample(session_a, labels, request.seed + first), None
+            of = comparing.pool.cycled(first, min(request.batch, request.count - first))
+            path_a, other = paths.sample(session_a, of, request.seed + first), None
             if index < others:
-                other = paths.sample(session_a, labels, request.seed + request.count + first)[-1].copy()
-            path_b = paths.sample(session_b, labels, request.seed + first)
+                other = paths.sample(session_a, of, request.seed + request.count + first)[-1].copy()
+            path_b = paths.sample(session_b, of, request.seed + first)
             pictures_a = pictures_b = pictures_other = None
             if has_pictures(a, b):
                 pictures_a, pictures_b = session_a.images(path_a[-1]), session_b.images(path_b[-1])
@@ -122,18 +134,18 @@ class _Paths:
     def __init__(self, comparing: Comparing, count: int) -> None:
         self._comparing, self._done, self._total = comparing, 0, comparing.program.steps * count
 
-    def sample(self, session: Session, labels: list[int], seed: int) -> np.ndarray:
+    def sample(self, session: Session, subjects: Sequence[Subject], seed: int) -> np.ndarray:
         """Latents after each step, [N, B, C, H, W] float32."""
         program, shape = self._comparing.program, session.bundle.manifest.model.latent_shape
-        path = np.empty((program.steps, len(labels), *shape), dtype=np.float32)
+        path = np.empty((program.steps, len(subjects), *shape), dtype=np.float32)
 
         def on_step(event: StepEvent) -> None:
             path[event.step - 1] = event.latents
             self._done += 1
             self._comparing.report("sampling", self._done, self._total)
 
-        noise = SeededNoise([seed + i for i in range(len(labels))], shape)
-        session.latents(program, labels, self._comparing.guidance, noise, on_step=on_step)
+        noise = SeededNoise([seed + i for i in range(len(subjects))], shape)
+        self._comparing.pool.latents(session, program, subjects, self._comparing.guidance, noise, on_step)
         return path
 
 

@@ -10,12 +10,12 @@ from .request import CompareRequest
 
 
 def cost_of_report(bundle: Bundle, request: CompareRequest, replayed: float) -> str:
-    """In words, for the user to know beforehand. replayed: seconds that all golden trajectories took on B."""
+    """In words, for the user to know beforehand. replayed: seconds that all golden trajectories took on B, or 0."""
     steps = bundle.program(sampler=request.sampler, steps=request.steps).steps
     said = f"{request.count} image(s) of {steps} steps with both networks"
     known = golden_evaluations(bundle)
     seconds = replayed / max(1, known) * report_evaluations(bundle, request)
-    return f"{said}, about {duration(seconds)}" if known else said
+    return f"{said}, about {duration(seconds)}" if known and replayed else said
 
 
 def golden_evaluations(bundle: Bundle) -> int:
@@ -23,7 +23,7 @@ def golden_evaluations(bundle: Bundle) -> int:
     total = 0
     for golden in bundle.manifest.golden:
         program = bundle.program(golden.program)
-        images = len(read_golden(bundle, golden, program.steps)["y"])
+        images = len(read_golden(bundle, golden, program.steps)["z"])
         total += images * _evaluations_of_an_image(program, golden.guidance)
     return total
 

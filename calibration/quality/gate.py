@@ -52,6 +52,7 @@ def will_measure(request: CompareRequest, *bundles: Bundle) -> Measured:
         reference=request.reference is not None,
         pictures=has_pictures(*bundles),
         speed=request.speed_rounds > 0,
+        classes=all(bundle.manifest.text is None for bundle in bundles),
     )
 
 
@@ -77,6 +78,7 @@ def check_gate(quality: Quality, gate: Gate) -> list[GateResult]:
         reference=features is not None and features.reference is not None,
         pictures=quality.pixels is not None,
         speed=quality.speed is not None,
+        classes=not quality.settings.prompts,
     )
     _check_available(gate, measured)
     broken: int = quality.drift.broken

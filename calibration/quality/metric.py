@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...runtime.bundle.open import Bundle
 from ...runtime.report import Report
 from ...runtime.samplers.program import Program
+from ..pool import Pool, Subject
 from .request import CompareRequest
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -41,11 +42,12 @@ class Comparing:
     program: Program
     guidance: float
     report: Report
+    pool: Pool  # what the images are of
 
     @property
-    def labels(self) -> list[int]:
+    def subjects(self) -> list[Subject]:
         """Of all images."""
-        return labels_of(self.a, 0, self.request.count)
+        return self.pool.cycled(0, self.request.count)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Measured:
     reference: bool  # real pictures, too
     pictures: bool  # both bundles have decoders
     speed: bool
+    classes: bool = True  # the images are of classes
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,6 @@ class Metric:
     cards: Callable[[Quality], Iterable[Card]] = lambda quality: ()
     notes: Callable[[Quality], Iterable[str]] = lambda quality: ()
     limits: tuple[Limit, ...] = ()
-
-
-def labels_of(bundle: Bundle, first: int, count: int) -> list[int]:
-    return [i % bundle.manifest.model.num_classes for i in range(first, first + count)]
 
 
 def number(value: float | None) -> str:

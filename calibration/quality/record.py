@@ -27,7 +27,7 @@ class Contender(Strict):
 
 
 class Settings(Strict):
-    """What both sampled: image i has seed `seed + i` and class i modulo the number of classes."""
+    """What both sampled: image i has seed `seed + i` and class, or prompt, i modulo their number."""
 
     count: Count
     seed: Count
@@ -35,6 +35,7 @@ class Settings(Strict):
     program: str
     steps: Count
     guidance: Finite
+    prompts: list[str] = []  # by their texts, in order; empty: classes
 
 
 class GateResult(Strict):

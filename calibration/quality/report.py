@@ -65,8 +65,9 @@ def summary_lines(quality: Quality) -> list[Line]:
 def table(quality: Quality) -> list[str]:
     """What `compare` prints."""
     settings = quality.settings
+    of = f" of {len(settings.prompts)} prompts" if settings.prompts else ""
     lines = [
-        f"{settings.count} images, {settings.program}, guidance {settings.guidance:g}",
+        f"{settings.count} images{of}, {settings.program}, guidance {settings.guidance:g}",
         f"{'':22} {'A':>12} {'B':>22} {'A, other seeds':>15}",
     ]
     rows = summary_lines(quality)
@@ -99,7 +100,8 @@ def report_html(comparison: Comparison) -> str:
 def _lead(q: Quality) -> str:
     s = q.settings
     return (
-        f"{s.count} images from the same seeds ({s.seed} to {s.seed + s.count - 1}) and classes through both bundles: "
+        f"{s.count} images from the same seeds ({s.seed} to {s.seed + s.count - 1}) and "
+        f"{f'{len(s.prompts)} prompts' if s.prompts else 'classes'} through both bundles: "
         f"{escape(s.program)}, {s.steps} steps, guidance {s.guidance:g}. A is {escape(_how(q, 'a'))}, "
         f"B is {escape(_how(q, 'b'))}."
     )
@@ -148,6 +150,8 @@ def _pictures(comparison: Comparison) -> str:
         for name, text, images in grids
     )
     names = ", ".join(escape(label.split(",")[0]) for label in comparison.labels)
+    if q.settings.prompts:
+        names = "; ".join(map(escape, comparison.labels))
     return (
         f"<section><h2>The same seeds, side by side</h2><div class=grids>{figures}</div>"
         f"<p class=note>Row by row: {names}. Seeds {q.settings.seed} to {q.settings.seed + len(a) - 1}.</p></section>"

@@ -7,17 +7,21 @@ from pathlib import Path
 
 from ...runtime.loop.engine import EngineOptions
 from ...runtime.options import BATCH, IMAGES, SEED, option
+from ..pool import PROMPTS
 
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """How to compare; None means A's default. Image i has seed `seed + i` and class i modulo the number of classes."""
+    """How to compare; None means A's default. Image i has seed `seed + i` and class or prompt i modulo their number."""
 
-    count: int = field(default=64, metadata=option("--count", help="Images; classes are cycled.", range=IMAGES))
+    count: int = field(
+        default=64, metadata=option("--count", help="Images; classes or prompts are cycled.", range=IMAGES)
+    )
     batch: int = field(default=16, metadata=option("--batch", help="Images at a time.", range=BATCH))
     seed: int = field(
         default=0, metadata=option("--seed", help="Seed of the first image; the next has seed + 1.", range=SEED)
     )
+    prompts: Path | None = field(default=None, metadata=PROMPTS)
     sampler: str | None = field(
         default=None, metadata=option("--sampler", help="As in `run`. [default: A's default program]")
     )

@@ -23,13 +23,12 @@ import ditedge
 
 from ...runtime.bundle.open import open_bundle
 from ...runtime.errors import BundleError, DitedgeError, EngineError
-from ...runtime.loop.conditions import of_steps
 from ...runtime.loop.engine import EngineOptions
 from ...runtime.loop.loop import first_state
 from ...runtime.loop.noise import SeededNoise
 from ...runtime.loop.session import Session
-from ...runtime.loop.tables import step_tables
 from ...runtime.report import Report, silent
+from ..pool import any_pool
 
 PAUSE = 0.05  # seconds before each measurement: idle threads of the previous contender stop spinning
 SHORTEST = 0.05  # seconds: quicker steps are repeated within a round, so that the clock and the pipe do not count
@@ -189,14 +188,10 @@ def bundle_step(
     bundle = open_bundle(folder, trusted_keys=None if sha256 is None else ())
     if sha256 not in (None, bundle.sha256):
         raise BundleError(f"{folder} was replaced while its speed was measured: compare again")
-    program, model = bundle.program(), bundle.manifest.model
-    tables = step_tables(program, model, [i % model.num_classes for i in range(batch)], guidance)
-    session, middle, rows = Session(bundle, options), program.steps // 2, tables.rows
-    noise = SeededNoise(list(range(batch)), model.latent_shape)
-    modulation = np.empty((rows, bundle.manifest.modulation_width), np.float32)
-    session.engine("conditioner").run(of_steps(tables.conditions, middle, middle + 1), {"modulation": modulation})
-    state = first_state(program, noise)
-    inputs = {"state": state, "modulation": modulation, "noise": noise.step(middle), **tables.inputs(middle)}
+    program, model, session = bundle.program(), bundle.manifest.model, Session(bundle, options)
+    pool, middle, noise = any_pool(bundle), program.steps // 2, SeededNoise(list(range(batch)), model.latent_shape)
+    tables, state = pool.tables(bundle, program, pool.cycled(0, batch), guidance), first_state(program, noise)
+    inputs = session.step_inputs(tables, middle, state, noise.step(middle))
     outputs, engine = {"next_state": np.empty_like(state)}, session.engine("step")
     return lambda: engine.run(inputs, outputs)
 

@@ -1,10 +1,10 @@
 """Statistics of what every linear of the step graph is fed, over trajectories of the program that will be deployed.
 
 The reductions are nodes of the graph itself: per run a linear gives back a few rows of numbers, never its activations,
-so memory depends on the model and not on the set. The set is stratified: `samples` images of evenly spread classes,
-one half guided and one half not, each recorded at `timesteps` evenly spread steps of its own trajectory (Q-Diffusion,
-Li et al. 2023, section 4.1, samples uniformly over timesteps, too). After every batch the sums go to a file, so that
-an interrupted collection continues where it was and ends with the same bits.
+so memory depends on the model and not on the set. The set is stratified: `samples` images of evenly spread classes or
+prompts, one half guided and one half not, each recorded at `timesteps` evenly spread steps of its own trajectory
+(Q-Diffusion, Li et al. 2023, section 4.1, samples uniformly over timesteps, too). After every batch the sums go to a
+file, so that an interrupted collection continues where it was and ends with the same bits.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from ...runtime.loop.session import Session
 from ...runtime.replacing import scratch_folder
 from ...runtime.report import Report, silent
 from ...runtime.samplers.program import Program
-from ..graph.linears import Linear, find_linears
-from ..graph.surgery import constant, insert, load_graph, save_graph
+from ..graph.surgery import load_graph, save_graph
+from ..pool import Pool, Subject
+from .instrument import instrument
 
 STATISTICS_VERSION = 1
 FIRST_SEED = 1 << 32  # calibration images are not those that anyone evaluates with seeds from 0 on
-CHANNEL_ROWS = ("max", "min", "sum", "square")  # of "channels": [4, I]
-TOKEN_ROWS = ("amax", "amax_sum")  # of "tokens": [2, T]: the largest, and the sum over evaluations
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,7 @@ class Statistics:
 
 def collect_statistics(
     bundle: Bundle,
+    pool: Pool,
     program: Program,
     points: CalibrationSet,
     cache: Path,
@@ -105,16 +105,16 @@ def collect_statistics(
     Raises RequestError for a set that makes no sense or an unwritable cache.
     """
     _check_set(points)
-    fingerprint = statistics_fingerprint(bundle, program, points)
-    batches = _batches(bundle, points)
+    fingerprint = statistics_fingerprint(bundle, pool, program, points)
+    batches = _batches(bundle, pool, points)
     done, layers = _read_cache(cache, fingerprint)
     if done == len(batches):
         return Statistics(fingerprint, layers)
     model = load_graph(bundle.graph_file("step"))
-    shapes = _instrument(model)
+    shapes = instrument(model)
     recorded = np.unique(np.linspace(0, program.steps - 1, points.timesteps).round().astype(int)).tolist()
     groups = min(points.groups, len(recorded))
-    layers = layers or {name: _empty(groups, channels, tokens) for name, (channels, tokens) in shapes.items()}
+    layers = layers or {name: _empty(groups, channels, max(1, tokens)) for name, (channels, tokens) in shapes.items()}
     with scratch_folder() as folder:
         save_graph(model, folder / "step.onnx")
         del model
@@ -130,12 +130,12 @@ def collect_statistics(
                 report("collecting statistics, sampler steps", done_steps, len(batches) * program.steps)
 
             noise = SeededNoise(batch.seeds, bundle.manifest.model.latent_shape)
-            session.latents(program, batch.labels, batch.guidance, noise, on_step=on_step)
+            pool.latents(session, program, batch.subjects, batch.guidance, noise, on_step)
             _write_cache(cache, fingerprint, index + 1, layers)
     return Statistics(fingerprint, layers)
 
 
-def statistics_fingerprint(bundle: Bundle, program: Program, points: CalibrationSet) -> str:
+def statistics_fingerprint(bundle: Bundle, pool: Pool, program: Program, points: CalibrationSet) -> str:
     """Hexadecimal SHA-256 of everything that the statistics depend on."""
     arrays = (program.timestep, program.x0_from, program.log_sigma, program.mix, program.guidance)
     described = {
@@ -143,18 +143,14 @@ def statistics_fingerprint(bundle: Bundle, program: Program, points: Calibration
         "bundle": bundle.sha256,
         "program": [array.tolist() for array in arrays] + [program.x0_bound, *program.init],
         "set": asdict(points),
+        **({"prompts": pool.told()} if pool.told() else {}),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def spread_classes(count: int, classes: int) -> list[int]:
-    """`count` labels, evenly spread over the classes, or cycling through them when there are enough."""
-    return [i * classes // count if count < classes else i % classes for i in range(count)]
-
-
 @dataclass(frozen=True)
 class _Batch:
-    labels: list[int]
+    subjects: list[Subject]
     seeds: list[int]
     guidance: float
 
@@ -164,63 +160,19 @@ def _check_set(points: CalibrationSet) -> None:
         raise RequestError(f"calibration set {points}: at least 1 of each, and no more groups than timesteps")
 
 
-def _batches(bundle: Bundle, points: CalibrationSet) -> list[_Batch]:
-    """Half of the samples guided (where the bundle guides at all), half not, each with evenly spread classes."""
-    guidance, classes = bundle.manifest.defaults.guidance, bundle.manifest.model.num_classes
+def _batches(bundle: Bundle, pool: Pool, points: CalibrationSet) -> list[_Batch]:
+    """Half of the samples guided (where the bundle guides at all), half not, each with evenly spread subjects."""
+    guidance = bundle.manifest.defaults.guidance
     halves = [1.0] if guidance == 1.0 or points.samples < 2 else [guidance, 1.0]
     batches = []
     for half, scale in enumerate(halves):
         count = len(range(half, points.samples, len(halves)))
-        labels = spread_classes(count, classes)
+        subjects = pool.spread(count)
         seeds = [FIRST_SEED + points.seed + i * len(halves) + half for i in range(count)]
         for i in range(0, count, points.batch):
             part = slice(i, i + points.batch)
-            batches.append(_Batch(labels[part], seeds[part], scale))
+            batches.append(_Batch(subjects[part], seeds[part], scale))
     return batches
-
-
-def _instrument(model: Any) -> dict[str, tuple[int, int]]:
-    """Adds two outputs per linear, NAME:channels [4, I] and NAME:tokens [2, T] -> {name: (I, T)}. In place.
-
-    Where the input has no token axis of known size, T is 1 and stands for the whole row set.
-    """
-    shapes = {}
-    for linear in find_linears(model):
-        shape = linear.input.shape
-        positional = shape is not None and len(shape) == 3 and isinstance(shape[1], int)
-        shapes[linear.name] = (linear.features[0], int(shape[1]) if positional else 1)
-        _add_channel_rows(model, linear)
-        _add_token_rows(model, linear, positional)
-    return shapes
-
-
-def _add_channel_rows(model: Any, linear: Linear) -> None:
-    name, node = linear.name, linear.node
-    rows_shape = constant(model, f"{name}:rows_shape", np.array([-1, linear.features[0]]))
-    rows = insert(model, node, "Reshape", [linear.input, rows_shape], f"{name}:rows")
-    first = constant(model, ":first_axis", np.array([0]))
-    kinds = ("ReduceMax", "ReduceMin", "ReduceSum", "ReduceSumSquare")
-    reduced = [insert(model, node, kind, [rows, first], f"{name}:{kind}", keepdims=1) for kind in kinds]
-    model.graph.outputs.append(_typed(insert(model, node, "Concat", reduced, f"{name}:channels", axis=0)))
-
-
-def _add_token_rows(model: Any, linear: Linear, positional: bool) -> None:
-    name, node = linear.name, linear.node
-    size = insert(model, node, "Abs", [linear.input], f"{name}:abs")
-    last = constant(model, ":last_axis", np.array([-1]))
-    amax = insert(model, node, "ReduceMax", [size, last], f"{name}:amax", keepdims=0)  # [E, T]
-    shape = constant(model, ":by_token" if positional else ":one_token", np.array([0, -1] if positional else [-1, 1]))
-    amax = insert(model, node, "Reshape", [amax, shape], f"{name}:by_token")
-    first = constant(model, ":first_axis", np.array([0]))
-    rows = [insert(model, node, kind, [amax, first], f"{name}:token_{kind}") for kind in ("ReduceMax", "ReduceSum")]
-    model.graph.outputs.append(_typed(insert(model, node, "Concat", rows, f"{name}:tokens", axis=0)))
-
-
-def _typed(value: Any) -> Any:
-    import onnx_ir as ir
-
-    value.type = ir.TensorType(ir.DataType.FLOAT)
-    return value
 
 
 def _empty(groups: int, channels: int, tokens: int) -> LayerStatistics:
@@ -241,9 +193,11 @@ class _Recorder:
     def __init__(self, engine: Engine, shapes: Mapping[str, tuple[int, int]]) -> None:
         self._engine, self.inputs, self._evaluations = engine, engine.inputs, 0
         self._channels = {name: np.empty((4, channels), np.float32) for name, (channels, _) in shapes.items()}
-        self._tokens = {name: np.empty((2, tokens), np.float32) for name, (_, tokens) in shapes.items()}
+        self._tokens = {name: np.empty((2, max(1, tokens)), np.float32) for name, (_, tokens) in shapes.items()}
         self._outputs = {f"{name}:channels": array for name, array in self._channels.items()}
+        self._rows = {name: np.zeros(1, np.int64) for name, (_, tokens) in shapes.items() if not tokens}
         self._outputs |= {f"{name}:tokens": array for name, array in self._tokens.items()}
+        self._outputs |= {f"{name}:rows": array for name, array in self._rows.items()}
 
     def run(
         self,
@@ -258,7 +212,8 @@ class _Recorder:
         """Adds the latest run to the statistics of a timestep group."""
         for name, layer in layers.items():
             channels, tokens = self._channels[name], self._tokens[name]
-            layer.rows[group] += self._evaluations * tokens.shape[1]
+            counted = self._rows.get(name)
+            layer.rows[group] += self._evaluations * tokens.shape[1] if counted is None else counted[0]
             np.maximum(layer.channel_max[group], channels[0], out=layer.channel_max[group])
             np.minimum(layer.channel_min[group], channels[1], out=layer.channel_min[group])
             layer.channel_sum[group] += channels[2]

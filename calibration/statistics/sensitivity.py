@@ -27,7 +27,8 @@ from ...runtime.report import Report, silent
 from ...runtime.samplers.program import Program
 from ..graph.linears import Linear, find_linears
 from ..graph.surgery import constant, insert, load_graph, save_graph
-from .collect import FIRST_SEED, spread_classes
+from ..pool import Pool
+from .collect import FIRST_SEED
 
 SEED = FIRST_SEED + (1 << 20)  # neither calibration's images nor an evaluation's
 FLAGS = "rounded"  # the extra input: [layers] bool
@@ -51,6 +52,7 @@ class Sensitivity:
 
 def layer_sensitivities(
     bundle: Bundle,
+    pool: Pool,
     program: Program,
     layers: list[str],
     rounding: Rounding,
@@ -73,18 +75,18 @@ def layer_sensitivities(
     found = []
     with Session(bundle, engines={"step": engine}) as session:
         engine.flags[:] = False
-        exact = _run(session, program)
+        exact = _run(session, pool, program)
         for i, name in enumerate(names):
             report("measuring layers one by one", i + 1, len(names))
             engine.flags[:] = np.arange(len(names)) == i
-            found.append(Sensitivity(name, drift(_run(session, program), exact), sizes[name]))
+            found.append(Sensitivity(name, drift(_run(session, pool, program), exact), sizes[name]))
     return sorted(found, key=lambda entry: -entry.gain)
 
 
-def latents_of(bundle: Bundle, program: Program) -> np.ndarray:
-    """Final latents [S, C, H, W] of the sensitivity set: evenly spread classes, the bundle's own guidance."""
+def latents_of(bundle: Bundle, pool: Pool, program: Program) -> np.ndarray:
+    """Final latents [S, C, H, W] of the sensitivity set: evenly spread subjects, the bundle's own guidance."""
     with Session(bundle) as session:
-        return _run(session, program)
+        return _run(session, pool, program)
 
 
 def drift(latents: np.ndarray, reference: np.ndarray) -> float:
@@ -116,12 +118,11 @@ def fewest_kept(ranked: list[str], drift_with: Callable[[list[str]], float], bud
     return best
 
 
-def _run(session: Session, program: Program) -> np.ndarray:
+def _run(session: Session, pool: Pool, program: Program) -> np.ndarray:
     info = session.bundle.manifest.model
     samples = 1 if info.is_large else 4
-    labels = spread_classes(samples, info.num_classes)
     noise = SeededNoise([SEED + i for i in range(samples)], info.latent_shape)
-    return session.latents(program, labels, session.bundle.manifest.defaults.guidance, noise)
+    return pool.latents(session, program, pool.spread(samples), session.bundle.manifest.defaults.guidance, noise)
 
 
 class _Switched:

@@ -17,6 +17,8 @@ from .engine import EngineOptions
 from .engine_ort import session_settings
 from .held_model import model_of
 from .int8_kernels import integer_kernels
+from .session import Session
+from .subjects import any_subject
 from .tables import step_tables
 
 MAX_PROFILE_BYTES = 64 << 20
@@ -70,9 +72,8 @@ def kernel_report(kernels: list[dict[str, Any]], bundle: Bundle, library: str) -
 def _one_step(bundle: Bundle) -> dict[str, np.ndarray]:
     """Every input of the step graph: the middle of the default program, one image, guided where the model can be."""
     manifest, program = bundle.manifest, bundle.program()
-    model, middle = manifest.model, program.steps // 2
-    tables = step_tables(program, model, [0], manifest.defaults.guidance)
-    shape = (1, *model.latent_shape)
-    state = np.zeros((1, program.slots, *shape[1:]), np.float32)
-    modulation = np.zeros((tables.rows, manifest.modulation_width), np.float32)
-    return {"state": state, "modulation": modulation, "noise": np.zeros(shape, np.float32), **tables.inputs(middle)}
+    subject, away_from, size = any_subject(bundle)
+    tables = step_tables(program, manifest.model, [subject], manifest.defaults.guidance, [away_from], size)
+    state = np.zeros((1, program.slots, *manifest.model.latent_shape), np.float32)
+    with Session(bundle) as session:
+        return session.step_inputs(tables, program.steps // 2, state)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..bundle.open import Bundle
 from ..errors import RequestError
-from .prompts import Prompt, check_prompt, empty_prompt, text_of
+from .prompts import Prompt, check_prompt, empty_prompt, prompt_of_rows, text_of
 from .request import check_images, check_seeds, whole_numbers
 from .tables import NOTHING, Besides
 from .tokenizing import Tokenizer
@@ -118,6 +120,18 @@ def no_words(bundle: Bundle) -> Words:
             "or guidance 1"
         )
     return ""
+
+
+def any_subject(bundle: Bundle) -> tuple[int | Prompt, Prompt | None, tuple[int, int]]:
+    """What a step can be of where only its work counts, what it is guided away from, and the size of its picture.
+
+    Class 0, away from the null class; or a prompt of one row of zeros, of the size of training.
+    """
+    text = bundle.manifest.text
+    if text is None:
+        return 0, None, (0, 0)
+    prompt, side = prompt_of_rows(np.zeros((1, text.width), np.float32)), text.factor * bundle.manifest.model.input_size
+    return prompt, prompt, (side, side)
 
 
 def latent_of(bundle: Bundle, size: tuple[int, int] | None) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ditedge.calibration.pool import pool_of
 from ditedge.calibration.statistics.collect import CalibrationSet, Statistics, collect_statistics
 from ditedge.runtime import open_bundle
 
@@ -21,7 +22,7 @@ def collected(golden_bundle, tmp_path_factory: pytest.TempPathFactory):
         if case not in done:
             bundle = open_bundle(golden_bundle(case))
             cache = folder / f"{case}.safetensors"
-            statistics = collect_statistics(bundle, bundle.program("ddim-10"), SMALL_SET, cache)
+            statistics = collect_statistics(bundle, pool_of(bundle), bundle.program("ddim-10"), SMALL_SET, cache)
             done[case] = (golden_bundle(case), cache, statistics)
         return done[case]
 

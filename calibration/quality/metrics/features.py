@@ -20,7 +20,7 @@ from ..real_pictures import reference_features
 class Scores(Strict):
     """One set of pictures. Distances are to the reference pictures, None without any."""
 
-    accuracy: Positive  # share of pictures that the classifier takes for their class
+    accuracy: Positive | None  # share of pictures that the classifier takes for their class; None: they have none
     frechet_distance: Finite | None
     kernel_distance: Finite | None
     kernel_distance_error: Positive | None  # standard error
@@ -64,8 +64,8 @@ class _Set:
     def features(self) -> np.ndarray:
         return np.concatenate(self._features)
 
-    def scores(self, labels: np.ndarray, reference: np.ndarray | None) -> Scores:
-        share = accuracy(np.concatenate(self._logits), labels)
+    def scores(self, labels: np.ndarray | None, reference: np.ndarray | None) -> Scores:
+        share = None if labels is None else accuracy(np.concatenate(self._logits), labels)
         if reference is None:
             return Scores(accuracy=share, frechet_distance=None, kernel_distance=None, kernel_distance_error=None)
         kernel, error = kernel_distance(self.features, reference)
@@ -91,7 +91,8 @@ class _Measure:
 
     def fields(self) -> dict[str, Any]:
         self._comparing.report("distances", 0, 1)
-        labels, reference = np.array(self._comparing.labels), self._reference
+        classes, reference = self._comparing.a.manifest.text is None, self._reference
+        labels = np.array(self._comparing.subjects) if classes else None
         a, b, other, path = self._a.features, self._b.features, self._other.features, self._comparing.request.reference
         found = Features(
             model=self._extractor.model.name,
@@ -126,7 +127,7 @@ def _start(comparing: Comparing) -> _Measure | None:
 def _check_extractor(extractor: FeatureExtractor, bundle: Bundle) -> None:
     """Raises RequestError now, from one black image, and not after minutes of sampling."""
     logits, _ = extractor(np.zeros((1, *bundle.manifest.picture_size("decoder")), dtype=np.uint8))
-    classes = bundle.manifest.model.num_classes
+    classes = bundle.manifest.model.num_classes  # 0: of prompts, whose logits nobody reads
     if logits.ndim != 2 or logits.shape[1] < classes:
         raise RequestError(f"{extractor.model}: has logits {list(logits.shape)}, the bundles have {classes} classes")
 
@@ -136,7 +137,8 @@ def _lines(quality: Quality) -> Iterator[Line]:
     if f is None:
         return
     a, b, other = f.a, f.b, f.a_other_seeds
-    yield "accuracy", _share(a), _share(b), _share(other)
+    if a.accuracy is not None:
+        yield "accuracy", _share(a), _share(b), _share(other)
     if f.reference is not None:
         distances = (number(one.frechet_distance) for one in (a, b, other))
         yield "Frechet to reference", *distances  # type: ignore[misc]
@@ -146,7 +148,7 @@ def _lines(quality: Quality) -> Iterator[Line]:
 
 
 def _share(scores: Scores) -> str:
-    return f"{100 * scores.accuracy:.2f} %"
+    return "" if scores.accuracy is None else f"{100 * scores.accuracy:.2f} %"
 
 
 def _kernel(value: float | None) -> str:
@@ -157,9 +159,10 @@ def _cards(quality: Quality) -> Iterator[Card]:
     f = quality.features
     if f is None:
         return
-    change = 100 * (f.b.accuracy - f.a.accuracy)
-    noise = 100 * (f.a_other_seeds.accuracy - f.a.accuracy)
-    yield "Accuracy", f"{change:+.2f} pt", f"A with other seeds: {noise:+.2f} pt"
+    if f.a.accuracy is not None:
+        change = 100 * (f.b.accuracy - f.a.accuracy)
+        noise = 100 * (f.a_other_seeds.accuracy - f.a.accuracy)
+        yield "Accuracy", f"{change:+.2f} pt", f"A with other seeds: {noise:+.2f} pt"
     if f.a.frechet_distance and f.b.frechet_distance is not None and f.a_other_seeds.frechet_distance is not None:
         change = 100 * (f.b.frechet_distance / f.a.frechet_distance - 1)
         noise = 100 * (f.a_other_seeds.frechet_distance / f.a.frechet_distance - 1)
@@ -195,8 +198,8 @@ METRIC = Metric(
             "max_accuracy_loss", "accuracy loss", "loss of accuracy", " points",
             "loss of accuracy, points; needs --features.",
             lambda quality: 100 * (quality.features.a.accuracy - quality.features.b.accuracy),
-            lambda measured: measured.features,
-            "a classifier: give --features MODEL.onnx",
+            lambda measured: measured.features and measured.classes,
+            "a classifier and classes: give --features MODEL.onnx, with models of classes",
         ),
         Limit(
             "max_frechet_increase", "Frechet increase", "increase of the Frechet distance", " %",

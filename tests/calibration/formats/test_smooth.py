@@ -12,6 +12,7 @@ import pytest
 from ditedge.calibration.formats.smooth import smooth, smoothing_scales
 from ditedge.calibration.graph.linears import find_linears
 from ditedge.calibration.graph.surgery import load_graph, save_graph
+from ditedge.calibration.pool import pool_of
 from ditedge.calibration.statistics.collect import LayerStatistics, Statistics, collect_statistics
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.open import Bundle
@@ -69,7 +70,7 @@ def test_the_float_network_stays_the_same(collected, case: str, online: bool, tm
 def test_statistics_after_smoothing_are_those_of_the_smoothed_network(collected, online: bool, tmp_path: Path) -> None:
     folder, _, statistics = collected()
     bundle, predicted = smoothed(folder, statistics, tmp_path / "smoothed", online)
-    measured = collect_statistics(bundle, bundle.program("ddim-10"), SMALL_SET, tmp_path / "cache")
+    measured = collect_statistics(bundle, pool_of(bundle), bundle.program("ddim-10"), SMALL_SET, tmp_path / "cache")
     for name, layer in measured.layers.items():
         np.testing.assert_allclose(predicted.layers[name].channel_amax, layer.channel_amax, rtol=1e-3, err_msg=name)
         if online or not name.endswith("fc2"):  # both ends of every channel are at the same distance from 0

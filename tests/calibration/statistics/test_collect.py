@@ -18,7 +18,8 @@ import pytest
 
 from ditedge.calibration.graph.linears import find_linears
 from ditedge.calibration.graph.surgery import load_graph, save_graph
-from ditedge.calibration.statistics.collect import CalibrationSet, Statistics, collect_statistics, spread_classes
+from ditedge.calibration.pool import pool_of, spread
+from ditedge.calibration.statistics.collect import CalibrationSet, Statistics, collect_statistics
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.loop.noise import SeededNoise
@@ -61,7 +62,7 @@ def test_statistics_are_those_of_the_activations(golden_bundle, tmp_path: Path) 
     """samples=2 is one guided image and one that is not, in two batches; of 3 steps the first and the last count."""
     bundle = open_bundle(golden_bundle("gray1_cfg"))
     program, info = bundle.program(sampler="ddim", steps=3), bundle.manifest.model
-    statistics = collect_statistics(bundle, program, ONE_BATCH, tmp_path / "cache.safetensors")
+    statistics = collect_statistics(bundle, pool_of(bundle), program, ONE_BATCH, tmp_path / "cache.safetensors")
 
     model = load_graph(bundle.graph_file("step"))
     inputs = {linear.name: linear.input for linear in find_linears(model)}
@@ -71,9 +72,7 @@ def test_statistics_are_those_of_the_activations(golden_bundle, tmp_path: Path) 
     shape = info.latent_shape
     with Session(bundle, engines={"step": spy}) as session:
         for half, guidance in enumerate((bundle.manifest.defaults.guidance, 1.0)):
-            session.latents(
-                program, spread_classes(1, info.num_classes), guidance, SeededNoise([(1 << 32) + half], shape)
-            )
+            session.latents(program, spread(1, info.num_classes), guidance, SeededNoise([(1 << 32) + half], shape))
     guided, plain = spy.runs[:3], spy.runs[3:]
     for name, layer in statistics.layers.items():
         for group, step in enumerate((0, 2)):
@@ -96,13 +95,14 @@ import sys, time
 sys.path.insert(0, ".")
 from pathlib import Path
 from ditedge.calibration.statistics.collect import CalibrationSet, collect_statistics
+from ditedge.calibration.pool import pool_of
 from ditedge.runtime import open_bundle
 bundle = open_bundle(sys.argv[1])
 def stop(what, done, total):
     if done > total * 0.6:
         print("past the middle", flush=True)
         time.sleep(600)
-collect_statistics(bundle, bundle.program("ddim-10"), CalibrationSet(4, 4, 2, 2), Path(sys.argv[2]), stop)
+collect_statistics(bundle, pool_of(bundle), bundle.program("ddim-10"), CalibrationSet(4, 4, 2, 2), Path(sys.argv[2]), stop)
 """
 
 
@@ -118,6 +118,7 @@ def test_killed_and_resumed_is_the_same(collected, tmp_path: Path) -> None:
     steps: list[int] = []
     resumed = collect_statistics(
         bundle,
+        pool_of(bundle),
         bundle.program("ddim-10"),
         CalibrationSet(4, 4, 2, 2),
         cache,
@@ -138,7 +139,9 @@ def test_twice_the_set_takes_the_same_memory(golden_bundle, tmp_path: Path, requ
         points, cache = CalibrationSet(samples=samples, timesteps=3, groups=3, batch=2), f"{samples}-{len(peaks)}"
         program = bundle.program(sampler="ddim", steps=3)
         # Garbage in cycles waits for the collector, which comes when it likes: 5 % of the peak. Called at every step, 0.3 %.
-        collect_statistics(bundle, program, points, tmp_path / cache, lambda what, done, total: gc.collect())
+        collect_statistics(
+            bundle, pool_of(bundle), program, points, tmp_path / cache, lambda what, done, total: gc.collect()
+        )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert max(peaks[2:]) < 1.05 * peaks[1], peaks
@@ -149,21 +152,21 @@ def test_the_cache_is_used_only_for_what_it_is_of(collected, tmp_path: Path) -> 
     bundle, points = open_bundle(folder), CalibrationSet(4, 4, 2, 2)
     ran: list[int] = []
     again = collect_statistics(
-        bundle, bundle.program("ddim-10"), points, cache, lambda what, done, total: ran.append(done)
+        bundle, pool_of(bundle), bundle.program("ddim-10"), points, cache, lambda what, done, total: ran.append(done)
     )
     assert not ran
     assert_same(again, expected)
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(cache.read_bytes()[:-100])
-    assert_same(collect_statistics(bundle, bundle.program("ddim-10"), points, damaged), expected)
+    assert_same(collect_statistics(bundle, pool_of(bundle), bundle.program("ddim-10"), points, damaged), expected)
     other = tmp_path / "other.safetensors"
     other.write_bytes(cache.read_bytes())
     program = bundle.program(sampler="ddim", steps=2)
-    assert collect_statistics(bundle, program, points, other).fingerprint != expected.fingerprint
+    assert collect_statistics(bundle, pool_of(bundle), program, points, other).fingerprint != expected.fingerprint
 
 
 def test_a_set_that_makes_no_sense_is_refused(golden_bundle, tmp_path: Path) -> None:
     bundle = open_bundle(golden_bundle("gray1_cfg"))
     for points in (replace(ONE_BATCH, samples=0), replace(ONE_BATCH, groups=3)):
         with pytest.raises(RequestError, match="calibration set"):
-            collect_statistics(bundle, bundle.program(), points, tmp_path / "cache")
+            collect_statistics(bundle, pool_of(bundle), bundle.program(), points, tmp_path / "cache")

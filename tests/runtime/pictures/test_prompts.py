@@ -155,10 +155,9 @@ def test_classes_and_prompts_from_programs() -> None:
         generate(open_bundle(BUNDLE), seeds=[1, 2], prompts=["a"])
 
 
-@pytest.mark.parametrize("command", ["quantize", "build", "inspect", "verify"])
+@pytest.mark.parametrize("command", ["build", "inspect", "verify"])
 def test_commands_for_models_of_classes_say_so(command: str, tmp_path: Path) -> None:
     more = {
-        "quantize": ("--engine", BUNDLE, "--precision", "int8", "--out", tmp_path / "out"),
         "build": ("--engine", BUNDLE, "--target", "tensorrt"),
         "inspect": (BUNDLE, "--lint"),
         "verify": ("--engine", BUNDLE, "--layers"),
