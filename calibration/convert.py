@@ -16,7 +16,7 @@ from ..runtime.loop.engine import Engine, EngineOptions
 from ..runtime.loop.verify import LARGEST_ERROR, Replay, check_replayed
 from ..runtime.report import Report, silent
 from .derived import Derivation, derive_bundle
-from .encoder import check_encoder, check_has_text, text_graphs, without_text
+from .encoder import check_encoders, check_has_text, text_graphs, without_text
 from .formats import half_format
 from .formats.format import Half
 from .formats.half_decoder import halve_decoder
@@ -44,11 +44,12 @@ def convert_bundle(source: Path, out: Path, options: ConvertOptions, report: Rep
     if options.max_error is not None and not 0 < options.max_error <= LARGEST_ERROR:
         raise RequestError(f"--max-error {options.max_error:g} is not above 0 and at most {LARGEST_ERROR}")
     _check_is_float32(bundle, source)
-    vae, graphs = bundle.manifest.vae, bundle.manifest.graphs
+    vae = bundle.manifest.vae
+    graphs: dict[str, Any] = {str(name): graph for name, graph in bundle.manifest.graphs.items()}
     halve = options.decoder and vae is not None and vae.precision == "float32"
-    has_encoder = "text" in graphs and graphs["text"].precision == "float32"  # of int8 or int4 weights it stays so
-    encoder = options.encoder and has_encoder and not options.without_text
-    rewritten = [*rewritten_graphs(bundle), *(["text"] if encoder else [])]
+    encoders = text_graphs(bundle) if options.encoder and not options.without_text else []
+    encoders = [name for name in encoders if graphs[name].precision == "float32"]  # int8 and int4 weights stay so
+    rewritten = [*rewritten_graphs(bundle), *encoders]
     left_out = text_graphs(bundle) if options.without_text else []
 
     def rewrite(folder: Path, scratch: Path) -> dict[str, Any]:
@@ -73,9 +74,8 @@ def _without_text(bundle: Bundle, out: Path, options: ConvertOptions, report: Re
         raise RequestError("say what the bundle becomes: --precision, --without-text, or both")
     if (options.prompts, options.max_error) != (None, None):
         raise RequestError("--without-text alone changes no graph: leave --prompts and --max-error out")
-    how = Derivation(
-        tuple(text_graphs(bundle)), lambda folder, _: without_text(bundle, folder, dict(bundle.manifest.graphs))
-    )
+    graphs: dict[str, Any] = {str(name): graph for name, graph in bundle.manifest.graphs.items()}
+    how = Derivation(tuple(text_graphs(bundle)), lambda folder, _: without_text(bundle, folder, graphs))
     return derive_bundle(bundle, out, how, force=options.force, report=report)
 
 
@@ -109,9 +109,10 @@ def _lower_graphs(
     for name in names:
         _lower_graph(bundle, name, form, too_large(maxima.get(name, {})), folder, report)
         graphs[name] = graphs[name].model_copy(update={"precision": form.dtype})
-    if "text" in names:
-        file, remedy = folder / graphs["text"].file, "leave it in float32 (--no-encoder)"
-        check_encoder(bundle, file, options.prompts, form.tolerance, remedy, scratch, report)
+    encoders = {name: folder / graphs[name].file for name in names if name in text_graphs(bundle)}
+    if encoders:
+        remedy = "leave it in float32 (--no-encoder)"
+        check_encoders(bundle, encoders, options.prompts, form.tolerance, remedy, scratch, report)
     return graphs
 
 

@@ -5,6 +5,7 @@ No golden trajectory shows what a text encoder does: those have rows already.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,23 @@ SMALLEST = BLOCK_SIZES[-1]  # of ONNX Runtime's int4: linears of another width s
 LARGEST = {"int8": 0.05, "int4": 0.3}  # relative error of a prompt's rows
 
 
-def check_encoder(
-    bundle: Bundle, path: Path, prompts: Path | None, allowed: float, remedy: str, scratch: Path, report: Report
-) -> float:
-    """The largest relative error of the rows of a prompt, of the encoder at `path` against the bundle's own.
+def check_encoders(
+    bundle: Bundle,
+    files: Mapping[str, Path],
+    prompts: Path | None,
+    allowed: float,
+    remedy: str,
+    scratch: Path,
+    report: Report,
+) -> None:
+    """Compares what text encoders make of prompts with what the bundle's own make. files: by graph, the new ones.
 
-    16-bit nodes round as on a device. prompts: as `pool_of` has it. Raises BundleError above `allowed`; remedy: what
-    ends that sentence.
+    16-bit nodes round as on a device. prompts: as `pool_of` has it. Raises BundleError where a relative error is above
+    `allowed`; remedy: what ends that sentence.
     """
     of = [prompt for prompt in pool_of(bundle, prompts, report, encode=False).of if isinstance(prompt, Prompt)]
-    with Session(bundle) as exact, Session(bundle, engines={"text": emulated_engine(path, scratch)}) as other:
+    engines = {name: emulated_engine(path, scratch) for name, path in files.items()}
+    with Session(bundle) as exact, Session(bundle, engines=engines) as other:
         pairs = [(other.encode(prompt), exact.encode(prompt)) for prompt in of]
     errors = [max(relative_error(found[name], right[name]) for name in right) for found, right in pairs]
     worst = float(np.max(errors))
@@ -48,46 +56,53 @@ def check_encoder(
             f"the text encoder's relative error on prompt {of[int(np.argmax(errors))].text!r} is {worst:.1e}, "
             f"allowed {allowed:g}: {remedy}; nothing was written"
         )
-    return worst
 
 
 def encoder_format(bundle: Bundle, options: QuantizeOptions) -> str | None:
     """What its weights become, "int8" or "int4"; None: they stay. Raises RequestError where it has none to round."""
-    graph = bundle.manifest.graphs.get("text")
     if options.encoder == "fp32":
         return None
     if options.encoder not in ENCODERS:
         raise RequestError(f"--encoder {options.encoder} is not one of {', '.join(ENCODERS)}")
-    if graph is None:
+    names = text_graphs(bundle)
+    if not names:
         raise RequestError(f"{bundle.folder} has no text encoder: leave --encoder {options.encoder} out")
-    if graph.precision != "float32":
-        raise RequestError(
-            f"{bundle.folder}: its text encoder is in {graph.precision}: round that of the float32 bundle"
-        )
+    found = {bundle.manifest.graphs[name].precision for name in names} - {"float32"}  # type: ignore[index]
+    if found:
+        raise RequestError(f"{bundle.folder}: its text encoder is in {found.pop()}: round that of the float32 bundle")
     return options.encoder
 
 
-def quantise_encoder(
+def quantise_encoders(
     bundle: Bundle, precision: str, prompts: Path | None, folder: Path, scratch: Path, report: Report
 ) -> dict[str, Any]:
-    """Writes `text.onnx` with such weights into the new bundle's `folder` -> the manifest's fields that change.
+    """Writes `text.onnx` (and its like) with such weights into the new bundle's `folder` -> the fields that change.
 
-    They are computed with by ONNX Runtime, which alone runs text encoders. Raises BundleError as `check_encoder`.
+    They are computed with by ONNX Runtime, which alone runs text encoders. Raises BundleError as `check_encoders`.
     """
-    report(f"quantising text.onnx, weights in {precision}")
-    info = bundle.manifest.graphs["text"]
-    model, path = load_graph(bundle.graph_file("text")), folder / info.file
+    graphs: dict[str, Any] = {str(name): graph for name, graph in bundle.manifest.graphs.items()}
+    files = {name: folder / graphs[name].file for name in text_graphs(bundle)}
+    for name, path in files.items():
+        report(f"quantising {name}.onnx, weights in {precision}")
+        _round_weights(bundle.graph_file(name), path, precision)
+        graphs[name] = graphs[name].model_copy(update={"precision": precision})
+    remedy = "leave it in float32 (--encoder fp32)"
+    check_encoders(bundle, files, prompts, LARGEST[precision], remedy, scratch, report)
+    return {"graphs": graphs}
+
+
+def _round_weights(source: Path, path: Path, precision: str) -> None:
+    """Raises BundleError where a linear that was to be rounded is not."""
+    model = load_graph(source)
     linears = [linear for linear in find_linears(model) if precision == "int8" or linear.features[0] % SMALLEST == 0]
     int8_at_rest(model, linears) if precision == "int8" else matmul_nbits(model, linears)
     save_graph(model, path)
     check_rewritten(path, [linear.name for linear in linears])
-    check_encoder(bundle, path, prompts, LARGEST[precision], "leave it in float32 (--encoder fp32)", scratch, report)
-    return {"graphs": {**bundle.manifest.graphs, "text": info.model_copy(update={"precision": precision})}}
 
 
 def check_has_text(bundle: Bundle) -> None:
     """Raises RequestError for a bundle that has no text encoder to leave out."""
-    if "text" not in bundle.manifest.graphs:
+    if not text_graphs(bundle):
         what = "takes classes" if bundle.manifest.text is None else "has no text encoder"
         raise RequestError(f"{bundle.folder} {what}: leave --without-text out")
 

@@ -23,7 +23,7 @@ from ..runtime.files import write_text
 from ..runtime.loop.verify import Replay
 from ..runtime.report import Report, silent
 from .derived import Derivation, derive_bundle
-from .encoder import encoder_format, quantise_encoder
+from .encoder import encoder_format, quantise_encoders, text_graphs
 from .formats import quantised_format
 from .formats.int8 import int8_at_rest
 from .formats.int8_decoder import quantise_decoder
@@ -95,10 +95,12 @@ def _of_network(
             psnr = quantise_decoder(bundle, folder / bundle.manifest.graphs["decoder"].file)
             report(f"decoder with int8 weights: PSNR of the decoded pictures {psnr:.1f} dB")
             info = info.model_copy(update={"decoder": "int8"})
-        changes = {} if encoder is None else quantise_encoder(bundle, encoder, options.prompts, folder, scratch, report)
+        changes = (
+            {} if encoder is None else quantise_encoders(bundle, encoder, options.prompts, folder, scratch, report)
+        )
         return {"quantization": info, **changes}
 
-    graphs = (*network_graphs(bundle), *decoder, *(["text"] if encoder is not None else []))
+    graphs = (*network_graphs(bundle), *decoder, *(text_graphs(bundle) if encoder is not None else []))
     return plan, Derivation(graphs, rewrite, partial(_tolerance, plan))
 
 
@@ -108,9 +110,9 @@ def _of_encoder(bundle: Bundle, encoder: str | None, options: QuantizeOptions, r
         raise RequestError("--encoder-alone needs the format of its weights: --encoder int8 or int4")
 
     def rewrite(folder: Path, scratch: Path) -> dict[str, Any]:
-        return quantise_encoder(bundle, encoder, options.prompts, folder, scratch, report)
+        return quantise_encoders(bundle, encoder, options.prompts, folder, scratch, report)
 
-    return Derivation(("text",), rewrite)
+    return Derivation(tuple(text_graphs(bundle)), rewrite)
 
 
 def network_graphs(bundle: Bundle) -> list[str]:

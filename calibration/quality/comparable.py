@@ -21,26 +21,25 @@ COMPARABLE: Sequence[tuple[str, str]] = (
 )
 
 
-TEXT: Sequence[tuple[str, str]] = (
-    ("tokens", "tokens of a prompt"),
-    ("width", "width of the text encoder's rows"),
-    ("factor", "pixels of a picture per pixel of a latent"),
-    ("encoder_sha256", "hash of the text encoder"),
-)
-
-
 def differences(a: Bundle, b: Bundle) -> Iterator[tuple[str, object, object]]:
     """(what, of a, of b) of everything without which one program, and one prompt, cannot drive both."""
     for name, text in COMPARABLE:
         x, y = getattr(a.manifest.model, name), getattr(b.manifest.model, name)
         if x != y:
             yield text, x, y
-    if a.manifest.text is None or b.manifest.text is None:
+    mine, theirs = (bundle.manifest.text for bundle in (a, b))
+    if mine is None or theirs is None:
         return
-    for name, text in TEXT:
-        x, y = getattr(a.manifest.text, name), getattr(b.manifest.text, name)
+    encoders = [
+        [(info.tokens, info.width, info.pooled, info.masked) for info in text.encoders.values()]
+        for text in (mine, theirs)
+    ]
+    if encoders[0] != encoders[1]:
+        yield "tokens and rows of the text encoders", *encoders  # type: ignore[misc]
+    for name, what in (("encoder_sha256", "hash of the text encoders"), ("guidance", "guidance"), ("factor", "factor")):
+        x, y = getattr(mine, name), getattr(theirs, name)
         if x != y:
-            yield text, x, y
+            yield what, x, y
 
 
 def check_comparable(a: Bundle, b: Bundle, request: CompareRequest) -> None:

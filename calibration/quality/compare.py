@@ -100,10 +100,12 @@ def compare_bundles(
 def _pool(a: Bundle, b: Bundle, request: CompareRequest, report: Report) -> Pool:
     """What the images are of. Prompts are rows of A's text encoder, or of B's where A has none; they are tokens, which
     each side encodes for itself, where both have one and it is not the same file."""
-    texts = [bundle.manifest.graphs.get("text") for bundle in (a, b)]
-    files = [bundle.manifest.files[text.file] for bundle, text in zip((a, b), texts, strict=True) if text is not None]
-    source = b if texts[0] is None and texts[1] is not None else a
-    return pool_of(source, request.prompts, report, encode=len(files) < 2 or files[0] == files[1])
+    files = [
+        [bundle.manifest.files[info.file] for name, info in bundle.manifest.graphs.items() if name.startswith("text")]
+        for bundle in (a, b)
+    ]
+    source = a if files[0] or not files[1] else b
+    return pool_of(source, request.prompts, report, encode=not all(files) or files[0] == files[1])
 
 
 def _batches(comparing: Comparing) -> Iterator[Batch]:

@@ -161,9 +161,11 @@ def _check_set(points: CalibrationSet) -> None:
 
 
 def _batches(bundle: Bundle, pool: Pool, points: CalibrationSet) -> list[_Batch]:
-    """Half of the samples guided (where the bundle guides at all), half not, each with evenly spread subjects."""
-    guidance = bundle.manifest.defaults.guidance
-    halves = [1.0] if guidance == 1.0 or points.samples < 2 else [guidance, 1.0]
+    """Half of the samples guided (where a second evaluation guides), half not, each with evenly spread subjects."""
+    guidance, text = bundle.manifest.defaults.guidance, bundle.manifest.text
+    halves = [guidance, 1.0] if guidance != 1.0 and points.samples > 1 else [1.0]
+    if text is not None and text.guidance != "true":
+        halves = [guidance]
     batches = []
     for half, scale in enumerate(halves):
         count = len(range(half, points.samples, len(halves)))
@@ -194,7 +196,7 @@ class _Recorder:
         self._engine, self.inputs, self._evaluations = engine, engine.inputs, 0
         self._channels = {name: np.empty((4, channels), np.float32) for name, (channels, _) in shapes.items()}
         self._tokens = {name: np.empty((2, max(1, tokens)), np.float32) for name, (_, tokens) in shapes.items()}
-        self._outputs = {f"{name}:channels": array for name, array in self._channels.items()}
+        self._outputs: dict[str, np.ndarray] = {f"{name}:channels": array for name, array in self._channels.items()}
         self._rows = {name: np.zeros(1, np.int64) for name, (_, tokens) in shapes.items() if not tokens}
         self._outputs |= {f"{name}:tokens": array for name, array in self._tokens.items()}
         self._outputs |= {f"{name}:rows": array for name, array in self._rows.items()}

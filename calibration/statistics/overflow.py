@@ -78,7 +78,7 @@ def overflow_scan(
     """
     info, manifest = bundle.manifest.model, bundle.manifest
     program = bundle.program(manifest.golden[0].program if info.is_large and manifest.golden else None)
-    pool = pool_of(bundle, prompts, report, encode="text" not in graphs)
+    pool = pool_of(bundle, prompts, report, encode=not any(name.startswith("text") for name in graphs))
     chosen = np.linspace(0, len(pool.of) - 1, min(WHOLE, len(pool.of))).astype(int).tolist()
     maxima: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -18,7 +18,7 @@ from .engine_ort import session_settings
 from .held_model import model_of
 from .int8_kernels import integer_kernels
 from .session import Session
-from .subjects import any_subject
+from .subjects import any_subject, told_besides
 from .tables import step_tables
 
 MAX_PROFILE_BYTES = 64 << 20
@@ -73,7 +73,8 @@ def _one_step(bundle: Bundle) -> dict[str, np.ndarray]:
     """Every input of the step graph: the middle of the default program, one image, guided where the model can be."""
     manifest, program = bundle.manifest, bundle.program()
     subject, away_from, size = any_subject(bundle)
-    tables = step_tables(program, manifest.model, [subject], manifest.defaults.guidance, [away_from], size)
+    guidance, besides = told_besides(bundle, manifest.defaults.guidance, size)
+    tables = step_tables(program, manifest.model, [subject], guidance, [away_from], besides)
     state = np.zeros((1, program.slots, *manifest.model.latent_shape), np.float32)
     with Session(bundle) as session:
         return session.step_inputs(tables, program.steps // 2, state)

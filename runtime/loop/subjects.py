@@ -125,12 +125,14 @@ def no_words(bundle: Bundle) -> Words:
 def any_subject(bundle: Bundle) -> tuple[int | Prompt, Prompt | None, tuple[int, int]]:
     """What a step can be of where only its work counts, what it is guided away from, and the size of its picture.
 
-    Class 0, away from the null class; or a prompt of one row of zeros, of the size of training.
+    Class 0, away from the null class; or a prompt of one token, all zeros, of the size of training.
     """
     text = bundle.manifest.text
     if text is None:
         return 0, None, (0, 0)
-    prompt, side = prompt_of_rows(np.zeros((1, text.width), np.float32)), text.factor * bundle.manifest.model.input_size
+    shapes = {name: shape for suffix, info in text.encoders.items() for name, shape in info.rows(suffix, 1).items()}
+    prompt = prompt_of_rows({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+    side = text.factor * bundle.manifest.model.input_size
     return prompt, prompt, (side, side)
 
 

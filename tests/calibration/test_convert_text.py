@@ -182,7 +182,7 @@ def test_what_stands_in_for_prompts(tmp_path: Path) -> None:
     said: list[str] = []
     pool = pool_of(open_bundle(BUNDLE), report=lambda what, *_: said.append(what))
     assert [prompt.text for prompt in pool.of] == [*CAPTIONS, ""] and pool.size == (64, 64)
-    assert all(prompt.hidden is not None for prompt in pool.of) and "captions of ours" in said[0]
+    assert all(prompt.recorded for prompt in pool.of) and "captions of ours" in said[0]
     convert_bundle(BUNDLE, tmp_path / "device", ConvertOptions(without_text=True))
     recorded = pool_of(open_bundle(tmp_path / "device"), report=lambda what, *_: said.append(what))
     assert [prompt.tokens for prompt in recorded.of] == [5, 9, 1] and "random rows" in said[1]
