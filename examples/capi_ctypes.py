@@ -24,6 +24,7 @@ class Info(c.Structure):
         *[(n, c.c_int64) for n in ("num_classes", "null_class", "latent_channels", "latent_height", "latent_width")],
         *[(n, c.c_int64) for n in ("image_height", "image_width", "image_channels")],
         ("default_guidance", c.c_double),
+        *[(n, c.c_int64) for n in ("prompt_tokens", "size_multiple", "size_largest", "size_factor")],
     ]
 
 
@@ -71,6 +72,8 @@ class Params(c.Structure):
         ("preview_every", c.c_int64),
         ("request", c.c_uint64),
         *[(n, c.c_int32) for n in ("check_finite", "other_process")],
+        *[(n, c.c_void_p) for n in ("prompts", "negatives")],
+        *[(n, c.c_int64) for n in ("width", "height")],
     ]
 
 
@@ -84,6 +87,8 @@ class RunParams(c.Structure):
         *[(n, c.c_char_p) for n in ("program", "program_file")],
         ("given_latent", c.c_void_p),
         ("other_process", c.c_int32),
+        *[(n, c.c_void_p) for n in ("prompt", "negative")],
+        *[(n, c.c_int64) for n in ("width", "height")],
     ]
 
 
@@ -113,11 +118,27 @@ class Ditedge:
             setattr(chosen, name, value)
         self._check(self.c.ditedge_session_open(self.bundle, c.byref(chosen), c.byref(self.session)))
 
+    def prompt(self, given: Sequence[int] | Path) -> c.c_void_p:
+        """A prompt by its token ids, or one that `ditedge encode` recorded. Close it with `close_prompt`."""
+        prompt = c.c_void_p()
+        if isinstance(given, Path):
+            self._check(self.c.ditedge_prompt_open(self.bundle, str(given).encode(), c.byref(prompt)))
+        else:
+            ids = (c.c_int64 * len(given))(*given)
+            self._check(self.c.ditedge_prompt_of_ids(self.bundle, ids, c.c_size_t(len(given)), c.byref(prompt)))
+        return prompt
+
+    def close_prompt(self, prompt: c.c_void_p) -> None:
+        self.c.ditedge_prompt_close(prompt)
+
     def generate(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int] | None,
         seeds: Sequence[int],
         *,
+        prompts: Sequence[c.c_void_p] | None = None,
+        negatives: Sequence[c.c_void_p | None] | None = None,
+        pixels: tuple[int, int] = (0, 0),
         images: bool = True,
         noise: tuple[np.ndarray, np.ndarray] | None = None,
         away_from: Sequence[int] | None = None,
@@ -128,12 +149,18 @@ class Ditedge:
     ) -> np.ndarray:
         """Images uint8 [n, h, w, 1 or 3], or latents float32 [n, C, H, W]; fields are those of ditedge_params.
 
+        prompts: of a model that takes those, and labels is None; pixels: (width, height), 0 is the model's own.
         out: written to instead of a new array; it keeps the good images when status 10 (some not finite) is raised.
         """
-        keep = [np.array(labels, np.int64), np.array(seeds, np.uint64)]
-        params, info = Params(), self.info
+        keep, params, count = [np.array(seeds, np.uint64)], Params(), len(seeds)
         self._check(self.c.ditedge_params_init(c.byref(params), c.sizeof(params)))
-        params.count, params.labels, params.seeds = len(labels), keep[0].ctypes.data, keep[1].ctypes.data
+        params.count, params.seeds, (params.width, params.height) = count, keep[0].ctypes.data, pixels
+        for name, of_images in (("labels", labels), ("prompts", prompts), ("negatives", negatives)):
+            if of_images is not None:
+                keep.append(
+                    np.array([_number(given) for given in of_images], np.int64 if name == "labels" else np.uintp)
+                )
+                setattr(params, name, keep[-1].ctypes.data)
         if noise is not None:
             keep += [np.ascontiguousarray(part, dtype=np.float32) for part in noise]
             params.initial_noise, params.step_noise = keep[-2].ctypes.data, keep[-1].ctypes.data
@@ -149,13 +176,19 @@ class Ditedge:
             setattr(params, name, value)
         if out is not None:
             pass
-        elif images:
-            out = np.empty((len(labels), info.image_height, info.image_width, info.image_channels), np.uint8)
         else:
-            out = np.empty((len(labels), info.latent_channels, info.latent_height, info.latent_width), np.float32)
+            out = np.empty((count, *self.shape(images, pixels)), np.uint8 if images else np.float32)
         run = self.c.ditedge_generate_images if images else self.c.ditedge_generate_latents
         self._check(run(self.session, c.byref(params), out.ctypes.data_as(c.c_void_p), c.c_size_t(out.nbytes)))
         return out
+
+    def shape(self, images: bool, pixels: tuple[int, int] = (0, 0)) -> tuple[int, int, int]:
+        """Of a picture (h, w, 1 or 3), or of a latent (C, H, W). pixels: (width, height), 0 is the model's own."""
+        info, factor = self.info, max(1, self.info.size_factor)
+        width, height = pixels
+        if images:
+            return height or info.image_height, width or info.image_width, info.image_channels
+        return info.latent_channels, height // factor or info.latent_height, width // factor or info.latent_width
 
     def start(self, label: int, seed: int, given: np.ndarray | None = None, **fields: Any) -> c.c_void_p:
         """An image to be sampled step by step; fields are those of ditedge_run_params. Close it with `close_run`."""
@@ -179,9 +212,9 @@ class Ditedge:
         self._check(self.c.ditedge_run_steps(run, c.byref(done), c.byref(steps)))
         return done.value, steps.value
 
-    def latent(self, run: c.c_void_p) -> np.ndarray:
-        """[C, H, W] float32: where the image is."""
-        latent = np.empty((self.info.latent_channels, self.info.latent_height, self.info.latent_width), np.float32)
+    def latent(self, run: c.c_void_p, pixels: tuple[int, int] = (0, 0)) -> np.ndarray:
+        """[C, H, W] float32: where the image is. pixels: (width, height) of its picture."""
+        latent = np.empty(self.shape(False, pixels), np.float32)
         self._check(self.c.ditedge_run_latent(run, latent.ctypes.data_as(c.c_void_p), c.c_size_t(latent.nbytes)))
         return latent
 
@@ -223,6 +256,11 @@ def load(library: Path) -> c.CDLL:
     loaded.ditedge_cancel_request.argtypes = [c.c_void_p, c.c_uint64]
     loaded.ditedge_noise.argtypes = [c.c_uint64, c.c_uint64, c.c_void_p, c.c_size_t]
     return loaded
+
+
+def _number(given: Any) -> int:
+    """A label; the address of a prompt's handle, 0 for none."""
+    return (given.value or 0) if isinstance(given, c.c_void_p) else int(given or 0)
 
 
 def _picture(event: Preview) -> np.ndarray:

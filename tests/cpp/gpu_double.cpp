@@ -281,7 +281,7 @@ private:
         const OnCuda& call = *static_cast<OnCuda*>(self);
         guarded([&] {
             ++state.counts[call.plan_->graph];
-            call.plan_->engine->run(call.inputs_, call.outputs_[0]);
+            call.plan_->engine->run(call.inputs_, call.outputs_);
         });
     }
 
@@ -416,7 +416,7 @@ struct ContextDouble : VExecutionContextStubs {
                 find(scratch, size, "scratch");
                 apart(scratch, size, output, "scratch");
                 std::memset(scratch, 0x7F + state.counts[plan->graph], size);
-                plan->engine->run(inputs, output);
+                plan->engine->run(inputs, {output});
                 written(output.data, output.bytes(), plan->graph + "/" + output.name);
             };
             enqueue(number(stream), {{work, uses}});

@@ -11,7 +11,7 @@ bool reached = false;
 struct Unreached final : ditedge::Loop {
     using Loop::Loop;
     void sample(const ditedge::Run&, float*) override { reached = true; }
-    void decode_some(const std::string&, const float*, std::int64_t, std::uint8_t*) override { reached = true; }
+    void decode_some(const std::string&, const float*, std::int64_t, const ditedge::Size&, std::uint8_t*) override { reached = true; }
 };
 
 int told(const char* call, ditedge_status status, ditedge_status expected) {

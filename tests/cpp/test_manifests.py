@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import pytest
 from capi_ctypes import DitedgeError, load
 
 from ditedge import __version__
-from ditedge.runtime.bundle.manifest import TEXT, UNDERSTOOD
-from tests.conftest import BUNDLES, ROOT
+from ditedge.runtime.bundle.manifest import UNDERSTOOD
+from tests.conftest import BUNDLES, PIXART, ROOT
 from tests.cpp.support import BUNDLE, PROGRAM, edit
 from tests.fuzz.verdicts import UNUSED
 from tests.runtime.bundle.test_reading_rules import make_later
@@ -110,13 +111,15 @@ def test_every_property_of_the_schema_is_checked_or_not_used(
     built: Path, gray_bundle: Path, path: tuple[str, ...]
 ) -> None:
     """A value of a type that no property has is refused where C++ uses it, so that the C++ code cannot drift."""
+    if path[0] == "text":
+        shutil.rmtree(gray_bundle)
+        shutil.copytree(BUNDLES / PIXART, gray_bundle)
     manifest = json.loads((gray_bundle / "manifest.json").read_text())
     manifest["vae"] = {"kind": "kl", "source_sha256": "0" * 64, "precision": "float32"}
     manifest["vae"] |= {"scaling_factor": 1.0, "shift_factor": 0.0}
     manifest["quantization"] = {"precision": "int8", "form": "onnxruntime", "weights": "per-channel"}
     manifest["quantization"] |= {"activations": "per-token", "smoothing": None, "kept": [], "conditioner": "int8"}
     manifest["quantization"] |= {"source_bundle": "0" * 64, "calibration": None}
-    manifest["text"] = {}  # not read: `requires` refuses the bundles that have it
     library = load(built / "libditedge.so")
     edit(gray_bundle, **manifest)
     assert open_status(library, gray_bundle) == (0, "")
@@ -150,15 +153,7 @@ def test_required_names_are_understood_or_named(built: Path, gray_bundle: Path) 
 def test_both_runtimes_understand_the_same_names() -> None:
     source = (ROOT / "runtime" / "cpp" / "src" / "manifest.cpp").read_text()
     (names,) = re.findall(r"std::set<std::string> names = \{([^}]*)\};", source)
-    assert set(re.findall(r'"([^"]*)"', names)) == UNDERSTOOD - {TEXT}
-
-
-def test_a_bundle_that_takes_prompts_is_refused_in_one_sentence(built: Path) -> None:
-    status, message = open_status(load(built / "libditedge.so"), BUNDLES / "pixart")
-    assert status == BUNDLE
-    assert message.endswith(
-        "requires: the bundle takes prompts, which libditedge cannot sample yet: run it with Python's ditedge"
-    )
+    assert set(re.findall(r'"([^"]*)"', names)) == UNDERSTOOD
 
 
 def test_a_graph_that_is_not_what_the_manifest_says(opened, gray_bundle: Path) -> None:

@@ -29,7 +29,9 @@ def test_size_and_symbols(built: Path, tmp_path: Path) -> None:
     sources = [*(ROOT / "runtime/cpp/src").iterdir(), *(ROOT / "runtime/cpp/include").iterdir()]
     lines = [line.strip() for source in sources for line in source.read_text().splitlines()]
     comment = ("//", "/*", "* ", "*/")
-    assert sum(bool(line) and not line.startswith(comment) for line in lines) < 4750  # lines of code
+    assert (
+        sum(bool(line) and not line.startswith(comment) for line in lines) < 5600
+    )  # lines of code, 650 of them for prompts
 
 
 @pytest.fixture(scope="module")

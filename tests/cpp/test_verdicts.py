@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ditedge.runtime.bundle.manifest import UNDERSTOOD
-from tests.fuzz.verdicts import compare, cpp_reader, manifests, programs, python_verdict, records
+from tests.fuzz.verdicts import compare, cpp_reader, manifests, programs, prompts, python_verdict, records
 
 
 @pytest.fixture
@@ -77,25 +77,52 @@ VERDICTS: list[tuple[str, str, object, bool]] = [
     ("manifest", "graphs/preview", {"file": 3}, False),
     ("manifest", "graphs/text", {"file": 3}, True),
     ("manifest", "graphs", {f"g{i}": {} for i in range(17)}, False),
+    ("prompts", "text", None, False),
+    ("prompts", "text/tokens", 4096, True),
+    ("prompts", "text/tokens", 4097, False),
+    ("prompts", "text/width", 16.0, False),
+    ("prompts", "text/width", 17, False),  # not that of context's input
+    ("prompts", "text/pad", -1, False),
+    ("prompts", "text/encoder_sha256", None, True),
+    ("prompts", "text/encoder_sha256", "0" * 63, False),
+    ("prompts", "text/tokenizer", 3, True),  # C++ has no use for it
+    ("prompts", "text/empty", "nowhere.safetensors", False),
+    ("prompts", "text/empty", None, True),
+    ("prompts", "text/multiple", 3, False),  # input_size is none
+    ("prompts", "text/largest", 4, False),
+    ("prompts", "text/largest", 4096, False),  # too many pixels
+    ("prompts", "text/largest", 1024, True),
+    ("prompts", "text/factor", 1025, False),
+    ("prompts", "text/later", 1, True),
+    ("prompts", "requires", [], False),
+    ("prompts", "model/num_classes", 3, False),
+    ("prompts", "labels", ["one"], False),
+    ("prompts", "graphs/context/outputs/0/shape", ["P", "T", "W"], False),
+    ("prompts", "graphs/context/outputs/1/name", "bias", False),
+    ("prompts", "graphs/position/outputs/0/shape/2", 2**24 + 1, False),
+    ("prompts", "graphs/text/inputs/0/dtype", "float32", False),
+    ("prompts", "graphs/decoder/outputs/0/shape", ["B", 64, 64, 3], False),
+    ("prompts", "graphs/decoder/outputs/0/shape", ["B", 3, "h", "w"], False),
+    ("prompts", "graphs/conditioner/inputs/0/name", "label", False),
+    ("prompts", "graphs/step/inputs/0/shape", ["B", "K", 4, 8, 8], False),
+    ("manifest", "graphs/context", {"file": 3}, True),
 ]
-
-
-def test_what_python_alone_can_sample(built: Path, bundle: Path, tmp_path: Path) -> None:
-    """Prompts: libditedge says so, whatever else is in the manifest."""
-    path = tmp_path / "manifest.json"
-    path.write_text(json.dumps(manifests(bundle)[0] | {"requires": ["text"]}))
-    with cpp_reader(built / "ditedge-verdicts") as cpp_verdict:
-        assert "takes prompts, which libditedge cannot sample yet" in cpp_verdict("manifest", path)
 
 
 @pytest.mark.parametrize(("kind", "place", "value", "taken"), VERDICTS, ids=[f"{v[0]}-{v[1]}-{v[3]}" for v in VERDICTS])
 def test_verdicts(built: Path, bundle: Path, tmp_path: Path, kind: str, place: str, value: object, taken: bool) -> None:
-    plain = {"manifest": manifests(bundle)[0], "program": programs(bundle)[0], "record": records()[0]}[kind]
+    plain = {
+        "manifest": manifests(bundle)[0],
+        "prompts": prompts()[0],
+        "program": programs(bundle)[0],
+        "record": records()[0],
+    }[kind]
+    kind = "manifest" if kind == "prompts" else kind
     document = copy.deepcopy(plain)
     *way, last = place.split("/")
     at = document
     for part in way:
-        at = at[part]
+        at = at[int(part) if isinstance(at, list) else part]
     at[int(last) if isinstance(at, list) else last] = value
     path = tmp_path / "x.json"
     path.write_text(json.dumps(document))

@@ -25,7 +25,7 @@ from ditedge.runtime.errors import DitedgeError
 from ditedge.runtime.json_files import MAX_VALUES, parse_json, read_bounded
 from ditedge.runtime.plans.record import read_build_record
 from ditedge.runtime.samplers.program import MAX_PROGRAM_BYTES, read_program
-from tests.conftest import ROOT
+from tests.conftest import BUNDLES, PIXART, ROOT
 from tests.fuzz.mutations import mutated_json
 
 # What C++ does not look at, and a value that Python takes there ("=min": that of the field min beside it).
@@ -38,7 +38,7 @@ UNUSED: dict[str, dict[str, Any]] = {
             "golden": [],
             "vae": None,
             "quantization": None,
-            "text": None,
+            "text/tokenizer": None,
         },
         **{"model/architecture": "dit", "model/patch_size": 1, "model/hidden_size": 1, "model/depth": 1},
         **{"model/num_heads": 1, "model/parameters": 1, "model/learned_variance": False, "model/frequency_divisor": 1},
@@ -174,7 +174,18 @@ def manifests(bundle: Path) -> list[Any]:
     given = copy.deepcopy(plain)
     given["schedule"] = {"kind": "given", "betas": [0.1, 0.2, 0.3], "steps": 3, "zero_terminal_snr": True}
     given["graphs"]["step-short"] = copy.deepcopy(given["graphs"]["step"])
-    return [plain, full, flow, given, later]
+    return [plain, full, flow, given, later, *prompts()]
+
+
+def prompts() -> list[Any]:
+    """Of a model that takes prompts; and of one that is told its picture's size, and whose prompts are recorded."""
+    plain = json.loads((BUNDLES / PIXART / "manifest.json").read_text())
+    told = copy.deepcopy(plain)
+    told["text"] |= {"encoder_sha256": None, "tokenizer": None, "empty": None}
+    del told["graphs"]["text"], told["text"]["pad"]
+    sizes = [{"name": name, "dtype": "float32", "shape": ["U"]} for name in ("height", "width")]
+    told["graphs"]["conditioner"]["inputs"] += sizes
+    return [plain, told]
 
 
 def programs(bundle: Path) -> list[Any]:

@@ -1,4 +1,4 @@
-// ditedge-run: labels and seeds in, one PNG out (a column of pictures when there are several).
+// ditedge-run: classes or prompts, and seeds, in, one PNG out (a column of pictures when there are several).
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -18,14 +18,18 @@ namespace {
 
 const char kUsage[] =
     "usage: ditedge-run --bundle FOLDER --class LABEL[;LABEL...] [--seed 0] [--program NAME | --program-file FILE]\n"
+    "                   or, of a model that takes prompts, --prompt-ids ID,ID,...[;...] --prompt-file FILE[;FILE...]\n"
+    "                   [--negative-ids ID,ID,... | --negative-file FILE] [--size WIDTHxHEIGHT]\n"
     "                   [--guidance G] [--batch 8] [-o out.png] [--latents FILE.f32]\n"
     "                   [--engine onnxruntime|tensorrt|tensorrt-rtx] [--provider cpu] [--device 0]\n"
     "                   [--library PATH OF THE ENGINE'S LIBRARY] [--threads 0] [--spin] [--no-cuda-graph]\n"
     "                   [--check-finite] [--force-program] [--trusted-key FILE[;FILE...]]\n"
     "A trusted key is a public one, in PEM: only what it signed is run (ditedge sign; also $DITEDGE_TRUSTED_KEYS).\n"
+    "Prompts are token ids, or files that `ditedge encode` recorded; one to guide away from is for all images.\n"
     "Image i has seed + i. Images that overflow are black, and the exit code is 1 (--check-finite: at which step).\n"
     "examples: ditedge-run --bundle build/demo/fashion --class 'Bag;Ankle boot' --seed 7 -o bag.png\n"
-    "          ditedge-run --bundle build/demo/fashion --class Bag --engine tensorrt      (plans: ditedge build)\n";
+    "          ditedge-run --bundle build/demo/fashion --class Bag --engine tensorrt      (plans: ditedge build)\n"
+    "          ditedge-run --bundle pixart --prompt-file fox.safetensors --size 768x512 -o fox.png\n";
 
 void big_endian(std::string& bytes, std::uint32_t value) {
     for (int shift = 24; shift >= 0; shift -= 8) bytes += static_cast<char>(value >> shift & 255);
@@ -140,16 +144,59 @@ ditedge::api::Bundle open_bundle(const Arguments& arguments) {
     return ditedge::api::Bundle::open_trusted(arguments.text("--bundle"), keys);
 }
 
+// "4,5,6" -> {4, 5, 6}
+std::vector<std::int64_t> token_ids(const char* option, const std::string& text) {
+    std::vector<std::int64_t> ids;
+    std::istringstream list(text);
+    for (std::string id; std::getline(list, id, ',');) {
+        if (id.empty() || id.size() > 9 || id.find_first_not_of("0123456789") != std::string::npos)
+            throw std::invalid_argument(std::string(option) + " " + text + " is not token ids with commas between");
+        ids.push_back(std::stoll(id));
+    }
+    return ids;
+}
+
+// What was given as ids, then what was given as files.
+std::vector<ditedge::api::Prompt> prompts(const ditedge::api::Bundle& bundle, const Arguments& arguments, const char* ids, const char* files) {
+    std::vector<ditedge::api::Prompt> found;
+    for (const std::string& text : listed(arguments.text(ids))) found.emplace_back(bundle, token_ids(ids, text));
+    for (const std::string& file : listed(arguments.text(files))) found.emplace_back(bundle, file);
+    return found;
+}
+
+// "768x512" -> width and height
+void read_size(const std::string& text, ditedge_params& params) {
+    int width = 0, height = 0, used = 0;
+    if (text.empty()) return;
+    if (std::sscanf(text.c_str(), "%6dx%6d%n", &width, &height, &used) != 2 || static_cast<std::size_t>(used) != text.size() || width < 1 || height < 1)
+        throw std::invalid_argument("--size " + text + " is not WIDTHxHEIGHT");
+    params.width = width, params.height = height;
+}
+
+// [count] handles of one prompt an image, or of one for all.
+std::vector<const ditedge_prompt*> handles(const std::vector<ditedge::api::Prompt>& of, std::size_t count) {
+    std::vector<const ditedge_prompt*> all;
+    for (std::size_t i = 0; i < count; ++i) all.push_back(of[i % of.size()].get());
+    return all;
+}
+
 int run(const Arguments& arguments) {
-    if (arguments.text("--bundle").empty() || arguments.text("--class").empty()) throw std::invalid_argument("--bundle and --class are needed");
+    const bool of_prompts = !arguments.text("--prompt-ids").empty() || !arguments.text("--prompt-file").empty();
+    if (arguments.text("--bundle").empty() || (arguments.text("--class").empty() && !of_prompts)) throw std::invalid_argument("--bundle and --class are needed");
+    if (!arguments.text("--class").empty() && of_prompts) throw std::invalid_argument("--class is for models of classes, and --prompt-ids and --prompt-file are for others");
     const std::string target = arguments.text(arguments.text("--latents").empty() ? "-o" : "--latents");
     check_can_write(target);
     const ditedge::api::Bundle bundle = open_bundle(arguments);
     std::vector<std::int64_t> labels;
     std::vector<std::uint64_t> seeds;
     const std::uint64_t seed = arguments.whole("--seed", UINT64_MAX);
-    for (const std::string& name : listed(arguments.text("--class"))) {
-        labels.push_back(bundle.label(name));
+    const std::vector<ditedge::api::Prompt> of = prompts(bundle, arguments, "--prompt-ids", "--prompt-file");
+    const std::vector<ditedge::api::Prompt> away = prompts(bundle, arguments, "--negative-ids", "--negative-file");
+    if (away.size() > 1) throw std::invalid_argument("--negative-ids or --negative-file: give one, for all images");
+    if (!arguments.text("--class").empty() && bundle.info().num_classes == 0)
+        throw std::runtime_error(arguments.text("--bundle") + " takes prompts, and no classes: give prompts");
+    for (const std::string& name : listed(arguments.text("--class"))) labels.push_back(bundle.label(name));
+    for (std::size_t i = 0; i < std::max(labels.size(), of.size()); ++i) {
         if (seed > UINT64_MAX - seeds.size()) throw std::invalid_argument("--seed is too large: image i has seed + i");
         seeds.push_back(seed + seeds.size());
     }
@@ -163,8 +210,12 @@ int run(const Arguments& arguments) {
     options.device = static_cast<std::int32_t>(arguments.whole("--device", INT32_MAX));
     ditedge::api::Session session(bundle, options);
     ditedge_params params = ditedge::api::default_params();
-    params.count = static_cast<std::int64_t>(labels.size());
-    params.labels = labels.data(), params.seeds = seeds.data();
+    params.count = static_cast<std::int64_t>(seeds.size());
+    params.labels = labels.empty() ? nullptr : labels.data(), params.seeds = seeds.data();
+    const std::vector<const ditedge_prompt*> shown = of.empty() ? std::vector<const ditedge_prompt*>{} : handles(of, seeds.size());
+    const std::vector<const ditedge_prompt*> shunned = away.empty() ? std::vector<const ditedge_prompt*>{} : handles(away, seeds.size());
+    params.prompts = of.empty() ? nullptr : shown.data(), params.negatives = away.empty() ? nullptr : shunned.data();
+    read_size(arguments.text("--size"), params);
     params.program = arguments.text_or_null("--program");
     params.program_file = arguments.text_or_null("--program-file");
     params.batch = static_cast<std::int64_t>(arguments.whole("--batch", 4096));
@@ -180,8 +231,9 @@ int run(const Arguments& arguments) {
         const ditedge_info info = bundle.info();
         std::vector<std::uint8_t> images;
         bad = complaint([&] { session.images(params, images); });
-        const std::string png = png_of(images, static_cast<std::uint32_t>(info.image_height * params.count),
-                                       static_cast<std::uint32_t>(info.image_width), static_cast<std::uint32_t>(info.image_channels));
+        const std::int64_t width = params.width != 0 ? params.width : info.image_width, height = params.height != 0 ? params.height : info.image_height;
+        const std::string png = png_of(images, static_cast<std::uint32_t>(height * params.count), static_cast<std::uint32_t>(width),
+                                       static_cast<std::uint32_t>(info.image_channels));
         write_file(target, png.data(), png.size());
         std::cout << target << '\n';
     }
@@ -195,7 +247,8 @@ int run(const Arguments& arguments) {
 int main(int argc, char** argv) {
     if (Arguments::ask_for_help(argc, argv)) return std::cout << kUsage, 0;
     try {
-        return run(Arguments(argc, argv, {{"--bundle", ""}, {"--class", ""}, {"--seed", "0"}, {"--program", ""}, {"--program-file", ""}, {"--guidance", ""},
+        return run(Arguments(argc, argv, {{"--bundle", ""}, {"--class", ""}, {"--prompt-ids", ""}, {"--prompt-file", ""},
+                                   {"--negative-ids", ""}, {"--negative-file", ""}, {"--size", ""}, {"--seed", "0"}, {"--program", ""}, {"--program-file", ""}, {"--guidance", ""},
                                    {"--batch", "8"}, {"--trusted-key", ""}, {"-o", "out.png"}, {"--latents", ""}, {"--engine", ""},
                                    {"--provider", "cpu"}, {"--library", ""}, {"--threads", "0"}, {"--device", "0"},
                                    {"--spin", "off"}, {"--no-cuda-graph", "off"}, {"--check-finite", "off"}, {"--force-program", "off"}}));

@@ -51,8 +51,10 @@ typedef enum ditedge_status {
 typedef struct ditedge_bundle ditedge_bundle;
 typedef struct ditedge_session ditedge_session;
 typedef struct ditedge_run ditedge_run;
+typedef struct ditedge_prompt ditedge_prompt;
 
-/* What a bundle is. Pixels are 0 x 0 x 0 when it has no decoder. */
+/* What a bundle is. Pixels are 0 x 0 x 0 when it has no decoder. A model takes classes, or prompts (prompt_tokens is not 0); those that
+ * take prompts make pictures of other sizes, too: latents and images here are those of the model's own. */
 typedef struct ditedge_info {
     size_t size;
     int64_t num_classes;
@@ -60,6 +62,9 @@ typedef struct ditedge_info {
     int64_t latent_channels, latent_height, latent_width;
     int64_t image_height, image_width, image_channels;
     double default_guidance;
+    int64_t prompt_tokens; /* that a prompt may have; 0: the model takes classes, and so are the three below */
+    int64_t size_multiple, size_largest; /* width and height of a picture are multiples of the one up to the other, in pixels */
+    int64_t size_factor;                 /* pixels of a picture per pixel of its latent, along a side */
 } ditedge_info;
 
 typedef struct ditedge_session_options {
@@ -98,7 +103,7 @@ typedef struct ditedge_preview {
 typedef struct ditedge_params {
     size_t size;
     int64_t count;            /* images */
-    const int64_t* labels;    /* [count] classes */
+    const int64_t* labels;    /* [count] classes; NULL where the model takes prompts */
     const uint64_t* seeds;    /* [count]; the same seed gives the same image alone and in any batch */
     const int64_t* away_from; /* [count] classes to guide away from, -1 for none; or NULL */
     double guidance;          /* 1: none; NaN: the bundle's default */
@@ -115,6 +120,9 @@ typedef struct ditedge_params {
     uint64_t request;      /* the caller's number for this call, for ditedge_cancel_request; 0: none */
     int32_t check_finite;  /* not 0: look for infinity and NaN after every step, not only after the last one */
     int32_t other_process; /* not 0: take a program that was made for another prediction, other betas or timesteps */
+    const ditedge_prompt* const* prompts;   /* [count], of a model that takes prompts; the same one may stand there several times */
+    const ditedge_prompt* const* negatives; /* [count] to guide away from, NULL among them: the prompt of no words; or NULL */
+    int64_t width, height;                  /* of the pictures in pixels, of a model that takes prompts; 0: the model's own */
 } ditedge_params;
 
 /* One image that is sampled step by step (ditedge_run_open). */
@@ -128,6 +136,9 @@ typedef struct ditedge_run_params {
     const char* program_file;  /* a program's file instead, which need not be in the bundle; or NULL */
     const float* given_latent; /* [C, H, W] to start from, for a program whose init says so; or NULL */
     int32_t other_process;     /* not 0: take a program that was made for another prediction, other betas or timesteps */
+    const ditedge_prompt* prompt;   /* of a model that takes prompts, instead of the label */
+    const ditedge_prompt* negative; /* to guide away from; NULL: the prompt of no words */
+    int64_t width, height;          /* of the picture in pixels, of a model that takes prompts; 0: the model's own */
 } ditedge_run_params;
 
 /* Any thread. "0.1.0" */
@@ -166,6 +177,15 @@ DITEDGE_API ditedge_status ditedge_program_file_steps(const char* file, int64_t*
 /* A class by its number, its name, or one of its comma-separated names; the case of A to Z does not matter. */
 DITEDGE_API ditedge_status ditedge_find_class(const ditedge_bundle* bundle, const char* text, int64_t* label);
 
+/* Any thread. A prompt by its `count` token ids, as the bundle's tokenizer makes them: the graph `text` reads them, which is
+ * loaded when it is needed first. A prompt may be used by any number of threads at once, and closed when no call uses it (runs
+ * keep what they need of theirs); the bundle may be closed before. A session computes what depends on a prompt alone once, and
+ * keeps it: two prompts of the same tokens are one. */
+DITEDGE_API ditedge_status ditedge_prompt_of_ids(const ditedge_bundle* bundle, const int64_t* ids, size_t count, ditedge_prompt** prompt);
+/* Any thread. One that `ditedge encode` recorded (.safetensors) with the bundle's text encoder, which is not needed then. */
+DITEDGE_API ditedge_status ditedge_prompt_open(const ditedge_bundle* bundle, const char* file, ditedge_prompt** prompt);
+DITEDGE_API void ditedge_prompt_close(ditedge_prompt* prompt);
+
 /* Any thread. `size` is the caller's sizeof. Sets every field to its default. */
 DITEDGE_API ditedge_status ditedge_session_options_init(ditedge_session_options* options, size_t size);
 DITEDGE_API ditedge_status ditedge_params_init(ditedge_params* params, size_t size);
@@ -177,7 +197,8 @@ DITEDGE_API void ditedge_session_close(ditedge_session* session);
 /* The session's thread. What went on otherwise than it was asked for, so far: plans that cannot be captured as a CUDA graph
  * run all the same, compiled kernels are not kept. NULL when there are not as many; sentences are owned by the session. */
 DITEDGE_API const char* ditedge_session_warning(const ditedge_session* session, int64_t index);
-/* One thread at a time. Writes uint8 [count, image_height, image_width, image_channels]; bytes is the buffer's size. */
+/* One thread at a time. Writes uint8 [count, image_height, image_width, image_channels] (or params' height and width); bytes is
+ * the buffer's size. */
 DITEDGE_API ditedge_status ditedge_generate_images(ditedge_session* session, const ditedge_params* params,
                                                    uint8_t* images, size_t bytes);
 /* One thread at a time. Writes float32 [count, C, H, W]; bytes is the buffer's size. */
@@ -186,8 +207,11 @@ DITEDGE_API ditedge_status ditedge_generate_latents(ditedge_session* session, co
 /* One thread at a time. latents [count, C, H, W] -> images as above; DITEDGE_ERROR_NOT_FINITE where some latents are not. */
 DITEDGE_API ditedge_status ditedge_decode(ditedge_session* session, const float* latents, int64_t count,
                                           uint8_t* images, size_t bytes);
+/* The same for pictures of width x height pixels, of a model that takes prompts; 0: the model's own. */
+DITEDGE_API ditedge_status ditedge_decode_size(ditedge_session* session, const float* latents, int64_t count, int64_t width,
+                                               int64_t height, uint8_t* images, size_t bytes);
 /* Images step by step, on ONNX Runtime: ditedge_advance takes one step of each in a batch, and they may be at different steps of
- * different programs, with guidance of their own, so a server can let an image in while others are on their way. Each becomes
+ * different programs, with guidance, prompts and sizes of their own, so a server can let an image in while others are on their way. Each becomes
  * the one that it is alone. A run is used by one thread at a time, with a session of the bundle that it was opened for.
  *
  *     while (done < steps) { ditedge_advance(session, runs, count); ditedge_run_steps(runs[0], &done, &steps); }

@@ -30,6 +30,24 @@ struct Close {
     void operator()(ditedge_bundle* bundle) const noexcept { ditedge_bundle_close(bundle); }
     void operator()(ditedge_session* session) const noexcept { ditedge_session_close(session); }
     void operator()(ditedge_run* run) const noexcept { ditedge_run_close(run); }
+    void operator()(ditedge_prompt* prompt) const noexcept { ditedge_prompt_close(prompt); }
+};
+
+// Numbers of a picture or a latent of width x height pixels, 0: the model's own. 0 where there is no such size: the call says so.
+struct Shape {
+    ditedge_info info;
+    std::int64_t image(std::int64_t width, std::int64_t height) const {
+        return info.image_channels * side(width, info.image_width, 1) * side(height, info.image_height, 1);
+    }
+    std::int64_t latent(std::int64_t width, std::int64_t height) const {
+        return info.latent_channels * side(width, info.latent_width, info.size_factor) * side(height, info.latent_height, info.size_factor);
+    }
+
+private:
+    std::int64_t side(std::int64_t pixels, std::int64_t own, std::int64_t factor) const {
+        if (pixels == 0) return own;
+        return pixels < 0 || pixels > info.size_largest ? 0 : pixels / factor;
+    }
 };
 
 class Bundle {
@@ -80,6 +98,27 @@ private:
     std::unique_ptr<ditedge_bundle, Close> handle_{};
 };
 
+// What an image is of, or is guided away from, where the model takes prompts.
+class Prompt {
+public:
+    // By its token ids, as the bundle's tokenizer makes them.
+    Prompt(const Bundle& bundle, const std::vector<std::int64_t>& ids) {
+        ditedge_prompt* opened = nullptr;
+        check(ditedge_prompt_of_ids(bundle.get(), ids.data(), ids.size(), &opened));
+        handle_.reset(opened);
+    }
+    // One that `ditedge encode` recorded, by its file.
+    Prompt(const Bundle& bundle, const std::string& file) {
+        ditedge_prompt* opened = nullptr;
+        check(ditedge_prompt_open(bundle.get(), file.c_str(), &opened));
+        handle_.reset(opened);
+    }
+    const ditedge_prompt* get() const { return handle_.get(); }
+
+private:
+    std::unique_ptr<ditedge_prompt, Close> handle_{};
+};
+
 inline ditedge_session_options default_options() {
     ditedge_session_options options{};
     check(ditedge_session_options_init(&options, sizeof options));
@@ -101,7 +140,8 @@ inline ditedge_run_params default_run_params() {
 // One image that is sampled step by step: see Session::advance.
 class Run {
 public:
-    Run(const Bundle& bundle, const ditedge_run_params& params) : info_(bundle.info()) {
+    Run(const Bundle& bundle, const ditedge_run_params& params)
+        : numbers_(static_cast<std::size_t>(Shape{bundle.info()}.latent(params.width, params.height))) {
         ditedge_run* opened = nullptr;
         check(ditedge_run_open(bundle.get(), &params, &opened));
         handle_.reset(opened);
@@ -112,8 +152,7 @@ public:
     bool done() const { return step() == steps(); }
     // [C, H, W]
     std::vector<float> latent() const {
-        const std::int64_t numbers = info_.latent_channels * info_.latent_height * info_.latent_width;
-        std::vector<float> latent(static_cast<std::size_t>(numbers));
+        std::vector<float> latent(numbers_);
         check(ditedge_run_latent(get(), latent.data(), latent.size() * sizeof(float)));
         return latent;
     }
@@ -124,13 +163,13 @@ private:
         check(ditedge_run_steps(get(), &done, &steps));
         return {done, steps};
     }
-    ditedge_info info_;
+    std::size_t numbers_;  // of its latent
     std::unique_ptr<ditedge_run, Close> handle_{};
 };
 
 class Session {
 public:
-    explicit Session(const Bundle& bundle, const ditedge_session_options& options = default_options()) : info_(bundle.info()) {
+    explicit Session(const Bundle& bundle, const ditedge_session_options& options = default_options()) : shape_{bundle.info()} {
         ditedge_session* opened = nullptr;
         check(ditedge_session_open(bundle.get(), &options, &opened));
         handle_.reset(opened);
@@ -144,7 +183,7 @@ public:
     }
     // The same into `images`, which is filled when this throws DITEDGE_ERROR_NOT_FINITE, too.
     void images(const ditedge_params& params, std::vector<std::uint8_t>& images) {
-        images.assign(numbers(params.count, image()), 0);
+        images.assign(numbers(params.count, shape_.image(params.width, params.height)), 0);
         check(ditedge_generate_images(get(), &params, images.data(), images.size()));
     }
     // [count, C, H, W]
@@ -154,22 +193,22 @@ public:
         return latents;
     }
     void latents(const ditedge_params& params, std::vector<float>& latents) {
-        latents.assign(numbers(params.count, latent()), 0.0f);
+        latents.assign(numbers(params.count, shape_.latent(params.width, params.height)), 0.0f);
         check(ditedge_generate_latents(get(), &params, latents.data(), latents.size() * sizeof(float)));
     }
-    // latents [count, C, H, W] -> [count, height, width, channels]
-    std::vector<std::uint8_t> decode(const std::vector<float>& latents) {
+    // latents [count, C, H, W] of pictures of width x height pixels, 0: the model's own -> [count, height, width, channels]
+    std::vector<std::uint8_t> decode(const std::vector<float>& latents, std::int64_t width = 0, std::int64_t height = 0) {
         std::vector<std::uint8_t> images;
-        decode(latents, images);
+        decode(latents, images, width, height);
         return images;
     }
-    void decode(const std::vector<float>& latents, std::vector<std::uint8_t>& images) {
-        const std::size_t each = static_cast<std::size_t>(latent());
-        if (latents.empty() || latents.size() % each != 0)
+    void decode(const std::vector<float>& latents, std::vector<std::uint8_t>& images, std::int64_t width = 0, std::int64_t height = 0) {
+        const std::size_t each = static_cast<std::size_t>(shape_.latent(width, height));
+        if (latents.empty() || each == 0 || latents.size() % each != 0)
             throw Failure(DITEDGE_ERROR_ARGUMENT, "latents are not a whole number of latents, one at least");
         const auto count = static_cast<std::int64_t>(latents.size() / each);
-        images.assign(numbers(count, image()), 0);
-        check(ditedge_decode(get(), latents.data(), count, images.data(), images.size()));
+        images.assign(numbers(count, shape_.image(width, height)), 0);
+        check(ditedge_decode_size(get(), latents.data(), count, width, height, images.data(), images.size()));
     }
     // One step of each run that is not done, in a batch; each becomes the image that it is alone.
     void advance(const std::vector<Run*>& runs) {
@@ -193,9 +232,7 @@ private:
         if (sane && static_cast<std::uint64_t>(count * each) > SIZE_MAX / sizeof(float)) throw std::bad_alloc();
         return sane ? static_cast<std::size_t>(count * each) : 1;
     }
-    std::int64_t image() const { return info_.image_height * info_.image_width * info_.image_channels; }
-    std::int64_t latent() const { return info_.latent_channels * info_.latent_height * info_.latent_width; }
-    ditedge_info info_;
+    Shape shape_;
     std::unique_ptr<ditedge_session, Close> handle_{};
 };
 

@@ -132,6 +132,10 @@ void read_graphs(Bundle& bundle, std::map<std::string, std::unique_ptr<const Ope
         hold(info.file);
         for (const auto& [location, other] : bundle.external[name]) hold(other);
     }
+    if (!bundle.manifest.text || !bundle.manifest.text->empty) return;
+    const std::string& empty = *bundle.manifest.text->empty;
+    hold(empty);
+    if (bundle.held.count(empty) == 0) fail_bundle((bundle.folder->path / empty).string() + " is missing: guidance leads away from it");
 }
 
 // A to Z, in any locale: a Turkish one would make the I of "SHIRT" another letter.
@@ -248,8 +252,10 @@ std::int64_t Bundle::label(const std::string& text) const {
     fail_request("class '" + text + "' is unknown: give " + (names.empty() ? "a number, 0 to " + std::to_string(count - 1) : "one of " + listed(names, 20)));
 }
 
-std::size_t Bundle::latent_count() const {
-    return static_cast<std::size_t>(manifest.model.in_channels * manifest.model.input_size * manifest.model.input_size);
+std::size_t Bundle::latent_count(const Size& latent) const {
+    return static_cast<std::size_t>(manifest.model.in_channels * latent.height * latent.width);
 }
+
+std::string Bundle::recorded_empty() const { return held.at(*manifest.text->empty)->text(); }
 
 }  // namespace ditedge

@@ -31,7 +31,7 @@ struct Bundle {
     TrustedKeys trusted;                     // one of them signed it, and has to have signed its plans
     std::shared_ptr<const Folder> folder;    // plans are opened below it
     std::map<std::string, std::string> programs;                     // file -> its text
-    std::map<std::string, std::unique_ptr<const OpenFile>> held;     // graphs and the files of their weights
+    std::map<std::string, std::unique_ptr<const OpenFile>> held;     // graphs and the files of their weights, the empty prompt
     std::map<std::string, std::map<std::string, std::string>> external;  // graph -> location -> file
 
     void require_graph(const std::string& graph) const;  // throws Error (request) when there is none
@@ -39,7 +39,9 @@ struct Bundle {
     void with_graph(const std::string& graph, const std::function<void(const GraphBytes&)>& use) const;
     Program program(const char* name) const;             // nullptr: the default
     std::int64_t label(const std::string& text) const;
-    std::size_t latent_count() const;  // C * H * W
+    std::size_t latent_count(const Size& latent) const;  // C * H * W
+    std::size_t latent_count() const { return latent_count(manifest.latent()); }
+    std::string recorded_empty() const;  // the file of the recorded prompt of no words, which `text` names
 };
 
 // Hashes files in parallel. check_hashes false, and no trusted keys: their sizes are checked, and whoever can write to them

@@ -58,6 +58,14 @@ Conditions class_conditions(const std::vector<double>& timesteps, const std::vec
             {{"timestep", std::move(times)}, {"label", std::move(classes)}}};
 }
 
+Conditions prompt_conditions(const std::vector<double>& timesteps, const Size& picture) {
+    const auto told = [&](std::int64_t pixels) { return std::vector<float>(timesteps.size(), static_cast<float>(pixels)); };
+    std::vector<float> times;
+    for (const double timestep : timesteps) times.push_back(static_cast<float>(timestep));
+    return {static_cast<std::int64_t>(timesteps.size()), 1,
+            {{"timestep", std::move(times)}, {"height", told(picture.height)}, {"width", told(picture.width)}}};
+}
+
 Conditions joined(const std::vector<Conditions>& parts) {
     Conditions all{1, 0, parts[0].values};
     for (Condition& condition : all.values) std::visit([](auto& values) { values.clear(); }, condition.values);

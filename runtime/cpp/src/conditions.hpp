@@ -29,6 +29,10 @@ struct Conditions {
 // One record a label at every step: timestep [N, R] and label [N, R].
 Conditions class_conditions(const std::vector<double>& timesteps, const std::vector<std::int64_t>& labels);
 
+// timestep, height and width [N, 1]: one record a step, whatever the prompts, which reach the network by another way. A model that
+// is not told its picture's size (in pixels) has no such inputs.
+Conditions prompt_conditions(const std::vector<double>& timesteps, const Size& picture);
+
 // All of their rows one after another, as those of one step.
 Conditions joined(const std::vector<Conditions>& parts);
 

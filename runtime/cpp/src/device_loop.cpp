@@ -23,7 +23,7 @@ public:
             most = device_.at_most(graph.c_str(), "latent", most);
             const auto count = static_cast<std::size_t>(most);
             Pictures& made = pictures_[graph];
-            made.image_bytes = bundle_->manifest.picture_size(graph).bytes();
+            made.image_bytes = bundle_->manifest.picture_size(graph, bundle_->manifest.latent()).bytes();
             made.latents = device_.memory.device(count * latent_bytes());
             made.latents_host = device_.memory.pinned(count * latent_bytes());
             made.images = device_.memory.device(count * made.image_bytes);
@@ -76,14 +76,13 @@ protected:
     }
 
     // Also from a callback: the work takes its place in the stream behind the steps that are enqueued.
-    void decode_some(const std::string& graph, const float* latents, std::int64_t count, std::uint8_t* images) override {
+    void decode_some(const std::string& graph, const float* latents, std::int64_t count, const Size& latent, std::uint8_t* images) override {
         device_.gpu.use();
-        const ModelInfo& model = bundle_->manifest.model;
         Pictures& made = pictures_.at(graph);
         const std::size_t bytes = static_cast<std::size_t>(count) * latent_bytes(), pixels = static_cast<std::size_t>(count) * made.image_bytes;
         std::memcpy(made.latents_host, latents, bytes);
         device_.stream.copy(made.latents, made.latents_host, bytes);
-        made.context->set_shape("latent", {count, model.in_channels, model.input_size, model.input_size});
+        made.context->set_shape("latent", {count, bundle_->manifest.model.in_channels, latent.height, latent.width});
         made.context->set_address("latent", made.latents);
         made.context->set_address("image", made.images);
         made.context->enqueue(device_.stream.get());

@@ -39,8 +39,8 @@ Tensor view(const char* name, const T* data, std::vector<std::int64_t> shape) {
 class Engine {
 public:
     virtual ~Engine() = default;
-    // Runs once, writing into `output`. Inputs that the graph does not have are ignored; nothing is kept after the call.
-    virtual void run(const std::vector<Tensor>& inputs, const Tensor& output) = 0;
+    // Runs once, writing into `outputs`. Inputs that the graph does not have are ignored; nothing is kept after the call.
+    virtual void run(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) = 0;
     // Any thread: makes the run that is going on, and later ones, throw Error (cancelled) until it is given false.
     virtual void interrupt(bool stop) = 0;
 };
@@ -78,6 +78,7 @@ using Noise = std::function<void(std::int64_t draw, float* numbers)>;
 struct Run {
     const Program& program;
     const StepTables& tables;
+    Size latent;  // H, W
     Noise noise;
     const std::atomic<bool>& cancel;  // checked before each step: throws Error (cancelled)
     // Each step, in order: steps done, and the state [B, K, C, H, W] when `wants_state(step)` or the engine has it on the host.
@@ -103,8 +104,8 @@ public:
     virtual void sample(const Run& run, float* latents) = 0;                         // -> [B, C, H, W]
     // One step of each run that is not done, in a batch. Throws Error (request) where only whole programs can be run.
     virtual void advance(const std::vector<ImageRun*>& runs);
-    // graph: "decoder" or "preview" -> [count, h, w, c]
-    void decode(const std::string& graph, const float* latents, std::int64_t count, std::uint8_t* images);
+    // graph: "decoder" or "preview"; latents [count, C, H, W] of one size -> [count, h, w, c]
+    void decode(const std::string& graph, const float* latents, std::int64_t count, const Size& latent, std::uint8_t* images);
     // Sentences on what went on otherwise than it was asked for; they stay where they are.
     const std::deque<std::string>& warnings() const { return warnings_; }
 
@@ -112,11 +113,12 @@ public:
 
 protected:
     virtual void interrupt(bool) {}
-    virtual void decode_some(const std::string& graph, const float* latents, std::int64_t count, std::uint8_t* images) = 0;  // count <= at_once_
+    // count <= at_once_
+    virtual void decode_some(const std::string& graph, const float* latents, std::int64_t count, const Size& latent, std::uint8_t* images) = 0;
 
     const std::shared_ptr<const Bundle> bundle_;
     std::deque<std::string> warnings_;
-    std::map<std::string, std::int64_t> at_once_;  // pictures made at a time, of the graphs that make some
+    std::map<std::string, std::int64_t> at_once_;  // pictures of the model's own size made at a time, of the graphs that make some
 };
 
 // Throws Error (engine, no device).

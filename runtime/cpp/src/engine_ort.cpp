@@ -239,12 +239,12 @@ public:
         graph_.ok(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, memory_.fill()));
     }
 
-    void run(const std::vector<Tensor>& inputs, const Tensor& output) override {
+    void run(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) override {
         Owned<OrtIoBinding> binding(api_->ReleaseIoBinding);
         graph_.ok(api_->CreateIoBinding(graph_.session.get(), binding.fill()));
         for (const Tensor& input : inputs)
             if (graph_.has_input(input.name)) graph_.bind(binding.get(), memory_.get(), input, true);
-        graph_.bind(binding.get(), memory_.get(), output, false);
+        for (const Tensor& output : outputs) graph_.bind(binding.get(), memory_.get(), output, false);
         OrtStatus* const status = api_->RunWithBinding(graph_.session.get(), graph_.run_options.get(), binding.get());
         if (status != nullptr && std::strstr(api_->GetErrorMessage(status), "terminate flag") != nullptr) {
             api_->ReleaseStatus(status);

@@ -2,12 +2,14 @@
 // engine, swap two buffers (runtime/loop/host_loop.py).
 #include <algorithm>
 #include <map>
+#include <tuple>
 
 #include "engine.hpp"
 #include "error.hpp"
 #include "image_run.hpp"
 #include "noise.hpp"
 #include "tables.hpp"
+#include "text_graphs.hpp"
 
 namespace ditedge {
 namespace {
@@ -17,21 +19,19 @@ constexpr std::int64_t kModulationBytes = 64 << 20;    // adaLN rows held at a t
 class HostLoop final : public Loop {
 public:
     HostLoop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options)
-        : Loop(std::move(bundle)) {
+        : Loop(std::move(bundle)), options_(options), text_(*bundle_, [this](const std::string& graph) -> Engine& { return engine(graph); }) {
         for (const auto& graph : bundle_->manifest.graphs)
-            bundle_->with_graph(graph.first, [&](const GraphBytes& bytes) {
-                engines_[graph.first] = open_ort_engine(bytes, graph.second, options, graph.first != "decoder");
-            });
+            if (graph.first != kText) engines_[graph.first] = opened(graph.first);
     }
 
     void sample(const Run& run, float* latents) override {
         const StepTables& tables = run.tables;
-        const ModelInfo& model = bundle_->manifest.model;
-        const std::int64_t c = model.in_channels, h = model.input_size, count = tables.batch;
-        const std::size_t numbers = static_cast<std::size_t>(count) * bundle_->latent_count();
+        const std::int64_t c = bundle_->manifest.model.in_channels, h = run.latent.height, w = run.latent.width, count = tables.batch;
+        const std::size_t latent = bundle_->latent_count(run.latent), numbers = static_cast<std::size_t>(count) * latent;
         std::vector<float> drawn(numbers), silent(numbers, 0.0f);
         std::vector<float> state(numbers * static_cast<std::size_t>(tables.slots)), next_state(state.size());
-        first_state(run.program, run.noise, nullptr, count, bundle_->latent_count(), state.data());
+        first_state(run.program, run.noise, nullptr, count, latent, state.data());
+        const OfPrompts told = of_prompts(tables, run.latent);
 
         const std::int64_t width = bundle_->manifest.modulation_width, rows = tables.conditions.rows;
         const std::int64_t block = std::clamp<std::int64_t>(kModulationBytes / (4 * width * rows), 1, tables.steps);
@@ -42,14 +42,15 @@ public:
             const bool draws = tables.draws[static_cast<std::size_t>(step)];
             if (draws) run.noise(step + 1, drawn.data());
             std::vector<Tensor> inputs = tables.inputs(step);
-            inputs.push_back(view("state", state.data(), {count, tables.slots, c, h, h}));
+            inputs.push_back(view("state", state.data(), {count, tables.slots, c, h, w}));
             inputs.push_back(view("modulation", modulation.data() + step % block * rows * width, {rows, width}));
-            inputs.push_back(view("noise", (draws ? drawn : silent).data(), {count, c, h, h}));
-            engines_.at(run.program.graph_of(step))->run(inputs, view("next_state", next_state.data(), {count, tables.slots, c, h, h}));
+            inputs.push_back(view("noise", (draws ? drawn : silent).data(), {count, c, h, w}));
+            inputs.insert(inputs.end(), told.tensors.begin(), told.tensors.end());
+            engine(run.program.graph_of(step)).run(inputs, {view("next_state", next_state.data(), {count, tables.slots, c, h, w})});
             state.swap(next_state);
             if (run.on_step) run.on_step(step + 1, state.data());
         }
-        latents_of_state(run, bundle_->latent_count(), state.data(), latents);
+        latents_of_state(run, latent, state.data(), latents);
     }
 
     void advance(const std::vector<ImageRun*>& runs) override {
@@ -61,29 +62,55 @@ public:
         }
         if (cancelled.load()) fail_cancelled("before the next step of " + std::to_string(moving.size()) + " images");
         if (!bare.empty()) modulate(bare);
-        // Images with as many slots share a call: empty slots would change the last bit of a sum (runtime/loop/image_run.py).
-        std::map<std::pair<std::string, std::int64_t>, std::vector<ImageRun*>> together;
-        for (ImageRun* run : moving) together[{run->program.graph_of(run->step), run->program.slots}].push_back(run);
-        for (const auto& [shared, some] : together) step(*engines_.at(shared.first), some);
+        // Images of one size with as many slots share a call: empty slots would change the last bit of a sum (runtime/loop/image_run.py).
+        std::map<std::tuple<std::string, std::int64_t, Size>, std::vector<ImageRun*>> together;
+        for (ImageRun* run : moving) together[{run->program.graph_of(run->step), run->program.slots, run->latent}].push_back(run);
+        for (const auto& [shared, some] : together) step(engine(std::get<0>(shared)), some);
     }
 
 protected:
     void interrupt(bool stop) override {
-        for (const auto& engine : engines_) engine.second->interrupt(stop);
+        for (const auto& loaded : engines_) loaded.second->interrupt(stop);
+        Engine* const encoder = encoder_now_.load();
+        if (encoder != nullptr) encoder->interrupt(stop);
     }
 
-    void decode_some(const std::string& graph, const float* latents, std::int64_t count, std::uint8_t* images) override {
-        const ModelInfo& model = bundle_->manifest.model;
-        const ImageSize& size = bundle_->manifest.picture_size(graph);
-        engines_.at(graph)->run({view("latent", latents, {count, model.in_channels, model.input_size, model.input_size})},
-                                view("image", images, {count, size.height, size.width, size.channels}));
+    void decode_some(const std::string& graph, const float* latents, std::int64_t count, const Size& latent, std::uint8_t* images) override {
+        const ImageSize size = bundle_->manifest.picture_size(graph, latent);
+        engine(graph).run({view("latent", latents, {count, bundle_->manifest.model.in_channels, latent.height, latent.width})},
+                          {view("image", images, {count, size.height, size.width, size.channels})});
     }
 
 private:
+    static constexpr const char* kText = "text";  // the graph of a text encoder: larger than all others, and for tokens only
+
+    std::unique_ptr<Engine> opened(const std::string& graph) const {
+        std::unique_ptr<Engine> engine;
+        bundle_->with_graph(graph, [&](const GraphBytes& bytes) {
+            engine = open_ort_engine(bytes, bundle_->manifest.graphs.at(graph), options_, graph != "decoder" && graph != kText);
+        });
+        return engine;
+    }
+
+    // A text encoder is loaded at first use. A cancel of another thread sees it, or is seen here.
+    Engine& engine(const std::string& graph) {
+        if (graph != kText) return *engines_.at(graph);
+        if (encoder_ == nullptr) {
+            encoder_ = opened(kText);
+            encoder_now_.store(encoder_.get());
+            if (cancelled.load()) encoder_->interrupt(true);
+        }
+        return *encoder_;
+    }
+
+    OfPrompts of_prompts(const StepTables& tables, const Size& latent) {
+        return tables.prompts.empty() ? OfPrompts{} : text_.of(tables.prompts, latent);
+    }
+
     // The adaLN rows [steps, R, M] of a block of steps.
     void condition(const StepTables& tables, std::int64_t first, std::int64_t steps, float* modulation) {
         const Conditions some = tables.conditions.of_steps(first, steps);
-        engines_.at("conditioner")->run(some.inputs(), view("modulation", modulation, {some.steps * some.rows, bundle_->manifest.modulation_width}));
+        engine("conditioner").run(some.inputs(), {view("modulation", modulation, {some.steps * some.rows, bundle_->manifest.modulation_width})});
     }
 
     // The adaLN rows of the next steps of each, in one call of the conditioner.
@@ -97,7 +124,7 @@ private:
         }
         const Conditions all = joined(parts);
         std::vector<float> rows(static_cast<std::size_t>(all.rows * width));
-        engines_.at("conditioner")->run(all.inputs(), view("modulation", rows.data(), {all.rows, width}));
+        engine("conditioner").run(all.inputs(), {view("modulation", rows.data(), {all.rows, width})});
         auto from = rows.begin();
         for (std::size_t i = 0; i < runs.size(); ++i) {
             const auto size = static_cast<std::ptrdiff_t>(parts[i].steps * parts[i].rows * width);
@@ -107,16 +134,18 @@ private:
         }
     }
 
-    // One step of images with as many slots.
-    void step(Engine& engine, const std::vector<ImageRun*>& runs) {
+    // One step of images of one size with as many slots.
+    void step(Engine& of_step, const std::vector<ImageRun*>& runs) {
         std::vector<ImageTables> own;
         std::vector<const ImageTables*> pointers;
         for (const ImageRun* run : runs) own.push_back(run->tables.at(run->step));
         for (const ImageTables& tables : own) pointers.push_back(&tables);
         const StepTables tables = gather(pointers);
         const std::int64_t batch = tables.batch, rows = tables.conditions.rows, width = bundle_->manifest.modulation_width;
-        const std::int64_t c = bundle_->manifest.model.in_channels, h = bundle_->manifest.model.input_size;
-        const std::size_t latent = bundle_->latent_count(), state_size = static_cast<std::size_t>(tables.slots) * latent;
+        const Size& size = runs[0]->latent;
+        const std::int64_t c = bundle_->manifest.model.in_channels, h = size.height, w = size.width;
+        const OfPrompts told = of_prompts(tables, size);
+        const std::size_t latent = bundle_->latent_count(size), state_size = static_cast<std::size_t>(tables.slots) * latent;
         std::vector<float> state, next_state(runs.size() * state_size), noise(runs.size() * latent, 0.0f);
         std::vector<float> modulation(static_cast<std::size_t>(rows * width));
         for (std::size_t b = 0; b < runs.size(); ++b) {
@@ -131,10 +160,11 @@ private:
                 standard_normal(run.seed, static_cast<std::uint64_t>(run.step) + 1, noise.data() + b * latent, latent);
         }
         std::vector<Tensor> inputs = tables.inputs(0);
-        inputs.push_back(view("state", state.data(), {batch, tables.slots, c, h, h}));
+        inputs.push_back(view("state", state.data(), {batch, tables.slots, c, h, w}));
         inputs.push_back(view("modulation", modulation.data(), {rows, width}));
-        inputs.push_back(view("noise", noise.data(), {batch, c, h, h}));
-        engine.run(inputs, view("next_state", next_state.data(), {batch, tables.slots, c, h, h}));
+        inputs.push_back(view("noise", noise.data(), {batch, c, h, w}));
+        inputs.insert(inputs.end(), told.tensors.begin(), told.tensors.end());
+        of_step.run(inputs, {view("next_state", next_state.data(), {batch, tables.slots, c, h, w})});
         for (std::size_t b = 0; b < runs.size(); ++b) {
             const auto from = next_state.begin() + static_cast<std::ptrdiff_t>(b * state_size);
             runs[b]->state.assign(from, from + static_cast<std::ptrdiff_t>(state_size));
@@ -142,7 +172,11 @@ private:
         }
     }
 
+    const EngineOptions options_;
     std::map<std::string, std::unique_ptr<Engine>> engines_;
+    std::unique_ptr<Engine> encoder_;
+    std::atomic<Engine*> encoder_now_{nullptr};
+    TextGraphs text_;
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Images that are sampled step by step, each at its own pace (runtime/loop/image_run.py): Loop::advance takes one step of all
-// given ones in a batch. They may differ in program, step, guidance, label and seed, because tables belong to one image.
+// given ones in a batch. They may differ in program, step, guidance, class or prompts, size and seed, because tables belong to one image.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ constexpr std::int64_t kRunModulationBytes = 8 << 20;  // adaLN rows that an ima
 
 struct ImageRun {
     // given: the latent [C, H, W] to start from, where the program does; or null. Throws Error (request).
-    ImageRun(std::shared_ptr<const Bundle> opened, Program chosen, ImageTables made, std::uint64_t drawn_by, const float* given);
+    ImageRun(std::shared_ptr<const Bundle> opened, Program chosen, ImageTables made, const Size& of_latent, std::uint64_t drawn_by, const float* given);
 
     bool done() const { return step == program.steps; }
     bool has_modulation() const { return step - modulation_from < modulation_steps; }
@@ -25,6 +25,7 @@ struct ImageRun {
     const std::shared_ptr<const Bundle> bundle;
     const Program program;
     const ImageTables tables;
+    const Size latent;  // H, W
     const std::uint64_t seed;
     std::int64_t step = 0;     // steps done
     std::vector<float> state;  // [K, C, H, W]

@@ -14,19 +14,19 @@ constexpr std::int64_t kDecodePixels = 512 * 512;  // decoded at a time: Stable 
 
 Loop::Loop(std::shared_ptr<const Bundle> bundle) : bundle_(std::move(bundle)) {
     for (const char* graph : {"decoder", "preview"}) {
-        const ImageSize& size = bundle_->manifest.picture_size(graph);
+        const ImageSize size = bundle_->manifest.picture_size(graph, bundle_->manifest.latent());
         if (size.bytes() != 0) at_once_[graph] = std::max<std::int64_t>(1, kDecodePixels / (size.height * size.width));
     }
 }
 
-void Loop::decode(const std::string& graph, const float* latents, std::int64_t count, std::uint8_t* images) {
+void Loop::decode(const std::string& graph, const float* latents, std::int64_t count, const Size& latent, std::uint8_t* images) {
     bundle_->require_graph(graph);  // throws where there is none
-    const std::int64_t most = at_once_.at(graph);
+    const ImageSize size = bundle_->manifest.picture_size(graph, latent);
+    const std::int64_t most = std::min(at_once_.at(graph), std::max<std::int64_t>(1, kDecodePixels / (size.height * size.width)));
     for (std::int64_t first = 0; first < count; first += most) {
         if (cancelled.load()) fail_cancelled("before decoding image " + std::to_string(first + 1) + " of " + std::to_string(count));
         const auto index = static_cast<std::size_t>(first);
-        decode_some(graph, latents + index * bundle_->latent_count(), std::min(most, count - first),
-                    images + index * bundle_->manifest.picture_size(graph).bytes());
+        decode_some(graph, latents + index * bundle_->latent_count(latent), std::min(most, count - first), latent, images + index * size.bytes());
     }
 }
 
@@ -63,6 +63,10 @@ void check_cancelled(const Run& run, std::int64_t step) {
 
 std::unique_ptr<Loop> open_loop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options) {
     std::string engines = "onnxruntime (for plans, compile it with -DTENSORRT_ROOT)";
+    const bool on_host = options.engine == "onnxruntime" && options.provider != "cuda";
+    if (bundle->manifest.text && !on_host)
+        fail_request("models that take prompts run in the host's loop so far: take engine onnxruntime, and provider "
+                     "CUDAExecutionProvider instead of cuda");
     if (options.engine == "onnxruntime" && options.provider == "cuda") return open_device_loop(std::move(bundle), options);
     if (options.engine == "onnxruntime") return open_host_loop(std::move(bundle), options);
 #ifdef DITEDGE_TENSORRT

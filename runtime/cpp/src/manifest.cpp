@@ -14,11 +14,12 @@ constexpr std::int64_t kHuge = INT64_MAX, kMaxSide = 1 << 16, kMaxClasses = 1'00
 constexpr std::int64_t kMaxLatent = 1 << 26, kMaxPixels = 1 << 28;  // numbers of one image: above is no image
 constexpr std::int64_t kVersion = 2;
 constexpr std::size_t kMaxPrograms = 1000, kMaxTensors = 16, kMaxRank = 8, kMaxRequired = 100;
+constexpr std::int64_t kMaxTokens = 1 << 12, kMaxTextWidth = 1 << 16, kMaxFactor = 1024;
 
 // What this library understands of `requires`: the same names as UNDERSTOOD in runtime/bundle/manifest.py, where it stands when
 // one is added.
 const std::set<std::string>& understood() {
-    static const std::set<std::string> names = {};
+    static const std::set<std::string> names = {"text"};
     return names;
 }
 
@@ -35,8 +36,6 @@ void check_version(const Field& version) {
 // Before anything else is looked at: its sentence says more than one about a field.
 void check_requires(const Field& names) {
     std::string unknown;
-    for (const Field& name : names.elements(kMaxRequired))
-        if (name.text() == "text") names.fail("the bundle takes prompts, which libditedge cannot sample yet: run it with Python's ditedge");
     for (const Field& name : names.elements(kMaxRequired))
         if (understood().count(name.text()) == 0) unknown += (unknown.empty() ? "'" : ", '") + name.text() + "'";
     if (!unknown.empty())
@@ -66,12 +65,51 @@ ModelInfo read_model(const Field& field) {
     model.input_size = field.at("input_size").integer(1, kMaxSide);
     model.in_channels = field.at("in_channels").integer(1, kMaxSide);
     model.out_channels = field.at("out_channels").integer(1, 2 * kMaxSide);
-    model.num_classes = field.at("num_classes").integer(1, kMaxClasses);
+    model.num_classes = field.at("num_classes").integer(0, kMaxClasses);
     model.guided_channels = field.at("guided_channels").integer(1, kHuge);
     const Field null_class = field.at("null_class");
     if (!null_class.null()) model.null_class = null_class.integer(0, kMaxClasses);
     if (model.input_size * model.input_size > kMaxLatent / model.in_channels) field.fail("latents are too large");
     return model;
+}
+
+std::optional<std::string> optional_text(const Field& field, const char* key) {
+    if (!field.has(key) || field.at(key).null()) return std::nullopt;
+    return field.at(key).text();
+}
+
+TextInfo read_text_info(const Field& field) {
+    TextInfo text{};
+    text.tokens = field.at("tokens").integer(1, kMaxTokens);
+    text.width = field.at("width").integer(1, kMaxTextWidth);
+    text.pad = field.has("pad") ? field.at("pad").integer(0, kHuge) : 0;
+    const Field encoder = field.at("encoder_sha256");
+    if (!encoder.null()) text.encoder_sha256 = encoder.sha256();
+    text.empty = optional_text(field, "empty");
+    text.multiple = field.at("multiple").integer(1, kHuge);
+    text.largest = field.at("largest").integer(1, kMaxSide);
+    text.factor = field.at("factor").integer(1, kMaxFactor);
+    return text;
+}
+
+// A model has classes, or takes prompts.
+void check_text(const Field& root, const Manifest& manifest) {
+    const ModelInfo& model = manifest.model;
+    if (!manifest.text.has_value() != (model.num_classes > 0))
+        root.fail("a model has classes, or takes prompts: num_classes is 0 where there is a text, and nowhere else");
+    if (!manifest.text) return;
+    const TextInfo& text = *manifest.text;
+    bool required = false;
+    if (root.has("requires"))
+        for (const Field& name : root.at("requires").elements(kMaxRequired)) required = required || name.text() == "text";
+    if (!required) root.fail("text: a bundle that takes prompts requires 'text'");
+    if (model.input_size % text.multiple != 0 || model.input_size > text.largest)
+        root.fail("text: input_size is not one of the sizes that latents can have");
+    const std::int64_t pixels = text.largest * text.factor;
+    if (text.largest * text.largest > kMaxLatent / model.in_channels || pixels * pixels > kMaxPixels)
+        root.fail("text: latents of " + std::to_string(text.largest) + " x " + std::to_string(text.largest) + " are too large");
+    for (const char* graph : {"context", "position"})
+        if (manifest.graphs.count(graph) == 0) root.fail(std::string("graph '") + graph + "' is missing");
 }
 
 Process read_process_of_model(const Field& root) {
@@ -98,45 +136,91 @@ void check_tensors(const Field& root, const std::string& graph, const char* side
     }
 }
 
-void check_graphs(const Field& root, Manifest& manifest) {
-    const auto c = manifest.model.in_channels, h = manifest.model.input_size, o = manifest.model.out_channels;
-    const auto output = [&](const char* graph) -> const TensorInfo& {
+using Contract = std::pair<std::vector<TensorInfo>, std::vector<TensorInfo>>;  // inputs and outputs
+
+// The graphs of a manifest, as far as their tensors are known from it.
+struct Graphs {
+    const Field& root;
+    const Manifest& manifest;
+
+    const TensorInfo& output(const std::string& graph) const {
         const std::vector<TensorInfo>& outputs = manifest.graphs.at(graph).outputs;
-        if (outputs.size() != 1) root.fail(std::string("graph ") + graph + ": expected one output");
+        if (outputs.size() != 1) root.fail("graph " + graph + ": expected one output");
         return outputs[0];
-    };
-    const TensorInfo& modulation = output("conditioner");
-    if (modulation.shape.size() != 2 || modulation.shape[1] < 1 || modulation.shape[1] > kMaxWidth)
-        root.fail("graph conditioner: output has no width");
-    const std::int64_t m = manifest.modulation_width = modulation.shape[1];
-    const auto f32 = Dtype::float32, i64 = Dtype::int64;
-    std::map<std::string, std::pair<std::vector<TensorInfo>, TensorInfo>> contracts = {
-        {"conditioner", {{{"timestep", f32, {-1}}, {"label", i64, {-1}}}, {"modulation", f32, {-1, m}}}}};
-    for (const auto& graph : manifest.graphs)
-        if (is_step_graph(graph.first))
-            contracts[graph.first] = {{{"state", f32, {-1, -1, c, h, h}}, {"sample", i64, {-1}}, {"condition", i64, {-1}},
-                                       {"modulation", f32, {-1, m}}, {"combine", f32, {-1, -1, o}}, {"x0_from", f32, {-1, 2}},
-                                       {"x0_bound", f32, {-1}}, {"log_sigma", f32, {-1, 2}}, {"mix", f32, {-1, -1, -1}},
-                                       {"noise", f32, {-1, c, h, h}}},
-                                      {"next_state", f32, {-1, -1, c, h, h}}};
+    }
+    // The last size of the first output, bounded.
+    std::int64_t width(const std::string& graph, std::size_t rank) const {
+        const std::vector<TensorInfo>& outputs = manifest.graphs.at(graph).outputs;
+        if (outputs.empty() || outputs[0].shape.size() != rank || outputs[0].shape.back() < 1 || outputs[0].shape.back() > kMaxWidth)
+            root.fail("graph " + graph + ": output has no width");
+        return outputs[0].shape.back();
+    }
+    // What a decoder or a preview makes of a latent of input_size: of a fixed size, or of one that follows the latent's.
+    ImageSize picture(const std::string& graph) const {
+        const std::vector<std::int64_t>& shape = output(graph).shape;
+        const bool open = manifest.text.has_value();
+        bool images = shape.size() == 4 && (shape[3] == 1 || shape[3] == 3);
+        images = images && (open ? shape[1] == -1 && shape[2] == -1 : shape[1] >= 1 && shape[2] >= 1 && shape[1] <= kMaxPixels && shape[2] <= kMaxPixels / shape[1]);
+        if (!images) root.fail("graph " + graph + ": output is not images of " + (open ? "an open" : "a fixed") + " size");
+        const std::int64_t side = open ? manifest.text->factor * manifest.model.input_size : 0;
+        return open ? ImageSize{side, side, shape[3]} : ImageSize{shape[1], shape[2], shape[3]};
+    }
+};
+
+constexpr Dtype f32 = Dtype::float32, i64 = Dtype::int64;
+
+// What a step has besides where the model takes prompts, and the graphs that make it.
+std::vector<TensorInfo> prompt_contracts(const Graphs& graphs, std::map<std::string, Contract>& contracts) {
+    const TensorInfo context = {"context", f32, {-1, -1, graphs.width("context", 3)}}, bias = {"context_bias", f32, {-1, -1}};
+    const TensorInfo position = {"position", f32, {-1, -1, graphs.width("position", 3)}};
+    const TensorInfo hidden = {"hidden", f32, {-1, -1, graphs.manifest.text->width}}, mask = {"mask", i64, {-1, -1}};
+    contracts["context"] = {{hidden, mask}, {context, bias}};
+    contracts["position"] = {{{"row", f32, {-1}}, {"column", f32, {-1}}}, {position}};
+    if (graphs.manifest.graphs.count("text") != 0) contracts["text"] = {{{"ids", i64, {-1, -1}}, mask}, {hidden}};
+    return {context, bias, {"prompt", i64, {-1}}, position};
+}
+
+void check_graphs(const Field& root, Manifest& manifest) {
+    const Graphs graphs{root, manifest};
+    const bool open = manifest.text.has_value();
+    const auto c = manifest.model.in_channels, h = open ? -1 : manifest.model.input_size, o = manifest.model.out_channels;
+    graphs.output("conditioner");
+    const std::int64_t m = manifest.modulation_width = graphs.width("conditioner", 2);
+    std::map<std::string, Contract> contracts;
+    std::vector<TensorInfo> conditions = {{"timestep", f32, {-1}}};
+    if (open) conditions.insert(conditions.end(), {{"height", f32, {-1}}, {"width", f32, {-1}}});
+    else conditions.push_back({"label", i64, {-1}});
+    contracts["conditioner"] = {conditions, {{"modulation", f32, {-1, m}}}};
+    std::vector<TensorInfo> step = {{"state", f32, {-1, -1, c, h, h}}, {"sample", i64, {-1}}, {"condition", i64, {-1}},
+                                    {"modulation", f32, {-1, m}}, {"combine", f32, {-1, -1, o}}, {"x0_from", f32, {-1, 2}},
+                                    {"x0_bound", f32, {-1}}, {"log_sigma", f32, {-1, 2}}, {"mix", f32, {-1, -1, -1}},
+                                    {"noise", f32, {-1, c, h, h}}};
+    if (open)
+        for (const TensorInfo& input : prompt_contracts(graphs, contracts)) step.push_back(input);
+    for (const auto& graph : manifest.graphs) {
+        if (!is_step_graph(graph.first)) continue;
+        graphs.output(graph.first);
+        contracts[graph.first] = {step, {{"next_state", f32, {-1, -1, c, h, h}}}};
+    }
     for (const auto& [graph, image] : {std::pair{"decoder", &manifest.image}, std::pair{"preview", &manifest.preview}}) {
         if (manifest.graphs.count(graph) == 0) continue;
-        const std::vector<std::int64_t>& shape = output(graph).shape;
-        if (shape.size() != 4 || *std::min_element(shape.begin() + 1, shape.end()) < 1 || (shape[3] != 1 && shape[3] != 3) ||
-            shape[1] > kMaxPixels || shape[2] > kMaxPixels / shape[1])
-            root.fail(std::string("graph ") + graph + ": output is not images of a fixed size");
-        *image = {shape[1], shape[2], shape[3]};
-        contracts[graph] = {{{"latent", f32, {-1, c, h, h}}}, {"image", Dtype::uint8, {-1, shape[1], shape[2], shape[3]}}};
+        *image = graphs.picture(graph);
+        const TensorInfo pictures = {"image", Dtype::uint8, {-1, open ? -1 : image->height, open ? -1 : image->width, image->channels}};
+        contracts[graph] = {{{"latent", f32, {-1, c, h, h}}}, {pictures}};
     }
     for (const auto& [graph, contract] : contracts) {
         check_tensors(root, graph, "input", manifest.graphs.at(graph).inputs, contract.first);
-        output(graph.c_str());
-        check_tensors(root, graph, "output", manifest.graphs.at(graph).outputs, {contract.second});
+        check_tensors(root, graph, "output", manifest.graphs.at(graph).outputs, contract.second);
     }
 }
 
 void check_listed(const Field& root, const Manifest& manifest, const std::string& file) {
     if (manifest.files.count(file) == 0) root.fail("'" + file + "' is used but not listed in files, so its hash is unknown");
+}
+
+// Whether a graph of this name is read: others are ignored.
+bool known(const std::string& graph, bool takes_prompts) {
+    return has_plan(graph) || is_step_graph(graph) || (takes_prompts && (graph == "text" || graph == "context" || graph == "position"));
 }
 
 }  // namespace
@@ -145,7 +229,10 @@ bool has_plan(const std::string& graph) {
     return graph == "conditioner" || graph == "step" || graph == "decoder" || graph == "preview";
 }
 
-const ImageSize& Manifest::picture_size(const std::string& graph) const { return graph == "preview" ? preview : image; }
+ImageSize Manifest::picture_size(const std::string& graph, const Size& of_latent) const {
+    const ImageSize& own = graph == "preview" ? preview : image;
+    return text && own.channels != 0 ? ImageSize{of_latent.height * text->factor, of_latent.width * text->factor, own.channels} : own;
+}
 
 Manifest manifest_from_json(const std::string& text, const std::string& place) {
     const Json json = parse_json(text, place, DITEDGE_ERROR_BUNDLE);
@@ -158,6 +245,7 @@ Manifest manifest_from_json(const std::string& text, const std::string& place) {
     Manifest manifest{};
     manifest.model = read_model(root.at("model"));
     manifest.process = read_process_of_model(root);
+    if (root.has("text") && !root.at("text").null()) manifest.text = read_text_info(root.at("text"));
     for (const Field& label : root.at("labels").elements(kMaxClasses)) manifest.labels.push_back(label.text());
     if (!manifest.labels.empty() && manifest.labels.size() != static_cast<std::uint64_t>(manifest.model.num_classes))
         root.fail(std::to_string(manifest.labels.size()) + " labels for " + std::to_string(manifest.model.num_classes) +
@@ -165,13 +253,15 @@ Manifest manifest_from_json(const std::string& text, const std::string& place) {
     for (const auto& [name, info] : root.at("files").items(kMaxFiles))
         manifest.files[name] = {info.at("sha256").sha256(), info.at("bytes").integer(0, kHuge)};
     for (const auto& [name, info] : root.at("graphs").items(kMaxGraphs)) {
-        if (!has_plan(name) && !is_step_graph(name)) continue;
+        if (!known(name, manifest.text.has_value())) continue;
         manifest.graphs[name] = read_graph(info);
         check_listed(root, manifest, manifest.graphs[name].file);
         manifest.graph_names.push_back(name);
     }
     for (const char* name : {"conditioner", "step"})
         if (manifest.graphs.count(name) == 0) root.fail(std::string("graph '") + name + "' is missing");
+    check_text(root, manifest);
+    if (manifest.text && manifest.text->empty) check_listed(root, manifest, *manifest.text->empty);
     for (const auto& [name, file] : root.at("programs").items(kMaxPrograms)) {
         check_listed(root, manifest, manifest.programs[name] = file.text());
         manifest.program_names.push_back(name);

@@ -22,6 +22,13 @@ struct GraphInfo {
     bool float32 = true;  // not 16 bit
 };
 
+// H and W of a latent, or of a picture.
+struct Size {
+    std::int64_t height = 0, width = 0;
+    bool operator==(const Size& other) const { return height == other.height && width == other.width; }
+    bool operator<(const Size& other) const { return height != other.height ? height < other.height : width < other.width; }
+};
+
 struct ModelInfo {
     std::int64_t input_size, in_channels, out_channels, num_classes, guided_channels;
     std::optional<std::int64_t> null_class;
@@ -32,8 +39,18 @@ struct ImageSize {
     std::size_t bytes() const { return static_cast<std::size_t>(height * width * channels); }
 };
 
+// A model that takes prompts instead of classes, and latents of several sizes.
+struct TextInfo {
+    std::int64_t tokens, width;                          // T, to which prompts are padded; Dh
+    std::int64_t pad;                                    // token that fills up
+    std::optional<std::string> encoder_sha256;           // of what recorded prompts are of; none: any
+    std::optional<std::string> empty;                    // file: the recorded prompt of no words
+    std::int64_t multiple, largest, factor;              // of H and W; pixels of a picture per pixel of a latent
+};
+
 struct Manifest {
     ModelInfo model;
+    std::optional<TextInfo> text;  // none: the model takes classes
     Process process;
     std::vector<std::string> labels;
     std::map<std::string, GraphInfo> graphs;
@@ -43,12 +60,14 @@ struct Manifest {
     std::map<std::string, FileInfo> files;
     std::vector<std::string> program_names, graph_names;  // sorted, for listing
     std::int64_t modulation_width;                        // M
-    ImageSize image, preview;                             // zeros without a decoder, without the graph `preview`
+    ImageSize image, preview;                             // of input_size; zeros without a decoder, without the graph `preview`
 
-    const ImageSize& picture_size(const std::string& graph) const;  // of "decoder" or "preview"
+    Size latent() const { return {model.input_size, model.input_size}; }  // of training
+    // What "decoder" or "preview" makes of a latent.
+    ImageSize picture_size(const std::string& graph, const Size& of_latent) const;
 };
 
-// Whether a graph of this name may have a plan. A manifest's graphs that have none and are no step graphs are ignored.
+// Whether a graph of this name may have a plan.
 bool has_plan(const std::string& graph);
 
 // Throws Error (bundle); `place` is only for the message.

@@ -36,17 +36,19 @@ std::vector<float> stacked(const std::vector<const ImageTables*>& images, std::v
 }
 
 Evaluations evaluations_of_step(const std::vector<const ImageTables*>& images, const std::vector<std::vector<std::int64_t>>& rows,
-                                std::size_t step) {
+                                const std::map<std::string, std::int64_t>& row_of, std::size_t step) {
     const std::size_t batch = images.size(), channels = static_cast<std::size_t>(images[0]->out_channels);
     Evaluations some;
     for (std::size_t b = 0; b < batch; ++b) {
         some.sample.push_back(static_cast<std::int64_t>(b));
         some.condition.push_back(rows[b].front());
+        if (!images[b]->prompts.empty()) some.prompt.push_back(row_of.at(images[b]->prompts.front()->key));
     }
     for (std::size_t b = 0; b < batch; ++b)
         if (images[b]->guided[step]) {
             some.sample.push_back(static_cast<std::int64_t>(b));
             some.condition.push_back(rows[b].back());
+            if (!images[b]->prompts.empty()) some.prompt.push_back(row_of.at(images[b]->prompts.back()->key));
         }
     const std::size_t count = some.sample.size();
     some.combine.assign(batch * count * channels, 0.0f);
@@ -60,10 +62,10 @@ Evaluations evaluations_of_step(const std::vector<const ImageTables*>& images, c
 
 }  // namespace
 
-ImageTables image_tables(const Program& program, const ModelInfo& model, std::int64_t label, double guidance, std::int64_t away_from) {
+ImageTables image_tables(const Program& program, const ModelInfo& model, const Subject& subject, double guidance) {
     const auto steps = static_cast<std::size_t>(program.steps), channels = static_cast<std::size_t>(model.out_channels);
     const std::size_t guided_channels = static_cast<std::size_t>(std::min(model.guided_channels, model.out_channels));
-    ImageTables tables{program.steps, program.slots, model.out_channels, {}, {}, {}, {}, {}, {}, {}, {}};
+    ImageTables tables{program.steps, program.slots, model.out_channels, {}, {}, {}, {}, {}, {}, {}, {}, {}};
     // Classifier-free guidance (Ho & Salimans 2022) of strength g: weight g on the labelled evaluation and 1 - g on the
     // unlabelled one for the first guided_channels channels, 1 and 0 for every other channel. A step of factor f takes
     // 1 + f (g - 1) for g.
@@ -84,12 +86,18 @@ ImageTables image_tables(const Program& program, const ModelInfo& model, std::in
         }
     }
     if (!finite) fail_request("guidance " + shown(guidance) + " is not a finite number in float32");
-    if (any && away_from < 0 && !model.null_class)
+    if (any && (subject.prompt ? !subject.negative : subject.away_from < 0 && !model.null_class))
         fail_request("guidance needs a null class, and this model was trained without label dropout: use 1, or "
                      "give a class to guide away from");
-    std::vector<std::int64_t> labels = {label};
-    if (any) labels.push_back(away_from >= 0 ? away_from : *model.null_class);
-    tables.conditions = class_conditions(program.timestep, labels);
+    if (subject.prompt) {
+        tables.prompts = {subject.prompt};
+        if (any) tables.prompts.push_back(subject.negative);
+        tables.conditions = prompt_conditions(program.timestep, subject.picture);
+    } else {
+        std::vector<std::int64_t> labels = {subject.label};
+        if (any) labels.push_back(subject.away_from >= 0 ? subject.away_from : *model.null_class);
+        tables.conditions = class_conditions(program.timestep, labels);
+    }
     for (std::int64_t step = 0; step < program.steps; ++step) tables.draws.push_back(program.draws_noise(step));
     tables.x0_from = floats(program.x0_from);
     tables.x0_bound.assign(steps, static_cast<float>(program.x0_bound));
@@ -101,7 +109,7 @@ ImageTables image_tables(const Program& program, const ModelInfo& model, std::in
 ImageTables ImageTables::at(std::int64_t step) const {
     const auto index = static_cast<std::size_t>(step);
     return {1, slots, out_channels, conditions.of_steps(step, 1), {guided[index]}, {draws[index]}, row(weights, step, steps),
-            row(x0_from, step, steps), row(x0_bound, step, steps), row(log_sigma, step, steps), row(mix, step, steps)};
+            row(x0_from, step, steps), row(x0_bound, step, steps), row(log_sigma, step, steps), row(mix, step, steps), prompts};
 }
 
 StepTables gather(const std::vector<const ImageTables*>& images) {
@@ -111,6 +119,10 @@ StepTables gather(const std::vector<const ImageTables*>& images) {
     std::vector<const Conditions*> conditions;
     for (const ImageTables* image : images) conditions.push_back(&image->conditions);
     std::tie(tables.conditions, tables.rows_of) = shared_conditions(conditions);
+    std::map<std::string, std::int64_t> row_of;  // of prompts, by their keys
+    for (const ImageTables* image : images)
+        for (const PromptPointer& prompt : image->prompts)
+            if (row_of.try_emplace(prompt->key, static_cast<std::int64_t>(tables.prompts.size())).second) tables.prompts.push_back(prompt);
     std::map<std::vector<float>, std::size_t> known;  // weights of all images at a step, which say who is guided, too
     for (std::size_t step = 0; step < static_cast<std::size_t>(tables.steps); ++step) {
         std::vector<float> key;
@@ -122,7 +134,7 @@ StepTables gather(const std::vector<const ImageTables*>& images) {
             draws = draws || image->draws[step];
         }
         const auto [found, fresh] = known.try_emplace(key, tables.evaluations.size());
-        if (fresh) tables.evaluations.push_back(evaluations_of_step(images, tables.rows_of, step));
+        if (fresh) tables.evaluations.push_back(evaluations_of_step(images, tables.rows_of, row_of, step));
         tables.evaluations_of.push_back(found->second);
         tables.draws.push_back(draws);
     }
@@ -133,11 +145,9 @@ StepTables gather(const std::vector<const ImageTables*>& images) {
     return tables;
 }
 
-StepTables step_tables(const Program& program, const ModelInfo& model, const std::vector<std::int64_t>& labels,
-                       double guidance, const std::vector<std::int64_t>& away_from) {
+StepTables step_tables(const Program& program, const ModelInfo& model, const std::vector<Subject>& subjects, double guidance) {
     std::vector<ImageTables> images;
-    for (std::size_t b = 0; b < labels.size(); ++b)
-        images.push_back(image_tables(program, model, labels[b], guidance, away_from.empty() ? -1 : away_from[b]));
+    for (const Subject& subject : subjects) images.push_back(image_tables(program, model, subject, guidance));
     std::vector<const ImageTables*> pointers;
     for (const ImageTables& image : images) pointers.push_back(&image);
     return gather(pointers);
@@ -146,13 +156,15 @@ StepTables step_tables(const Program& program, const ModelInfo& model, const std
 std::vector<Tensor> StepTables::inputs(std::int64_t step) const {
     const Evaluations& some = evaluations[evaluations_of[static_cast<std::size_t>(step)]];
     const std::int64_t count = evaluation_count(step);
-    return {view("sample", some.sample.data(), {count}),
+    std::vector<Tensor> bound = {view("sample", some.sample.data(), {count}),
             view("condition", some.condition.data(), {count}),
             view("combine", some.combine.data(), {batch, count, out_channels}),
             view("x0_from", x0_from.data() + step * batch * 2, {batch, 2}),
             view("x0_bound", x0_bound.data() + step * batch, {batch}),
             view("log_sigma", log_sigma.data() + step * batch * 2, {batch, 2}),
             view("mix", mix.data() + step * batch * slots * (slots + 2), {batch, slots, slots + 2})};
+    if (!some.prompt.empty()) bound.push_back(view("prompt", some.prompt.data(), {count}));
+    return bound;
 }
 
 std::int64_t StepTables::evaluation_count(std::int64_t step) const {

@@ -9,8 +9,16 @@
 #include "bundle.hpp"
 #include "conditions.hpp"
 #include "engine.hpp"
+#include "prompts.hpp"
 
 namespace ditedge {
+
+// What an image is of, and is guided away from: a class each, or a prompt each.
+struct Subject {
+    std::int64_t label = 0, away_from = -1;  // -1: "no class"
+    PromptPointer prompt, negative;          // null: the model takes classes; negative may be null where nothing guides
+    Size picture;                            // in pixels, for a model that is told
+};
 
 // The N steps of one image, each with one evaluation of the network or two: the second one guides. An evaluation's row among
 // a step's conditions is 0 for the first, R - 1 for the second.
@@ -21,6 +29,7 @@ struct ImageTables {
     std::vector<float> weights;                       // [N, 2, O], of the two evaluations
     std::vector<float> x0_from, x0_bound, log_sigma;  // [N, 2], [N], [N, 2]
     std::vector<float> mix;                           // [N, K, K + 2]
+    std::vector<PromptPointer> prompts;               // of the first evaluation and, last, of the second; none: the model takes none
 
     ImageTables at(std::int64_t step) const;  // that step alone
 };
@@ -28,6 +37,7 @@ struct ImageTables {
 // Which evaluations a step makes and how they are weighed: first one of each image, then those that guide.
 struct Evaluations {
     std::vector<std::int64_t> sample, condition;  // [E]; rows of the step's conditions
+    std::vector<std::int64_t> prompt;             // [E]: rows of the batch's prompts; none: the model takes none
     std::vector<float> combine;                   // [B, E, O]
 };
 
@@ -41,21 +51,20 @@ struct StepTables {
     std::vector<std::size_t> evaluations_of;          // [N] which of them a step makes
     std::vector<float> x0_from, x0_bound, log_sigma;  // [N, B, 2], [N, B], [N, B, 2]
     std::vector<float> mix;                           // [N, B, K, K + 2]
+    std::vector<PromptPointer> prompts;               // each once
 
     // What step `step` binds: views of the tables, which must stay alive and unchanged meanwhile.
     std::vector<Tensor> inputs(std::int64_t step) const;
     std::int64_t evaluation_count(std::int64_t step) const;  // E
 };
 
-// guidance 1 is none. away_from: a class to guide away from, -1 for "no class".
-// Throws Error (request) when guidance has nothing to guide away from.
-ImageTables image_tables(const Program& program, const ModelInfo& model, std::int64_t label, double guidance, std::int64_t away_from);
+// guidance 1 is none. Throws Error (request) when guidance has nothing to guide away from.
+ImageTables image_tables(const Program& program, const ModelInfo& model, const Subject& subject, double guidance);
 
 // Images of as many steps and slots each: row n of one beside row n of the others.
 StepTables gather(const std::vector<const ImageTables*>& images);
 
-// Of a batch of images of one program. away_from: one per label, or empty.
-StepTables step_tables(const Program& program, const ModelInfo& model, const std::vector<std::int64_t>& labels,
-                       double guidance, const std::vector<std::int64_t>& away_from);
+// Of a batch of images of one program.
+StepTables step_tables(const Program& program, const ModelInfo& model, const std::vector<Subject>& subjects, double guidance);
 
 }  // namespace ditedge

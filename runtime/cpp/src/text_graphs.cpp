@@ -1,0 +1,122 @@
+#include "text_graphs.hpp"
+
+#include <cmath>
+#include <numeric>
+
+#include "error.hpp"
+
+namespace ditedge {
+namespace {
+
+constexpr std::size_t kContextBytes = 1 << 30;  // of prompts that were used before, kept for later batches
+constexpr std::size_t kSizes = 16;              // whose positions are kept
+
+std::size_t numbers_of(const std::vector<std::int64_t>& shape) {
+    return static_cast<std::size_t>(std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()));
+}
+
+std::vector<std::int64_t> mask_of(std::int64_t length, std::int64_t tokens) {
+    std::vector<std::int64_t> mask(static_cast<std::size_t>(tokens), 0);
+    std::fill_n(mask.begin(), length, 1);
+    return mask;
+}
+
+}  // namespace
+
+TextGraphs::TextGraphs(const Bundle& bundle, std::function<Engine&(const std::string&)> engine) : bundle_(bundle), engine_(std::move(engine)) {}
+
+std::vector<std::int64_t> TextGraphs::shape_of(const TensorInfo& output, std::initializer_list<std::int64_t> open) {
+    std::vector<std::int64_t> shape = output.shape;
+    auto next = open.begin();
+    for (std::int64_t& size : shape)
+        if (size < 0 && next != open.end()) size = *next++;
+    return shape;
+}
+
+OfPrompts TextGraphs::of(const std::vector<PromptPointer>& prompts, const Size& latent) {
+    const std::vector<TensorInfo>& outputs = bundle_.manifest.graphs.at("context").outputs;
+    OfPrompts all;
+    all.numbers.resize(outputs.size());
+    for (const PromptPointer& prompt : prompts) {
+        const Made& made = made_of(*prompt);
+        for (std::size_t i = 0; i < outputs.size(); ++i)
+            all.numbers[i].insert(all.numbers[i].end(), made.outputs[i].begin(), made.outputs[i].end());
+    }
+    for (std::size_t i = 0; i < outputs.size(); ++i)
+        all.tensors.push_back(view(outputs[i].name.c_str(), all.numbers[i].data(),
+                                   shape_of(outputs[i], {static_cast<std::int64_t>(prompts.size()), bundle_.manifest.text->tokens})));
+    all.tensors.push_back(position_of(latent));
+    forget(prompts);
+    return all;
+}
+
+const TextGraphs::Made& TextGraphs::made_of(const Prompt& prompt) {
+    const auto found = std::find_if(made_.begin(), made_.end(), [&](const Made& made) { return made.key == prompt.key; });
+    if (found != made_.end()) {
+        made_.splice(made_.end(), made_, found);
+        return made_.back();
+    }
+    const TextInfo& text = *bundle_.manifest.text;
+    const std::vector<float> hidden = hidden_of(prompt);
+    const std::vector<std::int64_t> mask = mask_of(prompt.tokens, text.tokens);
+    Made made{prompt.key, {}};
+    std::vector<Tensor> outputs;
+    for (const TensorInfo& output : bundle_.manifest.graphs.at("context").outputs) {
+        const std::vector<std::int64_t> shape = shape_of(output, {1, text.tokens});
+        made.outputs.emplace_back(numbers_of(shape));
+        outputs.push_back(view(output.name.c_str(), made.outputs.back().data(), shape));
+    }
+    engine_("context").run({view("hidden", hidden.data(), {1, text.tokens, text.width}), view("mask", mask.data(), {1, text.tokens})}, outputs);
+    made_.push_back(std::move(made));
+    return made_.back();
+}
+
+std::vector<float> TextGraphs::hidden_of(const Prompt& prompt) {
+    const TextInfo& text = *bundle_.manifest.text;
+    std::vector<float> hidden(static_cast<std::size_t>(text.tokens * text.width), 0.0f);
+    if (prompt.ids.empty()) {
+        std::copy(prompt.hidden.begin(), prompt.hidden.end(), hidden.begin());
+        return hidden;
+    }
+    std::vector<std::int64_t> ids(static_cast<std::size_t>(text.tokens), text.pad);
+    std::copy(prompt.ids.begin(), prompt.ids.end(), ids.begin());
+    const std::vector<std::int64_t> mask = mask_of(prompt.tokens, text.tokens);
+    engine_("text").run({view("ids", ids.data(), {1, text.tokens}), view("mask", mask.data(), {1, text.tokens})},
+                        {view("hidden", hidden.data(), {1, text.tokens, text.width})});
+    const auto end = hidden.begin() + static_cast<std::ptrdiff_t>(prompt.tokens * text.width);
+    if (!std::all_of(hidden.begin(), end, [](float number) { return std::isfinite(number); }))
+        fail_request("the text encoder overflowed on a prompt of " + std::to_string(prompt.tokens) + " tokens: say it in other words");
+    std::fill(end, hidden.end(), 0.0f);
+    return hidden;
+}
+
+// Those that were used longest ago, where they are too many; none of those `used` now, which are the last.
+void TextGraphs::forget(const std::vector<PromptPointer>& used) {
+    std::size_t bytes = 0;
+    for (const Made& made : made_)
+        for (const std::vector<float>& output : made.outputs) bytes += output.size() * sizeof(float);
+    while (bytes > kContextBytes && made_.size() > used.size()) {
+        for (const std::vector<float>& output : made_.front().outputs) bytes -= output.size() * sizeof(float);
+        made_.pop_front();
+    }
+}
+
+Tensor TextGraphs::position_of(const Size& latent) {
+    const TensorInfo& output = bundle_.manifest.graphs.at("position").outputs[0];
+    const std::int64_t patch = bundle_.manifest.text->multiple, h = latent.height / patch, w = latent.width / patch;
+    const std::vector<std::int64_t> shape = shape_of(output, {h, w});
+    const auto found = std::find_if(positions_.begin(), positions_.end(), [&](const auto& known) { return known.first == latent; });
+    if (found != positions_.end()) {
+        positions_.splice(positions_.end(), positions_, found);
+    } else {
+        std::vector<float> row(static_cast<std::size_t>(h)), column(static_cast<std::size_t>(w)), position(numbers_of(shape));
+        std::iota(row.begin(), row.end(), 0.0f);
+        std::iota(column.begin(), column.end(), 0.0f);
+        engine_("position").run({view("row", row.data(), {h}), view("column", column.data(), {w})}, {view(output.name.c_str(), position.data(), shape)});
+        if (positions_.size() == kSizes) positions_.pop_front();
+        positions_.emplace_back(latent, std::move(position));
+    }
+    return view(output.name.c_str(), positions_.back().second.data(), shape);
+}
+
+}  // namespace ditedge

@@ -1,0 +1,46 @@
+// What a step reads beside its tables where a model takes prompts: context of each prompt, positions of a size
+// (runtime/loop/text_graphs.py). Graphs run once per distinct prompt and once per size, each prompt alone and padded to the
+// same number of tokens: what becomes of one never depends on those beside it.
+#pragma once
+
+#include <functional>
+#include <list>
+#include <map>
+
+#include "engine.hpp"
+#include "prompts.hpp"
+
+namespace ditedge {
+
+// What the graphs make of a batch's prompts and of its size, by the names of their outputs.
+struct OfPrompts {
+    std::vector<std::vector<float>> numbers;  // of the prompts' tensors
+    std::vector<Tensor> tensors;              // [P, ...] of these; and position [h, w, ...], valid until the next are made
+};
+
+// The prompts and sizes that were used, of one loaded bundle.
+class TextGraphs {
+public:
+    TextGraphs(const Bundle& bundle, std::function<Engine&(const std::string&)> engine);
+    // prompts: each once. Throws Error (request, cancelled).
+    OfPrompts of(const std::vector<PromptPointer>& prompts, const Size& latent);
+
+private:
+    struct Made {
+        std::string key;
+        std::vector<std::vector<float>> outputs;  // of `context`, in its order
+    };
+    // Sizes of a graph's output where its open ones are these, in order.
+    static std::vector<std::int64_t> shape_of(const TensorInfo& output, std::initializer_list<std::int64_t> open);
+    const Made& made_of(const Prompt& prompt);
+    std::vector<float> hidden_of(const Prompt& prompt);  // [T, Dh], zeros where no token is
+    void forget(const std::vector<PromptPointer>& used);
+    Tensor position_of(const Size& latent);
+
+    const Bundle& bundle_;
+    const std::function<Engine&(const std::string&)> engine_;
+    std::list<Made> made_;                                      // the one used last is the last
+    std::list<std::pair<Size, std::vector<float>>> positions_;  // likewise
+};
+
+}  // namespace ditedge
