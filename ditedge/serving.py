@@ -1,4 +1,4 @@
-"""The commands of `ditedge.runtime.serving`, for cli.py."""
+"""The commands of `ditedge.runtime.serving` and `ditedge.runtime.sets`, for cli.py."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ import click
 
 from .failures import importing_extra
 from .options import command
-from .terminal import say
+from .summary import Summary
+from .terminal import progress, say
 
 if TYPE_CHECKING:
     from ditedge.runtime.serving.options import ServeRequest
+    from ditedge.runtime.sets.request import MergeRequest, SampleSetRequest
+    from ditedge.runtime.sets.sample import Done
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 
 
 def add_commands(group: click.Group) -> None:
-    """`serve`."""
+    """`serve`, `sample-set` and `merge`."""
+    _add_serve(group)
+    _add_sets(group)
+
+
+def _add_serve(group: click.Group) -> None:
 
     @command(group, "ditedge.runtime.serving.options:ServeRequest")
     def serve(request: ServeRequest) -> None:
@@ -33,3 +43,48 @@ def add_commands(group: click.Group) -> None:
         from ditedge.runtime.serving.server import run_server
 
         run_server(request, lambda text: say(text, err=True))
+
+
+def _add_sets(group: click.Group) -> None:
+    @command(group, "ditedge.runtime.sets.request:SampleSetRequest", "sample-set")
+    @JSON
+    def sample_set(request: SampleSetRequest, as_json: bool) -> None:
+        """Sample thousands of images, and go on where it was stopped (docs/scaling.md).
+
+        \b
+        Examples:
+          ditedge sample-set --engine dit-xl-2-256 --count 50000 --format npz --out samples
+          ditedge sample-set --engine fashion --count 2000 --balanced --shard 1/4 --out part-1
+        """
+        from ditedge.runtime.sets import sample
+
+        with progress() as report:
+            done = sample.sample_set(request, report)
+        _say_done(done, as_json, f"{done.sampled} sampled, {done.kept} were there")
+
+    @command(group, "ditedge.runtime.sets.request:MergeRequest")
+    @JSON
+    def merge(request: MergeRequest, as_json: bool) -> None:
+        """Put shards of `sample-set` together: the same files as of one process.
+
+        \b
+        Examples:
+          ditedge merge --shard part-1 --shard part-2 --shard part-3 --shard part-4 --out samples
+        """
+        from ditedge.runtime.sets import sample
+
+        with progress() as report:
+            done = sample.merge(request, report)
+        _say_done(done, as_json, f"{done.kept} of {done.plan.count} images")
+
+
+def _say_done(done: Done, as_json: bool, what: str) -> None:
+    told = Summary(as_json)
+    told.add(images=done.plan.count, sampled=done.sampled, kept=done.kept, missing=done.missing, sha256=done.sha256)
+    if done.whole is None:
+        told.line(f"{done.folder}: {what}, {done.missing} are missing")
+        told.line("next: the other shards, then ditedge merge --shard FOLDER ... --out FOLDER")
+    else:
+        told.add(written=[done.whole])
+        told.line(f"wrote {done.whole}: {what}\nsha256 {done.sha256}")
+    told.end()

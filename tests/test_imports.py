@@ -87,7 +87,15 @@ def test_imports_follow_the_rules(path: Path) -> None:
 
 # A room imports only rooms before it; files beside the rooms come first, or, where they are listed, in their place.
 ROOMS = (
-    *("runtime.samplers", "runtime.bundle", "runtime.plans", "runtime.loop", "runtime.pictures", "runtime.serving"),
+    *(
+        "runtime.samplers",
+        "runtime.bundle",
+        "runtime.plans",
+        "runtime.loop",
+        "runtime.pictures",
+        "runtime.sets",
+        "runtime.serving",
+    ),
     *("runtime.describe", "runtime.inspection", "runtime.doctor", "runtime.signing", "runtime"),
     *("calibration.pool", "calibration.graph", "calibration.statistics", "calibration.formats", "calibration.quality"),
     *("calibration.layers", "calibration.options", "calibration.plan", "calibration.kept", "calibration.derived"),

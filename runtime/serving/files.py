@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ..bundle.open import Bundle
-from ..loop.engine import EngineOptions
-from ..pictures.images import picture_bytes
-from ..pictures.job import Files, Job, metadata
-from ..pictures.outputs import Output
 from ..pictures.recipe import Recipe
-from ..pictures.request import RunOptions
+from ..pictures.single import png_of
 from .ticket import Asked
-
-TO_MEMORY = Files(Output(Path("-"), "stdout"), None, None, None)
 
 
 def png(bundle: Bundle, asked: Asked, image: np.ndarray, step: int | None = None) -> bytes:
@@ -27,5 +19,4 @@ def png(bundle: Bundle, asked: Asked, image: np.ndarray, step: int | None = None
         guidance=bundle.manifest.defaults.guidance if asked.guidance is None else asked.guidance,
         program=asked.program,
     )
-    job = Job(bundle, EngineOptions(), recipe, None, None, RunOptions(), TO_MEMORY)
-    return picture_bytes("PNG", image, metadata(job, slice(None), step))
+    return png_of(bundle, recipe, image, step)
