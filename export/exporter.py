@@ -26,7 +26,7 @@ from ..runtime.samplers.schedule import ScheduleInfo
 from .graphs.write import write_graphs
 from .manifests import model_info, write_manifest
 from .options import ExportOptions, vae_dtype
-from .pictures import note_on_pictures, read_fitting_vae, vae_info, works_on_pixels, write_pictures
+from .pictures import image_graphs, note_on_pictures, read_fitting_vae, vae_info, works_on_pixels, write_pictures
 from .prompt_exporter import prompt_bundle
 from .sources.betas import DDPM_SCHEDULE
 from .sources.checkpoint import Checkpoint
@@ -103,6 +103,8 @@ def _read(source: Path, options: ExportOptions) -> _Ready:
     info = _model_info(checkpoint, options)
     vae = _read_vae(options, info, source)
     pixels = vae is None and works_on_pixels(info, options.pixels, options.image_size or checkpoint.image_size)
+    if options.encoder and vae is None and not pixels:
+        raise RequestError("--encoder turns pictures into latents by a VAE: give --vae, too")
     labels = options.labels or checkpoint.labels
     if labels and len(labels) != info.num_classes:
         why = "; was it trained without label dropout? then give --no-null-class" if options.null_class is None else ""
@@ -125,6 +127,8 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
     precision = vae_dtype(options.vae_precision)
     graphs = write_graphs(model, info, ready.pixels, folder, options.opset, report)
     graphs |= write_pictures(vae, info, ready.pixels, folder, precision, options.opset, report)
+    if options.encoder:
+        graphs |= image_graphs(vae, info, folder, options.opset, report)
     programs, default = write_programs(info, ready.schedule, ready.checkpoint.sampling, folder)
     golden = write_golden(model, info, ready.schedule, folder, report)
     guidance = ready.checkpoint.guidance or GOLDEN_GUIDANCE
@@ -183,4 +187,4 @@ def _read_vae(options: ExportOptions, info: ModelInfo, source: Path) -> VaeCheck
     if options.vae is not None and options.pixels:
         raise RequestError(f"--vae {options.vae} with --pixels: a model of pixels has no VAE, leave one of them out")
     path = _vae_path(options, source)
-    return read_fitting_vae(path, info) if path is not None else None
+    return read_fitting_vae(path, info, options.encoder) if path is not None else None

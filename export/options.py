@@ -98,6 +98,10 @@ class ExportOptions:
         ),
     )
     vae_precision: str = field(default="fp32", metadata=VAE_PRECISION)
+    encoder: bool = field(
+        default=False,
+        metadata=option("--encoder", help="With what `run --image` needs: the VAE's encoder, too."),
+    )
     text: bool = field(
         default=True,
         metadata=option(

@@ -6,6 +6,7 @@ size of the pictures or the user does.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..runtime.bundle.graph_contract import GraphInfo
@@ -14,9 +15,11 @@ from ..runtime.errors import RequestError
 from ..runtime.report import Report
 from .graphs.preview import Preview, fitted_preview, plain_preview
 from .graphs.write import write_decoder, write_preview
+from .graphs.write_image import write_image_graphs
 from .networks.vae import KlConfig
 from .sources.shapes import LATENT_FACTOR
 from .sources.vae_checkpoint import VaeCheckpoint, read_vae
+from .sources.vae_encoder import read_encoder
 
 PICTURE_CHANNELS = (1, 3)
 
@@ -50,8 +53,11 @@ def note_on_pictures(info: ModelInfo, pixels: bool, asked: bool) -> str | None:
     return None if asked else f"taken for a model of gray pictures ({shape}): --latents or --vae if it is not"
 
 
-def read_fitting_vae(path: Path, info: ModelInfo) -> VaeCheckpoint:
-    """The VAE at `path`. Raises CheckpointError, or RequestError when it does not decode what the model makes."""
+def read_fitting_vae(path: Path, info: ModelInfo, encoder: bool = False) -> VaeCheckpoint:
+    """The VAE at `path`. Raises CheckpointError, or RequestError when it does not decode what the model makes.
+
+    encoder: with its other half, too.
+    """
     vae = read_vae(path)
     config = vae.decoder.config
     if config.latent_channels != info.in_channels or config.out_channels not in PICTURE_CHANNELS:
@@ -59,7 +65,7 @@ def read_fitting_vae(path: Path, info: ModelInfo) -> VaeCheckpoint:
             f"--vae {path}: it decodes {config.latent_channels} channels to {config.out_channels}, "
             f"the model makes {info.in_channels} and a picture has 1 or 3"
         )
-    return vae
+    return replace(vae, encoder=read_encoder(path, vae)) if encoder else vae
 
 
 def write_pictures(
@@ -85,6 +91,14 @@ def write_pictures(
     if preview is not None:
         graphs["preview"] = write_preview(preview, info, folder, opset, report, any_size)
     return graphs
+
+
+def image_graphs(
+    vae: VaeCheckpoint | None, info: ModelInfo, folder: Path, opset: int, report: Report, any_size: bool = False
+) -> dict[str, GraphInfo]:
+    """The graphs `encoder` and `blend`, to begin from a picture. vae: None for a model of pixels."""
+    factor, encoder = (1, None) if vae is None else (vae.decoder.config.factor, vae.encoder)
+    return write_image_graphs(encoder, info, factor, folder, opset, report, any_size)
 
 
 def vae_info(vae: VaeCheckpoint, precision: str) -> VaeInfo:

@@ -22,7 +22,7 @@ from ..runtime.report import Report
 from .graphs.write_text import write_encoder, write_prompt_graphs
 from .manifests import model_info, write_manifest
 from .options import ExportOptions, vae_dtype
-from .pictures import note_on_pictures, read_fitting_vae, vae_info, write_pictures
+from .pictures import image_graphs, note_on_pictures, read_fitting_vae, vae_info, write_pictures
 from .sources.places import vae_folder
 from .sources.prompt_checkpoint import PromptCheckpoint
 from .sources.text_folder import TextFolder, sha256_of_encoders, text_folders
@@ -31,7 +31,7 @@ from .truth.golden_prompts import write_golden_prompts
 from .truth.programs import Flow, write_programs, write_sized_programs
 
 EMPTY = "text/empty.safetensors"
-UNDERSTOOD = ("opset", "vae", "vae_precision", "text", "force")  # options that say something of such a model
+UNDERSTOOD = ("opset", "vae", "vae_precision", "text", "encoder", "force")  # options that say something of such a model
 # Usual sizes, as parts of the side of training: what FLUX.1's users ask for at 1024, and quicker drafts.
 USUAL = ((1, 1), (13 / 16, 19 / 16), (7 / 8, 9 / 8), (3 / 4, 21 / 16), (3 / 4, 3 / 4), (1 / 2, 1 / 2), (5 / 4, 5 / 4))
 
@@ -61,7 +61,9 @@ def prompt_bundle(
     report(f"reading {source}")
     checkpoint = read(source)
     info, vae_path = _model_info(checkpoint), options.vae or vae_folder(checkpoint.folder)
-    vae = read_fitting_vae(vae_path, info) if vae_path is not None else None
+    vae = read_fitting_vae(vae_path, info, options.encoder) if vae_path is not None else None
+    if options.encoder and vae is None:
+        raise RequestError("--encoder turns pictures into latents by a VAE: give --vae, too")
     ready = _Ready(checkpoint, info, vae, text_folders(checkpoint.folder, checkpoint.encoders))
     hint = note_on_pictures(info, False, False) if vae is None else None
     for said in (*checkpoint.notes, *(vae.notes if vae is not None else ()), *([hint] if hint else ())):
@@ -101,6 +103,8 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
     model, precision, opset = checkpoint.model(), vae_dtype(options.vae_precision), options.opset
     graphs = write_prompt_graphs(model, info, folder, opset, report)
     graphs |= write_pictures(vae, info, False, folder, precision, opset, report, checkpoint.factor)
+    if options.encoder:
+        graphs |= image_graphs(vae, info, folder, opset, report, any_size=True)
     flow = _flow(checkpoint, model.interface.multiple)
     programs, default = write_programs(info, process.schedule, process.sampling, folder, flow)
     by_tokens = write_sized_programs(info, flow, default, folder, programs) if flow is not None else {}

@@ -23,6 +23,7 @@ HEADS: Range = (1, 4096)
 SIZE: Range = (1, 1 << 20)  # channels, pixels
 MEGABYTES: Range = (0, 1 << 30)
 
+DEFAULT_STRENGTH = 0.8  # of an image to begin from: diffusers' image-to-image pipelines'
 DEFAULT_BATCH = 8  # images at a time of a run, and the most that a plan is built for
 
 

@@ -136,14 +136,14 @@ def write_specs(
     for spec in specs:
         report(f"exporting {spec.name}.onnx")
         path = folder / f"{spec.name}.onnx"
-        _export_graph(spec, _example(spec, sizes[0], 1, largest), path, opset)
+        export_graph(spec, _example(spec, sizes[0], 1, largest), path, opset)
         report(f"checking {spec.name}.onnx against PyTorch")
         _check_graph(spec, _example(spec, sizes[1], 2, largest), path)
-        graphs[spec.name] = _graph_info(spec, path)
+        graphs[spec.name] = graph_info(spec, path)
     return graphs
 
 
-def _export_graph(spec: GraphSpec, example: dict[str, Tensor], path: Path, opset: int) -> None:
+def export_graph(spec: GraphSpec, example: dict[str, Tensor], path: Path, opset: int) -> None:
     dynamic = {
         name: {i: d for i, d in enumerate(shape) if isinstance(d, str)} for name, (_, shape) in spec.inputs.items()
     }
@@ -155,7 +155,7 @@ def _names(spec: GraphSpec) -> str | list[str]:
     return names if len(names) > 1 else names[0]
 
 
-def _graph_info(spec: GraphSpec, path: Path) -> GraphInfo:
+def graph_info(spec: GraphSpec, path: Path) -> GraphInfo:
     return GraphInfo(
         file=path.name,
         inputs=[_tensor_info(name, dtype, shape) for name, (dtype, shape) in spec.inputs.items()],
@@ -168,7 +168,7 @@ def _tensor_info(name: str, dtype: torch.dtype, shape: tuple[int | str, ...]) ->
 
 
 def _check_graph(spec: GraphSpec, inputs: dict[str, Tensor], path: Path) -> None:
-    for expected, actual in _both(spec, inputs, path):
+    for expected, actual in both_outputs(spec, inputs, path):
         error = relative_error(actual, expected)
         if not error <= GRAPH_TOLERANCE:
             raise BundleError(
@@ -177,7 +177,7 @@ def _check_graph(spec: GraphSpec, inputs: dict[str, Tensor], path: Path) -> None
             )
 
 
-def _both(spec: GraphSpec, inputs: dict[str, Tensor], path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+def both_outputs(spec: GraphSpec, inputs: dict[str, Tensor], path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     """Each output of the module in PyTorch, and of its graph."""
     with torch.no_grad():
         found = spec.module(*inputs.values())
@@ -216,10 +216,10 @@ def write_decoder(
         {"latent": (torch.float32, ("B", *latent))},
         (("image", torch.uint8, ("B", *picture, config.out_channels)),),
     )
-    _export_graph(spec, {"latent": torch.randn(2, info.in_channels, *_traced(info, any_size))}, path, opset)
+    export_graph(spec, {"latent": torch.randn(2, info.in_channels, *_traced(info, any_size))}, path, opset)
     report("checking decoder.onnx against PyTorch")
     check_decoder(path, vae.decoder, info.input_size, precision)
-    return _graph_info(spec, path)
+    return graph_info(spec, path)
 
 
 def _sizes(info: ModelInfo, factor: int, any_size: bool) -> tuple[tuple[int | str, ...], tuple[int | str, int | str]]:
@@ -247,9 +247,9 @@ def write_preview(
         (("image", torch.uint8, ("B", *picture, preview.colours)),),
     )
     height, width = _traced(info, any_size)
-    _export_graph(spec, _example(spec, {"B": 2, "H": height, "W": width}, 1, 0.0), path, opset)
+    export_graph(spec, _example(spec, {"B": 2, "H": height, "W": width}, 1, 0.0), path, opset)
     inputs = _example(spec, {"B": 3, "H": width, "W": height}, 2, 0.0)
-    [(expected, actual)] = _both(spec, inputs, path)
+    [(expected, actual)] = both_outputs(spec, inputs, path)
     if np.abs(actual.astype(np.int16) - expected).max() > 1:
         raise BundleError(f"{path.name} does not compute what PyTorch does: pictures differ by more than 1 of 255")
-    return _graph_info(spec, path)
+    return graph_info(spec, path)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...runtime.samplers.process import LEAST, ProcessInfo
+from ...runtime.samplers.levels import levels_of_process
+from ...runtime.samplers.process import LEAST
 from ...runtime.samplers.program import Program
-from ...runtime.samplers.schedule import schedule_from_info
 
 WARN_ABOVE = 0.01  # of a level's own size: rounding timesteps to integers stays below half of it
 
@@ -38,7 +38,7 @@ def worst_landing(program: Program) -> Landing | None:
     """
     if program.process is None:
         return None
-    told, seen = _levels(program.timestep, program.process), np.empty((program.steps, 2))
+    told, seen = levels_of_process(program.timestep, program.process), np.empty((program.steps, 2))
     state = np.zeros((program.slots, 2 + program.steps))  # in units of: the image, the first noise, each step's noise
     state[0, :2] = told[0]
     for i in range(program.steps):
@@ -67,18 +67,3 @@ def warning_of(program: Program) -> str | None:
         f"told, by up to {100 * found.error:.1f} % (evaluation {found.evaluation + 1} of {program.steps}, timestep "
         f"{program.timestep[found.evaluation]:g}: the noise is {ratio:.2f} times what it says)"
     )
-
-
-def _levels(timestep: np.ndarray, process: ProcessInfo) -> np.ndarray:
-    """(alpha, sigma) that a network trained on this process understands by timesteps [N]. [N, 2] float64
-
-    Between two timesteps of training the logarithm of the SNR is interpolated, as Karras's and diffusers' sigmas are.
-    """
-    if process.schedule is None:
-        noise, data = process.timestep_range
-        share = (timestep - data) / (noise - data)
-        return np.stack([1 - share, share], axis=1)
-    abar = np.clip(schedule_from_info(process.schedule).alphas_cumprod, LEAST, 1 - LEAST)
-    log_snr = np.interp(timestep, np.arange(len(abar)), np.log(abar / (1 - abar)))
-    alpha = np.sqrt(1 / (1 + np.exp(-log_snr)))
-    return np.stack([alpha, np.sqrt(1 - alpha**2)], axis=1)

@@ -20,6 +20,7 @@ from ...runtime.files import sha256_of_file
 from ...runtime.json_files import MAX_CONFIG_BYTES, read_json
 from ..networks.dc_ae import DcConfig, DcDecoder
 from ..networks.vae import KlConfig, KlDecoder, TinyConfig, TinyDecoder, VaeDecoder
+from ..networks.vae_encoder import VaeEncoder
 from .checkpoint import fitted_tensors, load_weights
 from .dc_ae_config import dc_from_json
 from .folder_weights import read_folder_weights, sha256_of_files
@@ -54,6 +55,7 @@ class VaeCheckpoint:
     kind: str  # of KINDS
     sha256: str  # of the file of weights, or of shards as `sha256_of_files` has it
     notes: tuple[str, ...] = ()  # for the user: which of a file's weights, and what was assumed
+    encoder: VaeEncoder | None = None  # where it was asked for (`vae_encoder.py`)
 
 
 class _KlJson(BaseModel):

@@ -18,6 +18,7 @@ from .text_info import SCALARS, EncoderInfo, TextInfo
 GRAPHS = ("conditioner", "step", "decoder", "preview")  # by their names in a manifest and in a build record
 # Of a model that takes prompts, beside those; text encoders after the first have numbers.
 PROMPT_GRAPHS = ("text", "text_2", "text_3", "text_4", "context", "position")
+IMAGE_GRAPHS = ("encoder", "blend")  # of a bundle that can start from a picture, beside those
 MAX_GRAPHS, MAX_TENSORS, MAX_RANK = 16, 16, 8
 MAX_WIDTH = 1 << 24  # M, numbers of a row of modulation
 MAX_PIXELS = 1 << 28  # of one image
@@ -56,7 +57,7 @@ def graphs_read(found: Any, info: ValidationInfo) -> Any:
 
     info: of the manifest's fields before. Raises ValueError for more than MAX_GRAPHS of them.
     """
-    names = GRAPHS if info.data.get("text") is None else GRAPHS + PROMPT_GRAPHS
+    names = (*GRAPHS, *IMAGE_GRAPHS, *(PROMPT_GRAPHS if info.data.get("text") is not None else ()))
     return _chosen(found, lambda name: name in names or is_step_graph(name))
 
 
@@ -124,7 +125,7 @@ def _contracts(
         if graph in graphs:
             image = Tensor("image", "uint8", (None, *_picture(graph, _output_shape(graphs, graph), text is None)))
             contracts[graph] = [Tensor("latent", f32, (None, *sizes))], [image]
-    return contracts | of_prompts
+    return contracts | of_prompts | _image_contracts(graphs, sizes, text is None)
 
 
 def _step_inputs(latent: Shape, m: int, outputs: int) -> list[Tensor]:
@@ -192,6 +193,28 @@ def _bounded(shape: Shape, rank: int, graph: str) -> int:
     if len(shape) != rank or shape[-1] is None or shape[-1] > MAX_WIDTH:
         raise ValueError(f"graph {graph}: output has no width")
     return shape[-1]
+
+
+def _image_contracts(graphs: Mapping[str, GraphInfo], sizes: Shape, fixed: bool) -> dict[str, Contract]:
+    """What a bundle that can start from a picture has besides. fixed: the pictures have one size."""
+    f32, contracts = "float32", dict[str, Contract]()
+    latent = Tensor("latent", f32, (None, *sizes))
+    if "encoder" in graphs:
+        inputs = graphs["encoder"].inputs
+        if len(inputs) != 1:
+            raise ValueError("graph encoder: expected one input")
+        contracts["encoder"] = (
+            [Tensor("image", "uint8", (None, *_picture("encoder", _of(inputs[0]).shape, fixed)))],
+            [latent],
+        )
+    if "blend" in graphs:
+        state, like = (
+            Tensor("state", f32, (None, None, *sizes)),
+            [Tensor(n, f32, (None, *sizes)) for n in ("known", "noise")],
+        )
+        keep, level = Tensor("keep", f32, (None, 1, *sizes[1:])), Tensor("level", f32, (None, 2))
+        contracts["blend"] = [state, keep, *like, level], [Tensor("next_state", f32, state.shape)]
+    return contracts
 
 
 def _width(graphs: Mapping[str, GraphInfo], graph: str, rank: int) -> int:

@@ -25,6 +25,13 @@ MAX_PROGRAMS_BYTES = 64 << 20
 OPTIONAL = ("golden/", "quality/")  # no runtime reads them: a device may leave them out
 
 
+REMEDIES = {  # where a bundle has no such graph
+    "decoder": "its latents cannot become images; save latents",
+    "encoder": "it cannot start from a picture; export it again with --encoder",
+    "blend": "it keeps no part of a picture; export it again with --encoder",
+}
+
+
 @dataclass(frozen=True)
 class Bundle:
     """An opened bundle: a folder, its validated manifest, and its files as they were hashed.
@@ -89,7 +96,7 @@ class Bundle:
     def require(self, graph: str) -> None:
         """Raises RequestError, with the remedy, when the bundle has no such graph."""
         if graph not in self.manifest.graphs:
-            remedy = "its latents cannot become images; save latents" if graph == "decoder" else "take another program"
+            remedy = REMEDIES.get(graph, "take another program")
             raise RequestError(f"bundle {self.folder} has no {graph}: {remedy}")
 
     def graph(self, graph: str) -> HeldGraph | Path:

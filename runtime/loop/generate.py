@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing_extensions import TypedDict, Unpack
 
 from ..bundle.open import Bundle
 from ..errors import BrokenImage, RequestError
-from ..options import DEFAULT_BATCH
+from ..options import DEFAULT_BATCH, DEFAULT_STRENGTH
 from ..samplers.program import Program
 from .engine import EngineOptions
 from .finite import FirstBroken, broken_images, not_finite, not_finite_error
+from .given import FromLatent, kept_of, pictures_of
 from .loop import StepEvent, Told, Watcher, looks_of
 from .noise import GivenNoise, NoiseSource, SeededNoise
 from .prompts import Prompt
@@ -34,6 +35,8 @@ class Settings(TypedDict, total=False):
     prompts: Sequence[str | Prompt] | None
     negative: Sequence[str | Prompt] | str | Prompt | None
     size: tuple[int, int] | None
+    image: np.ndarray | None
+    mask: np.ndarray | None
     batch: int
     output: str
     noise: GivenNoise | None
@@ -55,6 +58,9 @@ class Sampling:
     prompts: one per image, where the model takes prompts: texts, or `Prompt`s (of token ids, or recorded).
     negative: what to guide away from, one for all images or one per image; None is the prompt of no words.
     size: (width, height) of the pictures in pixels; None is the model's own.
+    image: a picture to begin from, uint8 [h, w, c] of the size of those that are made, or one for each, [n, h, w, c]:
+        for a program that does, such as `bundle.program(strength=0.8)`.
+    mask: where to paint that picture over, bool or uint8 [h, w] or [n, h, w], not 0 there; the rest is kept.
     batch: images that share one run of the network; bounds memory.
     output: "images" (uint8 [n, h, w, 1 or 3]) or "latents" (float32 [n, C, H, W]).
     noise: recorded noise for all n images instead of seeds.
@@ -72,6 +78,8 @@ class Sampling:
     prompts: Sequence[str | Prompt] | None = None
     negative: Sequence[str | Prompt] | str | Prompt | None = None
     size: tuple[int, int] | None = None
+    image: np.ndarray | None = None
+    mask: np.ndarray | None = None
     batch: int = DEFAULT_BATCH
     output: str = "images"
     noise: GivenNoise | None = None
@@ -106,8 +114,9 @@ def generate(
     else:
         subjects = prompt_subjects(bundle, labels, given.away_from, given.prompts, given.negative, guidance)
         check_seeds("prompts", len(subjects.of), seeds)
-    program = given.program or bundle.program(tokens=image_tokens(bundle, given.size))
-    run = _Run(subjects, seeds, latent_of(bundle, given.size), program, guidance, given)
+    run = _Run(
+        subjects, seeds, latent_of(bundle, given.size), given.program or _default(bundle, given), guidance, given
+    )
     _check(bundle, run)
     with nullcontext(given.session) if given.session is not None else Session(bundle, given.options) as engines:
         return _sampled(engines, run)
@@ -129,13 +138,18 @@ class _Run:
         return len(self.subjects.of)
 
 
+def _default(bundle: Bundle, given: Sampling) -> Program:
+    strength = DEFAULT_STRENGTH if given.image is not None else None
+    return bundle.program(tokens=image_tokens(bundle, given.size), strength=strength)
+
+
 def _sampled(engines: Session, run: _Run) -> np.ndarray:
     """All images, batch by batch. Raises NotFiniteError with those that are finite."""
     if run.given.output == "images":
         engines.load("decoder")  # fails now, not after minutes of sampling
     results: list[np.ndarray] = []
     broken: list[BrokenImage] = []
-    subjects = run.subjects
+    subjects, start = run.subjects, _start_of(engines, run)
     for first in range(0, run.images, run.given.batch):
         part = slice(first, first + run.given.batch)
         seen = FirstBroken(len(subjects.of[part])) if run.given.check_finite else None
@@ -143,7 +157,7 @@ def _sampled(engines: Session, run: _Run) -> np.ndarray:
             run.program,
             list(subjects.of[part]),
             run.guidance,
-            _noise_of(run, part),
+            start(_noise_of(run, part), part),
             on_step=_step_callback(run, first, seen),
             cancel=run.given.cancel,
             away_from=list(subjects.away_from[part]) if subjects.away_from is not None else None,
@@ -177,6 +191,27 @@ def _step_callback(run: _Run, first: int, seen: FirstBroken | None) -> Told | No
         tell(replace(event, first=first, batch=first // run.given.batch, batches=batches))
 
     return Watcher(on_step, looks_of(tell)) if seen is None else on_step
+
+
+def _start_of(engines: Session, run: _Run) -> Callable[[NoiseSource, slice], NoiseSource]:
+    """What makes a batch begin from its pictures, encoded once; as it is where there are none. Raises RequestError."""
+    image, mask, bundle = run.given.image, run.given.mask, engines.bundle
+    if image is None:
+        if mask is not None:
+            raise RequestError("a mask says which part of an image is painted over: give the image, too")
+        return lambda noise, part: noise
+    if run.program.init[0] == 0:
+        raise RequestError(
+            f"program '{run.program.name}' starts from noise alone: make one with a strength, such as "
+            "bundle.program(strength=0.8)"
+        )
+    pictures = pictures_of(bundle, image, run.images, run.latent)
+    latents = engines.encode_images(pictures, run.latent)
+    keep = None if mask is None else kept_of(mask, run.images, pictures.shape[1:3], run.latent)
+    every = (run.images, *run.latent)
+    latents = np.broadcast_to(latents, every)
+    kept = None if keep is None else np.broadcast_to(keep, (run.images, 1, *run.latent[1:]))
+    return lambda noise, part: FromLatent(noise, latents[part], None if kept is None else kept[part])
 
 
 def _noise_of(run: _Run, part: slice) -> NoiseSource:

@@ -15,6 +15,7 @@ from ..samplers.program import Program, is_step_graph
 from .conditions import of_steps, with_vectors
 from .engine import Engine, EngineOptions
 from .engines import open_engine
+from .given import blend_of
 from .loop import StepEvent, first_state
 from .noise import NoiseSource
 from .tables import StepTables
@@ -69,7 +70,7 @@ class HostLoop:
         on_step: Callable[[StepEvent], None] | None = None,
         cancel: threading.Event | None = None,
     ) -> np.ndarray:
-        state = first_state(program, noise)
+        state, blend = first_state(program, noise), blend_of(program, noise)
         next_state, silent = np.empty_like(state), np.zeros_like(state[:, 0])
         told = self.text.inputs(tables.prompts, state.shape[3:], cancel) if tables.prompts else {}
         vectors = told.pop("vector", None)
@@ -79,7 +80,10 @@ class HostLoop:
             drawn = noise.step(step) if program.draws_noise(step) else silent
             inputs = {"state": state, "modulation": modulation, "noise": drawn, **tables.inputs(step), **told}
             self.engine(program.graph_of(step)).run(inputs, {"next_state": next_state}, cancel)
-            state, next_state = next_state, state
+            if blend is None:
+                state, next_state = next_state, state
+            else:
+                self.engine("blend").run(blend.inputs(step, next_state), {"next_state": state}, cancel)
             if on_step is not None:
                 on_step(StepEvent(step + 1, program.steps, state))
         return state[:, 0].copy()

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import RequestError
 from ..samplers.program import Program
+from .given import FromLatent
 from .noise import NoiseSource
 from .tables import StepTables
 
@@ -102,10 +103,15 @@ class Loop(Protocol):
 def first_state(program: Program, noise: NoiseSource, given: np.ndarray | None = None) -> np.ndarray:
     """[B, K, C, H, W] float32: scaled noise in slot 0, and given latents [B, C, H, W] if the program says so.
 
-    Zeros in the other slots. Raises RequestError when the program starts from given latents, and there are none.
+    Zeros in the other slots. given: those of a `FromLatent`, where left out. Raises RequestError when the program
+    starts from given latents, and there are none.
     """
+    if given is None and isinstance(noise, FromLatent):
+        given = noise.latent
     if given is None and program.init[0] != 0:
-        raise RequestError(f"program '{program.name}' starts from a given latent (its init is {list(program.init)})")
+        raise RequestError(
+            f"program '{program.name}' starts from a given latent (its init is {list(program.init)}): give an image"
+        )
     start = noise.initial()
     state = np.zeros((len(start), program.slots, *start.shape[1:]), dtype=np.float32)
     state[:, 0] = start * np.float32(program.init[1])

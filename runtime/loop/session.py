@@ -13,6 +13,7 @@ from ..samplers.program import STEP_GRAPH, Program, is_step_graph
 from . import engine_ort_cuda
 from .device_loop import DeviceLoop
 from .engine import Engine, EngineOptions
+from .given import FromLatent, encoded
 from .host_loop import HostLoop
 from .image_run import ImageRun, advance
 from .loop import Loop, Told
@@ -79,7 +80,16 @@ class Session:
         guidance, besides = told_besides(self.bundle, guidance, size)
         tables = step_tables(program, self.bundle.manifest.model, subjects, guidance, away_from, besides)
         loop = self._host if any(map(_is_further, program.graph or ())) else self.loop
+        if isinstance(noise, FromLatent) and noise.keep is not None:
+            loop = self._blending()
         return loop.latents(program, tables, noise, on_step, cancel)
+
+    def _blending(self) -> Loop:
+        """The loop that runs the graph `blend`. Raises RequestError."""
+        self.bundle.require("blend")
+        if self._on_device:
+            raise RequestError("a mask is for the host's loop so far: give the bundle itself, without plans and CUDA")
+        return self._host
 
     def encode(self, prompt: Prompt) -> dict[str, np.ndarray]:
         """What the bundle's text encoders make of a prompt, by name: `hidden` [tokens, Dh] float32 and its like.
@@ -87,6 +97,11 @@ class Session:
         Raises RequestError.
         """
         return self._host.text.rows(prompt)
+
+    def encode_images(self, pictures: np.ndarray, latent: tuple[int, int, int]) -> np.ndarray:
+        """uint8 [n, h, w, c] -> latents [n, C, H, W] float32 by the graph `encoder`. latent: C, H, W of each."""
+        self.bundle.require("encoder")
+        return encoded(self.engine, pictures, latent)
 
     def step_inputs(
         self, tables: StepTables, step: int, state: np.ndarray, noise: np.ndarray | None = None

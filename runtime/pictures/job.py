@@ -16,10 +16,12 @@ from ..loop.engine import EngineOptions, options_for
 from ..loop.generate import read_noise
 from ..loop.noise import GivenNoise
 from ..loop.subjects import image_tokens, is_guided
+from ..options import DEFAULT_STRENGTH
 from ..report import silent
 from ..samplers.process import check_process
 from ..samplers.program import Program, read_program
 from ..samplers.settings import SamplerSettings, guidance_interval_from_text
+from .begin import beginning_of, own_size
 from .images import check_metadata_fits, picture_format
 from .outputs import Output, check_memory, check_tensor_file, picture_output
 from .preview import check_previews
@@ -95,6 +97,7 @@ def metadata(job: Job, images: slice, step: int | None = None) -> dict[str, Any]
         "made": recipe.program.made,
         "guidance": recipe.guidance,
         **recipe.program_file,
+        **(recipe.begin.files if recipe.begin is not None else {}),
         **({"rough": True} if job.rough and job.files.pictures is not None else {}),
         **({} if step is None else {"preview_step": step}),
     }
@@ -119,13 +122,14 @@ def _subjects(job: Job, images: slice) -> dict[str, Any]:
 
 def _recipe(request: RunRequest, bundle: Bundle, noise: GivenNoise | None, warn: Callable[[str], object]) -> Recipe:
     if request.like is not None:
-        return recipe_of_picture(request.like, bundle, Path(request.program) if request.program else None, warn)
+        program_file = Path(request.program) if request.program else None
+        return recipe_of_picture(request.like, bundle, program_file, request.begin, warn)
     if bundle.manifest.text is not None:
         return _prompt_recipe(request, bundle, warn)
     check_no_prompts(request, bundle)
     as_recorded = noise is not None and not request.classes and request.count is None
     count = len(noise.z) if noise is not None and as_recorded else request.count
-    labels = _labels(request.classes, count, bundle)
+    labels, begin = _labels(request.classes, count, bundle), beginning_of(request.begin, bundle, None)
     others = [bundle.label(text) for text in request.away_from]
     program, file = _program(request, bundle)
     return Recipe(
@@ -135,6 +139,7 @@ def _recipe(request: RunRequest, bundle: Bundle, noise: GivenNoise | None, warn:
         guidance=bundle.manifest.defaults.guidance if request.guidance is None else request.guidance,
         program=program,
         program_file=program_file_metadata(file) if file is not None else {},
+        begin=begin,
     )
 
 
@@ -144,7 +149,10 @@ def _prompt_recipe(request: RunRequest, bundle: Bundle, warn: Callable[[str], ob
     count = request.count or len(said.prompts)
     guidance = bundle.manifest.defaults.guidance if request.guidance is None else request.guidance
     away = said.negative if is_guided(bundle, guidance, False) else []
-    program, file = _program(request, bundle, image_tokens(bundle, said.size))
+    size, image = said.size, request.begin.image
+    if size is None and image is not None:
+        size = own_size(image, bundle)
+    program, file = _program(request, bundle, image_tokens(bundle, size))
     return Recipe(
         labels=[],
         seeds=[request.seed + i for i in range(count)],
@@ -154,7 +162,8 @@ def _prompt_recipe(request: RunRequest, bundle: Bundle, warn: Callable[[str], ob
         program_file=program_file_metadata(file) if file is not None else {},
         prompts=[said.prompts[i % len(said.prompts)] for i in range(count)],
         negative=[away[i % len(away)] for i in range(count)] if away else [],
-        size=said.size,
+        size=size,
+        begin=beginning_of(request.begin, bundle, size),
     )
 
 
@@ -171,9 +180,13 @@ def _program(request: RunRequest, bundle: Bundle, tokens: int | None = None) -> 
 
     tokens: of the picture, where it has prompts.
     """
-    name = request.program
+    name, begins = request.program, request.begin.image is not None
+    if request.settings.strength is not None and not begins:
+        raise RequestError("--strength says how far the images leave a picture: give --image, too")
     if name is None or name in bundle.manifest.programs:
         settings = replace(request.settings, guidance_interval=_interval(request.guidance_interval, bundle))
+        if begins and name is None and settings.strength is None:
+            settings = replace(settings, strength=DEFAULT_STRENGTH)
         return bundle.program(name, tokens, **vars(settings)), None
     if request.settings != SamplerSettings() or request.guidance_interval:
         raise RequestError(f"program '{name}' is ready-made: leave sampler, steps and their like out")
@@ -232,6 +245,9 @@ def _files(request: RunRequest, bundle: Bundle) -> Files:
 def _check(job: Job) -> None:
     """Raises RequestError for what would fail, or be of no use, after minutes of sampling."""
     program, pictures = job.recipe.program, job.files.pictures
+    if (program.init[0] != 0) != (job.recipe.begin is not None):
+        what = "starts from a picture: give --image" if program.init[0] else "starts from noise: leave --image out"
+        raise RequestError(f"program '{program.name}' {what}")
     if job.how.preview_every is not None:
         check_previews(job.bundle, program, job.how.preview_every)
         if pictures is not None and pictures.kind == "stdout":

@@ -16,9 +16,12 @@ from ..loop.prompts import Prompt
 from ..report import silent
 from ..samplers.program import Program, read_program
 from ..samplers.settings import settings_from_made
+from .begin import Beginning, beginning_of
 from .images import read_metadata
+from .request import ImageOptions
 from .words import RecordedPrompt, again
 
+NOTHING = ImageOptions()
 MOST_IMAGES = 1_000_000  # of one run
 Label = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
@@ -38,6 +41,8 @@ class Metadata(BaseModel):
     made: dict[str, Any]
     program_file: str | None = None  # name of the file that the program came from, when it was no bundle's
     program_sha256: str | None = None
+    image_sha256: str | None = None  # of the picture that it began from
+    mask_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Recipe:
     prompts: list[Prompt] = field(default_factory=list)
     negative: list[Prompt] = field(default_factory=list)
     size: tuple[int, int] | None = None  # width, height in pixels; None: the model's own
+    begin: Beginning | None = None
 
     @property
     def images(self) -> int:
@@ -68,11 +74,15 @@ def program_file_metadata(path: Path) -> dict[str, str]:
 
 
 def recipe_of_picture(
-    picture: Path, bundle: Bundle, program_file: Path | None, warn: Callable[[str], object] = silent
+    picture: Path,
+    bundle: Bundle,
+    program_file: Path | None,
+    begin: ImageOptions = NOTHING,
+    warn: Callable[[str], object] = silent,
 ) -> Recipe:
-    """The run that made `picture`. program_file: the same file that made it, where one did. Raises RequestError.
+    """The run that made `picture`. Raises RequestError.
 
-    warn: told where a prompt is cut.
+    program_file, begin: the same files that made it, where they did. warn: told where a prompt is cut.
     """
     try:
         data = Metadata.model_validate(read_metadata(picture))
@@ -87,15 +97,31 @@ def recipe_of_picture(
     program = _program(picture, data, bundle, program_file)
     source = program_file_metadata(program_file) if program_file is not None else {}
     told = (data.guidance, program, source)
+    started = _beginning(picture, data, bundle, begin)
     if bundle.manifest.text is None:
         if not data.labels:
             raise RequestError(f"{picture}: its metadata cannot be used (labels: there are none)")
-        return Recipe(data.labels, data.seeds, data.away_from or None, *told)
+        return Recipe(data.labels, data.seeds, data.away_from or None, *told, begin=started)
     prompts = again(picture, bundle, [*data.prompts, *data.negative], warn)
     if len(data.prompts) != len(data.seeds) or not data.prompts or len(data.negative) not in (0, len(data.prompts)):
         raise RequestError(f"{picture}: its metadata cannot be used (prompts: not one for each image)")
     images = len(data.prompts)
-    return Recipe([], data.seeds, None, *told, prompts[:images], prompts[images:], data.size)
+    return Recipe([], data.seeds, None, *told, prompts[:images], prompts[images:], data.size, started)
+
+
+def _beginning(picture: Path, data: Metadata, bundle: Bundle, asked: ImageOptions) -> Beginning | None:
+    """What the picture began from, by the same files."""
+    for name, given, wanted in (
+        ("image", asked.image, data.image_sha256),
+        ("mask", asked.mask, data.mask_sha256),
+    ):
+        if wanted is None and given is not None:
+            raise RequestError(f"{picture} was made without --{name}: leave it out")
+        if wanted is not None and given is None:
+            raise RequestError(f"{picture} was made with an {name} (sha256 {wanted[:12]}...): give it by --{name}")
+        if wanted is not None and given is not None and (found := sha256_of_file(given)) != wanted:
+            raise RequestError(f"{picture} was made with another {name} (sha256 {wanted[:12]}..., not {found[:12]}...)")
+    return beginning_of(asked, bundle, data.size)
 
 
 def _program(picture: Path, data: Metadata, bundle: Bundle, file: Path | None) -> Program:

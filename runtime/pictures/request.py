@@ -51,6 +51,22 @@ class PromptOptions:
 
 
 @dataclass(frozen=True)
+class ImageOptions:
+    """The picture that all images of a run begin from; the sampler's `strength` says how far they leave it."""
+
+    image: Path | None = field(
+        default=None,
+        metadata=option(
+            "--image", help="Begin from this picture, scaled and cut to the model's size (see --strength)."
+        ),
+    )
+    mask: Path | None = field(
+        default=None,
+        metadata=option("--mask", help="With --image: paint over what is white in this picture, and keep the rest."),
+    )
+
+
+@dataclass(frozen=True)
 class EncodeRequest:
     """`encode`: a prompt for `run --prompt-file`, made where there is room for the text encoder."""
 
@@ -73,6 +89,7 @@ class RunRequest:
         default=(), metadata=option("--not", help="Guide away from this class instead of from no class.")
     )
     prompts: PromptOptions = PromptOptions()
+    begin: ImageOptions = ImageOptions()
     count: int | None = field(
         default=None,
         metadata=option("--count", help="Images; classes or prompts are cycled. [default: one of each]", range=IMAGES),

@@ -82,6 +82,8 @@ def _latents(job: Job, session: Session, on_step: Told) -> tuple[np.ndarray, Not
             prompts=recipe.prompts or None,
             negative=recipe.negative or None,
             size=recipe.size,
+            image=recipe.begin.image if recipe.begin is not None else None,
+            mask=recipe.begin.mask if recipe.begin is not None else None,
             batch=job.how.batch,
             output="latents",
             noise=job.noise,

@@ -81,6 +81,20 @@ def _grid(timesteps: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, schedule:
     return grid
 
 
+def begun_within(grid: Grid, strength: float) -> Grid:
+    """The last part of a grid, for a latent that is noised to its first point: `strength` of the steps, rounded down.
+
+    As diffusers' image-to-image pipelines have it (`get_timesteps`). Raises ProgramError where no step is left.
+    """
+    if not 0 < strength <= 1:
+        raise ProgramError(f"strength {strength:g} is not above 0 and at most 1")
+    steps = min(int(grid.steps * strength), grid.steps)
+    if steps == 0:
+        raise ProgramError(f"strength {strength:g} of {grid.steps} steps leaves none: at least {1 / grid.steps:.3g}")
+    first = grid.steps - steps
+    return Grid(grid.timestep[first:], grid.alpha[first:], grid.sigma[first:])
+
+
 def sigmas_at(schedule: Schedule, timesteps: np.ndarray) -> np.ndarray:
     """sqrt((1 - abar) / abar) at timesteps that may lie between two of training: linear in sigma, like k-diffusion."""
     with np.errstate(divide="ignore"):

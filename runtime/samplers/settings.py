@@ -18,7 +18,7 @@ from .distilled import TCD_GAMMA, distilled_grid, scm_grid, tcd_stops
 from .edm import edm_grid
 from .flow import flow_grid_dpm
 from .flow_settings import FlowInfo
-from .grid import Grid, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at
+from .grid import Grid, begun_within, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at
 from .guidance import sigmas_without_betas, step_sigmas, with_guidance_interval, with_guidance_power
 from .process import ProcessInfo, process_of_schedule, process_without_betas
 from .program import Program
@@ -38,6 +38,7 @@ IMPLIES = {"eta": "ddim", "variance": "ddpm"}  # the sampler that a setting mean
 OWN_TIMES = ("lcm", "tcd", "dmd", "searched")  # which visit the timesteps of a distillation, or of a search
 OWN_FLOW_TIMES = ("flow-scm", "flow-searched")  # the same of flows: they take no shift
 DIFFUSION_SPACING = ("respacing", "spacing", "sigmas")  # settings that speak of a schedule
+WHOLE = ("searched", "flow-searched")  # whose steps were found together
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ class SamplerSettings:
         metadata=option("--guidance-power", help="Guidance grows towards the data: power-cosine of this power (MDT)."),
     )
     guidance_interval: tuple[float, float] | None = None  # guide only while low < sigma <= high
+    strength: float | None = field(
+        default=None,
+        metadata=option("--strength", help="With --image: the share of the steps that it takes, 1 all. [default: 0.8]"),
+    )
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)  # where they come from a file
 
@@ -127,12 +132,18 @@ def make_program(
     else:
         grid = _grid(schedule, settings)
         process = process_of_schedule(schedule, prediction)
+    if settings.strength is not None:
+        if name in WHOLE:
+            raise ProgramError(f"strength: {name} takes all of its steps or none, as they were searched together")
+        grid = begun_within(grid, settings.strength)
     told = {}
     if name == "tcd" and schedule is not None:
         told = {"stops": tcd_stops(schedule, grid.timestep, options.setdefault("eta", TCD_GAMMA))}
     program = SAMPLERS[name](grid, prediction=prediction, **(told or options))
     made = {key: value for key, value in asdict(settings).items() if value is not None} | options
     program = replace(program, name=_name(settings), made=made | {"prediction": prediction}, process=process)
+    if settings.strength is not None:
+        program = replace(program, init=(float(grid.alpha[0]), float(grid.sigma[0])))
     if settings.clip_x0:
         program = replace(program, x0_bound=1.0)
     if settings.guidance_power is not None:
@@ -282,4 +293,5 @@ def _name(settings: SamplerSettings) -> str:
     """For people: sampler, order, steps and how they are spaced."""
     count = settings.steps if settings.steps is not None else str(settings.respacing).removeprefix("ddim")
     parts = [str(settings.sampler) + (str(settings.order) if settings.order else ""), str(count)]
-    return "-".join(parts + [part for part in (settings.spacing, settings.sigmas) if part])
+    strength = f"strength-{settings.strength:g}" if settings.strength is not None else None
+    return "-".join(parts + [part for part in (settings.spacing, settings.sigmas, strength) if part])

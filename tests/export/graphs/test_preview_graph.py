@@ -64,12 +64,12 @@ def test_the_graph_of_a_vae_is_the_formula(info, tmp_path: Path) -> None:
 
 def test_a_graph_that_is_another_one_is_noticed(info, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preview = Preview(torch.eye(3, 4) / 3, torch.zeros(3), 8)
-    export = write_module._export_graph
+    export = write_module.export_graph
 
     def other(spec, *rest) -> None:
         export(replace(spec, module=Preview(torch.eye(3, 4) / 3, torch.full((3,), 0.02), 8)), *rest)
 
-    monkeypatch.setattr(write_module, "_export_graph", other)
+    monkeypatch.setattr(write_module, "export_graph", other)
     with pytest.raises(BundleError, match=r"preview\.onnx does not compute what PyTorch does"):
         write_preview(preview, info, tmp_path, 20, silent)
 
