@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import ProgramError
+from .edm import SIGMA_DATA
 from .process import LEAST, ProcessInfo
 from .program import Program
 from .schedule import schedule_from_info
@@ -35,6 +36,9 @@ def levels_of_process(timestep: np.ndarray, process: ProcessInfo) -> np.ndarray:
 
     Between two timesteps of training the logarithm of the SNR is interpolated, as Karras's and diffusers' sigmas are.
     """
+    if process.prediction == "edm":  # edm.py
+        ratio = np.exp(4 * timestep)
+        return np.stack([np.ones_like(ratio), ratio], axis=1) / np.hypot(SIGMA_DATA, ratio)[:, None]
     if process.schedule is None:
         noise, data = process.timestep_range
         share = (timestep - data) / (noise - data)

@@ -111,14 +111,7 @@ def make_program(
     choices = [known for known in SAMPLERS if _fits(known, schedule, prediction)]
     if name not in choices:
         raise ProgramError(f"sampler '{name}' is not one of {', '.join(choices)}, which fit this model")
-    options = {key: value for key in OPTIONS if (value := getattr(settings, key)) is not None}
-    for key in options:
-        if name not in OPTIONS[key]:
-            raise ProgramError(f"{key} is a setting of {', '.join(OPTIONS[key])}; {name} has none")
-    if options.get("variance") == "learned" and not learned_variance:
-        raise ProgramError("variance 'learned': this model did not learn one; use fixed-small or fixed-large")
-    if name == "ddpm":
-        options.setdefault("variance", "learned" if learned_variance else "fixed-large")
+    options = _options_of(name, settings, learned_variance)
     process: ProcessInfo | None
     if schedule is None:
         if flow is not None and settings.shift is None and name not in OWN_FLOW_TIMES:
@@ -132,9 +125,9 @@ def make_program(
     else:
         grid = _grid(schedule, settings)
         process = process_of_schedule(schedule, prediction)
+    if settings.strength is not None and name in WHOLE:
+        raise ProgramError(f"strength: {name} takes all of its steps or none, as they were searched together")
     if settings.strength is not None:
-        if name in WHOLE:
-            raise ProgramError(f"strength: {name} takes all of its steps or none, as they were searched together")
         grid = begun_within(grid, settings.strength)
     told = {}
     if name == "tcd" and schedule is not None:
@@ -154,22 +147,17 @@ def make_program(
     return program
 
 
-def _sigmas(
-    program: Program, schedule: Schedule | None, prediction: str, timestep_range: tuple[float, float]
-) -> np.ndarray:
-    """Of each step [N], as a guidance interval has them."""
-    if program.made["sampler"] == "flow-scm":
-        raise ProgramError("guidance_interval is no setting of flow-scm, whose models have guidance inside")
-    if schedule is None:
-        return sigmas_without_betas(program, prediction, timestep_range)
-    return step_sigmas(positive_snr(schedule), program)
-
-
-def _fits(sampler: str, schedule: Schedule | None, prediction: str) -> bool:
-    """Whether a sampler is for such models: EDM's, flows, or those with betas."""
-    kind, _, _ = sampler.partition("-")
-    own = "edm" if prediction == "edm" else "flow" if schedule is None else None
-    return kind == own if kind in ("edm", "flow") else own is None
+def _options_of(name: str, settings: SamplerSettings, learned_variance: bool) -> dict[str, Any]:
+    """What the sampler itself is told. Raises ProgramError."""
+    options = {key: value for key in OPTIONS if (value := getattr(settings, key)) is not None}
+    for key in options:
+        if name not in OPTIONS[key]:
+            raise ProgramError(f"{key} is a setting of {', '.join(OPTIONS[key])}; {name} has none")
+    if options.get("variance") == "learned" and not learned_variance:
+        raise ProgramError("variance 'learned': this model did not learn one; use fixed-small or fixed-large")
+    if name == "ddpm":
+        options.setdefault("variance", "learned" if learned_variance else "fixed-large")
+    return options
 
 
 def implied_sampler(given: Mapping[str, Any], default: str) -> str:

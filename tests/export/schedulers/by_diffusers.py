@@ -29,9 +29,19 @@ class Wide:
 
 
 def diffusers_trajectory(
-    monkeypatch: pytest.MonkeyPatch, scheduler: str, config: dict, steps: int, prediction: str, **step_options
+    monkeypatch: pytest.MonkeyPatch,
+    scheduler: str,
+    config: dict,
+    steps: int,
+    prediction: str,
+    image: np.ndarray | None = None,
+    first: int = 0,
+    **step_options,
 ) -> np.ndarray:
-    """The same by diffusers. [N+1, SIZE]"""
+    """The same by diffusers. [N+1, SIZE]
+
+    image [SIZE]: from it, noised to timestep `first`, as the image-to-image pipelines do; the steps before are left out.
+    """
     cls = getattr(diffusers, scheduler)
     module = importlib.import_module(cls.__module__)
     monkeypatch.setattr(module, "torch", Wide(torch))
@@ -44,13 +54,17 @@ def diffusers_trajectory(
         config = config | {"prediction_type": {"x0": "sample", "v": "v_prediction"}.get(prediction, prediction)}
     made = cls(**config)
     made.set_timesteps(steps)
-    x = (
-        torch.from_numpy(noises(1)[0][None, :, None]) * made.init_noise_sigma
-        if hasattr(made, "init_noise_sigma")
-        else (torch.from_numpy(noises(1)[0][None, :, None]))
-    )
+    z, timesteps = torch.from_numpy(noises(1)[0][None, :, None]), made.timesteps[first:]
+    if image is None:
+        x = z * getattr(made, "init_noise_sigma", 1.0)
+    else:
+        if hasattr(made, "set_begin_index"):
+            made.set_begin_index(first)
+        noised = made.scale_noise if prediction == "flow" else made.add_noise
+        given = torch.from_numpy(image[None, :, None])
+        x = noised(given, timesteps[:1], z) if prediction == "flow" else noised(given, z, timesteps[:1])
     seen = []
-    for i, t in enumerate(made.timesteps):
+    for i, t in enumerate(timesteps):
         drawn.append(i)
         scaled = made.scale_model_input(x, t) if hasattr(made, "scale_model_input") else x
         seen.append(scaled.numpy().ravel())

@@ -45,11 +45,11 @@ def noises(count: int) -> np.ndarray:
     return np.random.default_rng(5).standard_normal((count, SIZE))
 
 
-def replay(program: Program, prediction: str) -> np.ndarray:
+def replay(program: Program, prediction: str, image: np.ndarray | None = None) -> np.ndarray:
     """The contract of docs/format.md's step graph in float64: what the network sees before every step, and the sample. [N+1, SIZE]"""
     z, *noise = noises(program.steps + 1)
     state = np.zeros((program.slots, SIZE))
-    state[0] = program.init[1] * z
+    state[0] = program.init[1] * z + (0 if image is None else program.init[0] * image)
     seen = [state[0]]
     for i in range(program.steps):
         (a, b), k0 = program.x0_from[i], program.log_sigma[i, 0]
