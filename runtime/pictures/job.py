@@ -18,9 +18,10 @@ from ..loop.noise import GivenNoise
 from ..loop.subjects import image_tokens, is_guided
 from ..options import DEFAULT_STRENGTH
 from ..report import silent
+from ..samplers.guidance import guidance_interval_from_text
 from ..samplers.process import check_process
 from ..samplers.program import Program, read_program
-from ..samplers.settings import SamplerSettings, guidance_interval_from_text
+from ..samplers.settings import SamplerSettings
 from .begin import beginning_of, own_size
 from .images import check_metadata_fits, picture_format
 from .outputs import Output, check_memory, check_tensor_file, picture_output

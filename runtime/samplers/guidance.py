@@ -54,3 +54,23 @@ def with_guidance_power(program: Program, power: float, schedule: Schedule | Non
         raise ProgramError(f"guidance_power {power:g} must be above 0")
     done = (1 - program.timestep / schedule.steps) ** power
     return replace(program, guidance=program.guidance * (1 - np.cos(np.pi * done)) / 2)
+
+
+def guidance_interval_from_text(text: str, schedule: Schedule | None) -> tuple[float, float]:
+    """LO,HI (sigma = sqrt((1 - abar) / abar); of a flow the share of noise) or tLO,tHI (timesteps, both included) ->
+    (low, high] in sigma.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    timesteps = all(part.startswith("t") for part in parts)
+    try:
+        low, high = (float(part.removeprefix("t") if timesteps else part) for part in parts)
+    except ValueError:
+        raise ProgramError(f"guidance interval '{text}' is not 'LO,HI' in sigma or 'tLO,tHI' in timesteps") from None
+    if not timesteps:
+        return low, high
+    if schedule is None:
+        raise ProgramError(f"guidance interval '{text}': this model has no timesteps of training, give LO,HI in sigma")
+    if not 0 <= low <= high <= schedule.steps - 1:
+        raise ProgramError(f"guidance interval '{text}': timesteps go from t0 to t{schedule.steps - 1}")
+    below = float(sigmas_at(schedule, np.array([low - 0.5]))[0]) if low >= 0.5 else 0.0
+    return below, float(sigmas_at(schedule, np.array([high]))[0])

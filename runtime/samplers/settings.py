@@ -20,7 +20,7 @@ from .flow import flow_grid_dpm
 from .flow_settings import FlowInfo
 from .grid import Grid, begun_within, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at
 from .guidance import sigmas_without_betas, step_sigmas, with_guidance_interval, with_guidance_power
-from .process import ProcessInfo, process_of_schedule, process_without_betas
+from .process import process_of_schedule, process_without_betas
 from .program import Program
 from .schedule import Schedule, positive_snr, respaced_timesteps
 from .searched import flow_searched_grid, searched_grid
@@ -112,23 +112,14 @@ def make_program(
     if name not in choices:
         raise ProgramError(f"sampler '{name}' is not one of {', '.join(choices)}, which fit this model")
     options = _options_of(name, settings, learned_variance)
-    process: ProcessInfo | None
-    if schedule is None:
-        if flow is not None and settings.shift is None and name not in OWN_FLOW_TIMES:
-            settings = replace(settings, shift=flow.shift_of(tokens))
-        grid = (
-            _edm_grid(settings)
-            if prediction == "edm"
-            else _flow_grid(name, settings, timestep_range, flow or FlowInfo())
-        )
-        process = process_without_betas(prediction, timestep_range)
-    else:
-        grid = _grid(schedule, settings)
-        process = process_of_schedule(schedule, prediction)
-    if settings.strength is not None and name in WHOLE:
-        raise ProgramError(f"strength: {name} takes all of its steps or none, as they were searched together")
-    if settings.strength is not None:
-        grid = begun_within(grid, settings.strength)
+    if schedule is None and flow is not None and settings.shift is None and name not in OWN_FLOW_TIMES:
+        settings = replace(settings, shift=flow.shift_of(tokens))
+    grid = _points(schedule, settings, prediction, timestep_range, flow or FlowInfo())
+    process = (
+        process_without_betas(prediction, timestep_range)
+        if schedule is None
+        else process_of_schedule(schedule, prediction)
+    )
     told = {}
     if name == "tcd" and schedule is not None:
         told = {"stops": tcd_stops(schedule, grid.timestep, options.setdefault("eta", TCD_GAMMA))}
@@ -145,6 +136,45 @@ def make_program(
         sigmas = _sigmas(program, schedule, prediction, timestep_range)
         program = with_guidance_interval(program, *settings.guidance_interval, sigmas)
     return program
+
+
+def _sigmas(
+    program: Program, schedule: Schedule | None, prediction: str, timestep_range: tuple[float, float]
+) -> np.ndarray:
+    """Of each step [N], as a guidance interval has them."""
+    if program.made["sampler"] == "flow-scm":
+        raise ProgramError("guidance_interval is no setting of flow-scm, whose models have guidance inside")
+    if schedule is None:
+        return sigmas_without_betas(program, prediction, timestep_range)
+    return step_sigmas(positive_snr(schedule), program)
+
+
+def _fits(sampler: str, schedule: Schedule | None, prediction: str) -> bool:
+    """Whether a sampler is for such models: EDM's, flows, or those with betas."""
+    kind, _, _ = sampler.partition("-")
+    own = "edm" if prediction == "edm" else "flow" if schedule is None else None
+    return kind == own if kind in ("edm", "flow") else own is None
+
+
+def _points(
+    schedule: Schedule | None,
+    settings: SamplerSettings,
+    prediction: str,
+    timestep_range: tuple[float, float],
+    flow: FlowInfo,
+) -> Grid:
+    """Where the sampler evaluates the network."""
+    if schedule is not None:
+        grid = _grid(schedule, settings)
+    elif prediction == "edm":
+        grid = _edm_grid(settings)
+    else:
+        grid = _flow_grid(str(settings.sampler), settings, timestep_range, flow)
+    if settings.strength is None:
+        return grid
+    if settings.sampler in WHOLE:
+        raise ProgramError(f"strength: {settings.sampler} takes all of its steps or none: they were searched together")
+    return begun_within(grid, settings.strength)
 
 
 def _options_of(name: str, settings: SamplerSettings, learned_variance: bool) -> dict[str, Any]:
@@ -185,26 +215,6 @@ def settings_from_made(made: dict[str, Any]) -> SamplerSettings:
     if settings.sampler is None:
         raise ProgramError(f"{problem} (it names no sampler)")
     return settings
-
-
-def guidance_interval_from_text(text: str, schedule: Schedule | None) -> tuple[float, float]:
-    """LO,HI (sigma = sqrt((1 - abar) / abar); of a flow the share of noise) or tLO,tHI (timesteps, both included) ->
-    (low, high] in sigma.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    timesteps = all(part.startswith("t") for part in parts)
-    try:
-        low, high = (float(part.removeprefix("t") if timesteps else part) for part in parts)
-    except ValueError:
-        raise ProgramError(f"guidance interval '{text}' is not 'LO,HI' in sigma or 'tLO,tHI' in timesteps") from None
-    if not timesteps:
-        return low, high
-    if schedule is None:
-        raise ProgramError(f"guidance interval '{text}': this model has no timesteps of training, give LO,HI in sigma")
-    if not 0 <= low <= high <= schedule.steps - 1:
-        raise ProgramError(f"guidance interval '{text}': timesteps go from t0 to t{schedule.steps - 1}")
-    below = float(sigmas_at(schedule, np.array([low - 0.5]))[0]) if low >= 0.5 else 0.0
-    return below, float(sigmas_at(schedule, np.array([high]))[0])
 
 
 def _flow_grid(name: str, settings: SamplerSettings, timestep_range: tuple[float, float], flow: FlowInfo) -> Grid:
