@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from ..samplers import SAMPLERS
 from .files import png
 from .jobs import Job
+from .meaning import images_of, picture_size
 from .replies import base64_of, error_reply, json_reply
 from .service import Service
 from .ticket import ENDED
 from .watching import ended
-from .wishes import A1111Wish, images_of, picture_size, read_wish
+from .wishes import A1111Wish, read_wish
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -30,8 +31,8 @@ async def txt2img(request: Request) -> Response:
     wish: A1111Wish = read_wish(A1111Wish, await request.body())
 
     def submit() -> Job:
-        plain = wish.wish()
-        model, images = images_of(service, plain)
+        sized = service.bundle(wish.model).manifest.text is not None
+        model, images = images_of(service, wish.wish(sized))
         return service.jobs.add(service.scheduler.submit(model, images), request.scope.get("ditedge.key"), KIND)
 
     job = await run_sync(submit)
@@ -101,8 +102,8 @@ def _progress(jobs: int, ended: int, done: int, steps: int, left: float) -> dict
 
 def _pictures(service: Service, job: Job, wish: A1111Wish) -> dict[str, Any]:
     bundle = service.bundles[job.tickets[0].model]
-    width, height = picture_size(bundle)
     asked = [ticket.asked for ticket in job.tickets]
+    width, height = picture_size(bundle, asked[0].size)
     info = {
         "prompt": wish.prompt,
         "seed": asked[0].seed,

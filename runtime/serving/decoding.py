@@ -95,7 +95,8 @@ class Decoding:
         session, latents = self._sessions[ticket.model], latent[None]
         bad = not_finite(latents)
         if bad.any():
-            broken = broken_images(bad, 0, [ticket.asked.label], [ticket.asked.seed], None)
+            labels = [subject] if isinstance(subject := ticket.asked.subject, int) else []
+            broken = broken_images(bad, 0, labels, [ticket.asked.seed], None)
             raise not_finite_error(session.bundle, broken, latents)
         pictures = session.images if "decoder" in session.bundle.manifest.graphs else session.preview
         return pictures(latents)[0]

@@ -6,12 +6,13 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from .files import png
+from .files import png, said_of
+from .meaning import images_of, picture_size
 from .replies import base64_of, error_event, error_reply, event, events_reply, json_reply
 from .service import Service
 from .ticket import ENDED, Asked, Ticket
 from .watching import cancel_all, changes, ended
-from .wishes import OpenAIWish, images_of, picture_size, read_wish
+from .wishes import OpenAIWish, read_wish
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -40,7 +41,7 @@ async def generations(request: Request) -> Response:
     else:
         data = [{"b64_json": base64_of(await run_sync(_png, service, ticket))} for ticket in tickets]
     said = [one | _about(service, ticket) for one, ticket in zip(data, tickets, strict=True)]
-    return json_reply(_header(service, model) | {"model": model, "data": said})
+    return json_reply(_header(service, model, images[0]) | {"model": model, "data": said})
 
 
 def submitted(service: Service, wish: OpenAIWish) -> tuple[str, list[Asked], list[Ticket]]:
@@ -58,12 +59,11 @@ def _png(service: Service, ticket: Ticket) -> bytes:
 
 
 def _about(service: Service, ticket: Ticket) -> dict[str, Any]:
-    name = service.bundles[ticket.model].label_name(ticket.asked.label)
-    return {"revised_prompt": name, "seed": ticket.asked.seed}
+    return {"revised_prompt": said_of(service.bundles[ticket.model], ticket.asked), "seed": ticket.asked.seed}
 
 
-def _header(service: Service, model: str) -> dict[str, Any]:
-    width, height = picture_size(service.bundles[model])
+def _header(service: Service, model: str, asked: Asked) -> dict[str, Any]:
+    width, height = picture_size(service.bundles[model], asked.size)
     said = {"size": f"{width}x{height}", "quality": "high", "background": "opaque", "output_format": "png"}
     return {"created": int(time.time())} | said
 
@@ -73,7 +73,7 @@ async def _events(service: Service, model: str, images: list[Asked], tickets: li
     from anyio.to_thread import run_sync
 
     shown, partial, over = [0] * len(tickets), [0] * len(tickets), [False] * len(tickets)
-    header = _header(service, model)
+    header = _header(service, model, images[0])
     header["created_at"] = header.pop("created")
     try:
         async for changed in changes(tickets):

@@ -6,13 +6,14 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from .files import png
+from .files import png, said_of
 from .jobs import Job
+from .meaning import images_of
 from .replies import base64_of, error_reply, event, events_reply, json_reply, picture_reply, status_of
 from .service import Service, UnknownJobError
 from .ticket import Ticket, sentence_of
 from .watching import changes
-from .wishes import JobWish, images_of, read_wish
+from .wishes import JobWish, read_wish
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -117,7 +118,7 @@ def _ticket_said(service: Service, job: Job, i: int, preview: bool) -> dict[str,
     said: dict[str, Any] = {
         "number": ticket.number,
         "status": ticket.state,
-        "class": bundle.label_name(asked.label),
+        "prompt": said_of(bundle, asked),
         "seed": asked.seed,
         "program": asked.program.name,
         "step": ticket.step,

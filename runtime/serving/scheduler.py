@@ -138,7 +138,9 @@ class Scheduler:
         if asked.preview_every is not None and asked.preview_every < 1:
             raise RequestError(f"an estimate every {asked.preview_every} steps: give 1 or more")
         deadline = min(self.limits.max_seconds, asked.deadline or self.limits.max_seconds)
-        run = session.start(given, asked.label, asked.seed, guidance=asked.guidance, away_from=asked.away_from)
+        run = session.start(
+            given, asked.subject, asked.seed, guidance=asked.guidance, away_from=asked.away_from, size=asked.size
+        )
         return Ticket(model, replace(asked, deadline=deadline), run, on_end=self._on_end)
 
     def _check_room(self, lane: _Lane, more: int) -> None:
@@ -257,13 +259,16 @@ def _why(ticket: Ticket) -> Exception:
 def check_servable(session: Session) -> None:
     """Loads what will be needed. Raises RequestError for a bundle that cannot be sampled step by step, or shown."""
     bundle = session.bundle
-    if bundle.manifest.text is not None:
-        raise RequestError(f"{bundle.folder} takes prompts, and serving is for models of classes so far")
     session.advance([])  # raises for plans
     pictures = [graph for graph in ("decoder", "preview") if graph in bundle.manifest.graphs]
     if not pictures:
         bundle.require("decoder")  # raises, with the remedy
-    for graph in ("conditioner", "step"):
+    of_text = [f"text{suffix}" for suffix in bundle.manifest.text.encoders] if bundle.manifest.text is not None else []
+    for graph in of_text:
+        if graph not in bundle.manifest.graphs:
+            raise RequestError(f"{bundle.folder} has no text encoder, which reads what requests say")
+    more = [graph for graph in ("context", "position") if graph in bundle.manifest.graphs]
+    for graph in ("conditioner", "step", *of_text, *more):
         session.engine(graph)
     for graph in pictures:
         session.load(graph)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from ..bundle.open import Bundle
 from ..errors import RequestError
 from ..json_files import read_bounded
+from ..loop.prompts import Prompt
+from ..loop.tokenizing import Tokenizer
 from .jobs import Jobs
 from .scheduler import Scheduler
 
@@ -36,6 +39,8 @@ class Service:
     max_images: int = 16
     keys: tuple[bytes, ...] = ()
     jobs: Jobs = field(default_factory=Jobs)
+    _tokenizers: dict[str, Tokenizer] = field(default_factory=dict)  # by the name of the model
+    _tokenizing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def default(self) -> str:
@@ -47,6 +52,14 @@ class Service:
         if name not in self.bundles:
             raise UnknownModelError(f"model '{name[:80]}' is not one of {', '.join(self.bundles)}")
         return self.bundles[name]
+
+    def tokens(self, bundle: Bundle, text: str) -> Prompt:
+        """What the model reads of a text; what is too long for it is cut. Raises RequestError, BundleError."""
+        with self._tokenizing:
+            tokenizer = self._tokenizers.get(bundle.manifest.name)
+            if tokenizer is None:
+                tokenizer = self._tokenizers[bundle.manifest.name] = Tokenizer(bundle)
+            return tokenizer.prompt(text)[0]
 
     def key_of(self, authorization: str | None, key: str | None) -> int | None:
         """Which key a request brings, by "Authorization: Bearer KEY" or "x-api-key: KEY"; None: none that is known.

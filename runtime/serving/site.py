@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..bundle.open import Bundle
 from ..samplers import SAMPLERS
+from .meaning import picture_size
 from .openapi import document
 from .replies import json_reply
 from .service import Service
 from .ticket import Ticket
-from .wishes import picture_size
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -104,7 +104,9 @@ def _model(name: str, bundle: Bundle) -> dict[str, Any]:
         "width": width,
         "height": height,
         "classes": [bundle.label_name(i) for i in range(manifest.model.num_classes)],
-        "guided": manifest.model.null_class is not None,
+        "text": manifest.text is not None,
+        "guided": manifest.model.null_class is not None if manifest.text is None else manifest.text.guidance != "none",
+        "negative": manifest.text is None or manifest.text.guidance == "true",
         "guidance": manifest.defaults.guidance,
         "sampler": program.made.get("sampler"),
         "steps": program.made.get("steps", program.steps),

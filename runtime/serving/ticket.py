@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import Cancelled, DitedgeError, RequestError
 from ..loop.image_run import ImageRun
+from ..loop.prompts import Prompt
 from ..samplers.program import Program
 
 State = Literal["queued", "running", "decoding", "done", "failed", "cancelled"]
@@ -32,11 +33,12 @@ class Asked:
     which nobody wants it any more. preview_every: steps from one estimate of the picture to the next.
     """
 
-    label: int
+    subject: int | Prompt  # a class, or what the model is told in words
     seed: int
     program: Program
     guidance: float | None = None
-    away_from: int | None = None
+    away_from: int | Prompt | None = None
+    size: tuple[int, int] | None = None  # (width, height), of a model that takes prompts
     priority: int = 0
     deadline: float | None = None
     preview_every: int | None = None

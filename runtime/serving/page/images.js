@@ -76,9 +76,9 @@ function card(job, i, wish, actions) {
   const image = part("img");
   const seed = job.images[i].seed;
   const its = { ...wish, n: 1, seed: String(wish.seed == null ? seed : BigInt(wish.seed) + BigInt(i)) };
-  part(".caption").textContent = job.images[i].class;
+  part(".caption").textContent = job.images[i].prompt;
   part(".detail").textContent = `${job.model}, ${job.images[i].program}, seed ${its.seed}`;
-  image.alt = `${job.images[i].class}, seed ${its.seed}`;
+  image.alt = `${job.images[i].prompt}, seed ${its.seed}`;
   image.addEventListener("load", () => part(".frame").classList.toggle("small", image.naturalWidth < SMALL));
   part(".cancel").addEventListener("click", () => going.get(job.id)?.());
   part(".again").addEventListener("click", () => actions.again({ ...its, seed: String(BigInt(its.seed) + 1n) }));
@@ -94,7 +94,7 @@ function card(job, i, wish, actions) {
     if (now.url) {
       image.src = now.url;
       part(".download").href = now.url;
-      part(".download").download = `${now.class.split(",")[0].replace(/\W+/g, "-")}-seed${its.seed}.png`;
+      part(".download").download = `${now.prompt.split(",")[0].replace(/\W+/g, "-").slice(0, 60)}-seed${its.seed}.png`;
       part(".download").hidden = false;
     } else if (now.preview) {
       image.src = `data:image/png;base64,${now.preview.b64_png}`;

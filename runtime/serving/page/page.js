@@ -35,14 +35,21 @@ function choose() {
   $("steps").value = one.steps;
   $("guidance").value = one.guidance;
   $("guidance").disabled = !one.guided;
-  $("prompt").placeholder = one.classes[0].split(",")[0];
-  $("server").textContent = `${one.id}: ${one.classes.length} classes, ${one.width} x ${one.height}`;
+  $("promptlabel").textContent = one.text ? "Prompt" : "Class, by name or number";
+  $("prompt").placeholder = one.text ? "a red fox in the snow" : one.classes[0].split(",")[0];
+  $("negativerow").hidden = !one.negative;
+  $("sizerow").hidden = !one.text;
+  $("size").placeholder = `${one.width}x${one.height}`;
+  const takes = one.text ? "takes words" : `${one.classes.length} classes`;
+  $("server").textContent = `${one.id}: ${takes}, ${one.width} x ${one.height}`;
 }
 
 function fill(wish) {
   $("model").value = wish.model;
   choose();
   $("prompt").value = wish.prompt;
+  $("negative").value = wish.negative_prompt ?? "";
+  $("size").value = wish.size ?? "";
   $("seed").value = wish.seed ?? "";
   $("count").value = wish.n;
   $("steps").value = wish.num_inference_steps;
@@ -55,6 +62,8 @@ function wishOfForm() {
   return {
     model: model().id,
     prompt: $("prompt").value.trim(),
+    negative_prompt: (model().negative && $("negative").value.trim()) || null,
+    size: (model().text && $("size").value.trim()) || null,
     n: Number($("count").value),
     seed: $("seed").value.trim() || null,
     num_inference_steps: steps,

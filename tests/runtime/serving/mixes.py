@@ -48,7 +48,7 @@ def random_image(bundle: Bundle, random: np.random.Generator) -> Asked:
     program = bundle.program(sampler=sampler, steps=int(random.integers(1, 51)))
     guided = model.null_class is not None
     return Asked(
-        label=int(random.integers(model.num_classes)),
+        subject=int(random.integers(model.num_classes)),
         seed=int(random.integers(2**63)),
         program=program,
         guidance=float(random.choice([1.0, 1.5, 4.0, 7.5])) if guided else 1.0,
@@ -87,8 +87,8 @@ def alone(session: Session, asked: Asked) -> np.ndarray:
     away = None if asked.away_from is None else [asked.away_from]
     settings = {"program": asked.program, "guidance": asked.guidance, "away_from": away, "session": session}
     if "decoder" in session.bundle.manifest.graphs:
-        return generate(session.bundle, [asked.label], [asked.seed], **settings)[0]
-    latents = generate(session.bundle, [asked.label], [asked.seed], output="latents", **settings)
+        return generate(session.bundle, [asked.subject], [asked.seed], **settings)[0]
+    latents = generate(session.bundle, [asked.subject], [asked.seed], output="latents", **settings)
     return session.preview(latents)[0]
 
 

@@ -91,7 +91,7 @@ def test_a_job_from_its_beginning_to_its_end(server) -> None:
     assert last["status"] == "succeeded" and [one["step"] for one in last["images"]] == [40, 40]
     assert said[-1] == {**until(server, job, "succeeded")}
     for i, image in enumerate(last["images"]):
-        assert image["url"] == f"/v1/images/{job}/{i}.png" and image["class"] == "Dress" and image["seed"] == 5 + i
+        assert image["url"] == f"/v1/images/{job}/{i}.png" and image["prompt"] == "Dress" and image["seed"] == 5 + i
         assert pixels(server.get(image["url"]).content).shape == (8, 8)
     assert server.delete(f"{JOBS}/{job}").json()["status"] == "succeeded"
     assert server.get(f"{JOBS}/{job}").status_code == 404

@@ -16,6 +16,7 @@ from ditedge.runtime.serving.service import Service, named, read_keys
 from tests.runtime.serving.serving import client
 from tests.runtime.serving.test_api import ASKED, IMAGES, JOBS, until
 
+OURS = {"ditedge-stepping", "ditedge-decoding"}
 KEYS = ("first-key-0123456789", "second-key-0123456789")
 
 
@@ -184,6 +185,6 @@ def test_nothing_or_the_same_to_serve(gray: Path) -> None:
 def test_threads_end_with_the_server(gray: Path) -> None:
     before = set(threading.enumerate())
     with client(gray):
-        more = {thread.name for thread in set(threading.enumerate()) - before}
-        assert {"ditedge-stepping", "ditedge-decoding"} <= more
-    assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("ditedge")]
+        more = [thread for thread in set(threading.enumerate()) - before if thread.name in OURS]
+        assert {thread.name for thread in more} == OURS
+    assert not any(thread.is_alive() for thread in more)

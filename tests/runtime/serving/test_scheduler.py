@@ -18,14 +18,14 @@ from ditedge.runtime.serving.options import Limits
 from ditedge.runtime.serving.scheduler import ClosingError, Scheduler
 from ditedge.runtime.serving.ticket import Asked, LateError
 from ditedge.runtime.serving.waiting import BusyError, retry_after
-from tests.conftest import BUNDLES, PIXART, overheat
+from tests.conftest import overheat
 from tests.runtime.serving.mixes import alone, scheduling, with_previews
 
 SECONDS = 60  # that a test waits for what takes some milliseconds
 
 
 def asked(folder: Path, steps: int = 4, **settings: Any) -> Asked:
-    given = {"label": 1, "seed": 7, "program": open_bundle(folder).program(sampler="ddim", steps=steps)}
+    given = {"subject": 1, "seed": 7, "program": open_bundle(folder).program(sampler="ddim", steps=steps)}
     return Asked(**given | settings)
 
 
@@ -167,7 +167,7 @@ def test_what_does_not_fit_is_refused_before_it_waits(golden_bundle) -> None:
     folder = golden_bundle("gray1_cfg")
     with scheduling(folder) as scheduler:
         for complaint, wrong in {
-            "class 99": {"label": 99},
+            "class 99": {"subject": 99},
             "seed -1": {"seed": -1},
             "not a finite number": {"guidance": float("nan")},
             "an estimate every 0": {"preview_every": 0},
@@ -235,7 +235,7 @@ def test_a_step_that_fails_is_taken_alone_and_one_image_fails_for_itself(golden_
 def test_a_picture_that_overflows_fails_alone(gray_bundle: Path) -> None:
     overheat(gray_bundle, 3)
     with scheduling(gray_bundle) as scheduler:
-        wanted = [asked(gray_bundle, label=3), asked(gray_bundle, label=4)]
+        wanted = [asked(gray_bundle, subject=3), asked(gray_bundle, subject=4)]
         tickets = scheduler.submit(gray_bundle.name, wanted)
         while scheduler.turn():
             pass
@@ -261,8 +261,6 @@ def test_the_end_keeps_promises_or_cancels(golden_bundle, drain: bool) -> None:
 
 
 def test_bundles_that_cannot_be_served(golden_bundle) -> None:
-    with pytest.raises(RequestError, match="serving is for models of classes so far"):
-        Scheduler({"text": Session(open_bundle(BUNDLES / PIXART))})
     plans = EngineOptions(plans=golden_bundle("gray1_cfg"))
     with pytest.raises(RequestError, match="plans run whole programs"):
         Scheduler({"plans": Session(open_bundle(golden_bundle("gray1_cfg")), plans)})

@@ -1,0 +1,93 @@
+"""Models that take prompts: images of other words and sizes share steps, and each is the one that it is alone."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from ditedge.runtime import Session, generate, open_bundle
+from ditedge.runtime.loop.engine import EngineOptions
+from ditedge.runtime.serving.meaning import images_of
+from ditedge.runtime.serving.scheduler import Scheduler
+from ditedge.runtime.serving.service import Service
+from ditedge.runtime.serving.wishes import Wish
+from tests.conftest import BUNDLES, PIXART
+from tests.runtime.serving.serving import client, decoded, pixels
+from tests.test_cli import ditedge
+
+pytest.importorskip("tokenizers", reason="ditedge[text] is not installed")
+FOLDER = BUNDLES / PIXART
+IMAGES = "/v1/images/generations"
+WISHES = (
+    {"prompt": "a red fox in the snow", "seed": 1, "num_inference_steps": 4},
+    {"prompt": "a boot", "seed": 2, "num_inference_steps": 3, "negative_prompt": "blurred", "size": "96x64"},
+    {"prompt": "a boot", "seed": 3, "num_inference_steps": 5, "guidance_scale": 1.0, "sampler": "ddim"},
+)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with client(FOLDER) as one:
+        yield one
+
+
+def alone(session: Session, wish: dict) -> np.ndarray:
+    bundle = session.bundle
+    program = bundle.program(sampler=wish.get("sampler"), steps=wish["num_inference_steps"])
+    size = tuple(map(int, wish["size"].split("x"))) if "size" in wish else None
+    settings = {"guidance": wish.get("guidance_scale"), "negative": wish.get("negative_prompt"), "size": size}
+    return generate(
+        bundle, seeds=[wish["seed"]], prompts=[wish["prompt"]], program=program, session=session, **settings
+    )[0]
+
+
+def test_images_of_other_words_and_sizes_share_steps() -> None:
+    scheduler = Scheduler({PIXART: Session(open_bundle(FOLDER), EngineOptions(threads=1))})
+    service = Service(scheduler, {PIXART: scheduler.sessions[PIXART].bundle})
+    tickets = []
+    for wish in WISHES:  # one turn apart
+        _, images = images_of(service, Wish(**wish))
+        tickets += scheduler.submit(PIXART, images)
+        scheduler.turn()
+    assert [ticket.together for ticket in tickets] == [3, 3, 3]
+    while scheduler.turn():
+        pass
+    for ticket, wish in zip(tickets, WISHES, strict=True):
+        assert np.array_equal(ticket.result(60), alone(scheduler.sessions[PIXART], wish)), wish
+    scheduler.close()
+
+
+def test_a_picture_of_words_is_the_file_that_run_writes(server, tmp_path) -> None:
+    answer = server.post(IMAGES, json=WISHES[1]).json()
+    [said] = answer["data"]
+    assert (answer["size"], said["revised_prompt"]) == ("96x64", "a boot")
+    options = ["--prompt", "a boot", "--negative", "blurred", "--size", "96x64", "--seed", 2, "--steps", 3]
+    assert ditedge("run", "--engine", FOLDER, *options, "-o", tmp_path / "r.png").exit_code == 0
+    assert decoded(said["b64_json"]) == (tmp_path / "r.png").read_bytes()
+
+
+def test_a1111_has_sizes_where_the_model_has(server) -> None:
+    asked = {"prompt": "a boot", "width": 96, "height": 64, "steps": 2, "seed": 1}
+    answer = server.post("/sdapi/v1/txt2img", json=asked).json()
+    assert pixels(decoded(answer["images"][0])).shape[:2] == (64, 96)
+    assert json.loads(answer["info"])["width"] == 96
+
+
+def test_what_is_served_takes_words(server) -> None:
+    [said] = server.get("/v1/models").json()["data"]
+    assert (said["text"], said["classes"], said["guided"], said["negative"]) == (True, [], True, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"size": "100x64"}, "width 100 is not a multiple of 16"),
+        ({"size": "wide"}, "size 'wide' is not WIDTHxHEIGHT"),
+        ({"prompt": 9000 * "x"}, "prompt: String should have at most 8000 characters"),
+    ],
+)
+def test_mistakes(server, change: dict, sentence: str) -> None:
+    answer = server.post(IMAGES, json={**WISHES[0], **change})
+    assert answer.status_code == 400 and sentence in answer.json()["error"]["message"]
