@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from ..bundle.open import open_bundle
@@ -21,6 +23,7 @@ from .service import Service, named, read_keys
 
 CONNECTIONS = 1000  # at a time; more are answered 503
 HEADER_BYTES = 16 << 10
+ANSWER_SECONDS = 5  # for the last answers
 IDLE_SECONDS = 15  # of a connection between two requests
 
 
@@ -49,17 +52,27 @@ def served(request: ServeRequest) -> Served:
     metrics.watch(scheduler)
     service = Service(scheduler, bundles, request.max_steps, request.max_images, keys)
 
-    def at_end() -> None:
-        scheduler.close(drain=request.drain > 0, seconds=request.drain)
-
-    app = application(service, metrics, at_end)
+    app = application(service, metrics, lambda: _end(scheduler, request))
     scheduler.start()
     return Served(request, service, app)
+
+
+def _end(scheduler: Scheduler, request: ServeRequest) -> None:
+    """Of the work: what is begun has its time, then everybody is told. Twice is fine."""
+    scheduler.close(drain=request.drain > 0, seconds=request.drain)
 
 
 def run_server(request: ServeRequest, say: Callable[[str], object]) -> None:
     """Until SIGINT or SIGTERM. say: told the address when it listens."""
     import uvicorn
+
+    class Ending(uvicorn.Server):
+        """Ends the work at the first signal, so that whoever waits gets an answer before the connections are closed."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if not self.should_exit:
+                threading.Thread(target=_end, args=(server.service.scheduler, request)).start()
+            super().handle_exit(sig, frame)
 
     with _listening(request.host, request.port) as listening:
         server = served(request)
@@ -71,7 +84,7 @@ def run_server(request: ServeRequest, say: Callable[[str], object]) -> None:
             limit_concurrency=CONNECTIONS,
             h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_keep_alive=IDLE_SECONDS,
-            timeout_graceful_shutdown=request.drain,
+            timeout_graceful_shutdown=request.drain + ANSWER_SECONDS,
             proxy_headers=False,
             http="h11",
             ws="none",
@@ -80,7 +93,7 @@ def run_server(request: ServeRequest, say: Callable[[str], object]) -> None:
             say(f"note: {note}")
         say(f"serving {', '.join(server.service.bundles)} on {_address(listening)}; Ctrl-C ends it")
         try:
-            asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
+            asyncio.run(Ending(config).serve(sockets=[listening]))
         except KeyboardInterrupt:  # what uvicorn was stopped by, raised again by itself when all is over
             say("stopped")
         finally:
