@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .interface import Interface
+from .parts import SINUSOID, FeedForward, Mlp, frequencies, sinusoid
 
-SINUSOID = 256  # width of the sinusoids that feed the embedders
 MASKED = -1e4  # added to the scores of tokens that are padding: their weight is exactly 0 then
 NORM_EPS = 1e-6  # of the last norm, whatever `norm_eps` is
 
@@ -62,17 +61,6 @@ class PixArtConfig:
         return self.sample_size // self.patch_size
 
 
-class Mlp(nn.Module):
-    """linear_1, an activation, linear_2."""
-
-    def __init__(self, inputs: int, width: int, act: nn.Module) -> None:
-        super().__init__()
-        self.linear_1, self.linear_2, self.act = nn.Linear(inputs, width), nn.Linear(width, width), act
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(self.act(self.linear_1(x)))
-
-
 class Embedders(nn.Module):
     """Timestep, and where the model is told it the size of the picture -> [U, D]."""
 
@@ -83,13 +71,10 @@ class Embedders(nn.Module):
             third = config.hidden_size // 3
             self.resolution_embedder = Mlp(SINUSOID, third, nn.SiLU())
             self.aspect_ratio_embedder = Mlp(SINUSOID, third, nn.SiLU())
-        # A constant of the graph, made on the CPU also when the network itself is built on "meta".
-        exponent = -math.log(10000) * torch.arange(SINUSOID // 2, dtype=torch.float32, device="cpu")
-        self.register_buffer("frequency", torch.exp(exponent / (SINUSOID // 2)), persistent=False)
+        self.register_buffer("frequency", frequencies(), persistent=False)
 
     def _sinusoid(self, value: Tensor) -> Tensor:
-        angle = value[:, None] * self.frequency[None]
-        return torch.cat([angle.cos(), angle.sin()], dim=-1)
+        return sinusoid(value, self.frequency)
 
     def forward(self, timestep: Tensor, height: Tensor | None, width: Tensor | None) -> Tensor:
         embedded = self.timestep_embedder(self._sinusoid(timestep))
@@ -129,24 +114,6 @@ class Attention(nn.Module):
         scores = q @ k.transpose(2, 3) * heads[1] ** -0.5
         scores = scores if bias is None else scores + bias[:, None, None]
         return self.to_out[0]((torch.softmax(scores, dim=-1) @ v).transpose(1, 2).flatten(2))
-
-
-class Projection(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(inputs, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
-
-
-class FeedForward(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.net = nn.ModuleList([Projection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](self.net[0](x))
 
 
 class Block(nn.Module):

@@ -8,12 +8,16 @@ from pathlib import Path
 
 from ...runtime.errors import CheckpointError
 from .diffusers_folder import CLASSES
+from .flux_folder import read_flux
 from .pixart_folder import read_pixart
 from .places import class_of_network, diffusers_folder_of, network_folder
 from .prompt_checkpoint import PromptCheckpoint
+from .sd3_folder import read_sd3
 
 FAMILIES: dict[str, Callable[[Path], PromptCheckpoint]] = {
     "PixArtTransformer2DModel": read_pixart,
+    "SD3Transformer2DModel": read_sd3,
+    "FluxTransformer2DModel": read_flux,
 }
 
 

@@ -1,0 +1,263 @@
+"""FLUX.1 (Black Forest Labs 2024): joint blocks, then blocks of one stream, split where `ditedge` cuts.
+
+`conditioner` has timestep, guidance and all adaptive norms, 28 % of the weights; `position` has cosines and sines of
+the image's rows and columns; latents are packed into tokens inside `trunk`. Parameter names are those of diffusers'
+`FluxTransformer2DModel`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .interface import Interface
+from .parts import (
+    SINUSOID,
+    FeedForward,
+    Mlp,
+    Modulated,
+    RmsNorm,
+    attend,
+    frequencies,
+    heads_of,
+    modulated,
+    sinusoid,
+    vectors_of,
+)
+
+EPS = 1e-6  # of every norm
+THETA = 10000.0
+PACKED = 2  # latent pixels of a token, along a side
+THOUSAND = 1000.0  # what the network is told of time and guidance is multiplied by it
+
+
+@dataclass(frozen=True)
+class FluxConfig:
+    """Hyper-parameters, as in diffusers' config.json, but for latents before they are packed."""
+
+    sample_size: int  # H = W of the latents that it was trained on
+    in_channels: int  # C: 16
+    out_channels: int  # O
+    num_heads: int
+    head_size: int
+    joint_depth: int  # blocks with two streams
+    single_depth: int  # blocks with one
+    caption_channels: int  # Dh of T5's rows
+    pooled_channels: int  # Dp of CLIP's row
+    axes: tuple[int, ...] = (16, 56, 56)  # numbers of a head that turn with each axis
+    told_guidance: bool = False
+    tokens: int = 512  # T of T5
+
+    @property
+    def input_size(self) -> int:
+        return self.sample_size
+
+    @property
+    def patch_size(self) -> int:
+        return PACKED
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.num_heads * self.head_size
+
+    @property
+    def depth(self) -> int:
+        return self.joint_depth + self.single_depth
+
+    @property
+    def learn_sigma(self) -> bool:
+        return False
+
+
+class Queries(nn.Module):
+    """to_q, to_k and to_v with their norms: of the image, or of the one stream."""
+
+    def __init__(self, config: FluxConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.norm_q, self.norm_k = RmsNorm(config.head_size), RmsNorm(config.head_size)
+
+    def own(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, S, D] -> queries, keys and values [N, heads, S, d], not turned yet."""
+        q, k, v = (heads_of(part(x), self.num_heads) for part in (self.to_q, self.to_k, self.to_v))
+        return self.norm_q(q), self.norm_k(k), v
+
+
+class JointAttention(Queries):
+    def __init__(self, config: FluxConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_add_out = nn.Linear(width, width)
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.norm_added_q, self.norm_added_k = RmsNorm(config.head_size), RmsNorm(config.head_size)
+
+    def forward(self, image: Tensor, text: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """image [N, S, D], text [N, T, D], position [S, d] -> the same of both."""
+        parts = (self.add_q_proj, self.add_k_proj, self.add_v_proj)
+        text_q, text_k, text_v = (heads_of(part(text), self.num_heads) for part in parts)
+        q, k, v = self.own(image)
+        q = torch.cat([self.norm_added_q(text_q), turned(q, position)], dim=2)
+        k = torch.cat([self.norm_added_k(text_k), turned(k, position)], dim=2)
+        found, tokens = attend(q, k, torch.cat([text_v, v], dim=2)), text.shape[1]
+        return self.to_out[0](found[:, tokens:]), self.to_add_out(found[:, :tokens])
+
+
+class JointBlock(nn.Module):
+    def __init__(self, config: FluxConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.norm1, self.norm1_context = Modulated(width, 6), Modulated(width, 6)
+        self.norm = nn.LayerNorm(width, EPS, elementwise_affine=False)
+        self.attn = JointAttention(config)
+        self.ff, self.ff_context = FeedForward(width), FeedForward(width)
+
+    def forward(
+        self, image: Tensor, text: Tensor, vectors: tuple[Tensor, ...], position: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """image [N, S, D], text [N, T, D], twelve vectors [N, 1, D], of the image and of the text, position [S, d]."""
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = vectors[:6]
+        text_shift, text_scale, text_gate, text_shift_mlp, text_scale_mlp, text_gate_mlp = vectors[6:]
+        attended, of_words = self.attn(
+            modulated(self.norm, image, shift, scale), modulated(self.norm, text, text_shift, text_scale), position
+        )
+        image = image + gate * attended
+        image = image + gate_mlp * self.ff(modulated(self.norm, image, shift_mlp, scale_mlp))
+        text = text + text_gate * of_words
+        text = text + text_gate_mlp * self.ff_context(modulated(self.norm, text, text_shift_mlp, text_scale_mlp))
+        return image, text
+
+
+class SingleBlock(nn.Module):
+    """Attention and MLP beside each other, of text and image tokens in one stream."""
+
+    def __init__(self, config: FluxConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.norm = Modulated(width, 3)
+        self.plain = nn.LayerNorm(width, EPS, elementwise_affine=False)
+        self.attn = Queries(config)
+        self.proj_mlp, self.proj_out = nn.Linear(width, 4 * width), nn.Linear(5 * width, width)
+
+    def forward(self, x: Tensor, vectors: tuple[Tensor, ...], position: Tensor, words: int) -> Tensor:
+        """x [N, T + S, D], three vectors [N, 1, D], position [S, d]; words: T -> [N, T + S, D]."""
+        shift, scale, gate = vectors
+        inner = modulated(self.plain, x, shift, scale)
+        q, k, v = self.attn.own(inner)
+        q, k = (torch.cat([part[:, :, :words], turned(part[:, :, words:], position)], dim=2) for part in (q, k))
+        grown = F.gelu(self.proj_mlp(inner), approximate="tanh")
+        return x + gate * self.proj_out(torch.cat([attend(q, k, v), grown], dim=2))
+
+
+def turned(x: Tensor, position: Tensor) -> Tensor:
+    """Rotary positions: x [N, heads, S, d] in pairs, position [S, d]: cosines, then sines -> the same."""
+    half = x.shape[-1] // 2
+    cos, sin = position[:, :half], position[:, half:]
+    real, imaginary = x.unflatten(3, (half, 2)).unbind(-1)
+    return torch.stack([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1).flatten(3)
+
+
+class TimeAndText(nn.Module):
+    def __init__(self, config: FluxConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.timestep_embedder = Mlp(SINUSOID, width, nn.SiLU())
+        self.text_embedder = Mlp(config.pooled_channels, width, nn.SiLU())
+        if config.told_guidance:
+            self.guidance_embedder = Mlp(SINUSOID, width, nn.SiLU())
+        self.register_buffer("frequency", frequencies(), persistent=False)
+
+    def forward(self, timestep: Tensor, guidance: Tensor | None) -> Tensor:
+        """timestep [U] in 0 .. 1000 -> [U, D]. The pipeline divides it by 1000, and the network multiplies it again."""
+        embedded = self.timestep_embedder(sinusoid(timestep / THOUSAND * THOUSAND, self.frequency))
+        if guidance is None:
+            return embedded
+        return embedded + self.guidance_embedder(sinusoid(guidance * THOUSAND, self.frequency))
+
+
+class Flux(nn.Module):
+    """diffusers' FluxTransformer2DModel, and FluxPipeline's packing of latents."""
+
+    def __init__(self, config: FluxConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, packed = config.hidden_size, PACKED**2
+        self.time_text_embed = TimeAndText(config)
+        self.context_embedder = nn.Linear(config.caption_channels, width)
+        self.x_embedder = nn.Linear(packed * config.in_channels, width)
+        self.transformer_blocks = nn.ModuleList(JointBlock(config) for _ in range(config.joint_depth))
+        self.single_transformer_blocks = nn.ModuleList(SingleBlock(config) for _ in range(config.single_depth))
+        self.norm = nn.LayerNorm(width, EPS, elementwise_affine=False)
+        self.norm_out = Modulated(width, 2)
+        self.proj_out = nn.Linear(width, packed * config.out_channels)
+        for axis, size in enumerate(config.axes):
+            exponent = torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size
+            self.register_buffer(f"omega_{axis}", (1.0 / THETA**exponent).float(), persistent=False)
+
+    @property
+    def interface(self) -> Interface:
+        config = self.config
+        return Interface(
+            modulation=(12 * config.joint_depth + 3 * config.single_depth + 2) * config.hidden_size,
+            context=config.hidden_size,
+            multiple=PACKED,
+            reads={"pooled": (config.pooled_channels,), "hidden_2": (config.tokens, config.caption_channels)},
+            tokens=config.tokens,
+            vector=config.hidden_size,
+            scalars=("guidance",) if config.told_guidance else (),
+            position=config.head_size,
+        )
+
+    def conditioner(self, timestep: Tensor, vector: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """timestep [U], vector [U, D], guidance [U] float32 -> modulation [U, M]: of each block, then the final two."""
+        embedded = F.silu(self.time_text_embed(timestep, guidance) + vector)
+        norms = [norm for block in self.transformer_blocks for norm in (block.norm1, block.norm1_context)]
+        norms += [block.norm for block in self.single_transformer_blocks]
+        return torch.cat([norm.linear(embedded) for norm in (*norms, self.norm_out)], dim=1)
+
+    def context(self, pooled: Tensor, hidden_2: Tensor) -> tuple[Tensor, Tensor]:
+        """CLIP's row [P, 768], T5's rows [P, T, 4096] -> context [P, T, D], vector [P, D]."""
+        return self.context_embedder(hidden_2), self.time_text_embed.text_embedder(pooled)
+
+    def position(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """rows [h] and columns [w] float32, 0, 1, 2 ... of the tokens -> [h, w, d]: cosines, then sines."""
+        h, w = rows.shape[0], columns.shape[0]
+        down, across = rows[:, None] * self.omega_1[None], columns[:, None] * self.omega_2[None]
+        still = torch.zeros_like(rows)[:, None, None] * self.omega_0[None, None]
+        angles = [
+            still.expand(-1, w, -1),
+            down[:, None].expand(-1, w, -1),
+            across[None].expand(h, -1, -1),
+        ]
+        angle = torch.cat(angles, dim=2)
+        return torch.cat([angle.cos(), angle.sin()], dim=2)
+
+    def trunk(self, x: Tensor, modulation: Tensor, context: Tensor, prompt: Tensor, position: Tensor) -> Tensor:
+        """x [N, C, H, W], modulation [N, M], context [P, T, D], prompt [N] int64 (rows of it), position [h, w, d] ->
+        network output [N, O, H, W]."""
+        config, (h, w), turns = self.config, position.shape[:2], position.flatten(0, 1)
+        image, text = self.x_embedder(_packed(x, h, w)), context.index_select(0, prompt)
+        for i, block in enumerate(self.transformer_blocks):
+            image, text = block(image, text, vectors_of(modulation, 12 * i, 12, config.hidden_size), turns)
+        stream, words, first = torch.cat([text, image], dim=1), text.shape[1], 12 * config.joint_depth
+        for i, block in enumerate(self.single_transformer_blocks):
+            stream = block(stream, vectors_of(modulation, first + 3 * i, 3, config.hidden_size), turns, words)
+        scale, shift = vectors_of(modulation, first + 3 * config.single_depth, 2, config.hidden_size)
+        return _unpacked(self.proj_out(modulated(self.norm, stream[:, words:], shift, scale)), h, w)
+
+
+def _packed(x: Tensor, h: int, w: int) -> Tensor:
+    """[N, C, 2 h, 2 w] -> [N, h w, 4 C] (`nchpwq -> nhwcpq`)."""
+    return x.unflatten(3, (w, PACKED)).unflatten(2, (h, PACKED)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def _unpacked(tokens: Tensor, h: int, w: int) -> Tensor:
+    """[N, h w, 4 O] -> [N, O, 2 h, 2 w]."""
+    grid = tokens.unflatten(2, (-1, PACKED, PACKED)).unflatten(1, (h, w))
+    return grid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
