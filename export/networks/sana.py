@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .pixart import MASKED, NORM_EPS, SINUSOID, Mlp, PatchEmbed, grid_position
+from .parts import SINUSOID, Mlp
+from .pixart import MASKED, NORM_EPS, PatchEmbed, grid_position
 
 CAPTION_EPS, QK_EPS = 1e-5, 1e-5
 # Least sum of weights to divide by, where diffusers adds it: the exporter takes x + 1e-15 for x, and 0 / 0 is NaN.

@@ -13,7 +13,8 @@ from ..networks.vae import KlConfig, TinyConfig
 from ..networks.vae_encoder import KlEncoder, TinyEncoder, VaeEncoder
 from .checkpoint import fitted_tensors, load_weights
 from .folder_weights import read_folder_weights
-from .vae_checkpoint import LDM_NAMES, OLD_ATTENTION, WHOLE_CHECKPOINT, VaeCheckpoint, _locate
+from .vae_checkpoint import VaeCheckpoint, _locate
+from .vae_names import LDM_NAMES, OLD_ATTENTION, WHOLE_CHECKPOINT
 
 ENCODER_NAMES = tuple(
     (pattern.replace("decoder", "encoder"), name.replace("decoder", "encoder")) for pattern, name in LDM_NAMES

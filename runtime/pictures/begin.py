@@ -12,7 +12,8 @@ from ..bundle.open import Bundle
 from ..errors import RequestError
 from ..files import sha256_of_file
 from ..loop.given import picture_size
-from ..loop.subjects import latent_of, text_of
+from ..loop.prompts import text_of
+from ..loop.subjects import latent_of
 from .images import open_picture
 from .request import ImageOptions
 
