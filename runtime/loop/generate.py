@@ -23,7 +23,7 @@ from .noise import GivenNoise, NoiseSource, SeededNoise
 from .prompts import Prompt
 from .request import check_images, check_program, check_seeds, whole_numbers
 from .session import Session
-from .subjects import Subjects, class_subjects, image_tokens, latent_of, picture_of, prompt_subjects
+from .subjects import Subjects, class_subjects, image_tokens, latent_of, picture_of, prompt_subjects, with_also
 
 
 class Settings(TypedDict, total=False):
@@ -34,6 +34,7 @@ class Settings(TypedDict, total=False):
     away_from: Sequence[int | None] | None
     prompts: Sequence[str | Prompt] | None
     negative: Sequence[str | Prompt] | str | Prompt | None
+    also: Sequence[tuple[int | str | Prompt, float]]
     size: tuple[int, int] | None
     image: np.ndarray | None
     mask: np.ndarray | None
@@ -57,6 +58,7 @@ class Sampling:
     away_from: per image, a class to guide away from instead of from "no class"; None entries are no class.
     prompts: one per image, where the model takes prompts: texts, or `Prompt`s (of token ids, or recorded).
     negative: what to guide away from, one for all images or one per image; None is the prompt of no words.
+    also: what all images are also of, classes or prompts with their weights: ("in the snow", 0.5); below 0 is away.
     size: (width, height) of the pictures in pixels; None is the model's own.
     image: a picture to begin from, uint8 [h, w, c] of the size of those that are made, or one for each, [n, h, w, c]:
         for a program that does, such as `bundle.program(strength=0.8)`.
@@ -77,6 +79,7 @@ class Sampling:
     away_from: Sequence[int | None] | None = None
     prompts: Sequence[str | Prompt] | None = None
     negative: Sequence[str | Prompt] | str | Prompt | None = None
+    also: Sequence[tuple[int | str | Prompt, float]] = ()
     size: tuple[int, int] | None = None
     image: np.ndarray | None = None
     mask: np.ndarray | None = None
@@ -112,8 +115,11 @@ def generate(
         subjects = class_subjects(bundle, labels, given.away_from, given.prompts, given.negative, given.size)
         check_images(bundle.manifest.model, subjects.labels, seeds, subjects.away_from)  # type: ignore[arg-type]
     else:
-        subjects = prompt_subjects(bundle, labels, given.away_from, given.prompts, given.negative, guidance)
+        subjects = prompt_subjects(
+            bundle, labels, given.away_from, given.prompts, given.negative, guidance, bool(given.also)
+        )
         check_seeds("prompts", len(subjects.of), seeds)
+    subjects = with_also(bundle, subjects, given.also)
     run = _Run(
         subjects, seeds, latent_of(bundle, given.size), given.program or _default(bundle, given), guidance, given
     )

@@ -21,7 +21,7 @@ from .noise import NoiseSource, SeededNoise
 from .prompts import Prompt
 from .request import check_program, whole_numbers
 from .subjects import latent_of, one_subject, picture_of, told_besides
-from .tables import StepTables, image_tables, step_tables
+from .tables import Mixed, StepTables, Subject, image_tables, step_tables
 
 
 class Session:
@@ -64,7 +64,7 @@ class Session:
     def latents(
         self,
         program: Program,
-        subjects: Sequence[int | Prompt],
+        subjects: Sequence[Subject],
         guidance: float,
         noise: NoiseSource,
         on_step: Told | None = None,
@@ -74,7 +74,8 @@ class Session:
     ) -> np.ndarray:
         """Runs the whole program on one batch -> latents [B, C, H, W] float32. Raises Cancelled, RequestError.
 
-        subjects: classes, or prompts; then `size` is height and width of the picture.
+        subjects: classes, or prompts, or several of them together (`Mixed`); of prompts `size` is height and width of
+        the picture.
         """
         self._check_graphs(program)
         guidance, besides = told_besides(self.bundle, guidance, size)
@@ -82,6 +83,10 @@ class Session:
         loop = self._host if any(map(_is_further, program.graph or ())) else self.loop
         if isinstance(noise, FromLatent) and noise.keep is not None:
             loop = self._blending()
+        if self._on_device and any(isinstance(subject, Mixed) for subject in subjects):
+            raise RequestError(
+                "images of several classes or prompts are for the host's loop so far: without plans and CUDA"
+            )
         return loop.latents(program, tables, noise, on_step, cancel)
 
     def _blending(self) -> Loop:

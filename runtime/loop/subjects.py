@@ -9,25 +9,28 @@ import numpy as np
 
 from ..bundle.open import Bundle
 from ..errors import RequestError
+from ..fields import MAX_NUMBER
 from .prompts import Prompt, check_prompt, empty_prompt, prompt_of_rows, text_of
 from .request import check_images, check_seeds, whole_numbers
-from .tables import NOTHING, Besides
+from .tables import NOTHING, Besides, Mixed, Subject, parts_of
 from .tokenizing import Tokenizer
 
 Words = str | Prompt
+MOST_ALSO = 7  # of one image, beside what it is of: an evaluation each
 
 
 @dataclass(frozen=True)
 class Subjects:
     """One entry an image, of one kind."""
 
-    of: Sequence[int | Prompt]
+    of: Sequence[Subject]
     away_from: Sequence[int | Prompt | None] | None
 
     @property
     def labels(self) -> list[int]:
-        """Empty where they are prompts."""
-        return [label for label in self.of if not isinstance(label, Prompt)]
+        """Empty where they are prompts; of several classes together the first."""
+        first = [subject.first if isinstance(subject, Mixed) else subject for subject in self.of]
+        return [label for label in first if not isinstance(label, Prompt)]
 
 
 def class_subjects(
@@ -50,21 +53,47 @@ def prompt_subjects(
     prompts: Sequence[Words] | None,
     negative: Sequence[Words] | Words | None,
     guidance: float,
+    also: bool = False,
 ) -> Subjects:
-    """Texts become tokens, whose ends may be cut. Raises RequestError for classes, and what the bundle cannot read."""
+    """Texts become tokens, whose ends may be cut. also: the images are of other prompts, too.
+
+    Raises RequestError for classes, and what the bundle cannot read.
+    """
     if len(labels) or away_from is not None:
         raise RequestError(f"{bundle.folder} takes prompts, and no classes: give prompts")
     if prompts is None or isinstance(prompts, (str, Prompt)):
         raise RequestError(f"{bundle.folder} takes prompts: give a list with one for each image")
     guided = is_guided(bundle, guidance, negative is not None)
     found = read_prompts(bundle, prompts)
-    if not guided:
+    if not guided and not also:
         return Subjects(found, None)
     others = list(negative) if isinstance(negative, Iterable) and not isinstance(negative, str) else [negative]
     if len(others) not in (1, len(found)):
         raise RequestError(f"{len(found)} prompts and {len(others)} to guide away from: give one, or as many of each")
     away = read_prompts(bundle, [no_words(bundle) if other is None else other for other in others])
     return Subjects(found, away if len(away) == len(found) else away * len(found))
+
+
+def with_also(bundle: Bundle, found: Subjects, also: Sequence[tuple[int | Words, float]]) -> Subjects:
+    """Every image is also of these, each with its weight beside the 1 of its own. Raises RequestError."""
+    if not also:
+        return found
+    if len(also) > MOST_ALSO:
+        raise RequestError(f"{len(also)} things that the images are also of, at most {MOST_ALSO} are possible")
+    weights = [float(weight) for _, weight in also]
+    for weight in weights:
+        if weight == 0 or not abs(weight) <= MAX_NUMBER:
+            raise RequestError(f"weight {weight:g} of what the images are also of is not a number other than 0")
+    if bundle.manifest.text is None:
+        others: Sequence[int | Prompt] = whole_numbers("label", [label for label, _ in also])  # type: ignore[misc]
+        check_images(bundle.manifest.model, others, [0] * len(others), None)  # type: ignore[arg-type]
+    else:
+        if text_of(bundle).guidance != "true":
+            raise RequestError(f"{bundle.folder} evaluates each step once: several prompts have no weights there")
+        others = read_prompts(bundle, [prompt for prompt, _ in also])  # type: ignore[misc]
+    further = tuple(zip(others, weights, strict=True))
+    mixed = [Mixed((*parts_of(subject), *further)) for subject in found.of]
+    return Subjects(mixed, found.away_from)
 
 
 def one_subject(

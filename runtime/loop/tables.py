@@ -33,27 +33,54 @@ NOTHING = Besides()
 
 
 @dataclass(frozen=True)
-class ImageTables:
-    """The N steps of one image, each with one evaluation of the network or two: the second one guides.
+class Mixed:
+    """Several classes or prompts that one image is of, each with its weight (Liu et al. 2022, composable diffusion).
 
-    An evaluation's row among a step's `conditions` is 0 for the first, R - 1 for the second.
+    With guidance g the prediction is u + g sum_i w_i (c_i - u), u that of what is guided away from.
     """
 
-    conditions: Conditions  # name -> [N, R]; R is 1 where no step is guided, else 2
-    guided: np.ndarray  # [N] bool: two evaluations
-    weights: np.ndarray  # [N, 2, O] float32, of the two evaluations
+    parts: tuple[tuple[int | Prompt, float], ...]  # at least one; variances are the first one's
+
+    @property
+    def first(self) -> int | Prompt:
+        return self.parts[0][0]
+
+
+Subject = int | Prompt | Mixed
+
+
+def parts_of(subject: Subject) -> tuple[tuple[int | Prompt, float], ...]:
+    return subject.parts if isinstance(subject, Mixed) else ((subject, 1.0),)
+
+
+@dataclass(frozen=True)
+class ImageTables:
+    """The N steps of one image, each with up to V evaluations of the network: of what it is of, and what guides.
+
+    Evaluation v's row among a step's `conditions` is v, or the last where there are fewer.
+    """
+
+    conditions: Conditions  # name -> [N, R]; R is 1 or V
+    evaluated: np.ndarray  # [N, V] bool; the first always is
+    weights: np.ndarray  # [N, V, O] float32
     x0_from: np.ndarray  # [N, 2] float32
     x0_bound: np.ndarray  # [N] float32
     log_sigma: np.ndarray  # [N, 2] float32
     mix: np.ndarray  # [N, K, K + 2] float32
-    prompts: tuple[Prompt, ...] = ()  # of the first evaluation and, last, of the second; empty: the model takes none
+    prompts: tuple[Prompt, ...] = ()  # V, one of each evaluation; empty: the model takes none
+
+    @property
+    def guided(self) -> np.ndarray:
+        """[N] bool: more than one evaluation."""
+        many: np.ndarray = self.evaluated[:, 1:].any(axis=1)
+        return many
 
     def at(self, step: int) -> ImageTables:
         """Views: the tables of that step alone."""
         rows = slice(step, step + 1)
         return ImageTables(
             {name: values[rows] for name, values in self.conditions.items()},
-            self.guided[rows],
+            self.evaluated[rows],
             self.weights[rows],
             **{name: getattr(self, name)[rows] for name in STEP_TABLES},
             prompts=self.prompts,
@@ -62,7 +89,9 @@ class ImageTables:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """Which evaluations a step makes and how they are weighed: first one of each image, then those that guide."""
+    """Which evaluations a step makes, and how they are weighed: first one of each image, then the second of those that
+    have one, and so on.
+    """
 
     sample: np.ndarray  # [E] int64
     condition: np.ndarray  # [E] int64, rows of the step's conditions
@@ -107,7 +136,7 @@ class StepTables:
 def image_tables(
     program: Program,
     model: ModelInfo,
-    subject: int | Prompt,
+    subject: Subject,
     guidance: float,
     away_from: int | Prompt | None = None,
     besides: Besides = NOTHING,
@@ -116,26 +145,30 @@ def image_tables(
 
     Classifier-free guidance (Ho & Salimans 2022) of strength g weighs the evaluation of the subject, a class or a
     prompt, with g and the other one with 1 - g in the first `guided_channels` channels, with 1 and 0 in every other
-    one. A step of factor f (the program's `guidance`) takes 1 + f (g - 1) for g.
+    one. A step of factor f (the program's `guidance`) takes 1 + f (g - 1) for g. Of a `Mixed` each part has g times
+    its weight, and the other one what is missing from 1.
     away_from: the class or prompt to guide away from; None is the null class.
     besides: what is told where the subject is a prompt.
     Raises RequestError when guidance is asked of a model without null class and there is nothing to guide away from.
     """
-    guided = (program.guidance != 0) & (guidance != 1.0)
+    parts = parts_of(subject)
+    evaluated, weights = _evaluated(program, model, guidance, [weight for _, weight in parts])
     baseline = model.null_class if away_from is None else away_from
-    if guided.any() and baseline is None:
+    if evaluated[:, -1].any() and baseline is None:
         raise RequestError(
             f"guidance {guidance:g} needs a null class, and this model was trained without label dropout: "
             "use 1, or give a class to guide away from"
         )
-    subjects = [subject] if baseline is None or not guided.any() else [subject, baseline]
+    subjects = [part for part, _ in parts]
+    if baseline is not None and evaluated[:, -1].any():
+        subjects.append(baseline)
     labels = [label for label in subjects if not isinstance(label, Prompt)]
     prompts = tuple(prompt for prompt in subjects if isinstance(prompt, Prompt))
     own = prompt_conditions(program.timestep, besides.scalars, len(prompts) if besides.vectors else 0)
     return ImageTables(
         conditions=own if prompts else class_conditions(program.timestep, labels),
-        guided=guided,
-        weights=_weights(program, model, guidance, guided),
+        evaluated=evaluated[:, : len(subjects)],
+        weights=weights[:, : len(subjects)],
         x0_from=program.x0_from.astype(np.float32),
         x0_bound=np.full(program.steps, program.x0_bound, dtype=np.float32),
         log_sigma=program.log_sigma.astype(np.float32),
@@ -144,17 +177,28 @@ def image_tables(
     )
 
 
-def _weights(program: Program, model: ModelInfo, guidance: float, guided: np.ndarray) -> np.ndarray:
-    """[N, 2, O] float32. Raises RequestError for guidance that float32 cannot hold."""
+def _evaluated(
+    program: Program, model: ModelInfo, guidance: float, parts: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """evaluated [N, V] bool and weights [N, V, O] float32 of the parts and, last, of what they are guided away from.
+
+    Raises RequestError for numbers that float32 cannot hold.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         strength = np.where(program.guidance == 1, guidance, 1 + program.guidance * (guidance - 1))
-        pairs = np.stack([strength, 1 - strength], axis=1).astype(np.float32)
-    if not np.isfinite(pairs).all() or not np.isfinite(np.float32(guidance)):
+        guided = (program.guidance != 0) & (guidance != 1.0)
+        strength = np.where(guided, strength, 1.0)
+        columns = np.stack([*(strength * part for part in parts), 1 - strength * sum(parts)], axis=1)
+        wanted = columns.astype(np.float32)
+    if not np.isfinite(wanted).all() or not np.isfinite(np.float32(guidance)):
         raise RequestError(f"guidance {guidance:g} is not a finite number in float32")
-    weights = np.zeros((program.steps, 2, model.out_channels), dtype=np.float32)
+    evaluated = wanted != 0
+    evaluated[:, 0] = True
+    evaluated[:, -1] |= guided
+    weights = np.zeros((*wanted.shape, model.out_channels), dtype=np.float32)
     weights[:, 0] = 1
-    weights[guided, :, : model.guided_channels] = pairs[guided, :, None]
-    return weights
+    weights[..., : model.guided_channels] = np.where(evaluated, wanted, 0)[..., None]
+    return evaluated, weights
 
 
 def gather(images: Sequence[ImageTables]) -> StepTables:
@@ -167,7 +211,7 @@ def gather(images: Sequence[ImageTables]) -> StepTables:
     evaluations: list[Evaluations] = []
     evaluations_of: list[int] = []
     for step in range(len(images[0].mix)):
-        key = b"".join(image.guided[step].tobytes() + image.weights[step].tobytes() for image in images)
+        key = b"".join(image.evaluated[step].tobytes() + image.weights[step].tobytes() for image in images)
         if key not in distinct:
             distinct[key] = len(evaluations)
             evaluations.append(_evaluations([image.at(step) for image in images], rows, row_of))
@@ -184,18 +228,21 @@ def gather(images: Sequence[ImageTables]) -> StepTables:
 
 def _evaluations(images: Sequence[ImageTables], rows: list[list[int]], row_of: Mapping[str, int]) -> Evaluations:
     """Of one step. rows: by image, its conditions' places among the batch's; row_of: those of prompts, by key."""
-    guided = [b for b, image in enumerate(images) if image.guided[0]]
-    combine = np.zeros((len(images), len(images) + len(guided), images[0].weights.shape[2]), dtype=np.float32)
-    for b, image in enumerate(images):
-        combine[b, b] = image.weights[0, 0]
-    for e, b in enumerate(guided, start=len(images)):
-        combine[b, e] = images[b].weights[0, 1]
-    condition = [own[0] for own in rows] + [rows[b][-1] for b in guided]
-    prompts = [image.prompts[0] for image in images if image.prompts]
-    prompts += [images[b].prompts[-1] for b in guided if images[b].prompts]
+    made = [(0, b) for b in range(len(images))]
+    most = max(image.evaluated.shape[1] for image in images)
+    made += [
+        (v, b)
+        for v in range(1, most)
+        for b, image in enumerate(images)
+        if v < image.evaluated.shape[1] and image.evaluated[0, v]
+    ]
+    combine = np.zeros((len(images), len(made), images[0].weights.shape[2]), dtype=np.float32)
+    for e, (v, b) in enumerate(made):
+        combine[b, e] = images[b].weights[0, v]
+    prompts = [images[b].prompts[v] for v, b in made if images[b].prompts]
     return Evaluations(
-        np.array([*range(len(images)), *guided], dtype=np.int64),
-        np.array(condition, dtype=np.int64),
+        np.array([b for _, b in made], dtype=np.int64),
+        np.array([rows[b][min(v, len(rows[b]) - 1)] for v, b in made], dtype=np.int64),
         combine,
         np.array([row_of[prompt.key] for prompt in prompts], dtype=np.int64) if prompts else None,
     )
@@ -204,7 +251,7 @@ def _evaluations(images: Sequence[ImageTables], rows: list[list[int]], row_of: M
 def step_tables(
     program: Program,
     model: ModelInfo,
-    subjects: Sequence[int | Prompt],
+    subjects: Sequence[Subject],
     guidance: float,
     away_from: Sequence[int | Prompt | None] | None = None,
     besides: Besides = NOTHING,

@@ -22,6 +22,7 @@ from ..samplers.guidance import guidance_interval_from_text
 from ..samplers.process import check_process
 from ..samplers.program import Program, read_program
 from ..samplers.settings import SamplerSettings
+from .also import also_of, also_recorded
 from .begin import beginning_of, own_size
 from .images import check_metadata_fits, picture_format
 from .outputs import Output, check_memory, check_tensor_file, picture_output
@@ -99,6 +100,7 @@ def metadata(job: Job, images: slice, step: int | None = None) -> dict[str, Any]
         "guidance": recipe.guidance,
         **recipe.program_file,
         **(recipe.begin.files if recipe.begin is not None else {}),
+        **({"also": also_recorded(recipe.also)} if recipe.also else {}),
         **({"rough": True} if job.rough and job.files.pictures is not None else {}),
         **({} if step is None else {"preview_step": step}),
     }
@@ -141,6 +143,7 @@ def _recipe(request: RunRequest, bundle: Bundle, noise: GivenNoise | None, warn:
         program=program,
         program_file=program_file_metadata(file) if file is not None else {},
         begin=begin,
+        also=also_of(request.also, bundle, warn),
     )
 
 
@@ -149,7 +152,8 @@ def _prompt_recipe(request: RunRequest, bundle: Bundle, warn: Callable[[str], ob
     said = prompts_of(request, bundle, warn)
     count = request.count or len(said.prompts)
     guidance = bundle.manifest.defaults.guidance if request.guidance is None else request.guidance
-    away = said.negative if is_guided(bundle, guidance, False) else []
+    also = also_of(request.also, bundle, warn)
+    away = said.negative if is_guided(bundle, guidance, False) or also else []
     size, image = said.size, request.begin.image
     if size is None and image is not None:
         size = own_size(image, bundle)
@@ -165,6 +169,7 @@ def _prompt_recipe(request: RunRequest, bundle: Bundle, warn: Callable[[str], ob
         negative=[away[i % len(away)] for i in range(count)] if away else [],
         size=size,
         begin=beginning_of(request.begin, bundle, size),
+        also=also,
     )
 
 
@@ -208,7 +213,15 @@ def _interval(text: str | None, bundle: Bundle) -> tuple[float, float] | None:
 
 def _check_like(request: RunRequest) -> None:
     """--like and everything that the picture says itself."""
-    asked = [request.classes, request.away_from, request.count, request.seed, request.guidance, request.noise]
+    asked = [
+        request.classes,
+        request.away_from,
+        request.also,
+        request.count,
+        request.seed,
+        request.guidance,
+        request.noise,
+    ]
     if (
         any(asked)
         or request.prompts != PromptOptions()

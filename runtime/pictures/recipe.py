@@ -16,6 +16,7 @@ from ..loop.prompts import Prompt
 from ..report import silent
 from ..samplers.program import Program, read_program
 from ..samplers.settings import settings_from_made
+from .also import Also, RecordedAlso, also_again
 from .begin import Beginning, beginning_of
 from .images import read_metadata
 from .request import ImageOptions
@@ -36,6 +37,7 @@ class Metadata(BaseModel):
     away_from: Annotated[list[Label], Field(max_length=MOST_IMAGES)] | None = None
     prompts: Annotated[list[RecordedPrompt], Field(max_length=MOST_IMAGES)] = []
     negative: Annotated[list[RecordedPrompt], Field(max_length=MOST_IMAGES)] = []
+    also: Annotated[list[RecordedAlso], Field(max_length=64)] = []
     size: tuple[int, int] | None = None
     guidance: Annotated[float, Field(allow_inf_nan=False)]
     made: dict[str, Any]
@@ -62,6 +64,7 @@ class Recipe:
     negative: list[Prompt] = field(default_factory=list)
     size: tuple[int, int] | None = None  # width, height in pixels; None: the model's own
     begin: Beginning | None = None
+    also: list[Also] = field(default_factory=list)
 
     @property
     def images(self) -> int:
@@ -97,16 +100,16 @@ def recipe_of_picture(
     program = _program(picture, data, bundle, program_file)
     source = program_file_metadata(program_file) if program_file is not None else {}
     told = (data.guidance, program, source)
-    started = _beginning(picture, data, bundle, begin)
+    started, also = _beginning(picture, data, bundle, begin), also_again(picture, bundle, data.also, warn)
     if bundle.manifest.text is None:
         if not data.labels:
             raise RequestError(f"{picture}: its metadata cannot be used (labels: there are none)")
-        return Recipe(data.labels, data.seeds, data.away_from or None, *told, begin=started)
+        return Recipe(data.labels, data.seeds, data.away_from or None, *told, begin=started, also=also)
     prompts = again(picture, bundle, [*data.prompts, *data.negative], warn)
     if len(data.prompts) != len(data.seeds) or not data.prompts or len(data.negative) not in (0, len(data.prompts)):
         raise RequestError(f"{picture}: its metadata cannot be used (prompts: not one for each image)")
     images = len(data.prompts)
-    return Recipe([], data.seeds, None, *told, prompts[:images], prompts[images:], data.size, started)
+    return Recipe([], data.seeds, None, *told, prompts[:images], prompts[images:], data.size, started, also)
 
 
 def _beginning(picture: Path, data: Metadata, bundle: Bundle, asked: ImageOptions) -> Beginning | None:

@@ -88,6 +88,14 @@ class RunRequest:
     away_from: tuple[str, ...] = field(
         default=(), metadata=option("--not", help="Guide away from this class instead of from no class.")
     )
+    also: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
+            "--also",
+            help="What all images are also of: a class or words, and a weight. Repeat it.",
+            metavar="TEXT[:WEIGHT]",
+        ),
+    )
     prompts: PromptOptions = PromptOptions()
     begin: ImageOptions = ImageOptions()
     count: int | None = field(

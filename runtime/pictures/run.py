@@ -81,6 +81,7 @@ def _latents(job: Job, session: Session, on_step: Told) -> tuple[np.ndarray, Not
             away_from=recipe.away_from,
             prompts=recipe.prompts or None,
             negative=recipe.negative or None,
+            also=recipe.also,
             size=recipe.size,
             image=recipe.begin.image if recipe.begin is not None else None,
             mask=recipe.begin.mask if recipe.begin is not None else None,

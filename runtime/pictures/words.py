@@ -52,7 +52,7 @@ def prompts_of(request: RunRequest, bundle: Bundle, warn: Callable[[str], object
     if not prompts:
         raise RequestError(f"{bundle.folder} takes prompts: say what the picture is of with --prompt, or --prompt-file")
     guidance = bundle.manifest.defaults.guidance if request.guidance is None else request.guidance
-    guided = is_guided(bundle, guidance, bool(asked.negative or asked.negative_recorded))
+    guided = is_guided(bundle, guidance, bool(asked.negative or asked.negative_recorded)) or bool(request.also)
     negative = [*words(bundle, asked.negative, warn)]
     negative += [read_prompt(path, bundle) for path in asked.negative_recorded]
     return Said(prompts, negative or (_no_words(bundle) if guided else []), size)
