@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import marshal
 import os
-import shutil
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+LARGE = 500 << 20  # bytes of weights that are not kept
 
 
 def told_of(forward: Any) -> object:
@@ -48,25 +50,35 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> None:
     write = sys.modules.get("ditedge.export.graphs.write")
     if write is None or hasattr(write.onnx_from_module, "once"):
         return
-    from ditedge.calibration.graph import surgery
+    import torch
 
     real, base = write.onnx_from_module, tmp_path_factory.getbasetemp()
     kept = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports-once"  # one of all processes
     kept.mkdir(exist_ok=True)
 
     def once(module: Any, inputs: Any, output: Any, dynamic: Any, path: Path, opset: int) -> None:
-        found = kept / key_of(module, inputs, output, dynamic, opset, surgery.EXTERNAL_DATA_BYTES)
-        if found.exists():
-            shutil.copy(found, path)
-            return
-        real(module, inputs, output, dynamic, path, opset)
-        if not path.with_name(f"{path.name}.data").exists():  # of a test of large weights
-            whole = shutil.copy(path, found.with_suffix(f".{os.getpid()}"))
-            os.replace(whole, found)  # another process may read it now
+        found = kept / key_of(module, inputs, output, dynamic, opset)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.onnx, "export", partial(_traced, torch.onnx.export, found))
+            real(module, inputs, output, dynamic, path, opset)
 
     once.once = True  # type: ignore[attr-defined]
     write.onnx_from_module = once
     _registry_once()
+
+
+def _traced(export: Any, found: Path, module: Any, **settings: Any) -> Any:
+    """What `torch.onnx.export` returns: an object with a `model`."""
+    import onnx_ir as ir
+
+    if found.exists():
+        return SimpleNamespace(model=ir.load(found))
+    program = export(module, **settings)
+    if sum(tensor.nbytes for tensor in module.state_dict().values()) < LARGE:
+        whole = found.with_suffix(f".{os.getpid()}")
+        ir.save(program.model, whole)
+        os.replace(whole, found)  # another process may read it now
+    return program
 
 
 def _registry_once() -> None:

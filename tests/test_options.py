@@ -115,10 +115,9 @@ def test_a_new_option_of_run_is_a_field_and_its_use(golden_bundle, tmp_path: Pat
         file = copy / "runtime" / "pictures" / name
         assert file.read_text().count(old) == 1
         file.write_text(file.read_text().replace(old, new + old))
-    assert "--mirror Left is right." in ditedge("run", "--help")
     run = ["run", "--engine", golden_bundle("gray1_cfg"), "--class", 3, "--steps", 2]
-    ditedge(*run, "-o", tmp_path / "a.png")
-    ditedge(*run, "--mirror", "-o", tmp_path / "b.png")
+    said, *_ = ditedge(["run", "--help"], [*run, "-o", "a.png"], [*run, "--mirror", "-o", "b.png"])
+    assert "--mirror Left is right." in said
     with Image.open(tmp_path / "a.png") as plain, Image.open(tmp_path / "b.png") as mirrored:
         assert np.array_equal(np.asarray(plain)[:, ::-1], np.asarray(mirrored)) and plain != mirrored
 

@@ -14,21 +14,24 @@ def test_a_weight_format(golden_bundle, tmp_path: Path) -> None:
     formats = copy / "calibration" / "formats"
     (formats / "w8.py").write_text(code)
     add_line(formats / "__init__.py", line)
-    said = ditedge("quantize", "--help")
+    source, forms = golden_bundle("gray1_cfg"), ("onnxruntime", "tensorrt")
+    few = ["--count", 2, "--steps", 3, "--sampler", "ddim"]
+    said, *_ = ditedge(
+        ["quantize", "--help"],
+        *(["quantize", "--engine", source, "--precision", "w8", "--form", form, "--out", form, *few] for form in forms),
+        *(["verify", "--engine", form] for form in forms),
+        ["convert", "--engine", "tensorrt", "--precision", "bf16", "--out", "low"],
+    )
     assert "[int8|fp8|int4|w8]" in said and "int4 and w8: weights alone." in said
-    source = golden_bundle("gray1_cfg")
-    for form in ("onnxruntime", "tensorrt"):
+    for form in forms:
         out = tmp_path / form
-        ditedge("quantize", "--engine", source, "--precision", "w8", "--form", form, "--out", out,
-                "--count", 2, "--steps", 3, "--sampler", "ddim")  # fmt: skip
         manifest = json.loads((out / "manifest.json").read_text())
         assert (manifest["quantization"]["precision"], manifest["quantization"]["calibration"]) == ("w8", None)
         limits = {
             gate["name"]: gate["limit"] for gate in json.loads((out / "quality/quality.json").read_text())["gates"]
         }
         assert limits == {"finite images": 0, "drift": 0.1, "psnr": 26}
-        ditedge("verify", "--engine", out)
-    ditedge("convert", "--engine", tmp_path / "tensorrt", "--precision", "bf16", "--out", tmp_path / "low")
+    assert (tmp_path / "low" / "manifest.json").is_file()
 
 
 def test_a_metric(golden_bundle, tmp_path: Path) -> None:
@@ -36,11 +39,14 @@ def test_a_metric(golden_bundle, tmp_path: Path) -> None:
     metrics = copy / "calibration" / "quality" / "metrics"
     (metrics / "contrast.py").write_text(code)
     add_line(metrics / "__init__.py", line, ("from . import disk", "from . import contrast, disk"))
-    for command in ("compare", "quantize"):
-        assert "--max-contrast-loss FLOAT Gate: loss of contrast, percent." in ditedge(command, "--help")
     source = golden_bundle("gray1_cfg")
-    said = ditedge("compare", "--engine", source, "--against", source, "--count", 2, "--steps", 3, "--speed-rounds", 0,
-                   "--max-contrast-loss", 1, "-o", tmp_path / "report")  # fmt: skip
+    *helps, said = ditedge(
+        ["compare", "--help"],
+        ["quantize", "--help"],
+        ["compare", "--engine", source, "--against", source, "--count", 2, "--steps", 3, "--speed-rounds", 0,
+         "--max-contrast-loss", 1, "-o", "report"],
+    )  # fmt: skip
+    assert all("--max-contrast-loss FLOAT Gate: loss of contrast, percent." in text for text in helps)
     assert re.search(r"contrast (\d+\.\d) \1", said)
     quality = json.loads((tmp_path / "report" / "quality.json").read_text())
     assert quality["contrast"]["a"] == quality["contrast"]["b"] > 0

@@ -10,9 +10,9 @@ import onnx
 import pytest
 import torch
 
+from ditedge.export.graphs import write
 from ditedge.export.graphs.decoder import check_decoder
 from ditedge.export.graphs.modules import LatentDecoder
-from ditedge.export.graphs.to_onnx import onnx_from_module
 from ditedge.export.networks.vae import VaeDecoder, half_precision
 from ditedge.export.sources.vae_checkpoint import read_vae
 from ditedge.runtime import Session, open_bundle
@@ -32,7 +32,9 @@ from tests.export.networks.vaes import (
 
 
 def export_decoder(path: Path, vae: VaeDecoder) -> None:
-    onnx_from_module(LatentDecoder(vae), {"latent": torch.randn(2, 4, 8, 8)}, "image", {"latent": {0: "B"}}, path)
+    write.onnx_from_module(
+        LatentDecoder(vae), {"latent": torch.randn(2, 4, 8, 8)}, "image", {"latent": {0: "B"}}, path, 20
+    )
 
 
 @pytest.mark.parametrize(

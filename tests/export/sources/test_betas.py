@@ -36,14 +36,14 @@ from tests.export.sources.diffusers_models import LATENT
     ],
 )
 def test_betas_of_a_checkpoint_are_given(options: dict, schedule: dict, tmp_path: Path) -> None:
-    manifest = bundle_from_checkpoint(LATENT, tmp_path / "b", ExportOptions(heads=2, **options))
+    manifest = bundle_from_checkpoint(LATENT, tmp_path / "b", ExportOptions(heads=4, **options))
     assert manifest.schedule == ScheduleInfo(**schedule)  # and its golden trajectories were replayed by the export
 
 
 def test_betas_from_a_file(tmp_path: Path) -> None:
     betas = [0.0001 + 0.0001 * i for i in range(60)]
     (tmp_path / "betas.json").write_text(json.dumps(betas))
-    options = ExportOptions(heads=2, betas=str(tmp_path / "betas.json"))
+    options = ExportOptions(heads=4, betas=str(tmp_path / "betas.json"))
     manifest = bundle_from_checkpoint(LATENT, tmp_path / "b", options)
     assert manifest.schedule is not None and manifest.schedule.betas == betas
     assert manifest.model.timestep_range == (59.0, 0.0)
@@ -69,7 +69,7 @@ def test_betas_that_cannot_be(options: dict, complaint: str, tmp_path: Path) -> 
     if options.get("betas") in ("SHORT", "NAN"):
         options = {"betas": str(tmp_path / f"{options['betas'].lower()}.json")}
     with pytest.raises(RequestError, match=re.escape(complaint)):
-        bundle_from_checkpoint(LATENT, tmp_path / "b", ExportOptions(heads=2, **options))
+        bundle_from_checkpoint(LATENT, tmp_path / "b", ExportOptions(heads=4, **options))
     assert not (tmp_path / "b").exists()
 
 

@@ -8,10 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from ditedge.cli import main
-from ditedge.export import DiT, DiTConfig, ExportOptions, bundle_from_checkpoint, read_source
+from ditedge.export import DiT, DiTConfig, ExportOptions, bundle_from_checkpoint, read_checkpoint, read_source
 from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.errors import CheckpointError
 from tests.conftest import ROOT
@@ -44,11 +45,29 @@ def custom(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: str) 
     monkeypatch.chdir(folder)
 
 
-def test_the_documented_custom_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What --model is told of the page's network."""
     text = (ROOT / "docs" / "custom-models.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     custom(tmp_path, monkeypatch, "documented_dit", code)
-    manifest = bundle_from_checkpoint(GRAY, tmp_path / "b", ExportOptions(model="documented_dit:build"))
+    return "documented_dit:build"
+
+
+def test_the_documented_custom_model_is_read(documented: str) -> None:
+    """With every check of the interface: shapes, types, rows that do not see each other."""
+    checkpoint = read_source(GRAY, model=documented)
+    assert checkpoint.module is not None and checkpoint.config.null_class
+    given = read_checkpoint(GRAY, heads=2)  # the same weights, in the page's module
+    assert all(torch.equal(checkpoint.weights[key], weight) for key, weight in given.weights.items())
+    with torch.no_grad():
+        x, modulation = torch.randn(1, 1, 8, 8), torch.randn(1, 6 * 2 * 32 + 2 * 32)
+        assert not torch.allclose(checkpoint.model().trunk(x, modulation), given.model().trunk(x, modulation))
+
+
+@pytest.mark.slow  # one more export: test_a_custom_model_that_only_mimics_dit has one
+def test_the_documented_custom_model(documented: str, tmp_path: Path) -> None:
+    manifest = bundle_from_checkpoint(GRAY, tmp_path / "b", ExportOptions(model=documented))
     assert (manifest.model.architecture, manifest.model.null_class) == ("custom", 10)
     plain = DiT(DiTConfig(8, 2, 1, 32, 2, 2, num_classes=10, learn_sigma=manifest.model.learned_variance))
     assert manifest.model.parameters == sum(tensor.numel() for tensor in plain.state_dict().values())

@@ -46,7 +46,7 @@ def saved(path: Path, kind: str = "plain", **changes: object) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["plain", pytest.param("qk_norm", marks=pytest.mark.slow)])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -61,6 +61,7 @@ def bundle_folder(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bundle"
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_network_is_theirs(tmp_path: Path, kind: str) -> None:
     model = read_source(saved(tmp_path / "c.pt", kind), heads=2).model()
     x, t, y, theirs = (RECORDED[f"{kind}.{name}"] for name in ("x", "t", "y", "output"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file
 from ditedge.export import read_source
 from ditedge.export.sources import SOURCES, is_source, listed
 from ditedge.runtime.errors import CheckpointError
-from tests.conftest import GOLDEN
+from tests.export.sources.diffusers_models import GRAY
 from tests.growing import add_line, blocks, copied_package
 from tests.test_cli import ditedge as command
 
@@ -34,12 +35,32 @@ def test_errors_and_help_list_the_table(tmp_path: Path) -> None:
         read_source(Path("nowhere"))
 
 
-def test_a_new_source(tmp_path: Path) -> None:
+EQUAL = """
+from pathlib import Path
+from ditedge.export import read_source
+theirs, known = (read_source(Path(path), heads=2) for path in ("m.npz", {gray!r}))
+print(theirs.config == known.config, all((theirs.weights[key] == known.weights[key]).all() for key in known.weights))
+"""
+
+
+def with_npz(tmp_path: Path) -> Callable[..., list[str]]:
+    """The commands of a copy of the package that reads m.npz, too: the weights of a golden model."""
     (copy, ditedge), (code, line) = copied_package(tmp_path), blocks("adding-a-source.md")
     sources = copy / "export" / "sources"
     (sources / "npz.py").write_text(code)
     add_line(sources / "__init__.py", line)
-    assert "Checkpoint: .npz, .pt" in ditedge("export", "--help")
-    np.savez(tmp_path / "m.npz", **load_file(GOLDEN / "gray1_cfg" / "model.safetensors"))
-    said = ditedge("export", "--ckpt", tmp_path / "m.npz", "--heads", 2, "--out", tmp_path / "b")
-    assert f"wrote {tmp_path / 'b'}" in said and "passed" in ditedge("verify", "--engine", tmp_path / "b")
+    np.savez(tmp_path / "m.npz", **load_file(GRAY))
+    return ditedge
+
+
+def test_a_new_source(tmp_path: Path) -> None:
+    said, same = with_npz(tmp_path)(["export", "--help"], EQUAL.format(gray=str(GRAY)))
+    assert "Checkpoint: .npz, .pt" in said and same == "True True"
+
+
+@pytest.mark.slow  # one more export: of a network that is known, once it is read
+def test_a_new_source_is_exported(tmp_path: Path) -> None:
+    said, verdict = with_npz(tmp_path)(
+        ["export", "--ckpt", "m.npz", "--heads", 2, "--out", "b"], ["verify", "--engine", "b"]
+    )
+    assert "wrote b" in said and "passed" in verdict
