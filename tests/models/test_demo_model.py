@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ditedge.calibration import accuracy, image_features
 from ditedge.runtime import generate, open_bundle
@@ -18,10 +19,11 @@ def test_sizes() -> None:
     assert CLASSIFIER.stat().st_size < 1.5e6
 
 
-def test_samples_are_what_they_were_asked_to_be(demo_bundle: Path) -> None:
-    """100 samples; bench/quality.py measures 500 and more. 85 of 100 is 2 standard deviations below 90 %."""
+@pytest.mark.parametrize(("count", "least"), [(30, 0.8), pytest.param(100, 0.85, marks=pytest.mark.slow)])
+def test_samples_are_what_they_were_asked_to_be(demo_bundle: Path, count: int, least: float) -> None:
+    """bench/quality.py measures 500 and more. `least` is 2 standard deviations below 90 %."""
     bundle = open_bundle(demo_bundle)
-    labels = [i % 10 for i in range(100)]
-    images = generate(bundle, labels, seeds=range(100), program=bundle.program(steps=25), batch=25)
+    labels = [i % 10 for i in range(count)]
+    images = generate(bundle, labels, seeds=range(count), program=bundle.program(steps=25), batch=30)
     logits, _ = image_features(CLASSIFIER, images)
-    assert accuracy(logits, np.array(labels)) >= 0.85
+    assert accuracy(logits, np.array(labels)) >= least

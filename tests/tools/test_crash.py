@@ -53,11 +53,11 @@ def letter_of(path: Path) -> str:
 
 
 def outcomes(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
-    """One trial of every kind, of a program in the place of ditedge."""
+    """One trial of each kind, of a program in the place of ditedge."""
     (folder / "writer.py").write_text(script)
     monkeypatch.setattr(crash_processes, "CLI", (sys.executable, str(folder / "writer.py")))
     prepared = prepare(Command("write", "{place}/out", "a", "b", "out", letter_of), folder)
-    return [trial(prepared, number, 0, folder) for number in range(len(KINDS))]
+    return [trial(prepared, number, 0, folder) for number in map(KINDS.index, dict.fromkeys(KINDS))]
 
 
 def test_a_writer_that_keeps_the_promise_has_no_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

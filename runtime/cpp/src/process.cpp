@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "json.hpp"
+
 namespace ditedge {
 namespace {
 

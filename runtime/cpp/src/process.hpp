@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "json.hpp"
-
 namespace ditedge {
+
+class Field;  // json.hpp, whose parser would be half of what the other files compile
 
 // The manifest's `schedule`.
 struct ScheduleInfo {
