@@ -30,8 +30,10 @@ STEPS = 20  # of PixArt's pipelines
 
 @pytest.fixture(scope="module", params=["alpha", pytest.param("sigma", marks=pytest.mark.slow)])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    folder = tmp_path_factory.mktemp("pixart")
-    pipeline = small_pipeline(sigma=request.param == "sigma")
+    if request.param == "alpha":
+        tiny = request.getfixturevalue("tiny_pixart")
+        return tiny.pipeline, tiny.bundle
+    folder, pipeline = tmp_path_factory.mktemp("pixart"), small_pipeline(sigma=True)
     return pipeline, export_pixart(pipeline, folder / "pipeline", folder / PIXART)
 
 
