@@ -49,7 +49,7 @@ def _renamed(key: str, levels: int) -> str:
 
 def _as_linear(key: str, value: Tensor) -> Tensor:
     """latent-diffusion's attention uses 1 x 1 convolutions where diffusers has linear layers."""
-    attention = ".attn_1." in key or ".attn." in key
+    attention = re.search(r"\.attn(_1|\.\d+)\.", key)  # DC-AE's own attention is `.attn.to_q`, and has convolutions
     return value[:, :, 0, 0] if attention and value.shape[2:] == (1, 1) else value
 
 
