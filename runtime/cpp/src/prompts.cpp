@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "json.hpp"
 #include "sha256.hpp"
 
 namespace ditedge {
