@@ -23,6 +23,9 @@ PACKAGES = {
     "diffusers": ("reads diffusers folders", "pip install 'ditedge[diffusers]'"),
     "transformers": ("reads text encoders (export)", "pip install 'ditedge[diffusers]'"),
     "tokenizers": ("reads prompts", "pip install 'ditedge[text]'"),
+    "uvicorn": ("answers requests (serve)", "pip install 'ditedge[serve]'"),
+    "starlette": ("answers requests (serve)", "pip install 'ditedge[serve]'"),
+    "prometheus-client": ("counts (serve)", "pip install 'ditedge[serve]'"),
     "cryptography": ("signs bundles, checks signatures", "pip install 'ditedge[sign]'"),
 }
 

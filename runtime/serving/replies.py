@@ -27,7 +27,7 @@ STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (UnknownModelError, 404, "model_not_found"),
     (UnknownJobError, 404, "job_not_found"),
     (LateError, 504, "deadline"),
-    (NotFiniteError, 500, "overflow"),
+    (NotFiniteError, 422, "overflow"),
     (EngineError, 500, "engine"),
     (DitedgeError, 400, "invalid_value"),
     (Cancelled, 409, "cancelled"),
