@@ -50,5 +50,7 @@ class SampleSetRequest:
 class MergeRequest:
     """Shards that were sampled into folders of their own."""
 
-    shards: tuple[Path, ...] = field(metadata=option("--shard", help="A folder of `sample-set`; repeat it."))
     out: Path = field(metadata=option("--out", help="Folder of the whole set; may be one of the shards."))
+    shards: tuple[Path, ...] = field(
+        default=(), metadata=option("--shard", help="A folder of `sample-set`; repeat it.")
+    )

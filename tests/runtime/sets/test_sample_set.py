@@ -95,11 +95,11 @@ def test_shards_merged_are_the_whole(gray: Path, tmp_path: Path, options: dict) 
     for i, shard in enumerate(shards, 1):
         done = made(gray, shard, **options, shard=f"{i}/4")
         assert done.whole is None and done.missing == COUNT - done.sampled > 0
-    early = merge(MergeRequest(shards[:3], tmp_path / "merged"))
+    early = merge(MergeRequest(tmp_path / "merged", shards[:3]))
     assert early.whole is None and early.missing == 4  # of six batches, shard 4 has one
-    late = merge(MergeRequest(shards, tmp_path / "merged"))
+    late = merge(MergeRequest(tmp_path / "merged", shards))
     assert late.sha256 == whole.sha256 and content(tmp_path / "merged") == content(tmp_path / "whole")
-    assert merge(MergeRequest(shards, shards[0])).sha256 == whole.sha256  # into one of them
+    assert merge(MergeRequest(shards[0], shards)).sha256 == whole.sha256  # into one of them
 
 
 def test_balanced_sets_and_folders_of_classes(gray: Path, tmp_path: Path) -> None:
@@ -150,12 +150,12 @@ def test_what_does_not_fit(gray: Path, golden_bundle, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="is not empty and has no set.json"):
         made(gray, tmp_path / "full")
     with pytest.raises(RequestError, match="has no set.json: it is no folder of"):
-        merge(MergeRequest((tmp_path / "full",), tmp_path / "m"))
+        merge(MergeRequest(tmp_path / "m", (tmp_path / "full",)))
     made(gray, tmp_path / "c", count=2, seed=1)
     with pytest.raises(RequestError, match="c is another set: its seed is 1, not 100"):
-        merge(MergeRequest((tmp_path / "a", tmp_path / "c"), tmp_path / "m"))
+        merge(MergeRequest(tmp_path / "c", (tmp_path / "a"), tmp_path / "m"))
     with pytest.raises(RequestError, match="there is nothing to merge"):
-        merge(MergeRequest((), tmp_path / "m"))
+        merge(MergeRequest(tmp_path / "m", ()))
     assert shard_of("3/8") == Shard(3, 8)
 
 
