@@ -153,7 +153,7 @@ def test_what_does_not_fit(gray: Path, golden_bundle, tmp_path: Path) -> None:
         merge(MergeRequest(tmp_path / "m", (tmp_path / "full",)))
     made(gray, tmp_path / "c", count=2, seed=1)
     with pytest.raises(RequestError, match="c is another set: its seed is 1, not 100"):
-        merge(MergeRequest(tmp_path / "c", (tmp_path / "a"), tmp_path / "m"))
+        merge(MergeRequest(tmp_path / "m", (tmp_path / "a", tmp_path / "c")))
     with pytest.raises(RequestError, match="there is nothing to merge"):
         merge(MergeRequest(tmp_path / "m", ()))
     assert shard_of("3/8") == Shard(3, 8)
