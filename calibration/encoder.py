@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime.bundle.manifest import INSTRUCTION
 from ..runtime.bundle.open import Bundle
 from ..runtime.errors import BundleError, RequestError
 from ..runtime.loop.prompts import Prompt
@@ -124,5 +125,7 @@ def without_text(bundle: Bundle, folder: Path, graphs: dict[str, Any]) -> dict[s
         if info.tokenizer is not None:
             (folder / info.tokenizer).unlink()
     kept = {name: graph for name, graph in graphs.items() if not name.startswith("text")}
-    further = [info.model_copy(update={"tokenizer": None}) for info in text.further]
-    return {"graphs": kept, "text": text.model_copy(update={"tokenizer": None, "further": further})}
+    nothing = {"tokenizer": None, "instruction": None}
+    further = [info.model_copy(update=nothing) for info in text.further]
+    requires = [name for name in bundle.manifest.requires if name != INSTRUCTION]
+    return {"graphs": kept, "text": text.model_copy(update={**nothing, "further": further}), "requires": requires}

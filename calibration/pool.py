@@ -113,7 +113,7 @@ def pool_of(bundle: Bundle, prompts: Path | None = None, report: Report = silent
         of, others = golden_prompts(bundle)
         of, away = [*of, *([away] if away is not None else ())], away or others
     if away is None:
-        [away] = words(bundle, [""], report)
+        [away] = words(bundle, [""], report, negative=True)
     return Pool(tuple(of), away, (side, side))
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from ..runtime.bundle.graph_contract import GraphInfo
-from ..runtime.bundle.manifest import TEXT, DefaultsInfo, Manifest, ModelInfo
+from ..runtime.bundle.manifest import INSTRUCTION, TEXT, DefaultsInfo, Manifest, ModelInfo
 from ..runtime.bundle.open import open_bundle
-from ..runtime.bundle.text_info import EncoderInfo, TextInfo
+from ..runtime.bundle.text_info import EncoderInfo, InstructionInfo, TextInfo
 from ..runtime.bundle.writing import check_target, new_bundle
 from ..runtime.errors import RequestError
 from ..runtime.files import write_text
@@ -115,7 +115,7 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
         encoders = _write_encoders(written, process.kind == "true", folder, report, opset, graphs)
     return write_manifest(
         folder,
-        requires=[TEXT],
+        requires=[TEXT, *([INSTRUCTION] if any(info.instruction for info in encoders) else [])],
         name=name,
         source_sha256=checkpoint.sha256,
         model=info,
@@ -162,7 +162,8 @@ def _write_encoders(
         suffix = f"_{number}" if number > 1 else ""
         tokenizer = f"text/tokenizer{suffix}.json"
         write_text(folder / tokenizer, own.tokenizer_json())
-        info = own.use.info.model_copy(update={"tokenizer": tokenizer, "pad": own.pad()})
+        said = {"tokenizer": tokenizer, "pad": own.pad(), "instruction": _instruction(own, folder / tokenizer)}
+        info = own.use.info.model_copy(update=said)
         encoder = own.load()
         graphs[f"text{suffix}"] = write_encoder(f"text{suffix}", encoder, info, folder, opset, report)
         infos.append(info)
@@ -170,6 +171,16 @@ def _write_encoders(
     if empty:
         write_prompt(folder / EMPTY, "", rows, sha256_of_encoders(text))
     return infos
+
+
+def _instruction(own: TextFolder, tokenizer: Path) -> InstructionInfo | None:
+    from tokenizers import Tokenizer
+
+    if own.use.instruction is None:
+        return None
+    return InstructionInfo(
+        text=own.use.instruction, tokens=len(Tokenizer.from_file(str(tokenizer)).encode(own.use.instruction).ids)
+    )
 
 
 def _no_words(encoder: torch.nn.Module, info: EncoderInfo, tokenizer: Path) -> dict[str, np.ndarray]:

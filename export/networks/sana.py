@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .interface import Interface
 from .parts import SINUSOID, Mlp
 from .pixart import MASKED, NORM_EPS, PatchEmbed, grid_position
 
@@ -50,6 +51,10 @@ class SanaConfig:
     def hidden_size(self) -> int:
         """D."""
         return self.num_heads * self.head_size
+
+    @property
+    def input_size(self) -> int:
+        return self.sample_size
 
     @property
     def cross_size(self) -> int:
@@ -209,6 +214,19 @@ class Sana(nn.Module):
         self.norm_out = nn.LayerNorm(width, NORM_EPS, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.empty(2, width))
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
+
+    @property
+    def interface(self) -> Interface:
+        config = self.config
+        return Interface(
+            modulation=7 * config.hidden_size,
+            context=config.context_width,
+            multiple=config.patch_size,
+            reads={"hidden": ("T", config.caption_channels), "mask": ("T",)},
+            biased=True,
+            scalars=("guidance",) if config.guided else (),
+            position=config.hidden_size if config.interpolation_scale is not None else None,
+        )
 
     def conditioner(self, timestep: Tensor, guidance: Tensor | None = None) -> Tensor:
         """timestep [U] float32, guidance [U] float32 where the model is told it -> [U, 7D]."""

@@ -12,10 +12,12 @@ from .flux_folder import read_flux
 from .pixart_folder import read_pixart
 from .places import class_of_network, diffusers_folder_of, network_folder
 from .prompt_checkpoint import PromptCheckpoint
+from .sana_folder import read_sana
 from .sd3_folder import read_sd3
 
 FAMILIES: dict[str, Callable[[Path], PromptCheckpoint]] = {
     "PixArtTransformer2DModel": read_pixart,
+    "SanaTransformer2DModel": read_sana,
     "SD3Transformer2DModel": read_sd3,
     "FluxTransformer2DModel": read_flux,
 }

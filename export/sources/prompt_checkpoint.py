@@ -29,6 +29,7 @@ class EncoderUse:
     tokenizer: str
     info: EncoderInfo  # but for pad and tokenizer, which its folders say
     lower: bool = False  # words are put in lower case, without outer spaces
+    instruction: str | None = None  # words before a prompt's, see `InstructionInfo`; `lower` is not said then
     layer: int = -1  # of the encoder's hidden states: -2 is before its last layer
 
 

@@ -44,8 +44,18 @@ def _clip(transformers: Any, config: dict[str, Any]) -> Any:
     return transformers.CLIPTextModelWithProjection if "Projection" in named else transformers.CLIPTextModel
 
 
+def _gemma2(transformers: Any, config: dict[str, Any]) -> Any:
+    """Without the layer that makes words, whichever class it was saved with."""
+    return transformers.Gemma2Model
+
+
 # 'model_type' of a config.json -> the class, chosen by the rest of it
-ENCODERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {"t5": _t5, "umt5": _t5, "clip_text_model": _clip}
+ENCODERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
+    "t5": _t5,
+    "umt5": _t5,
+    "clip_text_model": _clip,
+    "gemma2": _gemma2,
+}
 
 
 def load_encoder(folder: Path, use: EncoderUse) -> TextEncoder:

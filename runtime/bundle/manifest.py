@@ -27,7 +27,8 @@ MANIFEST_VERSION: Literal[2] = 2
 # format what a reader must not ignore (without it the pictures would be wrong) adds a name here and there, and has the
 # writer put it into the manifests that need it.
 TEXT = "text"  # the model takes prompts, and latents of several sizes
-UNDERSTOOD = frozenset({TEXT})
+INSTRUCTION = "instruction"  # words stand before those of a prompt, where the bundle has the text encoder
+UNDERSTOOD = frozenset({TEXT, INSTRUCTION})
 MAX_REQUIRED = 100
 MAX_MANIFEST_BYTES = 16 << 20
 # The bounds of docs/format.md, "Limits": the same as cpp/src/manifest.cpp's.
@@ -201,6 +202,8 @@ class Manifest(Strict):
             raise ValueError("graph 'context' is missing")
         if TEXT not in self.requires:
             raise ValueError(f"text: a bundle that takes prompts requires '{TEXT}'")
+        if any(info.instruction for info in self.text.encoders.values()) and INSTRUCTION not in self.requires:
+            raise ValueError(f"text: a bundle with an instruction requires '{INSTRUCTION}'")
         if self.model.input_size % self.text.multiple or self.model.input_size > self.text.largest:
             raise ValueError("text: input_size is not one of the sizes that latents can have")
         largest = self.text.largest

@@ -11,9 +11,26 @@ from ..fields import LARGEST, Count, Sha256, Strict
 MAX_SIDE = 1 << 16
 MAX_TOKENS, MAX_TEXT_WIDTH = 1 << 12, 1 << 16  # of a prompt; numbers of a row of the text encoder's
 MAX_ENCODERS = 4
+MAX_INSTRUCTION = 1 << 16  # characters
 SCALARS = ("height", "width", "guidance")  # numbers that a conditioner may be told beside timestep and vector
 
 Width = Annotated[int, Field(ge=1, le=MAX_TEXT_WIDTH)]
+
+
+class InstructionInfo(Strict):
+    """Words that stand before those of a prompt, of which the encoder is to make more than they say (Sana).
+
+    What is guided away from has none. The words after it are in lower case, without outer spaces. Of the rows that the
+    encoder makes, the first is read, and those from the instruction's last token on.
+    """
+
+    text: Annotated[str, Field(min_length=1, max_length=MAX_INSTRUCTION)]
+    tokens: Annotated[int, Field(ge=2, le=MAX_TOKENS)]  # of it alone, as the tokenizer has it
+
+    @property
+    def left_out(self) -> int:
+        """Rows after the first that are not read."""
+        return self.tokens - 2
 
 
 class EncoderInfo(Strict):
@@ -25,6 +42,11 @@ class EncoderInfo(Strict):
     pad: Annotated[int, Field(ge=0, le=LARGEST)] = 0  # token that fills up
     masked: bool = True  # False: the encoder reads padding as it reads words, and a recorded prompt has its rows
     tokenizer: str | None = None  # file; None, or no graph `text`: prompts come recorded
+    instruction: InstructionInfo | None = None
+
+    def most(self, negative: bool) -> int:
+        """Tokens of a prompt at most, the instruction's included. negative: of what is guided away from."""
+        return self.tokens + (self.instruction.left_out if self.instruction is not None and not negative else 0)
 
     def rows(self, suffix: str, tokens: int | None) -> dict[str, tuple[int, ...]]:
         """By the name that `context` reads it by: the shape of what is known of one prompt of so many tokens.
@@ -66,11 +88,14 @@ class TextInfo(EncoderInfo):
         return (latent[0] // self.multiple) * (latent[1] // self.multiple)
 
 
+ABSENT = ("pooled", "masked", "instruction")  # of an encoder, where they are as usual
+
+
 def unsaid(text: TextInfo) -> dict[str, Any]:
     """Fields to leave out of the JSON, as pydantic's `exclude` wants them: what a family does not have is absent."""
-    own = _unsaid(text, ("pooled", "masked")) | {name: True for name in ("guidance", "further") if _default(text, name)}
+    own = _unsaid(text, ABSENT) | {name: True for name in ("guidance", "further") if _default(text, name)}
     if text.further:
-        own["further"] = {i: _unsaid(info, ("pooled", "masked")) for i, info in enumerate(text.further)}
+        own["further"] = {i: _unsaid(info, ABSENT) for i, info in enumerate(text.further)}
     return own
 
 

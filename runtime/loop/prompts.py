@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle.open import Bundle
-from ..bundle.text_info import EncoderInfo, TextInfo
+from ..bundle.text_info import TextInfo
 from ..errors import BundleError, DitedgeError, RequestError
 from ..files import written_atomically
 from ..json_files import parse_json, read_bounded
@@ -33,6 +33,7 @@ class Prompt:
     text: str | None = None
     ids: tuple[tuple[int, ...], ...] | None = None
     rows: Mapping[str, np.ndarray] | None = None
+    negative: bool = False  # of ids: they have no instruction before them, where the model has one
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Prompt) and self.key == other.key
@@ -52,9 +53,12 @@ class Prompt:
         return max((len(rows) for rows in self.rows.values() if rows.ndim == 2), default=0)
 
 
-def prompt_of_ids(ids: Sequence[int] | Sequence[Sequence[int]], text: str | None = None) -> Prompt:
+def prompt_of_ids(
+    ids: Sequence[int] | Sequence[Sequence[int]], text: str | None = None, negative: bool = False
+) -> Prompt:
     """A prompt by its token ids, as the bundle's text encoder reads them; a list of each, where there are several.
 
+    negative: of what is guided away from. Otherwise, those of the model's instruction, if it has one, are among them.
     Raises RequestError.
     """
     lists: list[Any] = list(ids)
@@ -62,8 +66,9 @@ def prompt_of_ids(ids: Sequence[int] | Sequence[Sequence[int]], text: str | None
     for own in lists:
         if not own or not all(isinstance(token, int) and 0 <= token < 2**31 for token in own):
             raise RequestError("a prompt's token ids are whole numbers from 0, and at least one")
-    told = list(lists[0]) if len(lists) == 1 else [list(own) for own in lists]
-    return Prompt(hashlib.sha256(json.dumps(told).encode()).hexdigest(), text, tuple(map(tuple, lists)))
+    told: list[Any] = list(lists[0]) if len(lists) == 1 else [list(own) for own in lists]
+    told = ["negative", *told] if negative else told
+    return Prompt(hashlib.sha256(json.dumps(told).encode()).hexdigest(), text, tuple(map(tuple, lists)), None, negative)
 
 
 def prompt_of_rows(rows: np.ndarray | Mapping[str, np.ndarray], text: str | None = None) -> Prompt:
@@ -95,19 +100,19 @@ def check_prompt(bundle: Bundle, prompt: Prompt) -> None:
             f"{bundle.folder} has no text encoder: give prompts that `ditedge encode` recorded with one that has"
         )
     if prompt.rows is None:
-        _check_ids(text, prompt.ids or ())
+        _check_ids(text, prompt.ids or (), prompt.negative)
     else:
         _check_rows(text, prompt.rows)
 
 
-def _check_ids(text: TextInfo, ids: Sequence[Sequence[int]]) -> None:
+def _check_ids(text: TextInfo, ids: Sequence[Sequence[int]], negative: bool) -> None:
     if len(ids) != len(text.encoders):
         raise RequestError(
             f"a prompt's token ids are {len(ids)} list(s), the model has {len(text.encoders)} text encoder(s): "
             "give a list for each"
         )
     for info, own in zip(text.encoders.values(), ids, strict=True):
-        _check_tokens(len(own), info)
+        _check_tokens(len(own), info.most(negative))
 
 
 def _check_rows(text: TextInfo, rows: Mapping[str, np.ndarray]) -> None:
@@ -122,7 +127,7 @@ def _check_rows(text: TextInfo, rows: Mapping[str, np.ndarray]) -> None:
                     "record it with this model's text encoder"
                 )
             if len(shape) == 2:
-                _check_tokens(found[0], info)
+                _check_tokens(found[0], info.tokens)
             if not info.masked and found != shape:
                 raise RequestError(
                     f"a recorded prompt has {found[0]} rows of '{name}', the model reads {shape[0]} with padding: "
@@ -130,9 +135,9 @@ def _check_rows(text: TextInfo, rows: Mapping[str, np.ndarray]) -> None:
                 )
 
 
-def _check_tokens(count: int, info: EncoderInfo) -> None:
-    if count > info.tokens:
-        raise RequestError(f"a prompt has {count} tokens, the model reads {info.tokens}")
+def _check_tokens(count: int, most: int) -> None:
+    if count > most:
+        raise RequestError(f"a prompt has {count} tokens, the model reads {most}")
 
 
 def write_prompt(path: Path, text: str | None, rows: Mapping[str, np.ndarray], encoder_sha256: str | None) -> None:

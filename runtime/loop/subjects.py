@@ -70,7 +70,7 @@ def prompt_subjects(
     others = list(negative) if isinstance(negative, Iterable) and not isinstance(negative, str) else [negative]
     if len(others) not in (1, len(found)):
         raise RequestError(f"{len(found)} prompts and {len(others)} to guide away from: give one, or as many of each")
-    away = read_prompts(bundle, [no_words(bundle) if other is None else other for other in others])
+    away = read_prompts(bundle, [no_words(bundle) if other is None else other for other in others], negative=True)
     return Subjects(found, away if len(away) == len(found) else away * len(found))
 
 
@@ -125,11 +125,11 @@ def is_guided(bundle: Bundle, guidance: float, negative: bool) -> bool:
     return kind == "true" and guidance != 1.0
 
 
-def read_prompts(bundle: Bundle, prompts: Sequence[Words]) -> list[Prompt]:
-    """Each text once to the tokenizer. Raises RequestError."""
+def read_prompts(bundle: Bundle, prompts: Sequence[Words], negative: bool = False) -> list[Prompt]:
+    """Each text once to the tokenizer. negative: they are guided away from. Raises RequestError."""
     texts = dict.fromkeys(prompt for prompt in prompts if isinstance(prompt, str))
     tokenizer = Tokenizer(bundle) if texts else None
-    of_text = {text: tokenizer.prompt(text)[0] for text in texts} if tokenizer is not None else {}
+    of_text = {text: tokenizer.prompt(text, negative)[0] for text in texts} if tokenizer is not None else {}
     found = [of_text[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
     for prompt in found:
         if not isinstance(prompt, Prompt):

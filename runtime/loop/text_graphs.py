@@ -49,18 +49,25 @@ class TextGraphs:
             return dict(prompt.rows)
         rows: Arrays = {}
         for (suffix, info), ids in zip(text_of(self._bundle).encoders.items(), prompt.ids or (), strict=True):
-            rows |= self._encoded(suffix, info, ids, cancel)
+            rows |= self._encoded(suffix, info, ids, prompt.negative, cancel)
         if not all(np.isfinite(values).all() for values in rows.values()):
             raise RequestError(f"the text encoder overflowed on the prompt {prompt.text!r}: say it in other words")
         return rows
 
-    def _encoded(self, suffix: str, info: EncoderInfo, ids: Sequence[int], cancel: threading.Event | None) -> Arrays:
-        padded = np.full((1, info.tokens), info.pad, dtype=np.int64)
+    def _encoded(
+        self, suffix: str, info: EncoderInfo, ids: Sequence[int], negative: bool, cancel: threading.Event | None
+    ) -> Arrays:
+        most = info.most(negative)
+        padded = np.full((1, most), info.pad, dtype=np.int64)
         padded[0, : len(ids)] = ids
-        made = {name: np.empty((1, *shape), np.float32) for name, shape in info.rows("", None).items()}
-        self._engine(f"text{suffix}").run({"ids": padded, "mask": _mask(info, len(ids))}, made, cancel)
+        shapes = {name: (most, *shape[1:]) if len(shape) == 2 else shape for name, shape in info.rows("", None).items()}
+        made = {name: np.empty((1, *shape), np.float32) for name, shape in shapes.items()}
+        self._engine(f"text{suffix}").run({"ids": padded, "mask": _mask(most, len(ids))}, made, cancel)
         wanted = info.rows("", len(ids))
-        return {f"{name}{suffix}": values[0, : wanted[name][0]] for name, values in made.items()}
+        rows = {name: values[0, : wanted[name][0]] for name, values in made.items()}
+        if info.instruction is not None and not negative and "hidden" in rows:
+            rows["hidden"] = np.delete(rows["hidden"], slice(1, 1 + info.instruction.left_out), axis=0)
+        return {f"{name}{suffix}": values for name, values in rows.items()}
 
     def _context(self, prompt: Prompt, cancel: threading.Event | None) -> Arrays:
         """What the graph `context` makes of one prompt, [1, ...] each, computed once."""
@@ -72,7 +79,7 @@ class TextGraphs:
                     given[name] = np.zeros((1, *shape), dtype=np.float32)
                     given[name][0, : len(rows[name])] = rows[name]
                     if info.masked and len(shape) == 2:
-                        given[f"mask{suffix}"] = _mask(info, len(rows[name]))
+                        given[f"mask{suffix}"] = _mask(info.tokens, len(rows[name]))
             found = {name: np.empty(shape, np.float32) for name, shape in self._shapes().items()}
             self._engine("context").run(given, found, cancel)
         self._contexts[prompt.key] = found
@@ -107,6 +114,6 @@ class TextGraphs:
         return position
 
 
-def _mask(info: EncoderInfo, words: int) -> np.ndarray:
-    """[1, T] int64."""
-    return (np.arange(info.tokens) < words).astype(np.int64)[None]
+def _mask(tokens: int, words: int) -> np.ndarray:
+    """[1, tokens] int64."""
+    return (np.arange(tokens) < words).astype(np.int64)[None]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle.open import Bundle
+from ..bundle.text_info import EncoderInfo
 from ..errors import BundleError, DitedgeError, RequestError
 from .prompts import Prompt, prompt_of_ids, text_of
 
@@ -22,39 +23,48 @@ class Tokenizer:
     def __init__(self, bundle: Bundle) -> None:
         """Raises RequestError where the bundle or this machine has none, BundleError for one that makes no sense."""
         infos = text_of(bundle).encoders.values()
-        self._own = [_Own(*_loaded(bundle, info.tokenizer), info.tokens) for info in infos]
+        self._own = [_Own(*_loaded(bundle, info.tokenizer), info) for info in infos]
+        self._instructs = any(info.instruction is not None for info in infos)
 
-    def prompt(self, text: str) -> tuple[Prompt, str | None]:
-        """The tokens of a text, at most as many as the model reads, and the warning where it was cut."""
+    def prompt(self, text: str, negative: bool = False) -> tuple[Prompt, str | None]:
+        """The tokens of a text, at most as many as the model reads, and the warning where it was cut.
+
+        negative: of what is guided away from, which no instruction stands before.
+        """
         if len(text) > MAX_TEXT:
             raise RequestError(f"a prompt of {len(text)} characters is longer than {MAX_TEXT}, which no model reads")
-        found = [own.ids(text) for own in self._own]
+        found = [own.ids(text, negative) for own in self._own]
         cuts = [cut for _, cut in found if cut is not None]
         more = (
             f" (so read by text encoder {[cut for _, cut in found].index(cuts[0]) + 1})" if cuts and found[1:] else ""
         )
-        return prompt_of_ids([ids for ids, _ in found], text), cuts[0] + more if cuts else None
+        made = prompt_of_ids([ids for ids, _ in found], text, negative and self._instructs)
+        return made, cuts[0] + more if cuts else None
 
 
 class _Own:
-    """The tokenizer of one text encoder. limit: tokens that it reads."""
+    """The tokenizer of one text encoder."""
 
-    def __init__(self, path: Path, tokenizer: Any, limit: int) -> None:
-        self._path, self._tokenizer, self._limit = path, tokenizer, limit
+    def __init__(self, path: Path, tokenizer: Any, info: EncoderInfo) -> None:
+        self._path, self._tokenizer, self._info = path, tokenizer, info
 
-    def ids(self, text: str) -> tuple[list[int], str | None]:
-        found = self._encoded(text)
-        if len(found.ids) <= self._limit:
+    def ids(self, text: str, negative: bool) -> tuple[list[int], str | None]:
+        limit, before = self._info.most(negative), ""
+        if self._info.instruction is not None:
+            text, before = text.lower().strip(), "" if negative else self._info.instruction.text
+        found = self._encoded(before + text)
+        if len(found.ids) <= limit:
             return found.ids, None
         count = len(found.ids)
-        self._tokenizer.enable_truncation(self._limit)
+        self._tokenizer.enable_truncation(limit)
         try:
-            kept = self._encoded(text)
+            kept = self._encoded(before + text)
         finally:
             self._tokenizer.no_truncation()
-        end = max((stop for _, stop in kept.offsets), default=0)
+        end = max(0, max((stop for _, stop in kept.offsets), default=0) - len(before))
+        left_out = limit - self._info.tokens
         return kept.ids, (
-            f"the prompt has {count} tokens and the model reads {self._limit}: it is cut after "
+            f"the prompt has {count - left_out} tokens and the model reads {self._info.tokens}: it is cut after "
             f'"{text[max(0, end - SHOWN) : end]}", what is left out begins with "{text[end : end + SHOWN].strip()}"'
         )
 

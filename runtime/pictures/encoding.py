@@ -22,7 +22,7 @@ def encode_prompt(request: EncodeRequest, warn: Callable[[str], object] = silent
     check_writable(request.out)
     bundle = open_bundle(request.engine, trusted_keys=request.trusted_keys or None)
     encoder = text_of(bundle).encoder_sha256
-    prompt, cut = Tokenizer(bundle).prompt(request.text)
+    prompt, cut = Tokenizer(bundle).prompt(request.text, request.negative)
     if cut is not None:
         warn(cut)
     with Session(bundle, options_for(request.engine, request.options)) as session:

@@ -105,11 +105,11 @@ def recipe_of_picture(
         if not data.labels:
             raise RequestError(f"{picture}: its metadata cannot be used (labels: there are none)")
         return Recipe(data.labels, data.seeds, data.away_from or None, *told, begin=started, also=also)
-    prompts = again(picture, bundle, [*data.prompts, *data.negative], warn)
+    prompts = again(picture, bundle, data.prompts, warn)
+    negative = again(picture, bundle, data.negative, warn, negative=True)
     if len(data.prompts) != len(data.seeds) or not data.prompts or len(data.negative) not in (0, len(data.prompts)):
         raise RequestError(f"{picture}: its metadata cannot be used (prompts: not one for each image)")
-    images = len(data.prompts)
-    return Recipe([], data.seeds, None, *told, prompts[:images], prompts[images:], data.size, started, also)
+    return Recipe([], data.seeds, None, *told, prompts, negative, data.size, started, also)
 
 
 def _beginning(picture: Path, data: Metadata, bundle: Bundle, asked: ImageOptions) -> Beginning | None:

@@ -73,6 +73,10 @@ class EncodeRequest:
     text: str = field(metadata=option("text"))
     engine: Path = field(metadata=BUNDLE_FILE)
     out: Path = field(metadata=option("-o", "--out", help="File to write (.safetensors)."))
+    negative: bool = field(
+        default=False,
+        metadata=option("--negative", help="The words are to be guided away from: some models read them otherwise."),
+    )
     options: EngineOptions = EngineOptions()
     trusted_keys: tuple[Path, ...] = field(default=(), metadata=TRUSTED_KEYS)
 

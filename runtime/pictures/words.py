@@ -53,27 +53,34 @@ def prompts_of(request: RunRequest, bundle: Bundle, warn: Callable[[str], object
         raise RequestError(f"{bundle.folder} takes prompts: say what the picture is of with --prompt, or --prompt-file")
     guidance = bundle.manifest.defaults.guidance if request.guidance is None else request.guidance
     guided = is_guided(bundle, guidance, bool(asked.negative or asked.negative_recorded)) or bool(request.also)
-    negative = [*words(bundle, asked.negative, warn)]
+    negative = [*words(bundle, asked.negative, warn, negative=True)]
     negative += [read_prompt(path, bundle) for path in asked.negative_recorded]
     return Said(prompts, negative or (_no_words(bundle) if guided else []), size)
 
 
-def words(bundle: Bundle, texts: Sequence[str], warn: Callable[[str], object]) -> list[Prompt]:
-    """Each text as tokens. Raises RequestError where the bundle has no text encoder."""
+def words(bundle: Bundle, texts: Sequence[str], warn: Callable[[str], object], negative: bool = False) -> list[Prompt]:
+    """Each text as tokens. negative: they are guided away from. Raises RequestError without a text encoder."""
     tokenizer = Tokenizer(bundle) if texts else None
     found: dict[str, Prompt] = {}
     for text in texts:
         if text not in found and tokenizer is not None:
-            found[text], cut = tokenizer.prompt(text)
+            found[text], cut = tokenizer.prompt(text, negative)
             if cut is not None:
                 warn(cut)
     return [found[text] for text in texts]
 
 
 def again(
-    picture: Path, bundle: Bundle, prompts: Sequence[RecordedPrompt], warn: Callable[[str], object]
+    picture: Path,
+    bundle: Bundle,
+    prompts: Sequence[RecordedPrompt],
+    warn: Callable[[str], object],
+    negative: bool = False,
 ) -> list[Prompt]:
-    """The prompts of a picture's metadata. Raises RequestError for those whose words are not in it."""
+    """The prompts of a picture's metadata, or what it was guided away from.
+
+    Raises RequestError for those whose words are not in it.
+    """
     found = []
     for prompt in prompts:
         if prompt.recorded:
@@ -84,7 +91,7 @@ def again(
                     "--seed and its other options"
                 )
         else:
-            [made] = words(bundle, [prompt.text or ""], warn)
+            [made] = words(bundle, [prompt.text or ""], warn, negative)
             if made.key != prompt.sha256:
                 raise RequestError(f"{picture}: the tokens of its prompt are others than those of its text")
         found.append(made)
@@ -112,7 +119,7 @@ def check_no_prompts(request: RunRequest, bundle: Bundle) -> None:
 
 def _no_words(bundle: Bundle) -> list[Prompt]:
     found = no_words(bundle)
-    return [found] if isinstance(found, Prompt) else words(bundle, [found], lambda cut: None)
+    return [found] if isinstance(found, Prompt) else words(bundle, [found], lambda cut: None, negative=True)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
