@@ -26,12 +26,11 @@ from ..runtime.samplers.schedule import ScheduleInfo
 from .graphs.write import write_graphs
 from .manifests import model_info, write_manifest
 from .options import ExportOptions, vae_dtype
-from .pictures import image_graphs, note_on_pictures, read_fitting_vae, vae_info, works_on_pixels, write_pictures
+from .pictures import image_graphs, note_on_pictures, vae_info, vae_of, vae_path, works_on_pixels, write_pictures
 from .prompt_exporter import prompt_bundle
 from .sources.betas import DDPM_SCHEDULE
 from .sources.checkpoint import Checkpoint
 from .sources.families import family_of
-from .sources.places import diffusers_folder_of, vae_folder
 from .sources.read import read_source
 from .sources.vae_checkpoint import VaeCheckpoint, read_vae
 from .truth.golden import GOLDEN_GUIDANCE, write_golden
@@ -101,7 +100,7 @@ def bundle_in_precision(
 def _read(source: Path, options: ExportOptions) -> _Ready:
     checkpoint = read_source(source, **options.asked(), factor=_known_factor(options, source))
     info = _model_info(checkpoint, options)
-    vae = _read_vae(options, info, source)
+    vae = vae_of(options, info, source)
     pixels = vae is None and works_on_pixels(info, options.pixels, options.image_size or checkpoint.image_size)
     if options.encoder and vae is None and not pixels:
         raise RequestError("--encoder turns pictures into latents by a VAE: give --vae, too")
@@ -169,22 +168,9 @@ def _model_info(checkpoint: Checkpoint, options: ExportOptions) -> ModelInfo:
     )
 
 
-def _vae_path(options: ExportOptions, source: Path) -> Path | None:
-    """The VAE of --vae or of a diffusers pipeline folder."""
-    return options.vae or (vae_folder(diffusers_folder_of(source)) if not options.pixels else None)
-
-
 def _known_factor(options: ExportOptions, source: Path) -> int | None:
     """Picture pixels per pixel of the network, where --image-size is to be compared with it."""
-    path = _vae_path(options, source)
+    path = vae_path(options, source)
     if options.image_size is None or path is None:
         return 1 if options.pixels else None
     return read_vae(path).decoder.config.factor
-
-
-def _read_vae(options: ExportOptions, info: ModelInfo, source: Path) -> VaeCheckpoint | None:
-    """The VAE, checked to fit the model; None where there is none."""
-    if options.vae is not None and options.pixels:
-        raise RequestError(f"--vae {options.vae} with --pixels: a model of pixels has no VAE, leave one of them out")
-    path = _vae_path(options, source)
-    return read_fitting_vae(path, info, options.encoder) if path is not None else None

@@ -17,6 +17,8 @@ from .graphs.preview import Preview, fitted_preview, plain_preview
 from .graphs.write import write_decoder, write_preview
 from .graphs.write_image import write_image_graphs
 from .networks.vae import KlConfig
+from .options import ExportOptions
+from .sources.places import diffusers_folder_of, vae_folder
 from .sources.shapes import LATENT_FACTOR
 from .sources.vae_checkpoint import VaeCheckpoint, read_vae
 from .sources.vae_encoder import read_encoder
@@ -66,6 +68,19 @@ def read_fitting_vae(path: Path, info: ModelInfo, encoder: bool = False) -> VaeC
             f"the model makes {info.in_channels} and a picture has 1 or 3"
         )
     return replace(vae, encoder=read_encoder(path, vae)) if encoder else vae
+
+
+def vae_path(options: ExportOptions, source: Path) -> Path | None:
+    """The VAE of --vae or of a diffusers pipeline folder."""
+    return options.vae or (vae_folder(diffusers_folder_of(source)) if not options.pixels else None)
+
+
+def vae_of(options: ExportOptions, info: ModelInfo, source: Path) -> VaeCheckpoint | None:
+    """The VAE, checked to fit the model; None where there is none. Raises as `read_fitting_vae`."""
+    if options.vae is not None and options.pixels:
+        raise RequestError(f"--vae {options.vae} with --pixels: a model of pixels has no VAE, leave one of them out")
+    path = vae_path(options, source)
+    return read_fitting_vae(path, info, options.encoder) if path is not None else None
 
 
 def write_pictures(

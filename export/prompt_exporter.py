@@ -22,8 +22,7 @@ from ..runtime.report import Report
 from .graphs.write_text import write_encoder, write_prompt_graphs
 from .manifests import model_info, write_manifest
 from .options import ExportOptions, vae_dtype
-from .pictures import image_graphs, note_on_pictures, read_fitting_vae, vae_info, write_pictures
-from .sources.places import vae_folder
+from .pictures import image_graphs, note_on_pictures, vae_info, vae_of, works_on_pixels, write_pictures
 from .sources.prompt_checkpoint import PromptCheckpoint
 from .sources.text_folder import TextFolder, sha256_of_encoders, text_folders
 from .sources.vae_checkpoint import VaeCheckpoint
@@ -31,7 +30,8 @@ from .truth.golden_prompts import write_golden_prompts
 from .truth.programs import Flow, write_programs, write_sized_programs
 
 EMPTY = "text/empty.safetensors"
-UNDERSTOOD = ("opset", "vae", "vae_precision", "text", "encoder", "force")  # options that say something of such a model
+# Options that say something of such a model.
+UNDERSTOOD = ("opset", "vae", "pixels", "vae_precision", "text", "encoder", "force")
 # Usual sizes, as parts of the side of training: what FLUX.1's users ask for at 1024, and quicker drafts.
 USUAL = ((1, 1), (13 / 16, 19 / 16), (7 / 8, 9 / 8), (3 / 4, 21 / 16), (3 / 4, 3 / 4), (1 / 2, 1 / 2), (5 / 4, 5 / 4))
 
@@ -43,6 +43,7 @@ class _Ready:
     checkpoint: PromptCheckpoint
     info: ModelInfo
     vae: VaeCheckpoint | None
+    pixels: bool  # the model makes pictures itself
     text: Sequence[TextFolder]  # the text encoders; none: prompts come recorded
 
 
@@ -60,12 +61,13 @@ def prompt_bundle(
     check_target(out, options.force, inputs)
     report(f"reading {source}")
     checkpoint = read(source)
-    info, vae_path = _model_info(checkpoint), options.vae or vae_folder(checkpoint.folder)
-    vae = read_fitting_vae(vae_path, info, options.encoder) if vae_path is not None else None
-    if options.encoder and vae is None:
+    info = _model_info(checkpoint)
+    vae = vae_of(options, info, source)
+    pixels = vae is None and works_on_pixels(info, options.pixels, None)
+    if options.encoder and vae is None and not pixels:
         raise RequestError("--encoder turns pictures into latents by a VAE: give --vae, too")
-    ready = _Ready(checkpoint, info, vae, text_folders(checkpoint.folder, checkpoint.encoders))
-    hint = note_on_pictures(info, False, False) if vae is None else None
+    ready = _Ready(checkpoint, info, vae, pixels, text_folders(checkpoint.folder, checkpoint.encoders))
+    hint = note_on_pictures(info, pixels, options.pixels is not None) if vae is None else None
     for said in (*checkpoint.notes, *(vae.notes if vae is not None else ()), *([hint] if hint else ())):
         note(said)
     with new_bundle(out, options.force, inputs) as folder:
@@ -101,14 +103,15 @@ def _model_info(checkpoint: PromptCheckpoint) -> ModelInfo:
 def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, report: Report) -> Manifest:
     checkpoint, info, vae, process = ready.checkpoint, ready.info, ready.vae, ready.checkpoint.process
     model, precision, opset = checkpoint.model(), vae_dtype(options.vae_precision), options.opset
-    graphs = write_prompt_graphs(model, info, folder, opset, report)
-    graphs |= write_pictures(vae, info, False, folder, precision, opset, report, checkpoint.factor)
+    graphs = write_prompt_graphs(model, info, ready.pixels, folder, opset, report)
+    graphs |= write_pictures(vae, info, ready.pixels, folder, precision, opset, report, checkpoint.factor)
     if options.encoder:
         graphs |= image_graphs(vae, info, folder, opset, report, any_size=True)
     flow = _flow(checkpoint, model.interface.multiple)
     programs, default = write_programs(info, process.schedule, process.sampling, folder, flow)
     by_tokens = write_sized_programs(info, flow, default, folder, programs) if flow is not None else {}
-    golden = write_golden_prompts(model, info, checkpoint, folder, report)
+    factor = 1 if ready.pixels else vae.decoder.config.factor if vae is not None else checkpoint.factor
+    golden = write_golden_prompts(model, info, checkpoint, factor, folder, report)
     sha256, encoders = sha256_of_encoders(ready.text), [use.info for use in checkpoint.encoders]
     written = ready.text if options.text else ()
     if written:
@@ -129,7 +132,7 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
             empty=EMPTY if written and process.kind == "true" else None,
             multiple=model.interface.multiple,
             largest=checkpoint.largest,
-            factor=vae.decoder.config.factor if vae is not None else checkpoint.factor,
+            factor=factor,
             guidance=process.kind,  # type: ignore[arg-type]  # pydantic checks it
         ),
         graphs=graphs,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import BUNDLES, PIXART, ROOT
 
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
@@ -55,17 +55,29 @@ def test_the_wheel_alone_makes_the_demo_picture(wheel: Path, tmp_path: Path) -> 
     subprocess.run([sys.executable, ROOT / "cli.py", *sample, tmp_path / "here.png"], check=True)
 
     venv.create(tmp_path / "device", with_pip=True)
-    python = tmp_path / "device" / "bin" / "python"
+    run_alone(tmp_path, f"{wheel}[cpu]", ("torch", "onnx", "export", "runtime"), *sample, tmp_path / "there.png")
+    assert (tmp_path / "there.png").read_bytes() == (tmp_path / "here.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_wheel_and_tokenizers_make_a_picture_of_words(wheel: Path, tmp_path: Path) -> None:
+    """Extra [text] adds tokenizers, and no PyTorch, transformers or diffusers: the same picture, byte for byte."""
+    sample = ["run", "--engine", BUNDLES / PIXART, "--prompt", "a red fox", "--seed", "7", "-o"]
+    subprocess.run([sys.executable, ROOT / "cli.py", *sample, tmp_path / "here.png"], check=True)
+    venv.create(tmp_path / "device", with_pip=True)
+    without = ("torch", "onnx", "transformers", "diffusers", "export", "runtime")
+    run_alone(tmp_path, f"{wheel}[cpu,text]", without, *sample, tmp_path / "there.png")
+    assert (tmp_path / "there.png").read_bytes() == (tmp_path / "here.png").read_bytes()
+
+
+def run_alone(folder: Path, package: str, without: tuple[str, ...], *arguments: object) -> None:
+    """ditedge's command in the environment folder/device, which gets the package and has none of those modules."""
+    python = folder / "device" / "bin" / "python"
     install = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "-c", ROOT / "constraints.txt"]
-    subprocess.run([*install, f"{wheel}[cpu]"], check=True)
-    probe = "import importlib.util as u; print([n for n in ('torch', 'onnx', 'export', 'runtime') if u.find_spec(n)])"
-    found = subprocess.run([python, "-I", "-c", probe], cwd=tmp_path, capture_output=True, text=True, check=True)
+    subprocess.run([*install, package], check=True)
+    probe = f"import importlib.util as u; print([n for n in {without} if u.find_spec(n)])"
+    found = subprocess.run([python, "-I", "-c", probe], cwd=folder, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    subprocess.run(
-        [tmp_path / "device" / "bin" / "ditedge", *sample, tmp_path / "there.png"],
-        cwd=tmp_path,
-        env=environment,
-        check=True,
-    )
-    assert (tmp_path / "there.png").read_bytes() == (tmp_path / "here.png").read_bytes()
+    command = [folder / "device" / "bin" / "ditedge", *(str(argument) for argument in arguments)]
+    subprocess.run(command, cwd=folder, env=environment, check=True)

@@ -13,6 +13,7 @@ from ...runtime.bundle.text_info import EncoderInfo
 from ...runtime.errors import CheckpointError
 from ...runtime.report import Report
 from ..networks.interface import Interface, PromptNetwork, Shape
+from .modules import PixelDecoder
 from .text_modules import Context, Position, PromptConditioner, PromptStep
 from .write import GraphSpec, Inputs, step_inputs, write_specs
 
@@ -20,21 +21,24 @@ Output = tuple[str, torch.dtype, Shape]
 
 
 def write_prompt_graphs(
-    model: PromptNetwork, info: ModelInfo, folder: Path, opset: int, report: Report
+    model: PromptNetwork, info: ModelInfo, pixels: bool, folder: Path, opset: int, report: Report
 ) -> dict[str, GraphInfo]:
-    """conditioner, context, step, and position where the family has it, of any H and W that are multiples and any T."""
+    """conditioner, context, step, and position where the family has it, of any H and W that are multiples and any T.
+
+    pixels: the model makes pictures, so that there is a decoder, and it is only a conversion.
+    """
     multiple = model.interface.multiple
     trace = {"B": 2, "K": 3, "K+2": 5, "E": 4, "U": 7, "P": 3, "T": 6, "h": 5, "w": 8}
     check = {"B": 3, "K": 1, "K+2": 3, "E": 2, "U": 5, "P": 2, "T": 9, "h": 4, "w": 3}
     both = [sizes | {_times(multiple, side): multiple * sizes[side] for side in ("h", "w")} for sizes in (trace, check)]
-    return write_specs(_specs(model), (both[0], both[1]), max(info.timestep_range), folder, opset, report)
+    return write_specs(_specs(model, pixels), (both[0], both[1]), max(info.timestep_range), folder, opset, report)
 
 
 def _times(multiple: int, side: str) -> str:
     return f"{multiple}*{side}" if multiple > 1 else side
 
 
-def _specs(model: PromptNetwork) -> list[GraphSpec]:
+def _specs(model: PromptNetwork, pixels: bool) -> list[GraphSpec]:
     own, f32 = model.interface, torch.float32
     told = _conditions(own)
     reads: Inputs = {
@@ -47,6 +51,7 @@ def _specs(model: PromptNetwork) -> list[GraphSpec]:
         GraphSpec("context", Context(model, reads), reads, _of_prompts(own)),
         GraphSpec("position", Position(model, ()), {"row": row, "column": column}, (position,)),
         _step(model),
+        *([_pixel_decoder(model)] if pixels else []),
     ]
     return [spec for spec in specs if spec.name != "position" or own.position is not None]
 
@@ -65,9 +70,20 @@ def _of_prompts(own: Interface) -> tuple[Output, ...]:
     return (*made, ("vector", f32, ("P", own.vector))) if own.vector is not None else tuple(made)
 
 
+def _latent(model: PromptNetwork) -> Shape:
+    multiple = model.interface.multiple
+    return (model.config.in_channels, _times(multiple, "h"), _times(multiple, "w"))
+
+
+def _pixel_decoder(model: PromptNetwork) -> GraphSpec:
+    channels, *sides = _latent(model)
+    image = ("image", torch.uint8, ("B", *sides, channels))
+    return GraphSpec("decoder", PixelDecoder(), {"latent": (torch.float32, ("B", channels, *sides))}, (image,))
+
+
 def _step(model: PromptNetwork) -> GraphSpec:
     own, config, f32 = model.interface, model.config, torch.float32
-    latent = (config.in_channels, _times(own.multiple, "h"), _times(own.multiple, "w"))
+    latent = _latent(model)
     prompts: Inputs = {
         "context": (f32, ("P", own.tokens, own.context)),
         **({"context_bias": (f32, ("P", own.tokens))} if own.biased else {}),

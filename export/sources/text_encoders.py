@@ -49,12 +49,17 @@ def _gemma2(transformers: Any, config: dict[str, Any]) -> Any:
     return transformers.Gemma2Model
 
 
+def _bert(transformers: Any, config: dict[str, Any]) -> Any:
+    return transformers.BertModel  # its pooled row is not read, and so in no graph
+
+
 # 'model_type' of a config.json -> the class, chosen by the rest of it
 ENCODERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
     "t5": _t5,
     "umt5": _t5,
     "clip_text_model": _clip,
     "gemma2": _gemma2,
+    "bert": _bert,
 }
 
 

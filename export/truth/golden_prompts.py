@@ -16,7 +16,6 @@ from ...runtime.loop.noise import SeededNoise
 from ...runtime.report import Report
 from ...runtime.samplers.schedule import respaced_timesteps
 from ..sources.prompt_checkpoint import Process, PromptCheckpoint
-from ..sources.shapes import LATENT_FACTOR
 from .golden import GOLDEN_GUIDANCE, GOLDEN_TOLERANCE
 from .programs import golden_steps
 from .reference import flow_sigmas, guided, reference_trajectory, sigma_trajectory, trained_alphas_cumprod
@@ -38,9 +37,12 @@ class _Prompts:
 
 
 def write_golden_prompts(
-    model: Any, info: ModelInfo, checkpoint: PromptCheckpoint, folder: Path, report: Report
+    model: Any, info: ModelInfo, checkpoint: PromptCheckpoint, factor: int, folder: Path, report: Report
 ) -> list[GoldenInfo]:
-    """Trajectories of the plain PyTorch sampler at the size of training: DDPM guided and DDIM not; flows both ways."""
+    """Trajectories of the plain PyTorch sampler at the size of training: DDPM guided and DDIM not; flows both ways.
+
+    factor: pixels of a picture per number of a latent, along a side.
+    """
     (folder / "golden").mkdir()
     steps, images, process = golden_steps(info), 1 if info.is_large else 2, checkpoint.process
     prompts = _prompts(checkpoint, images)
@@ -49,11 +51,12 @@ def write_golden_prompts(
     noise = torch.from_numpy(np.stack([source.step(i) for i in range(steps)]))
     golden, runs = [], _runs(process)
     for run, (sampler, guidance) in enumerate(runs):
-        counted = iter(range(1, steps + 1))
+        counted, side = iter(range(1, steps + 1)), float(factor * info.input_size)
+        numbers = {"height": side, "width": side, "guidance": guidance}
 
-        def network(x: Tensor, t: float, run: int = run, guidance: float = guidance, counted: Any = counted) -> Tensor:
+        def network(x: Tensor, t: float, run: int = run, numbers: Any = numbers, counted: Any = counted) -> Tensor:
             report("recording golden trajectories with PyTorch", run * steps + next(counted), len(runs) * steps)
-            return _guided(model, process, x, t, prompts, guidance)
+            return _guided(model, process, x, t, prompts, numbers)
 
         x = _trajectory(network, process, info, z, noise, sampler, model.interface.multiple)
         name = f"{sampler}-{steps}"
@@ -97,20 +100,19 @@ def _trajectory(
     return reference_trajectory(network, z, noise, timesteps, sampler, info.learned_variance, info.prediction, alphas)
 
 
-def _guided(model: Any, process: Process, x: Tensor, t: float, prompts: _Prompts, guidance: float) -> Tensor:
+def _guided(model: Any, process: Process, x: Tensor, t: float, prompts: _Prompts, numbers: dict[str, float]) -> Tensor:
     """Guidance in the first C channels, the rest conditional; or the number that the network is told."""
-    images, channels = len(x), x.shape[1]
-    conditional = _network(model, x, t, prompts.at(slice(0, images)), guidance)
+    images, channels, guidance = len(x), x.shape[1], numbers["guidance"]
+    conditional = _network(model, x, t, prompts.at(slice(0, images)), numbers)
     if guidance == 1.0 or process.kind != "true":
         return conditional
     alone = {name: values.expand(images, *values.shape[1:]) for name, values in prompts.at(slice(-1, None)).items()}
-    return guided(conditional, _network(model, x, t, alone, guidance), guidance, channels)
+    return guided(conditional, _network(model, x, t, alone, numbers), guidance, channels)
 
 
-def _network(model: Any, x: Tensor, t: float, prompts: dict[str, Tensor], guidance: float) -> Tensor:
+def _network(model: Any, x: Tensor, t: float, prompts: dict[str, Tensor], numbers: dict[str, float]) -> Tensor:
     own, sides = model.interface, x.shape[2:]
-    numbers = {"height": LATENT_FACTOR * sides[0], "width": LATENT_FACTOR * sides[1], "guidance": guidance}
-    told = {name: torch.full((len(x),), float(numbers[name])) for name in own.scalars}
+    told = {name: torch.full((len(x),), numbers[name]) for name in own.scalars}
     made = model.context(**prompts)
     context, *rest = made if isinstance(made, tuple) else (made,)
     given = {"context": context, "prompt": torch.arange(len(x))}

@@ -1,0 +1,127 @@
+"""The text demo's trainer: its captions, what it begins with, and that it trains the network that export reads."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from captioned_images import Batch
+from fashion_mnist import CLASSES
+from pixart_of_dit import initialize, read_teacher
+from text_captions import (
+    HELD_OUT,
+    TRAINED,
+    Caption,
+    Garment,
+    Language,
+    brightness_groups,
+    brightness_of,
+    caption,
+    caption_of,
+)
+from train_text import BRIGHTNESS, CONFIG, predicted, taught
+
+from ditedge.export.networks.pixart import PixArt
+from ditedge.runtime.loop.verify import relative_error
+from tests.conftest import MODELS
+
+START = MODELS / "fashion-dit.safetensors"
+
+
+@pytest.mark.parametrize("language", [TRAINED, HELD_OUT])
+def test_captions_say_what_their_garments_are(language: Language) -> None:
+    assert len(language.nouns) == len(CLASSES)
+    bag, boot = Garment(CLASSES.index("Bag"), "dark"), Garment(CLASSES.index("Ankle boot"))
+    for seed in range(50):
+        text = caption_of(language, random.Random(seed), (bag, boot)).text
+        noun = max(
+            (n for n in language.nouns[bag.label] for w in language.words["dark"] if f"{w} {n}" in text), key=len
+        )
+        other = max((n for n in language.nouns[boot.label] if n in text), key=len)
+        first, second = text.index(noun), text.rindex(other)
+        assert (first > second) == ("on the right of" in text or "to the right of" in text), text
+
+
+def test_articles() -> None:
+    source = random.Random(1)
+    texts = [caption(TRAINED, source, garments).text for garments in (1, 2) for _ in range(300)]
+    assert not [text for text in texts for word in ("jeans", "slacks") if f"a {word}" in text]
+    assert [text for text in texts if "an ankle boot" in text] and not [text for text in texts if "a ankle" in text]
+
+
+def test_paraphrases_are_never_in_training() -> None:
+    known = {noun for nouns in TRAINED.nouns for noun in nouns}
+    assert not known & {noun for nouns in HELD_OUT.nouns for noun in nouns}
+    assert not set(TRAINED.two) & set(HELD_OUT.two) and not set(TRAINED.one) & set(HELD_OUT.one)
+    assert not {word for words in TRAINED.words.values() for word in words} & {
+        word for words in HELD_OUT.words.values() for word in words
+    }
+
+
+def test_words_of_brightness_mean_the_darkest_and_the_brightest_third() -> None:
+    rng = np.random.default_rng(0)
+    labels, level = rng.integers(0, 3, 300), rng.integers(40, 250, 300)
+    images = np.zeros((300, 8, 8), np.uint8)
+    images[:, 2:6, 2:6] = level[:, None, None]
+    np.testing.assert_array_equal(brightness_of(images), level)
+    groups = brightness_groups(images, labels)
+    for label in range(3):
+        any_, dark, bright = (level[groups[Garment(label, word)]] for word in (None, "dark", "bright"))
+        assert len(dark) == len(bright) == len(any_) // 3
+        assert dark.max() <= np.sort(any_)[len(any_) // 3] and bright.min() >= np.sort(any_)[-len(any_) // 3]
+        assert set(labels[groups[Garment(label, "dark")]]) == {label}
+
+
+def started() -> PixArt:
+    torch.manual_seed(0)
+    model = PixArt(CONFIG)
+    initialize(model, START)
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def test_it_trains_the_network_that_export_reads() -> None:
+    model, generator = started(), torch.Generator().manual_seed(1)
+    for parameter in model.parameters():  # cross-attention begins with zeros, which would hide it
+        parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    x, hidden = torch.randn(3, 1, 32, 64, generator=generator), torch.randn(3, 5, 384, generator=generator)
+    mask, t = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 1, 1, 0]]), torch.tensor([3, 400, 998])
+    found = predicted(model, x, t, hidden, mask)
+    position = model.position(torch.arange(8.0), torch.arange(16.0))
+    expected = model.trunk(x, model.conditioner(t.float()), *model.context(hidden, mask), torch.arange(3), position)
+    assert relative_error(found.numpy(), expected.numpy()) < 1e-5
+
+
+@torch.no_grad()
+def test_it_begins_as_the_class_conditional_model_of_no_class() -> None:
+    """Not the same function, since adaLN-single has one linear layer for all blocks; but one that sees garments."""
+    model, teacher, generator = started(), read_teacher(START), torch.Generator().manual_seed(2)
+    x, hidden = torch.randn(8, 1, 32, 32, generator=generator), torch.randn(8, 5, 384, generator=generator)
+    t, mask = torch.full((8,), 500), torch.ones(8, 5, dtype=torch.int64)
+    found = predicted(model, x, t, hidden, mask)
+    expected = teacher(x, t, torch.full((8,), 10))[:, :1]
+    assert relative_error(found.numpy(), expected.numpy()) < 0.2  # measured: 0.09
+
+
+@torch.no_grad()
+def test_each_half_is_taught_by_itself() -> None:
+    teacher, generator = read_teacher(START), torch.Generator().manual_seed(3)
+    x, noise = (torch.randn(2, 1, 32, 64, generator=generator) for _ in range(2))
+    t, said = torch.tensor([100, 700]), torch.tensor([[3, 4], [10, 7]])
+    drawn = Batch(x, x, said, said, torch.tensor([[False, True], [False, False]]))
+    found = taught(teacher, x, t, drawn, noise)
+    for picture, half, label in ((0, 0, 3), (0, 1, 4), (1, 0, 10), (1, 1, 7)):
+        place = slice(32 * half, 32 * half + 32)
+        alone = teacher(x[picture : picture + 1, :, :, place], t[picture : picture + 1], torch.tensor([label]))
+        expected = alone[0, :1]
+        if drawn.bright[picture, half]:
+            expected = (1 - BRIGHTNESS) * expected + BRIGHTNESS * noise[picture, :, :, place]
+        torch.testing.assert_close(found[picture, :, :, place], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_caption_remembers_its_garments() -> None:
+    garments = (Garment(3, "dark"), Garment(7))
+    made = caption_of(TRAINED, random.Random(0), garments)
+    assert isinstance(made, Caption) and made.garments == garments
