@@ -38,7 +38,8 @@ def read_flow(path: Path | None, default: FlowInfo) -> FlowInfo:
         return _flow(values, default.spacing)
     except ValidationError as error:
         first = error.errors()[0]
-        raise CheckpointError(f"{path}: its shift makes no sense ({first['loc'][-1]}: {first['msg']})") from None
+        field = f"{first['loc'][-1]}: " if first["loc"] else ""
+        raise CheckpointError(f"{path}: its shift makes no sense ({field}{first['msg']})") from None
 
 
 def _flow(values: dict[str, Any], spacing: Literal["even", "trained"]) -> FlowInfo:

@@ -175,21 +175,23 @@ def _prompt(raw: bytes, path: Path, text: TextInfo) -> Prompt:
 
     try:
         tensors, said = load(raw), _metadata(raw)
-        names = [name for suffix, info in text.encoders.items() for name in info.rows(suffix, None)]
-        rows = {name: tensors[name] for name in names}
     except DitedgeError as error:
         raise RequestError(f"{path}: {error}") from None
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise RequestError(f"{path}: not a recorded prompt of `ditedge encode` ({type(error).__name__})") from None
-    if said.get("version") != VERSION:
+    names = [name for suffix, info in text.encoders.items() for name in info.rows(suffix, None)]
+    if said.get("version") != VERSION or not tensors:
         raise RequestError(f"{path}: not a recorded prompt of `ditedge encode`")
     if text.encoder_sha256 is not None and said.get("encoder_sha256") != text.encoder_sha256:
         raise RequestError(
             f"{path} was recorded with another text encoder (sha256 {said.get('encoder_sha256', '')[:12]}...), "
             f"this bundle's is {text.encoder_sha256[:12]}...: record it with this bundle's"
         )
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise RequestError(f"{path}: not a recorded prompt of this model, it has no '{missing[0]}'")
     try:
-        return prompt_of_rows(rows, said.get("text", ""))
+        return prompt_of_rows({name: tensors[name] for name in names}, said.get("text", ""))
     except DitedgeError as error:
         raise RequestError(f"{path}: {error}") from None
 

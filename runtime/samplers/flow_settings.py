@@ -6,7 +6,7 @@ import math
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..errors import ProgramError
 from ..fields import MAX_NUMBER, Count, Finite, Strict
@@ -28,9 +28,15 @@ class SizeShift(Strict):
     most_mu: Finite
     kind: Literal["exponential", "linear"] = "exponential"
 
+    @model_validator(mode="after")
+    def _check(self) -> SizeShift:
+        if self.most_tokens <= self.base_tokens:
+            raise ValueError(f"most_tokens {self.most_tokens} is not above base_tokens {self.base_tokens}")
+        return self
+
     def of(self, tokens: int) -> float:
         """The shift of a picture of so many tokens; linear beyond both ends, too. Raises ProgramError."""
-        slope = (self.most_mu - self.base_mu) / max(self.most_tokens - self.base_tokens, 1)
+        slope = (self.most_mu - self.base_mu) / (self.most_tokens - self.base_tokens)
         mu = tokens * slope + (self.base_mu - slope * self.base_tokens)
         shift = math.exp(min(mu, 80.0)) if self.kind == "exponential" else mu
         if shift <= 0:

@@ -13,8 +13,12 @@ from ditedge.export.networks.flux import Flux, FluxConfig
 from ditedge.export.networks.sd3 import SD3, SD3Config
 from ditedge.export.sources.sd3_folder import _with_table
 from ditedge.runtime import open_bundle
+from ditedge.runtime.errors import RequestError
 from ditedge.runtime.loop.generate import generate
 from ditedge.runtime.loop.noise import GivenNoise
+from ditedge.runtime.loop.prompts import prompt_of_rows
+from ditedge.runtime.loop.session import Session
+from ditedge.runtime.loop.tokenizing import Tokenizer
 from ditedge.runtime.loop.verify import relative_error
 from tests.export.joint_pipelines import (
     CHANNELS,
@@ -50,6 +54,20 @@ FAMILIES = {
     ),
 }
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("sd3", "flux-schnell")]
+
+
+class Counting:
+    """An engine that counts its runs."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.inputs, self.runs = engine, engine.inputs, 0
+
+    def run(self, *arguments: Any) -> None:
+        self.runs += 1
+        self.engine.run(*arguments)
+
+    def close(self) -> None:
+        self.engine.close()
 
 
 @pytest.fixture(scope="module", params=["sd3.5", "flux-dev", *SLOW])
@@ -150,3 +168,68 @@ def _flux_class() -> Any:
     from diffusers import FluxPipeline
 
     return FluxPipeline
+
+
+def test_what_a_prompt_becomes_depends_on_no_other(exported: tuple[Family, Path]) -> None:
+    """Not on its neighbours, nor on whether it came as words, or recorded; each is encoded once."""
+    bundle = open_bundle(exported[1])
+    names = [name for name in bundle.manifest.graphs if name.startswith(("text", "context", "position"))]
+    program, settings = bundle.program(steps=3), {"output": "latents", "batch": 3}
+    with Session(bundle) as lent:
+        counted = {name: Counting(lent.engine(name)) for name in names}
+        with Session(bundle, engines=counted) as session:
+            both = generate(bundle, seeds=range(4), prompts=PROMPTS * 2, program=program, session=session, **settings)
+    no_words = int(bundle.manifest.text.guidance == "true")  # which is recorded
+    wanted = {name: 2 for name in names} | {"context": 2 + no_words, "position": 1}
+    assert {name: engine.runs for name, engine in counted.items()} == wanted
+    with Session(bundle) as session:
+        recorded = prompt_of_rows(session.encode(Tokenizer(bundle).prompt(PROMPTS[1])[0]))
+        for prompt in (PROMPTS[1], recorded):
+            alone = generate(bundle, seeds=[3], prompts=[prompt], program=program, session=session, **settings)
+            np.testing.assert_array_equal(both[3:], alone)
+
+
+def test_step_by_step_is_the_same_picture(exported: tuple[Family, Path]) -> None:
+    bundle = open_bundle(exported[1])
+    whole = generate(
+        bundle, seeds=[1, 2], prompts=PROMPTS, size=(96, 48), program=bundle.program(steps=3), output="latents"
+    )
+    with Session(bundle) as session:
+        program = bundle.program(steps=3)
+        runs = [session.start(program, prompt, i, size=(96, 48)) for i, prompt in enumerate(PROMPTS, start=1)]
+        session.advance(runs[:1])
+        while not all(run.done for run in runs):
+            session.advance(runs)
+    assert relative_error(np.stack([run.latent for run in runs]), whole) < 1e-6
+
+
+def test_guidance_is_what_the_family_has(exported: tuple[Family, Path]) -> None:
+    bundle, given = open_bundle(exported[1]), {"seeds": [1], "prompts": PROMPTS[:1], "output": "latents"}
+    kind, program = bundle.manifest.text.guidance, bundle.program(steps=2)
+    if kind == "true":
+        assert "guidance" not in (exported[1] / "manifest.json").read_text().split('"graphs"')[0].split('"text"')[1]
+        return
+    with pytest.raises(RequestError, match="evaluates each step once: leave negative prompts out"):
+        generate(bundle, negative="snow", program=program, **given)
+    if kind == "none":
+        with pytest.raises(RequestError, match="guidance 2: .* has none: leave it out, or give 1"):
+            generate(bundle, guidance=2.0, program=program, **given)
+        return
+    told = [generate(bundle, guidance=guidance, program=program, **given) for guidance in (3.5, None, 5.0)]
+    np.testing.assert_array_equal(told[0], told[1])  # FluxPipeline's default
+    assert relative_error(told[2], told[0]) > 1e-4
+
+
+def test_ready_programs_are_those_of_sizes(exported: tuple[Family, Path]) -> None:
+    """A device takes them by the number of image tokens; here they are made when a size is asked for."""
+    bundle = open_bundle(exported[1])
+    by_tokens = bundle.manifest.defaults.by_tokens
+    assert bool(by_tokens) == (bundle.manifest.flow.by_size is not None)
+    shifts = set()
+    for tokens, name in by_tokens.items():
+        ready, made = bundle.program(name), bundle.program(tokens=int(tokens))
+        assert ready.made == made.made
+        np.testing.assert_array_equal(ready.mix, made.mix)
+        np.testing.assert_array_equal(ready.timestep, made.timestep)
+        shifts.add(made.made["shift"])
+    assert len(shifts) == len(by_tokens)

@@ -1,0 +1,113 @@
+"""How many parameters each graph of the released models has, counted on "meta": the table of docs/sources.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ditedge.export.networks.flux import Flux, FluxConfig
+from ditedge.export.networks.pixart import PixArt, PixArtConfig
+from ditedge.export.networks.sd3 import SD3, SD3Config
+
+Parameters = dict[str, int]
+
+
+def graphs_of(network: Any) -> Parameters:
+    """Parameters by graph: of the modules that each of the network's four parts calls."""
+    own, config = network.interface, network.config
+    side, prompts = 2 * own.multiple, (2,)
+    told = {"timestep": (2,), **({"vector": (2, own.vector)} if own.vector else {}), **dict.fromkeys(own.scalars, (2,))}
+    reads = {
+        name: torch.zeros(
+            2, *(7 if n == "T" else n for n in shape), dtype=torch.int64 if name.startswith("mask") else None
+        )
+        for name, shape in own.reads.items()
+    }
+    tokens = 7 if own.tokens == "T" else own.tokens
+    given = {"context": torch.zeros(2, tokens, own.context), "prompt": torch.zeros(2, dtype=torch.int64)}
+    if own.biased:
+        given["context_bias"] = torch.zeros(2, tokens)
+    if own.position is not None:
+        given["position"] = torch.zeros(2, 2, own.position)
+    x, modulation = torch.zeros(2, config.in_channels, side, side), torch.zeros(*prompts, own.modulation)
+    runs: dict[str, Callable[[], object]] = {
+        "conditioner": lambda: network.conditioner(**{name: torch.zeros(shape) for name, shape in told.items()}),
+        "context": lambda: network.context(**reads),
+        "step": lambda: network.trunk(x, modulation, **given),
+    }
+    return {name: counted(network, run) for name, run in runs.items()}
+
+
+def counted(network: nn.Module, run: Callable[[], object]) -> int:
+    called: dict[int, nn.Module] = {}
+    handles = [
+        module.register_forward_pre_hook(lambda module, _: called.setdefault(id(module), module) and None)
+        for module in network.modules()
+    ]
+    run()
+    for handle in handles:
+        handle.remove()
+    return sum(weight.numel() for module in called.values() for weight in module.parameters(recurse=False))
+
+
+def sd3_medium() -> tuple[Any, Any]:
+    return _sd3(24, 192, (), False)
+
+
+def sd35_medium() -> tuple[Any, Any]:
+    return _sd3(24, 384, tuple(range(13)), True)
+
+
+def sd35_large() -> tuple[Any, Any]:
+    return _sd3(38, 192, (), True)
+
+
+def _sd3(depth: int, positions: int, dual: tuple[int, ...], norm: bool) -> tuple[Any, Any]:
+    """Of as many heads as blocks, as all of them."""
+    from diffusers import SD3Transformer2DModel
+
+    reference = SD3Transformer2DModel(
+        num_layers=depth, num_attention_heads=depth, caption_projection_dim=64 * depth, pos_embed_max_size=positions,
+        dual_attention_layers=dual, qk_norm="rms_norm" if norm else None,
+    )  # fmt: skip
+    return reference, SD3(SD3Config(128, 2, 16, 16, depth, 64, depth, 4096, 2048, positions, dual, norm))
+
+
+def flux_dev() -> tuple[Any, Any]:
+    from diffusers import FluxTransformer2DModel
+
+    network = Flux(FluxConfig(128, 16, 16, 24, 128, 19, 38, 4096, 768, told_guidance=True))
+    return FluxTransformer2DModel(guidance_embeds=True), network
+
+
+def pixart_sigma() -> tuple[Any, Any]:
+    from diffusers import PixArtTransformer2DModel
+
+    reference = PixArtTransformer2DModel(caption_channels=4096, sample_size=128, use_additional_conditions=False)
+    return reference, PixArt(PixArtConfig(128, 2, 4, 8, 16, 72, 28, 4096, 2.0, tokens=300))
+
+
+MODELS = {  # millions of parameters: diffusers' transformer, and what the step is left with at most
+    sd3_medium: (2028, 0.67),
+    sd35_medium: (2243, 0.66),
+    sd35_large: (8057, 0.67),
+    flux_dev: (11901, 0.73),
+    pixart_sigma: (611, 0.86),
+}
+
+
+@pytest.mark.parametrize(("make", "wanted"), MODELS.items(), ids=[make.__name__ for make in MODELS])
+def test_what_depends_on_no_image_token_leaves_the_step(
+    make: Callable[[], tuple[Any, Any]], wanted: tuple[int, float]
+) -> None:
+    with torch.device("meta"), torch.no_grad():
+        reference, network = make()
+        whole, graphs = sum(weight.numel() for weight in reference.parameters()), graphs_of(network.to("meta"))
+    print(make.__name__, round(whole / 1e6), {name: round(number / 1e6, 1) for name, number in graphs.items()})
+    assert round(whole / 1e6) == wanted[0]
+    assert graphs["step"] / whole <= wanted[1]
+    assert sum(graphs.values()) == pytest.approx(whole, rel=2e-3)  # nothing twice, nothing lost
