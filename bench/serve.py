@@ -1,0 +1,136 @@
+"""Open-loop load for `ditedge serve`: Poisson arrivals of requests of several step counts, whether or not it keeps up.
+
+    ditedge serve --engine build/demo/fashion --port 8000 &
+    python bench/serve.py --address http://127.0.0.1:8000 --rate 4 --seconds 60 --steps 4,50
+    python bench/serve.py --address http://127.0.0.1:8000 --calibrate --steps 4,50       # images a second that it can
+
+Prints JSON: by step count the latencies (from the moment that a request was due, so a late sender hides nothing),
+images a second, how many were refused (429) or failed, how full batches were. Against a server with `--max-batch 1` it
+says what sharing steps is worth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+PATIENCE = 600  # seconds for an answer
+
+
+@dataclass
+class Record:
+    """What became of the requests of one load."""
+
+    latencies: dict[int, list[float]] = field(default_factory=dict)  # by steps, of those that were answered 200
+    statuses: dict[int, int] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, steps: int, status: int, seconds: float) -> None:
+        with self.lock:
+            self.statuses[status] = self.statuses.get(status, 0) + 1
+            if status == 200:
+                self.latencies.setdefault(steps, []).append(seconds)
+
+    @property
+    def done(self) -> int:
+        return self.statuses.get(200, 0)
+
+
+def ask(address: str, method: str, path: str, body: dict | None = None) -> tuple[int, bytes]:
+    """Status 0: no answer."""
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=PATIENCE)
+    try:
+        text = json.dumps(body).encode() if body is not None else None
+        connection.request(method, path, text, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException):
+        return 0, b""
+    finally:
+        connection.close()
+
+
+def load(address: str, rate: float, seconds: float, steps: list[int], seed: int = 0) -> Record:
+    """`rate` images a second, of step counts that are equally likely; waits for the last answer."""
+    chosen, record, threads = random.Random(seed), Record(), []
+    due = time.monotonic()
+    end = due + seconds
+    while (due := due + chosen.expovariate(rate)) < end:
+        time.sleep(max(0.0, due - time.monotonic()))
+        count = chosen.choice(steps)
+        thread = threading.Thread(target=_one, args=(address, record, count, due, chosen.randrange(2**32)))
+        thread.start()
+        threads.append(thread)
+    for thread in threads:
+        thread.join()
+    return record
+
+
+def _one(address: str, record: Record, steps: int, due: float, seed: int) -> None:
+    body = {"prompt": "1", "num_inference_steps": steps, "seed": seed}
+    status, _ = ask(address, "POST", "/v1/images/generations", body)
+    record.add(steps, status, time.monotonic() - due)
+
+
+def capacity(address: str, steps: list[int], images: int = 64, at_a_time: int = 32) -> float:
+    """Images a second with always so many asked for: closed loop."""
+    left, lock, record = list(range(images)), threading.Lock(), Record()
+
+    def work() -> None:
+        while True:
+            with lock:
+                if not left:
+                    return
+                number = left.pop()
+            _one(address, record, steps[number % len(steps)], time.monotonic(), number)
+
+    began = time.monotonic()
+    workers = [threading.Thread(target=work) for _ in range(at_a_time)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return record.done / (time.monotonic() - began)
+
+
+def quantile(values: list[float], part: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(part * len(values)))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--address", default="http://127.0.0.1:8000")
+    parser.add_argument("--rate", type=float, default=1.0, help="images a second")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--steps", type=lambda text: [int(part) for part in text.split(",")], default=[4, 50])
+    parser.add_argument("--calibrate", action="store_true", help="say how many images a second it can, and end")
+    given = parser.parse_args()
+    if given.calibrate:
+        print(json.dumps({"images_per_second": round(capacity(given.address, given.steps), 3)}))
+        return
+    before = json.loads(ask(given.address, "GET", "/v1/status")[1])
+    began = time.monotonic()
+    record = load(given.address, given.rate, given.seconds, given.steps)
+    seconds = time.monotonic() - began
+    after = json.loads(ask(given.address, "GET", "/v1/status")[1])
+    turns = max(1, after["turns"] - before["turns"])
+    said = {
+        "statuses": record.statuses,
+        "images_per_second": round(record.done / seconds, 3),
+        "images_in_a_step": round((after["image_steps"] - before["image_steps"]) / turns, 2),
+        "seconds": {
+            steps: {f"p{part}": round(quantile(found, part / 100), 3) for part in (50, 95, 99)}
+            for steps, found in sorted(record.latencies.items())
+        },
+    }
+    print(json.dumps(said, indent=1))
+
+
+if __name__ == "__main__":
+    main()
