@@ -63,7 +63,7 @@ def bundle_from_checkpoint(
     Raises CheckpointError (source), RequestError (options, out), BundleError when an exported graph does not compute
     what PyTorch does; then nothing is left behind.
     """
-    family = family_of(source)
+    family = family_of(source, options.heads, options.image_size)
     if family is not None:
         return prompt_bundle(family, source, out, options, report, note)
     inputs = [path for path in (source, options.vae) if path is not None]

@@ -23,6 +23,7 @@ from .graphs.write_text import write_encoder, write_prompt_graphs
 from .manifests import model_info, write_manifest
 from .options import ExportOptions, vae_dtype
 from .pictures import image_graphs, note_on_pictures, vae_info, vae_of, works_on_pixels, write_pictures
+from .sources.places import is_lone_file
 from .sources.prompt_checkpoint import PromptCheckpoint
 from .sources.text_folder import TextFolder, sha256_of_encoders, text_folders
 from .sources.vae_checkpoint import VaeCheckpoint
@@ -32,6 +33,7 @@ from .truth.programs import Flow, write_programs, write_sized_programs
 EMPTY = "text/empty.safetensors"
 # Options that say something of such a model.
 UNDERSTOOD = ("opset", "vae", "pixels", "vae_precision", "text", "encoder", "force")
+OF_FILES = ("heads", "image_size")  # and of one that is a lone file
 # Usual sizes, as parts of the side of training: what FLUX.1's users ask for at 1024, and quicker drafts.
 USUAL = ((1, 1), (13 / 16, 19 / 16), (7 / 8, 9 / 8), (3 / 4, 21 / 16), (3 / 4, 3 / 4), (1 / 2, 1 / 2), (5 / 4, 5 / 4))
 
@@ -56,7 +58,7 @@ def prompt_bundle(
     note: Callable[[str], object],
 ) -> Manifest:
     """`bundle_from_checkpoint` of a folder whose network takes prompts. read: its family's. Raises as that does."""
-    _check_options(options)
+    _check_options(options, OF_FILES if is_lone_file(source) else ())
     inputs = [path for path in (source, options.vae) if path is not None]
     check_target(out, options.force, inputs)
     report(f"reading {source}")
@@ -78,10 +80,10 @@ def prompt_bundle(
     return manifest
 
 
-def _check_options(options: ExportOptions) -> None:
+def _check_options(options: ExportOptions, further: Sequence[str]) -> None:
     default = ExportOptions()
     for field in fields(ExportOptions):
-        if field.name not in UNDERSTOOD and getattr(options, field.name) != getattr(default, field.name):
+        if field.name not in (*UNDERSTOOD, *further) and getattr(options, field.name) != getattr(default, field.name):
             name = "classes" if field.name == "labels" else field.name.replace("_", "-")
             raise RequestError(f"--{name} says nothing of a model that takes prompts: leave it out")
 

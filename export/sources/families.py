@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ...runtime.errors import CheckpointError
 from .diffusers_folder import CLASSES
 from .flux_folder import read_flux
+from .pixart_file import is_pixart_file, read_pixart_file
 from .pixart_folder import read_pixart
-from .places import class_of_network, diffusers_folder_of, network_folder
+from .places import class_of_network, diffusers_folder_of, is_lone_file, network_folder
 from .prompt_checkpoint import PromptCheckpoint
 from .sana_folder import read_sana
 from .sd3_folder import read_sd3
@@ -23,9 +25,16 @@ FAMILIES: dict[str, Callable[[Path], PromptCheckpoint]] = {
 }
 
 
-def family_of(path: Path) -> Callable[[Path], PromptCheckpoint] | None:
-    """What reads the network of a diffusers folder that takes prompts; None for one of classes, and for what is no
-    such folder. Raises CheckpointError for a class that nobody reads."""
+def family_of(
+    path: Path, heads: int | None = None, image_size: int | None = None
+) -> Callable[[Path], PromptCheckpoint] | None:
+    """What reads a network that takes prompts, of a diffusers folder or a lone file; None for one of classes, and for
+    what is neither. heads, image_size: for a file, which may not say them.
+
+    Raises CheckpointError for a class that nobody reads.
+    """
+    if is_lone_file(path) and is_pixart_file(path):
+        return partial(read_pixart_file, heads=heads, image_size=image_size)
     name = class_of_network(path)
     if name is None or name in CLASSES:
         return None

@@ -50,6 +50,11 @@ def diffusers_folder_of(path: Path) -> Path:
     return path
 
 
+def is_lone_file(path: Path) -> bool:
+    """Whether it is a file that means no diffusers folder."""
+    return path.is_file() and diffusers_folder_of(path) == path
+
+
 def file_of_weights(path: Path) -> str | None:
     """The name of a diffusers folder's file of weights, where `path` is one."""
     weights = path.is_file() and WEIGHTS.fullmatch(path.name) and (path.parent / "config.json").is_file()

@@ -139,15 +139,20 @@ def read_weights(
     Raises CheckpointError naming file and key.
     """
     found = read_folder_weights(folder.network, folder.only)
-    with torch.device("meta"):
-        expected = network().state_dict()
     try:
-        weights = fitted_tensors(fit(found.tensors), expected, what)
+        weights = fitted_network(fit(found.tensors), network, what)
     except CheckpointError as error:
         raise CheckpointError(f"{found.files[0]}: {error}") from None
     scheduler = [folder.scheduler_file] if folder.scheduler_file is not None else []
     files = [folder.config_file, *found.files, *scheduler]
     return PromptWeights(weights, sha256_of_files(folder.path, files), found.sentence)
+
+
+def fitted_network(tensors: dict[str, Tensor], network: Callable[[], nn.Module], what: str) -> dict[str, Tensor]:
+    """The tensors as float32, checked against `network()`'s keys and shapes. Raises CheckpointError."""
+    with torch.device("meta"):
+        expected = network().state_dict()
+    return fitted_tensors(tensors, expected, what)
 
 
 def count(values: dict[str, Any], defaults: dict[str, Any], key: str, most: int = 1 << 14) -> int:
