@@ -63,7 +63,7 @@ class ExportOptions:
         default=None,
         metadata=option(
             "--prediction",
-            help="What the network predicts; SiT: flow-to-data; REPA: flow. [default: the source's, or epsilon]",
+            help="What the network predicts; SiT: flow-to-data, REPA: flow, MaskDiT: edm. [default: the source's]",
             choices=PREDICTIONS,
         ),
     )

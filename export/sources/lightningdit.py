@@ -16,7 +16,7 @@ from ..networks.lightningdit import LightningConfig, rotary_angles
 from .asked import Asked
 from .family import Described, check_said
 from .settings import Settings
-from .shapes import config_from_shapes
+from .shapes import MAX_MLP_RATIO, config_from_shapes
 
 COS, SIN, NORM, SWIGLU = (
     "feat_rope.freqs_cos",
@@ -32,8 +32,8 @@ STEPS, GUIDANCE, INTERVAL_START, SHIFT = 250, 6.7, 0.125, 0.3
 
 def read(state: dict[str, Tensor], settings: Settings, asked: Asked) -> Described | None:
     """None where the keys are another family's. Raises CheckpointError naming the key, or the setting."""
-    adaln, width = (state[key].shape[0] if key in state else 0 for key in (ADALN, "x_embedder.proj.weight"))
-    shift = adaln != 4 * width
+    adaln, width = (_rows(state, key) for key in (ADALN, "x_embedder.proj.weight"))
+    shift = adaln != 4 * width or not width
     named = str(settings.values.get("model_type", "")).startswith("LightningDiT")
     if not (named or not shift or {COS, NORM, SWIGLU} & state.keys()):
         return None
@@ -43,7 +43,9 @@ def read(state: dict[str, Tensor], settings: Settings, asked: Asked) -> Describe
     config, said = config_from_shapes(state, settings, replace(asked, heads=asked.heads or _heads(state, settings)))
     found = LightningConfig(**vars(config), swiglu=SWIGLU in state, rms_norm=NORM in state, rope=rope, shift=shift)
     if found.swiglu:
-        found = replace(found, mlp_ratio=state[SWIGLU].shape[0] / 2 / found.hidden_size)
+        found = replace(found, mlp_ratio=_rows(state, SWIGLU) / 2 / found.hidden_size)
+        if not 0 < found.mlp_ratio < MAX_MLP_RATIO:
+            raise CheckpointError(f"key '{SWIGLU}' has shape {list(state[SWIGLU].shape)}, which is not SwiGLU's")
     if rope and found.hidden_size // found.num_heads % 4:
         raise CheckpointError(
             f"rotary positions need heads of a multiple of 4 channels, these have {found.num_heads} heads"
@@ -58,16 +60,27 @@ def read(state: dict[str, Tensor], settings: Settings, asked: Asked) -> Describe
         else []
     )
     return Described(
-        state, found, said, "flow-to-data" if flow else None, None, sampling, guidance, (*notes, f"sampling: {note}")
+        state,
+        found,
+        said if asked.heads else said.replace("(--heads)", "(the width of a head)"),
+        prediction="flow-to-data" if flow else None,
+        sampling=sampling,
+        guidance=guidance,
+        notes=(*notes, f"sampling: {note}"),
     )
+
+
+def _rows(state: dict[str, Tensor], key: str) -> int:
+    return int(state[key].shape[0]) if key in state and state[key].ndim else 0
 
 
 def _heads(state: dict[str, Tensor], settings: Settings) -> int | None:
     """From the width of the rotary positions or of the norm of queries, else of a size that only LightningDiT has."""
-    hidden = state["x_embedder.proj.weight"].shape[0] if "x_embedder.proj.weight" in state else 0
+    hidden = _rows(state, "x_embedder.proj.weight")
     for key in (COS, "blocks.0.attn.q_norm.weight"):
-        if key in state and state[key].ndim and 0 < state[key].shape[-1] <= hidden:
-            return int(hidden // state[key].shape[-1])
+        width = int(state[key].shape[-1]) if key in state and state[key].ndim else 0
+        if width and hidden and hidden % width == 0:
+            return hidden // width
     blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
     return None if "num_heads" in settings.values else SIZES.get((hidden, blocks))
 

@@ -19,6 +19,7 @@ from .shapes import config_from_shapes
 
 ENCODER, SKIPPED, DECODER, SIDE = "en_inblocks", "en_outblocks", "de_blocks", "sideblocks"
 TABLE = "blocks.0.attn.rel_pos_bias.relative_position_bias_table"
+MAX_TOKENS = 1 << 12  # their pairs are counted in memory: 1,024 pixels at patch 2
 STEPS, GUIDANCE, POWER = 250, 3.8, 4.0  # of its scripts/image_sample.py
 
 
@@ -38,10 +39,17 @@ def read(state: dict[str, Tensor], settings: Settings, asked: Asked) -> Describe
     tensors = {
         _numbered(key, counts): value for key, value in trained.items() if not key.endswith("relative_position_index")
     }
-    heads = tensors[TABLE].shape[1] if TABLE in tensors and tensors[TABLE].ndim == 2 else None
+    if TABLE not in tensors or tensors[TABLE].ndim != 2:
+        raise CheckpointError(f"key '{ENCODER}{TABLE.removeprefix('blocks')}' is missing, or no matrix")
+    heads = int(tensors[TABLE].shape[1])
+    hidden = tensors["pos_embed"].shape[-1] if "pos_embed" in tensors and tensors["pos_embed"].ndim else 0
+    if heads < 1 or hidden % heads:
+        raise CheckpointError(f"key '{TABLE}' is of {heads} heads, which do not divide the width {hidden}")
     if asked.heads not in (None, heads):
         raise CheckpointError(f"--heads {asked.heads} contradicts key '{TABLE}', which has {heads}")
     config, said = config_from_shapes(tensors, settings, replace(asked, heads=heads))
+    if config.tokens > MAX_TOKENS:
+        raise CheckpointError(f"key 'pos_embed' has {config.tokens} positions, at most {MAX_TOKENS} have biases")
     return Described(
         tensors,
         MdtConfig(**vars(config), decoder_depth=counts[2]),

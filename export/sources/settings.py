@@ -17,12 +17,12 @@ from .places import run_folder
 
 INSIDE = ("args", "config", "cfg", "hparams", "hyper_parameters", "train_config", "model_args", "model_config")
 BESIDE = ("args.yaml", "config.yaml", "hparams.yaml", "args.json", ".hydra/config.yaml")
+MOST_SAMPLING = 1000  # of steps, guidance and the like: more is not believed
 MAX_FILE = 1 << 18  # bytes of a settings file
 # Dicts within settings that describe the network; an optimizer's or a VAE's `depth` is not the network's.
 GROUPS = {
     "args", "config", "cfg", "model", "params", "network", "network_config", "net", "dit", "sit", "backbone", "hparams",
     "kwargs", "init_args", "model_args", "model_config", "model_kwargs", "transport", "diffusion", "data", "dataset",
-    "sample",
 }  # fmt: skip
 NAMES = {  # as they are written -> as DiT's and SiT's train.py and constructors write them
     "num_attention_heads": "num_heads", "n_heads": "num_heads", "num_layers": "depth", "resolution": "image_size",
@@ -37,10 +37,10 @@ KINDS: dict[str, type] = {
     "use_swiglu": bool, "use_rmsnorm": bool, "use_rope": bool, "wo_shift": bool,
     "use_decoder": bool, "decode_layer": int, "precond": str,
 }  # fmt: skip
-# How a run samples, not what its network is: read where they have these types, else left out.
+# How a run samples, not what its network is: in a group `sample` of the outermost settings.
 SAMPLING: dict[str, type] = {
     "num_sampling_steps": int, "cfg_scale": float, "cfg_interval_start": float, "timestep_shift": float,
-    "sampling_method": str, "scale_pow": float,
+    "sampling_method": str,
 }  # fmt: skip
 
 
@@ -64,12 +64,14 @@ def read_settings(data: Any, path: Path) -> Settings:
     for key in INSIDE if isinstance(data, dict) else ():
         values = _known(data.get(key))
         if values:
-            return Settings(_checked(values, f"'{key}' of the file"), f"'{key}' of the file")
+            origin = f"'{key}' of the file"
+            return Settings(_checked(values, origin) | _sampling(data.get(key)), origin)
     for file in _files_beside(path):
-        values = _known(_read_file(file))
+        content = _read_file(file)
+        values = _known(content)
         if values:
             origin = str(file.relative_to(run_folder(path)) if file.is_relative_to(run_folder(path)) else file.name)
-            return Settings(_checked(values, str(file)), origin)
+            return Settings(_checked(values, str(file)) | _sampling(content), origin)
     return Settings()
 
 
@@ -115,10 +117,23 @@ def _known(value: Any, levels: int = 3) -> dict[str, Any]:
     for group in GROUPS:
         for name, item in _known(value.get(group), levels - 1).items():
             found.setdefault(name, item)
-    for key in (*NAMES, *KINDS, *SAMPLING):
+    for key in (*NAMES, *KINDS):
         item = _single(unwrapped(value.get(key)))
         if item is not None:
             found[NAMES.get(key, key)] = item
+    return found
+
+
+def _sampling(value: Any) -> dict[str, Any]:
+    """Those of SAMPLING, finite and of moderate size."""
+    group = unwrapped(value)
+    group = unwrapped(group.get("sample")) if isinstance(group, dict) else None
+    found = {}
+    for name, kind in SAMPLING.items() if isinstance(group, dict) else ():
+        item = _single(unwrapped(group.get(name)))
+        item = float(item) if kind is float and type(item) is int else item
+        if type(item) is kind and (kind is str or abs(item) <= MOST_SAMPLING):  # type: ignore[arg-type]
+            found[name] = item
     return found
 
 
@@ -139,13 +154,11 @@ def _checked(values: dict[str, Any], origin: str) -> dict[str, Any]:
     """The values with the types of KINDS."""
     checked = {}
     for name, value in values.items():
-        kind = KINDS.get(name) or SAMPLING[name]
+        kind = KINDS[name]
         if type(value) in (int, float) and not -(1 << 31) < value < 1 << 31:  # NaN fails, too
             raise CheckpointError(f"{origin}: {name} is out of any range")
         if kind is float and type(value) is int:
             value = float(value)
-        if type(value) is not kind and name in SAMPLING:
-            continue
         if type(value) is not kind:
             raise CheckpointError(f"{origin}: {name} is {value!r}, expected {_KIND_NAMES[kind]}")
         checked[name] = value

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import ProgramError
 from .grid import sigmas_at
+from .levels import levels_of_process
 from .program import Program
 from .schedule import Schedule
 
@@ -38,12 +39,12 @@ def step_sigmas(schedule: Schedule, program: Program) -> np.ndarray:
     return sigmas_at(schedule, program.timestep)
 
 
-def sigmas_without_betas(program: Program, prediction: str, timestep_range: tuple[float, float]) -> np.ndarray:
+def sigmas_without_betas(program: Program) -> np.ndarray:
     """sigma of each step [N] from what its network is told: the share of noise of a flow, or EDM's sigma."""
-    if prediction == "edm":
-        return np.exp(4 * program.timestep)
-    noise, data = timestep_range
-    return (program.timestep - data) / (noise - data)
+    if program.process is None:
+        raise ProgramError(f"program '{program.name}' does not say what it was made for, so its noise is not known")
+    alpha, sigma = levels_of_process(program.timestep, program.process).T
+    return sigma / alpha if program.process.prediction == "edm" else sigma
 
 
 def with_guidance_power(program: Program, power: float, schedule: Schedule | None) -> Program:

@@ -108,7 +108,7 @@ def make_program(
     flow: how its steps are spaced, None is evenly. tokens: of the picture, where they depend on its size.
     """
     name = str(settings.sampler)
-    choices = [known for known in SAMPLERS if _fits(known, schedule, prediction)]
+    choices = samplers_for(prediction, betas=schedule is not None)
     if name not in choices:
         raise ProgramError(f"sampler '{name}' is not one of {', '.join(choices)}, which fit this model")
     options = _options_of(name, settings, learned_variance)
@@ -133,27 +133,25 @@ def make_program(
     if settings.guidance_power is not None:
         program = with_guidance_power(program, settings.guidance_power, schedule)
     if settings.guidance_interval is not None:
-        sigmas = _sigmas(program, schedule, prediction, timestep_range)
+        sigmas = _sigmas(program, schedule)
         program = with_guidance_interval(program, *settings.guidance_interval, sigmas)
     return program
 
 
-def _sigmas(
-    program: Program, schedule: Schedule | None, prediction: str, timestep_range: tuple[float, float]
-) -> np.ndarray:
+def _sigmas(program: Program, schedule: Schedule | None) -> np.ndarray:
     """Of each step [N], as a guidance interval has them."""
     if program.made["sampler"] == "flow-scm":
         raise ProgramError("guidance_interval is no setting of flow-scm, whose models have guidance inside")
     if schedule is None:
-        return sigmas_without_betas(program, prediction, timestep_range)
+        return sigmas_without_betas(program)
     return step_sigmas(positive_snr(schedule), program)
 
 
-def _fits(sampler: str, schedule: Schedule | None, prediction: str) -> bool:
-    """Whether a sampler is for such models: EDM's, flows, or those with betas."""
-    kind, _, _ = sampler.partition("-")
-    own = "edm" if prediction == "edm" else "flow" if schedule is None else None
-    return kind == own if kind in ("edm", "flow") else own is None
+def samplers_for(prediction: str, *, betas: bool) -> list[str]:
+    """The samplers of models that predict this: EDM's, of a flow (betas False), or with betas."""
+    own = "edm" if prediction == "edm" else "any" if betas else "flow"
+    kinds = {name: name.partition("-")[0] for name in SAMPLERS}
+    return [name for name, kind in kinds.items() if (kind if kind in ("edm", "flow") else "any") == own]
 
 
 def _points(

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..samplers import SAMPLERS
+from ..samplers.settings import samplers_for
 from .files import png
 from .jobs import Job
 from .meaning import images_of, picture_size
@@ -49,8 +50,9 @@ async def txt2img(request: Request) -> Response:
 async def samplers(request: Request) -> Response:
     """Those that one of the models takes."""
     service: Service = request.app.state.service
-    flows = {bundle.schedule is None for bundle in service.bundles.values()}
-    names = [name for name in SAMPLERS if name.startswith("flow") in flows]
+    kinds = {(b.manifest.model.prediction, b.schedule is not None) for b in service.bundles.values()}
+    fitting = {name for prediction, betas in kinds for name in samplers_for(prediction, betas=betas)}
+    names = [name for name in SAMPLERS if name in fitting]
     return json_reply([{"name": name, "aliases": [], "options": {}} for name in names])
 
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from ..bundle.open import Bundle
-from ..samplers import SAMPLERS
+from ..samplers.settings import samplers_for
 from .meaning import picture_size
 from .openapi import document
 from .replies import json_reply
@@ -94,7 +94,6 @@ def _row(ticket: Ticket) -> dict[str, Any]:
 def _model(name: str, bundle: Bundle) -> dict[str, Any]:
     manifest, program = bundle.manifest, bundle.program()
     width, height = picture_size(bundle)
-    flow = bundle.schedule is None
     return {
         "id": name,
         "object": "model",
@@ -110,5 +109,5 @@ def _model(name: str, bundle: Bundle) -> dict[str, Any]:
         "guidance": manifest.defaults.guidance,
         "sampler": program.made.get("sampler"),
         "steps": program.made.get("steps", program.steps),
-        "samplers": [sampler for sampler in SAMPLERS if sampler.startswith("flow") == flow],
+        "samplers": samplers_for(manifest.model.prediction, betas=bundle.schedule is not None),
     }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from ditedge.calibration import QuantizeOptions, quantize_bundle
+from ditedge.cli import main
 from ditedge.export import ExportOptions, bundle_from_checkpoint, read_source
 from ditedge.export.sources.vae_checkpoint import read_vae
 from ditedge.runtime import open_bundle
@@ -33,7 +34,7 @@ def settings_of(
 ) -> dict[str, object]:
     """As its train.py saves them with the weights."""
     return {
-        "data": {"image_size": 64, "num_classes": 5, "latent_norm": True, "latent_multiplier": 1.0},
+        "data": {"num_classes": 5, "latent_norm": True, "latent_multiplier": 1.0},
         "vae": {"model_name": "vavae_f16d32", "downsample_ratio": 16},
         "model": {"model_type": "LightningDiT-tiny/1", **MODEL[kind], "in_chans": 6} | (model or {}),
         "transport": {"path_type": "Linear", "prediction": "velocity", "use_lognorm": True},
@@ -44,10 +45,10 @@ def settings_of(
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, made = tmp_path_factory.mktemp("lightning"), {}
-    for kind in KINDS:
+    for kind in ("released", "plain"):
         path = saved(folder / f"{kind}.pt", recorded("lightningdit", kind).state, settings_of(kind))
         made[kind] = folder / kind
-        bundle_from_checkpoint(path, made[kind], ExportOptions())
+        bundle_from_checkpoint(path, made[kind], ExportOptions(vae=va_vae(folder) if kind == "released" else None))
     return made
 
 
@@ -59,7 +60,7 @@ def test_the_network_is_theirs(tmp_path: Path, kind: str) -> None:
     assert found.config.num_heads == 2 and golden.network_error(found.model()) < 1e-5
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["released", "plain"])
 @pytest.mark.parametrize(("run", "guidance"), [("guided", 6.7), ("unguided", 1.0)])
 def test_the_default_program_is_their_sampler(bundles: dict[str, Path], kind: str, run: str, guidance: float) -> None:
     golden, manifest = recorded("lightningdit", kind), open_bundle(bundles[kind]).manifest
@@ -111,6 +112,55 @@ def test_other_transports_and_heads_are_refused(tmp_path: Path) -> None:
         read_source(saved(tmp_path / "c.pt", state, other))
     with pytest.raises(CheckpointError, match="feat_rope.freqs_cos' has shape"):
         read_source(saved(tmp_path / "c.pt", state, settings_of("released")), heads=4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("blocks.0.adaLN_modulation.1.weight", torch.zeros(())),
+        ("blocks.0.mlp.w12.weight", torch.zeros(())),
+        ("blocks.0.mlp.w12.weight", torch.zeros(3, 48)),
+        ("feat_rope.freqs_cos", torch.zeros(())),
+        ("feat_rope.freqs_sin", torch.zeros(2, 2)),
+        ("x_embedder.proj.weight", torch.zeros(())),
+        ("blocks.1.norm2.weight", torch.full((48,), float("nan"))),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path: Path, key: str, value: torch.Tensor) -> None:
+    state = recorded("lightningdit", "released").state | {key: value}
+    with pytest.raises(CheckpointError, match=key.rpartition(".")[0].replace(".", r"\.")):
+        read_source(saved(tmp_path / "c.pt", state, None), heads=2)
+
+
+@pytest.mark.parametrize(
+    "sample", [{"cfg_scale": "high"}, {"num_sampling_steps": 10**9}, {"timestep_shift": float("nan")}]
+)
+def test_settings_of_sampling_that_make_no_sense_are_left_out(tmp_path: Path, sample: dict[str, Any]) -> None:
+    path = saved(tmp_path / "c.pt", recorded("lightningdit", "released").state, settings_of("released", sample=sample))
+    found = read_source(path)
+    expected = {"cfg_scale": 6.7, "num_sampling_steps": 249, "timestep_shift": 1 / 0.3}
+    actual = {
+        "cfg_scale": found.guidance,
+        "num_sampling_steps": found.sampling["steps"],
+        "timestep_shift": found.sampling["shift"],
+    }
+    name = next(iter(sample))
+    assert actual[name] == pytest.approx(expected[name])
+
+
+def test_the_command_line_takes_their_interval(bundles: dict[str, Path], tmp_path: Path) -> None:
+    """sigma of a flow is its share of noise, 1 - t: what the default program has, asked for."""
+    told = ["--sampler", "flow-euler", "--steps", "7", "--shift", str(1 / 0.3), "--guidance-interval", "0,0.875"]
+    bundle, latents = str(bundles["released"]), []
+    for name, asked in (("default.npz", []), ("asked.npz", told)):
+        file = str(tmp_path / name)
+        made = CliRunner().invoke(main, ["run", "--engine", bundle, "--class", "3", "--save-latents", file, *asked])
+        assert made.exit_code == 0, made.output
+        with np.load(file) as saved_latents:
+            latents.append(saved_latents[saved_latents.files[0]])
+    np.testing.assert_array_equal(*latents)
+    refused = CliRunner().invoke(main, ["run", "--engine", bundle, "--class", "3", "--guidance-interval", "t1,t9"])
+    assert refused.exit_code == 2 and "has no timesteps of training" in refused.output
 
 
 def test_the_linears_quantise(bundles: dict[str, Path], tmp_path: Path) -> None:
@@ -169,11 +219,7 @@ def test_attention_in_up_blocks_is_diffusers(tmp_path: Path) -> None:
     assert relative_error(read_vae(tmp_path).decoder(z).numpy(), theirs.numpy()) < 1e-5
 
 
-def test_an_exported_decoder_has_the_statistics(bundles: dict[str, Path], tmp_path: Path) -> None:
-    golden = recorded("lightningdit", "released")
-    path = saved(tmp_path / "c.pt", golden.state, settings_of("released") | {"data": {"num_classes": 5}})
-    manifest = bundle_from_checkpoint(path, tmp_path / "b", replace(ExportOptions(), vae=va_vae(tmp_path)))
-    assert manifest.vae is not None and manifest.vae.scaling_factor == 1.0
-    np.testing.assert_allclose(
-        manifest.vae.latents_mean or [], recorded("lightningdit", "vae").tensors["mean"].flatten()
-    )
+def test_an_exported_decoder_has_the_statistics(bundles: dict[str, Path]) -> None:
+    vae = open_bundle(bundles["released"]).manifest.vae
+    assert vae is not None and vae.scaling_factor == 1.0
+    np.testing.assert_allclose(vae.latents_mean or [], recorded("lightningdit", "vae").tensors["mean"].flatten())

@@ -123,6 +123,22 @@ def test_variants_and_other_settings_are_refused(
         read_source(saved(tmp_path / "c.pt", state, settings_of("decoder", **changes)), heads=2)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("y_embedder.embedding_table.weight", torch.zeros(()), "embedding_table.weight' is missing, or no matrix"),
+        ("decoder_layer.linear.weight", torch.zeros(()), "decoder_layer.linear.weight' is missing, or not to a width"),
+        ("decoder_layer.linear.weight", torch.zeros(50, 32), "not to a width of 16 heads"),
+        ("decoder_pos_embed", torch.zeros(1, 4, 48), "decoder_pos_embed' has shape"),
+        ("final_layer.linear.weight", torch.zeros(32, 48), "learn_sigma is not supported"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path: Path, key: str, value: torch.Tensor, complaint: str) -> None:
+    state = recorded("maskdit", "decoder").state | {f"model.{key}": value}
+    with pytest.raises(CheckpointError, match=complaint):
+        read_source(saved(tmp_path / "c.pt", state, None), heads=2)
+
+
 def test_betas_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "c.pt", recorded("maskdit", "decoder").state, settings_of("decoder"))
     with pytest.raises(RequestError, match="EDM's model has no betas"):

@@ -19,6 +19,7 @@ from ditedge.runtime.samplers.settings import SamplerSettings, make_program
 from tests.export.sources.recorded import recorded, saved
 
 GOLDEN = recorded("mdtv2")
+BIAS = "attn.rel_pos_bias.relative_position_bias_table"
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,21 @@ def test_what_does_not_fit_is_refused(
     state = {key: value for key, value in GOLDEN.state.items() if not key.startswith(tuple(change))}
     with pytest.raises(CheckpointError, match=complaint):
         read_source(saved(tmp_path / "c.pt", state, settings, "args"), **asked)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        (f"en_inblocks.0.{BIAS}", torch.zeros(()), "key 'en_inblocks.0.attn.rel_pos_bias.* no matrix"),
+        (f"en_inblocks.0.{BIAS}", torch.zeros(52, 3), "is of 3 heads, which do not divide the width 32"),
+        (f"de_blocks.1.{BIAS}", torch.zeros(52, 3), "bias_table' has shape"),
+        ("pos_embed", torch.zeros(1, 65 * 65, 32), "has 4225 positions, at most 4096 have biases"),
+        ("de_blocks.0.skip_linear.weight", torch.zeros(32, 32), "skip_linear.weight' has shape"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path: Path, key: str, value: torch.Tensor, complaint: str) -> None:
+    with pytest.raises(CheckpointError, match=complaint):
+        read_source(saved(tmp_path / "c.pt", GOLDEN.state | {key: value}, None))
 
 
 def test_the_linears_quantise(bundle_folder: Path, tmp_path: Path) -> None:
