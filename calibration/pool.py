@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime.bundle.open import Bundle
+from ..runtime.bundle.sizes import text_of
 from ..runtime.errors import RequestError
 from ..runtime.loop.loop import StepEvent
 from ..runtime.loop.noise import NoiseSource
-from ..runtime.loop.prompts import Prompt, empty_prompt, prompt_of_rows, text_of
+from ..runtime.loop.prompts import Prompt, empty_prompt, prompt_of_rows
 from ..runtime.loop.session import Session
 from ..runtime.loop.subjects import any_subject, told_besides
 from ..runtime.loop.tables import StepTables, step_tables
@@ -76,10 +78,11 @@ class Pool:
         guidance: float,
         noise: NoiseSource,
         on_step: Callable[[StepEvent], None] | None = None,
+        cancel: threading.Event | None = None,
     ) -> np.ndarray:
         """The final latents [B, C, H, W] of a batch of images of these subjects."""
         others = None if self.away_from is None else [self.away_from] * len(subjects)
-        return session.latents(program, subjects, guidance, noise, on_step, away_from=others, size=self.size)
+        return session.latents(program, subjects, guidance, noise, on_step, cancel, others, self.size)
 
     def told(self) -> list[str]:
         """What the images are made of, for a fingerprint: nothing where they are of classes."""

@@ -56,7 +56,6 @@ def kernels_of(request: InspectRequest) -> Lint:
         check_nothing_is_to_be_signed(request)
         return lint_graph(path, request.arch)
     bundle = open_bundle(path, trusted_keys=trusted)
-    bundle.require_classes("--lint")
     if bundle.manifest.quantization is not None and bundle.manifest.quantization.form == "onnxruntime":
         return lint_on_onnxruntime(bundle)
     return lint_graph(bundle.graph_file("step"), request.arch)

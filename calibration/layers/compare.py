@@ -6,7 +6,7 @@ import importlib.util
 import json
 import subprocess
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,17 +17,14 @@ from ...runtime.bundle.open import Bundle, open_bundle
 from ...runtime.errors import EngineError, RequestError
 from ...runtime.loop.engine import EngineOptions, options_for
 from ...runtime.loop.engine_ort import ONNX_RUNTIME
-from ...runtime.loop.engines import open_engine
 from ...runtime.loop.verification import VerifyRequest
 from ...runtime.plans.library import first_gpu
 from ...runtime.plans.record import RECORD_NAME, read_build_record
 from ...runtime.replacing import scratch_folder
 from ...runtime.report import Report, silent
-from ..graph.lowering import emulated
-from ..graph.surgery import load_graph, save_graph
-from ..quality.comparable import COMPARABLE
+from ..quality.comparable import differences
 from ..quality.stopwatch import isolated
-from .inputs import RealStep, real_step
+from .inputs import Arrays, RealStep, inputs_of, letters_of, real_step
 from .prepare import Pair, prepare
 from .record import GraphLayers, Layers, Measured, Side, tolerance_of
 from .request import LayersOptions
@@ -45,7 +42,6 @@ def compare_layers(request: VerifyRequest, options: LayersOptions, report: Repor
         raise EngineError(POLYGRAPHY)
     keys = request.trusted_keys or None
     b = open_bundle(request.engine, trusted_keys=keys)
-    b.require_classes("verify --layers")
     engine = options_for(request.engine, request.options)
     target = None
     if engine.plans is not None:
@@ -55,8 +51,9 @@ def compare_layers(request: VerifyRequest, options: LayersOptions, report: Repor
     tolerance = options.tolerance or tolerance_of(b)
     step = real_step(a, options.step, report)
     with scratch_folder() as folder:
-        pairs, same = _pairs(a, b, step, folder, engine, report)
-        specification = _specification(a, b, pairs, step, folder, engine, target)
+        inputs = [inputs_of(bundle, step, folder) for bundle in (a, b)]
+        pairs, same = _pairs(a, b, step, letters_of(a, inputs[0]), folder, engine, report)
+        specification = _specification(pairs, inputs, folder, engine, target)
         found = _measured(specification, sum(len(pair.chunks) for pair in pairs), report)
         graphs = [_joined(pair, found) for pair in pairs]
         found.close()
@@ -70,13 +67,12 @@ def _check(a: Bundle, b: Bundle, options: LayersOptions, engine: EngineOptions, 
             f"--layers compares {b.folder} with the float32 bundle that it was made from: give that with --reference, "
             "or another --provider, or a plan of it"
         )
-    if any(graph.precision != "float32" for graph in a.manifest.graphs.values()) or a.manifest.quantization is not None:
+    network = [graph for name, graph in a.manifest.graphs.items() if not name.startswith("text")]
+    if any(graph.precision != "float32" for graph in network) or a.manifest.quantization is not None:
         remedy = "give the float32 bundle that it was made from with --reference"
         raise RequestError(f"{a.folder} is not in float32, so it is no reference: {remedy}")
-    for name, text in COMPARABLE:
-        x, y = getattr(a.manifest.model, name), getattr(b.manifest.model, name)
-        if x != y:
-            raise RequestError(f"{b.folder} was not made from {a.folder}: {text} {y} against {x}")
+    for text, x, y in differences(a, b):
+        raise RequestError(f"{b.folder} was not made from {a.folder}: {text} {y} against {x}")
     if a.manifest.source_sha256 != b.manifest.source_sha256:
         raise RequestError(f"{b.folder} was not made from {a.folder}: they come from two checkpoints")
     if target is None and not ONNX_RUNTIME.has(engine.provider):
@@ -90,15 +86,24 @@ def _check(a: Bundle, b: Bundle, options: LayersOptions, engine: EngineOptions, 
 
 
 def _pairs(
-    a: Bundle, b: Bundle, step: RealStep, folder: Path, engine: EngineOptions, report: Report
+    a: Bundle,
+    b: Bundle,
+    step: RealStep,
+    letters: Mapping[str, int],
+    folder: Path,
+    engine: EngineOptions,
+    report: Report,
 ) -> tuple[list[Pair], list[str]]:
-    """The graphs to compare, written into `folder`; those that are the same file and so need not be."""
+    """The graphs to compare, written into `folder`; those that are the same file and so need not be.
+
+    letters: what the variable dimensions are. Text encoders are left out: the prompts of a golden trajectory are rows.
+    """
     rounds = engine.plans is None and engine.provider == "cpu"
     quantization = b.manifest.quantization
     smoothed = quantization is not None and bool(quantization.smoothing)
     pairs, same = [], []
-    for graph in ("conditioner", step.graph, "decoder"):
-        if graph == "decoder" and not {"decoder"} <= a.manifest.graphs.keys() & b.manifest.graphs.keys():
+    for graph in ("context", "conditioner", step.graph, "decoder"):
+        if graph in ("context", "decoder") and graph not in a.manifest.graphs.keys() & b.manifest.graphs.keys():
             continue
         if rounds and _hashes(a, graph) == _hashes(b, graph):
             same.append(graph)
@@ -106,8 +111,8 @@ def _pairs(
         report(f"pairing the tensors of {graph}.onnx")
         b.require(graph)
         files = a.graph_file(graph), b.graph_file(graph)
-        moved = smoothed and graph != "decoder"
-        pairs.append(prepare(graph, *files, folder, letters=step.letters, rounds=rounds, smoothed=moved))
+        moved = smoothed and graph not in ("context", "decoder")
+        pairs.append(prepare(graph, *files, folder, letters=letters, rounds=rounds, smoothed=moved))
     return pairs, same
 
 
@@ -118,12 +123,11 @@ def _hashes(bundle: Bundle, graph: str) -> list[str]:
 
 
 def _specification(
-    a: Bundle, b: Bundle, pairs: list[Pair], step: RealStep, folder: Path, engine: EngineOptions, target: str | None
+    pairs: list[Pair], inputs: Sequence[Arrays], folder: Path, engine: EngineOptions, target: str | None
 ) -> Path:
-    """Writes what the child reads. Each side's step gets the modulation that its own conditioner makes."""
-    inputs = {**step.conditioner, **step.step, "latent": step.latents}
-    for side, bundle in (("a", a), ("b", b)):
-        np.savez(folder / f"{side}.npz", **inputs, modulation=_modulation(bundle, folder, step))  # type: ignore[arg-type]
+    """Writes what the child reads. inputs: of a and of b, whose step gets what its own graphs make."""
+    for side, arrays in zip("ab", inputs, strict=True):
+        np.savez(folder / f"{side}.npz", **arrays)  # type: ignore[arg-type]
     entries = [
         {
             "a": str(pair.a),
@@ -136,20 +140,6 @@ def _specification(
     path = folder / "specification.json"
     path.write_text(json.dumps({**how, "inputs": [str(folder / "a.npz"), str(folder / "b.npz")], "pairs": entries}))
     return path
-
-
-def _modulation(bundle: Bundle, folder: Path, step: RealStep) -> np.ndarray:
-    """[U, M] float32, on the CPU; nodes in 16 bit round."""
-    model = load_graph(bundle.graph_file("conditioner"))
-    emulated(model)
-    save_graph(model, folder / "modulation.onnx")
-    rows = np.empty((step.letters["U"], bundle.manifest.modulation_width), np.float32)
-    engine = open_engine(folder / "modulation.onnx", EngineOptions())
-    try:
-        engine.run(step.conditioner, {"modulation": rows})
-    finally:
-        engine.close()
-    return rows
 
 
 def _measured(specification: Path, chunks: int, report: Report) -> Generator[Any, None, None]:

@@ -3,39 +3,89 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ...runtime.bundle.open import Bundle
 from ...runtime.errors import Cancelled, RequestError
-from ...runtime.loop.conditions import of_steps
+from ...runtime.loop.engine import Engine
 from ...runtime.loop.loop import StepEvent, first_state
 from ...runtime.loop.noise import GivenNoise, NoiseSource, SeededNoise
 from ...runtime.loop.session import Session
-from ...runtime.loop.tables import step_tables
-from ...runtime.loop.verify import read_golden
+from ...runtime.loop.tables import StepTables
+from ...runtime.loop.verify import golden_prompts, read_golden
 from ...runtime.report import Report
+from ..graph.emulation import emulated_engine
+from ..pool import Pool, any_pool
 
 Arrays = dict[str, np.ndarray]
+PREPARING = ("conditioner", "context")  # graphs that make what the step reads: each bundle's own are asked
 
 
 @dataclass(frozen=True)
 class RealStep:
-    """One step of a program, in words and as arrays. modulation is not among those: each bundle makes its own."""
+    """One step of a program, in words, and what it is made of."""
 
     what: str  # "step 5 of 10 of golden trajectory ddpm-10, timestep 444, guidance 4"
     graph: str  # "step"
-    conditioner: Arrays
-    step: Arrays
-    latents: np.ndarray  # [B, C, H, W] float32, what this step started from
+    row: int
+    tables: StepTables
+    state: np.ndarray  # [B, K, C, H, W] float32
+    noise: np.ndarray  # [B, C, H, W] float32
 
     @property
-    def letters(self) -> dict[str, int]:
-        """The manifest's letters for variable dimensions -> what they are here."""
-        state = self.step["state"]
-        rows = len(next(iter(self.conditioner.values())))
-        return {"B": state.shape[0], "K": state.shape[1], "E": len(self.step["sample"]), "U": rows}
+    def latents(self) -> np.ndarray:
+        """[B, C, H, W] float32, what this step started from."""
+        return np.ascontiguousarray(self.state[:, 0])
+
+
+def letters_of(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """The manifest's letters for variable dimensions -> what they are in these inputs."""
+    found: dict[str, int] = {}
+    for graph in bundle.manifest.graphs.values():
+        for tensor in graph.inputs:
+            sizes = arrays[tensor.name].shape if tensor.name in arrays else ()
+            named = zip(tensor.shape, sizes, strict=False)
+            found |= {letter: size for letter, size in named if isinstance(letter, str) and letter.isalpha()}
+    return found
+
+
+def inputs_of(bundle: Bundle, step: RealStep, scratch: Path) -> Arrays:
+    """All that any graph of `bundle` reads at this step, by its own conditioner and context; nodes in 16 bit round.
+
+    scratch: a folder for temporary files.
+    """
+    engines = {
+        name: _Kept(emulated_engine(bundle.graph_file(name), scratch))
+        for name in PREPARING
+        if name in bundle.manifest.graphs
+    }
+    with Session(bundle, engines=engines) as session:
+        read = session.step_inputs(step.tables, step.row, step.state, step.noise)
+        kept = {name: values for engine in engines.values() for name, values in engine.last.items()}
+    return {**kept, **read, "latent": step.latents}
+
+
+class _Kept:
+    """An engine that keeps the inputs of its latest run."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self.inputs, self.last = engine, engine.inputs, Arrays()
+
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        cancel: threading.Event | None = None,
+    ) -> None:
+        self.last = {name: values.copy() for name, values in inputs.items() if name in self.inputs}
+        self._engine.run(inputs, outputs, cancel)
+
+    def close(self) -> None:
+        self._engine.close()
 
 
 def real_step(bundle: Bundle, number: int | None, report: Report) -> RealStep:
@@ -49,11 +99,14 @@ def real_step(bundle: Bundle, number: int | None, report: Report) -> RealStep:
     if number > program.steps:
         raise RequestError(f"--step {number}: program '{program.name}' has steps 1 to {program.steps}")
     noise: NoiseSource
+    pool = any_pool(bundle)
     if golden is not None:
         tensors = read_golden(bundle, golden, program.steps)
-        labels, noise = tensors["y"].tolist(), GivenNoise(tensors["z"], tensors["noise"])
+        noise = GivenNoise(tensors["z"], tensors["noise"])
+        pool = _pool_of_golden(bundle, pool, tensors)
     else:
-        labels, noise = [0], SeededNoise([0], bundle.manifest.model.latent_shape)
+        noise = SeededNoise([0], bundle.manifest.model.latent_shape)
+    subjects = pool.of if golden is not None else pool.of[:1]
     guidance = golden.guidance if golden is not None else bundle.manifest.defaults.guidance
     state, stop = first_state(program, noise), threading.Event()
 
@@ -67,16 +120,22 @@ def real_step(bundle: Bundle, number: int | None, report: Report) -> RealStep:
     if number > 1:
         with Session(bundle) as session:
             try:
-                session.latents(program, labels, guidance, noise, on_step, stop)
+                pool.latents(session, program, subjects, guidance, noise, on_step, stop)
             except Cancelled:
                 pass  # by us, in time
-    tables, row = step_tables(program, bundle.manifest.model, labels, guidance), number - 1
+    tables, row = pool.tables(bundle, program, subjects, guidance), number - 1
     drawn = noise.step(row) if program.draws_noise(row) else np.zeros_like(state[:, 0])
-    inputs = {"state": state, "noise": np.ascontiguousarray(drawn), **tables.inputs(row)}
     source = "golden trajectory" if golden is not None else "program"
     what = (
         f"step {number} of {program.steps} of {source} {program.name}, timestep {program.timestep[row]:g}, "
         f"guidance {guidance:g}"
     )
-    conditions = of_steps(tables.conditions, row, row + 1)
-    return RealStep(what, program.graph_of(row), conditions, inputs, np.ascontiguousarray(state[:, 0]))
+    return RealStep(what, program.graph_of(row), row, tables, state, np.ascontiguousarray(drawn))
+
+
+def _pool_of_golden(bundle: Bundle, pool: Pool, tensors: Mapping[str, np.ndarray]) -> Pool:
+    """The images of a golden trajectory, in order."""
+    if bundle.manifest.text is None:
+        return Pool(tuple(tensors["y"].tolist()))
+    of, away_from = golden_prompts(bundle)
+    return Pool(tuple(of), away_from, pool.size)

@@ -74,11 +74,14 @@ def _bytes(value: Any, letters: Mapping[str, int]) -> int:
 
 
 def _size(dimension: Any, letters: Mapping[str, int]) -> int:
-    """192, "E", "U + 1" -> numbers; 1 for another expression."""
+    """192, "E", "U + 1", "w*h" -> numbers; 1 for another expression."""
     if isinstance(dimension, int):
         return dimension
-    letter, _, more = str(dimension.value or "").replace(" ", "").partition("+")
-    return letters.get(letter, 1) + (int(more) if more.isdigit() else 0)
+    size = 1
+    for factor in str(dimension.value or "").replace(" ", "").split("*"):
+        letter, _, more = factor.partition("+")
+        size *= int(letter) if letter.isdigit() else letters.get(letter, 1) + (int(more) if more.isdigit() else 0)
+    return size
 
 
 def _chunks(indices: list[int], sizes: list[int]) -> Iterator[list[int]]:

@@ -14,6 +14,7 @@ from ..formats import formats_of, half_format, quantised_format
 from .pairing import Point
 
 FLOAT32 = 1e-3  # another provider's float32: a deep network adds up the roundings of two orders of summation
+MADE = ("context", "context_bias", "vector", "modulation")  # outputs of one graph that are inputs of another
 SHOWN = 5  # tensors without a counterpart, named on screen
 
 
@@ -131,11 +132,11 @@ class Layers:
 
     @cached_property
     def graphs(self) -> list[GraphLayers]:
-        """With jumps. What the conditioner makes, the step reads."""
+        """With jumps. What `context` makes, conditioner and step read, and what the conditioner makes, the step."""
         found, known = [], dict[str, float]()
         for graph in self.measured:
             found.append(graph.with_jumps(known))
-            known = {t.point.tensor: t.error for t in graph.compared if t.point.tensor == "modulation" and t.error}
+            known |= {t.point.tensor: t.error for t in graph.compared if t.point.tensor in MADE and t.error}
         return found
 
     @property

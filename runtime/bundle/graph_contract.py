@@ -19,6 +19,7 @@ GRAPHS = ("conditioner", "step", "decoder", "preview")  # by their names in a ma
 # Of a model that takes prompts, beside those; text encoders after the first have numbers.
 PROMPT_GRAPHS = ("text", "text_2", "text_3", "text_4", "context", "position")
 IMAGE_GRAPHS = ("encoder", "blend")  # of a bundle that can start from a picture, beside those
+PLANNED = (*GRAPHS, "context", "position")  # that a build makes plans of
 MAX_GRAPHS, MAX_TENSORS, MAX_RANK = 16, 16, 8
 MAX_WIDTH = 1 << 24  # M, numbers of a row of modulation
 MAX_PIXELS = 1 << 28  # of one image
@@ -63,7 +64,7 @@ def graphs_read(found: Any, info: ValidationInfo) -> Any:
 
 def known_plans(found: Any) -> Any:
     """The same of a record's `plans`: of step graphs only "step" has one."""
-    return _chosen(found, GRAPHS.__contains__)
+    return _chosen(found, PLANNED.__contains__)
 
 
 def _chosen(found: Any, known: Callable[[str], bool]) -> Any:

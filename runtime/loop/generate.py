@@ -12,6 +12,7 @@ import numpy as np
 from typing_extensions import TypedDict, Unpack
 
 from ..bundle.open import Bundle
+from ..bundle.sizes import latent_of
 from ..errors import BrokenImage, RequestError
 from ..options import DEFAULT_BATCH, DEFAULT_STRENGTH
 from ..samplers.program import Program
@@ -23,7 +24,7 @@ from .noise import GivenNoise, NoiseSource, SeededNoise
 from .prompts import Prompt
 from .request import check_images, check_program, check_seeds, whole_numbers
 from .session import Session
-from .subjects import Subjects, class_subjects, image_tokens, latent_of, picture_of, prompt_subjects, with_also
+from .subjects import Subjects, class_subjects, image_tokens, picture_of, prompt_subjects, with_also
 
 
 class Settings(TypedDict, total=False):

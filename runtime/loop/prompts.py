@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle.open import Bundle
+from ..bundle.sizes import text_of
 from ..bundle.text_info import TextInfo
 from ..errors import BundleError, DitedgeError, RequestError
 from ..files import written_atomically
@@ -83,13 +84,6 @@ def prompt_of_rows(rows: np.ndarray | Mapping[str, np.ndarray], text: str | None
         hashed.update(("" if name == "hidden" else name).encode() + repr(values.shape).encode())
         hashed.update(named[name].tobytes())
     return Prompt(hashed.hexdigest(), text, rows=named)
-
-
-def text_of(bundle: Bundle) -> TextInfo:
-    """Raises RequestError for a model that takes classes."""
-    if bundle.manifest.text is None:
-        raise RequestError(f"{bundle.folder} takes classes, and no prompts: leave prompts and sizes out")
-    return bundle.manifest.text
 
 
 def check_prompt(bundle: Bundle, prompt: Prompt) -> None:

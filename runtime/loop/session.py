@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..bundle.open import Bundle
+from ..bundle.sizes import latent_of
 from ..errors import RequestError
 from ..samplers.program import STEP_GRAPH, Program, is_step_graph
 from . import engine_ort_cuda
@@ -20,7 +21,7 @@ from .loop import Loop, Told
 from .noise import NoiseSource, SeededNoise
 from .prompts import Prompt
 from .request import check_program, whole_numbers
-from .subjects import latent_of, one_subject, picture_of, told_besides
+from .subjects import one_subject, picture_of, told_besides
 from .tables import Mixed, StepTables, Subject, image_tables, step_tables
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..bundle.open import Bundle
+from ..bundle.sizes import latent_of, text_of
 from ..errors import RequestError
 from ..fields import MAX_NUMBER
-from .prompts import Prompt, check_prompt, empty_prompt, prompt_of_rows, text_of
+from .prompts import Prompt, check_prompt, empty_prompt, prompt_of_rows
 from .request import check_images, check_seeds, whole_numbers
 from .tables import NOTHING, Besides, Mixed, Subject, parts_of
 from .tokenizing import Tokenizer
@@ -163,22 +164,6 @@ def any_subject(bundle: Bundle) -> tuple[int | Prompt, Prompt | None, tuple[int,
     prompt = prompt_of_rows({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
     side = text.factor * bundle.manifest.model.input_size
     return prompt, prompt, (side, side)
-
-
-def latent_of(bundle: Bundle, size: tuple[int, int] | None) -> tuple[int, int, int]:
-    """C, H, W. size: (width, height) of pictures in pixels; None is the model's own. Raises RequestError."""
-    shape = bundle.manifest.model.latent_shape
-    if size is None:
-        return shape
-    text = text_of(bundle)
-    unit, most = text.factor * text.multiple, text.factor * text.largest
-    for name, pixels in zip(("width", "height"), size, strict=True):
-        if not isinstance(pixels, int) or not unit <= pixels <= most or pixels % unit:
-            near = max(unit, min(most, round(pixels / unit) * unit)) if isinstance(pixels, int) else unit
-            raise RequestError(
-                f"{name} {pixels} is not a multiple of {unit} from {unit} to {most} pixels: the nearest is {near}"
-            )
-    return shape[0], size[1] // text.factor, size[0] // text.factor
 
 
 def told_besides(bundle: Bundle, guidance: float, size: tuple[int, int]) -> tuple[float, Besides]:

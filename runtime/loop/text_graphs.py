@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..bundle.open import Bundle
+from ..bundle.sizes import text_of
 from ..bundle.text_info import EncoderInfo
 from ..errors import RequestError
 from .engine import Engine
-from .prompts import Prompt, check_prompt, text_of
+from .prompts import Prompt, check_prompt
 
 CONTEXT_BYTES = 1 << 30  # of prompts that were used before, kept for later batches; PixArt-Sigma: 77 MB a prompt
 SIZES = 16  # of latents whose positions are kept; PixArt-Sigma: 19 MB of the largest

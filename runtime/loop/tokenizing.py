@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle.open import Bundle
+from ..bundle.sizes import text_of
 from ..bundle.text_info import EncoderInfo
 from ..errors import BundleError, DitedgeError, RequestError
-from .prompts import Prompt, prompt_of_ids, text_of
+from .prompts import Prompt, prompt_of_ids
 
 MAX_TOKENIZER_BYTES = 64 << 20  # Gemma's has 34 MB
 MAX_TEXT = 100_000  # characters: no model reads more of them

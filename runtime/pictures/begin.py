@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..bundle.open import Bundle
+from ..bundle.sizes import latent_of, text_of
 from ..errors import RequestError
 from ..files import sha256_of_file
 from ..loop.given import picture_size
-from ..loop.prompts import text_of
-from ..loop.subjects import latent_of
 from .images import open_picture
 from .request import ImageOptions
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..bundle.open import open_bundle
+from ..bundle.sizes import text_of
 from ..errors import RequestError
 from ..files import check_writable
 from ..loop.engine import options_for
-from ..loop.prompts import Prompt, text_of, write_prompt
+from ..loop.prompts import Prompt, write_prompt
 from ..loop.session import Session
 from ..loop.tokenizing import Tokenizer
 from ..report import silent

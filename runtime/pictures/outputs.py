@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bundle.open import Bundle
+from ..bundle.sizes import latent_of
 from ..errors import RequestError
 from ..files import check_writable
-from ..loop.subjects import latent_of
 from .images import FORMATS
 from .recipe import Recipe
 

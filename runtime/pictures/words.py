@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from ..bundle.open import Bundle
+from ..bundle.sizes import latent_of, read_size, text_of
 from ..errors import RequestError
 from ..json_files import read_bounded
-from ..loop.prompts import Prompt, read_prompt, text_of
-from ..loop.subjects import is_guided, latent_of, no_words
+from ..loop.prompts import Prompt, read_prompt
+from ..loop.subjects import is_guided, no_words
 from ..loop.tokenizing import Tokenizer
 from .request import PromptOptions, RunRequest
 
@@ -45,7 +45,8 @@ def recorded(prompt: Prompt) -> dict[str, str | bool | None]:
 
 def prompts_of(request: RunRequest, bundle: Bundle, warn: Callable[[str], object]) -> Said:
     """Reads and tokenises. warn: told where a prompt is cut. Raises RequestError."""
-    asked, size = request.prompts, _size(request.prompts.size)
+    asked = request.prompts
+    size = read_size(asked.size) if asked.size is not None else None
     latent_of(bundle, size)  # raises
     texts = [*asked.text, *(prompt_lines(asked.list) if asked.list is not None else ())]
     prompts = [*words(bundle, texts, warn), *(read_prompt(path, bundle) for path in asked.recorded)]
@@ -120,16 +121,6 @@ def check_no_prompts(request: RunRequest, bundle: Bundle) -> None:
 def _no_words(bundle: Bundle) -> list[Prompt]:
     found = no_words(bundle)
     return [found] if isinstance(found, Prompt) else words(bundle, [found], lambda cut: None, negative=True)
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    """ "768x512" -> (768, 512)."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text)
-    if found is None:
-        raise RequestError(f"--size {text!r} is not WIDTHxHEIGHT in pixels, such as 768x512")
-    return int(found[1]), int(found[2])
 
 
 def prompt_lines(path: Path) -> list[str]:

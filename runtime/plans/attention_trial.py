@@ -21,6 +21,7 @@ from .messages import refusal
 from .options import ARCH
 
 TRIAL_BATCH = (1, 2, 16)  # evaluations: least, typical, most
+TRIAL_TOKENS = (64, 256, 1024)  # the same of tokens, where their number is open
 FUSED_HEAD = 256  # TensorRT fuses float16 and bfloat16 attention up to this head size
 ARITHMETIC = ("ELEMENTWISE", "UNARY", "REDUCE", "ACTIVATION", "SOFTMAX", "NORMALIZATION", "MATRIX_MULTIPLY", "EINSUM",
               "CONVOLUTION", "DECONVOLUTION", "SCALE")  # fmt: skip
@@ -86,6 +87,7 @@ class _Site:
     softmax: Any
     second: Any
     value: int  # which input of `second` is v
+    biases: tuple[tuple[Any, int], ...]  # layer and input: what is added to the scores and is no constant
     between: tuple[str, ...]  # the layers between them
     element: str
 
@@ -117,8 +119,16 @@ def _sites(layers: list[Any], producers: dict[str, Any]) -> list[_Site]:
             continue  # not attention
         (first, chain), (second, which, rest) = before, after
         between = tuple(f"{_kind(layer)} {_element(layer.get_output(0))}" for layer in (*chain, softmax, *rest))
-        sites.append(_Site(first, softmax, second, 1 - which, between, _element(first.get_input(0))))
+        inner = {layer.get_output(0).name for layer in (first, *chain)}
+        biases = tuple((layer, i) for layer in chain for i in range(layer.num_inputs) if _is_open(layer, i, inner))
+        sites.append(_Site(first, softmax, second, 1 - which, biases, between, _element(first.get_input(0))))
     return sites
+
+
+def _is_open(layer: Any, index: int, inner: set[str]) -> bool:
+    """Whether this input comes from outside and has an open size, as a mask of the keys has, and no constant."""
+    tensor = layer.get_input(index)
+    return tensor is not None and tensor.name not in inner and any(size < 0 for size in tensor.shape)
 
 
 def _upstream(layer: Any, producers: dict[str, Any], depth: int) -> tuple[Any, tuple[Any, ...]] | None:
@@ -155,12 +165,16 @@ def _trial(
 ) -> tuple[bool | None, str]:
     """Cuts the attention out of the network (fresh inputs, one output; the builder drops the rest) and builds it.
 
-    The three inputs share one batch dimension by name: TensorRT must not think that they may broadcast.
+    The inputs share dimensions by name: TensorRT must not think that they may broadcast.
     """
-    for label, layer, i in (("q", site.first, 0), ("k", site.first, 1), ("v", site.second, site.value)):
+    cut = [("q", site.first, 0), ("k", site.first, 1), ("v", site.second, site.value)]
+    cut += [(f"bias{number}", *bias) for number, bias in enumerate(site.biases)]
+    for label, layer, i in cut:
         old = layer.get_input(i)
         fresh = network.add_input(f"lint.{site.softmax.name}.{label}", old.dtype, tuple(old.shape))
-        fresh.set_dimension_name(0, "E")
+        for axis, size in enumerate(old.shape):
+            if size < 0:
+                fresh.set_dimension_name(axis, "E" if axis == 0 else "queries" if label == "q" else "keys")
         layer.set_input(i, fresh)
     for i in reversed(range(network.num_outputs)):
         network.unmark_output(network.get_output(i))
@@ -173,7 +187,11 @@ def _trial(
     shapes = builder.create_optimization_profile()
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
-        sizes = [tuple(batch if size < 0 else size for size in tensor.shape) for batch in TRIAL_BATCH]
+        fresh = tensor.name.startswith("lint.")
+        sizes = [
+            tuple(size if size >= 0 else tokens if axis and fresh else batch for axis, size in enumerate(tensor.shape))
+            for batch, tokens in zip(TRIAL_BATCH, TRIAL_TOKENS, strict=True)
+        ]
         shapes.set_shape(tensor.name, *sizes)
     config.add_optimization_profile(shapes)
     log.layers = ""

@@ -23,12 +23,12 @@ from ..errors import RequestError
 from ..files import sha256_of_file, write_text
 from ..replacing import folder_written_atomically
 from ..report import Report, silent
-from .checks import check_form, check_options, check_target
+from .checks import check_form, check_options, check_target, latents_to_build
 from .graph import PARTS, BuildLog, build_graph
 from .layers import LAYERS_NAME, PlanLayers, write_layers
 from .library import GpuInfo, Library, first_gpu, load_library
 from .options import BuildOptions
-from .profile import Sizes, graph_profile, one_image_shapes, sizes_of
+from .profile import Sizes, graph_profiles, one_image_shapes, sizes_of
 from .record import PLAN_NAMES, RECORD_NAME, BuildRecord, PlanInfo, exact_ranges
 
 PERCENT = 100
@@ -87,13 +87,21 @@ def _build_plan(
     cancel: threading.Event,
 ) -> _Built:
     """One graph's plan in `folder`."""
-    profile = graph_profile(bundle.manifest, name, prepared.sizes)
+    profile, *further = graph_profiles(bundle.manifest, name, prepared.sizes)
     one_image = one_image_shapes(bundle, prepared.sizes) if options.one_image and name == "step" else {}
     start, log, plan = time.monotonic(), BuildLog(), folder / PLAN_NAMES[name]
     path = bundle.graph_file(name)
     flags = _in_thread(
         partial(
-            build_graph, prepared.library, path, [profile, exact_ranges(one_image)], options, log, report, cancel, plan
+            build_graph,
+            prepared.library,
+            path,
+            [profile, exact_ranges(one_image), *further],
+            options,
+            log,
+            report,
+            cancel,
+            plan,
         ),
         cancel,
     )
@@ -105,6 +113,7 @@ def _build_plan(
         profile=profile,
         seconds=round(seconds, 3),
         one_image=one_image,
+        further=further,
     )
     return _Built(info, log.plan_layers(), flags)
 
@@ -118,7 +127,8 @@ def built_lines(bundle: Bundle, record: BuildRecord) -> list[str]:
     ]
     where = record.gpu or ", ".join(record.compute_capabilities) or "any GPU"
     lines.append(f"by {record.library} {record.library_version} for {where}")
-    following = "run" if not bundle.trusted else "sign --key PRIVATE.pem"  # unsigned plans of it would be refused
+    following = "run" if bundle.manifest.text is None else "inspect"  # no loop runs plans of prompts so far
+    following = following if not bundle.trusted else "sign --key PRIVATE.pem"  # unsigned plans would be refused
     return [*lines, f"next: ditedge {following} --engine {folder / record.plans['step'].file}"]
 
 
@@ -154,7 +164,8 @@ def prepare_build(bundle: Bundle, options: BuildOptions) -> Prepared:
     out = engine_folder(bundle, options.target)
     if out.exists():
         _check_may_replace(out, options.force)
-    return Prepared(library, gpu, sizes_of(bundle, options.max_batch, options.max_rows))
+    latents = latents_to_build(bundle, options)
+    return Prepared(library, gpu, sizes_of(bundle, options.max_batch, options.max_rows, latents))
 
 
 def _record(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..bundle.open import Bundle
+from ..bundle.sizes import latent_of, read_size
 from ..errors import EngineError, RequestError
 from .library import GpuInfo, Library
 from .options import BuildOptions
@@ -22,8 +23,7 @@ def check_target(target: str) -> None:
 
 
 def check_form(bundle: Bundle) -> None:
-    """Raises RequestError for a bundle whose graphs hold operators that only ONNX Runtime has, and of prompts."""
-    bundle.require_classes("build")
+    """Raises RequestError for a bundle whose graphs hold operators that only ONNX Runtime has."""
     info = bundle.manifest.quantization
     if info is not None and info.form == "onnxruntime" and info.activations != "static":  # static is plain Q/DQ
         what = "per-token activations" if info.activations == "per-token" else "weights in its own operator"
@@ -31,6 +31,13 @@ def check_form(bundle: Bundle) -> None:
             f"{bundle.folder} is {info.precision} in the form of ONNX Runtime ({what}), which TensorRT "
             "cannot build: quantise the float bundle that it was made from with `--form tensorrt`"
         )
+
+
+def latents_to_build(bundle: Bundle, options: BuildOptions) -> list[tuple[int, int]]:
+    """H, W of the latents of each --size; empty: none was given. Raises RequestError for one that cannot be."""
+    if options.sizes and bundle.manifest.text is None:
+        raise RequestError(f"{bundle.folder} takes classes, and its pictures have one size: leave --size out")
+    return [latent_of(bundle, read_size(size))[1:] for size in dict.fromkeys(options.sizes)]
 
 
 def check_options(library: Library, gpu: GpuInfo | None, options: BuildOptions) -> None:

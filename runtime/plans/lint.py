@@ -19,6 +19,7 @@ from .layers import LAYERS_NAME, Layer, PlanLayers, layers_from_json, read_layer
 from .library import ErrorLog, deserialize, first_gpu, load_library, make_runtime
 from .record import PLAN_NAMES, RECORD_NAME, read_build_record
 
+BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8": 8, "int8": 8, "float4": 4, "int4": 4}
 COPIES = {"Move", "Resh", "Tran", "Repl", "Conc", "Slic", "Cast", "Etc"}  # of a Myelin kernel's name: no arithmetic
 
 
@@ -86,7 +87,7 @@ def plan_report(plan: PlanLayers, file: str, size: int, library: str) -> Lint:
     for layer in plan.layers:
         floats = {element for element in (*layer.inputs, *layer.outputs) if is_float(element)}
         if _is_gemm(layer):
-            gemms[layer.inputs[0] if layer.inputs else "unknown"] += 1
+            gemms[_product_type(layer)] += 1
         if layer.outputs and {element for element in layer.outputs if is_float(element)} == {"float32"}:
             float32[layer.kind] += 1
         if _is_copy(layer):
@@ -116,6 +117,12 @@ def _is_gemm(layer: Layer) -> bool:
     kind = layer.kind.lower()
     words = _words(layer.name)
     return kind in ("gemm", "correlation", "matrixmultiply") or "conv" in kind or "Fc" in words
+
+
+def _product_type(layer: Layer) -> str:
+    """What is multiplied: the narrowest input. A float32 residual that the kernel adds is an input, too."""
+    known = [element for element in layer.inputs if element in BITS]
+    return min(known, key=BITS.__getitem__) if known else layer.inputs[0] if layer.inputs else "unknown"
 
 
 def _is_copy(layer: Layer) -> bool:
@@ -153,7 +160,8 @@ def lint_lines(lint: Lint) -> list[str]:
     unit = "layers" if lint.kind == "graph" else "kernels"
     fused = sum(attention.fused is True for attention in lint.attention)
     first = lint.attention[0] if lint.attention else None
-    shape = f": {first.element}, {first.heads} heads of {first.head_size}, {first.tokens} tokens" if first else ""
+    tokens = "any number of" if first and first.tokens < 0 else first.tokens if first else 0  # of open sizes
+    shape = f": {first.element}, {first.heads} heads of {first.head_size}, {tokens} tokens" if first else ""
     lines = [
         f"{lint.file}: {lint.bytes / 1e6:.1f} MB, by {lint.library}",
         f"attention: {fused} of {len(lint.attention)} in one kernel" + (shape if first and first.heads else ""),

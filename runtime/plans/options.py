@@ -33,6 +33,14 @@ class BuildOptions:
         default=None,
         metadata=option("--max-rows", help="Distinct classes of one batch. [default: 2 x max-batch]", range=(1, 2048)),
     )
+    sizes: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
+            "--size",
+            help="Of pictures, where the model takes prompts: a profile for each. [default: that of training]",
+            metavar="WIDTHxHEIGHT",
+        ),
+    )
     one_image: bool = field(
         default=False,
         metadata=option("--one-image", help="Tune the step for a single image as well: a second profile."),

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..bundle.graph_contract import GRAPHS, MAX_RANK, known_plans
+from ..bundle.graph_contract import MAX_RANK, PLANNED, known_plans
 from ..bundle.manifest import FileInfo
 from ..bundle.signatures import check_signed
 from ..errors import BundleError
@@ -21,7 +21,8 @@ from ..fields import Finite, Sha256, Strict
 from ..json_files import parse_json, read_bounded, validated
 
 RECORD_NAME = "build.json"
-PLAN_NAMES = {graph: f"{'dit' if graph == 'step' else graph}.plan" for graph in GRAPHS}
+# A text encoder has no plan: it is for workstations, or prompts come recorded.
+PLAN_NAMES = {graph: f"{'dit' if graph == 'step' else graph}.plan" for graph in PLANNED}
 MAX_RECORD_BYTES, MAX_NAMES = 1 << 20, 1000
 INT32_MAX = 2**31 - 1  # TensorRT's dimensions are of 32 or 64 bits
 
@@ -60,6 +61,14 @@ class PlanInfo(Strict):
     seconds: Finite
     # by input name: the only shapes that the plan's second profile takes (`build --one-image`); {}: there is none
     one_image: Annotated[dict[str, Sizes], Field(max_length=MAX_NAMES)] = {}
+    # by input name, of a model that takes prompts: a profile for each further size of latents, after those two
+    further: Annotated[list[dict[str, ShapeRange]], Field(max_length=MAX_NAMES)] = []
+
+    @property
+    def profiles(self) -> list[dict[str, ShapeRange]]:
+        """All of them, in the plan's order; none for a graph whose inputs have fixed shapes."""
+        found = [self.profile, *([exact_ranges(self.one_image)] if self.one_image else []), *self.further]
+        return [profile for profile in found if profile]
 
 
 class BuildRecord(Strict):
@@ -89,9 +98,25 @@ class BuildRecord(Strict):
         return self
 
     def profile_for(self, graph: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """1 where the inputs' shapes are those of the plan's second profile, 0 otherwise."""
-        exact = self.plans[graph].one_image
-        return int(bool(exact) and all(shapes.get(name) == tuple(shape) for name, shape in exact.items()))
+        """The index of the plan's profile that takes these inputs' shapes: that of one image before any other.
+
+        0 where none does, which whoever binds them will say.
+        """
+        plan = self.plans[graph]
+        exact = plan.one_image
+        if exact and all(shapes.get(name) == tuple(shape) for name, shape in exact.items()):
+            return 1
+        order = [(0, plan.profile), *enumerate(plan.further, start=2 if exact else 1)]
+        return next((index for index, profile in order if _takes(profile, shapes)), 0)
+
+
+def _takes(profile: Mapping[str, ShapeRange], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return all(
+        len(shape) == len(profile[name].min)
+        and all(a <= size <= b for a, size, b in zip(profile[name].min, shape, profile[name].max, strict=True))
+        for name, shape in shapes.items()
+        if name in profile
+    )
 
 
 def read_build_record(path: Path, trusted: Collection[bytes] = ()) -> BuildRecord:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..bundle.open import Bundle
 from ..errors import RequestError
 from .build import engine_folder
+from .checks import latents_to_build
 from .options import BuildOptions
 from .profile import graph_profile, sizes_of
 from .record import PLAN_NAMES, ShapeRange
@@ -19,11 +20,14 @@ TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
 def trtexec_commands(bundle: Bundle, options: BuildOptions) -> list[str]:
     """One shell command per graph. `--stronglyTyped` is needed by 10.x and is no option of 11.x and RTX's tool.
 
-    Raises RequestError for a second profile.
+    Raises RequestError for a second profile, and for sizes that cannot be.
     """
     if options.one_image:
         raise RequestError("--print-trtexec prints builds of one profile: leave out --one-image")
-    sizes = sizes_of(bundle, options.max_batch, options.max_rows)
+    latents = latents_to_build(bundle, options)
+    if len(latents) > 1:
+        raise RequestError("--print-trtexec prints builds of one profile: give one --size")
+    sizes = sizes_of(bundle, options.max_batch, options.max_rows, latents)
     out = engine_folder(bundle, options.target)
     return [
         trtexec_command(

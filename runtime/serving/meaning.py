@@ -7,9 +7,10 @@ import secrets
 from dataclasses import dataclass, replace
 
 from ..bundle.open import Bundle
+from ..bundle.sizes import latent_of
 from ..errors import RequestError
 from ..loop.prompts import Prompt
-from ..loop.subjects import image_tokens, is_guided, latent_of, no_words
+from ..loop.subjects import image_tokens, is_guided, no_words
 from .service import Service
 from .ticket import Asked
 from .wishes import Wish
