@@ -47,7 +47,7 @@ def convert_bundle(source: Path, out: Path, options: ConvertOptions, report: Rep
     vae = bundle.manifest.vae
     graphs: dict[str, Any] = {str(name): graph for name, graph in bundle.manifest.graphs.items()}
     halve = options.decoder and vae is not None and vae.precision == "float32"
-    encoders = text_graphs(bundle) if options.encoder and not options.without_text else []
+    encoders = text_graphs(bundle) if options.text_encoder and not options.without_text else []
     encoders = [name for name in encoders if graphs[name].precision == "float32"]  # int8 and int4 weights stay so
     rewritten = [*rewritten_graphs(bundle), *encoders]
     left_out = text_graphs(bundle) if options.without_text else []
@@ -111,7 +111,7 @@ def _lower_graphs(
         graphs[name] = graphs[name].model_copy(update={"precision": form.dtype})
     encoders = {name: folder / graphs[name].file for name in names if name in text_graphs(bundle)}
     if encoders:
-        remedy = "leave it in float32 (--no-encoder)"
+        remedy = "leave it in float32 (--no-text-encoder)"
         check_encoders(bundle, encoders, options.prompts, form.tolerance, remedy, scratch, report)
     return graphs
 

@@ -61,17 +61,17 @@ def check_encoders(
 
 def encoder_format(bundle: Bundle, options: QuantizeOptions) -> str | None:
     """What its weights become, "int8" or "int4"; None: they stay. Raises RequestError where it has none to round."""
-    if options.encoder == "fp32":
+    if options.text_encoder == "fp32":
         return None
-    if options.encoder not in ENCODERS:
-        raise RequestError(f"--encoder {options.encoder} is not one of {', '.join(ENCODERS)}")
+    if options.text_encoder not in ENCODERS:
+        raise RequestError(f"--text-encoder {options.text_encoder} is not one of {', '.join(ENCODERS)}")
     names = text_graphs(bundle)
     if not names:
-        raise RequestError(f"{bundle.folder} has no text encoder: leave --encoder {options.encoder} out")
+        raise RequestError(f"{bundle.folder} has no text encoder: leave --text-encoder {options.text_encoder} out")
     found = {bundle.manifest.graphs[name].precision for name in names} - {"float32"}  # type: ignore[index]
     if found:
         raise RequestError(f"{bundle.folder}: its text encoder is in {found.pop()}: round that of the float32 bundle")
-    return options.encoder
+    return options.text_encoder
 
 
 def quantise_encoders(
@@ -87,7 +87,7 @@ def quantise_encoders(
         report(f"quantising {name}.onnx, weights in {precision}")
         _round_weights(bundle.graph_file(name), path, precision)
         graphs[name] = graphs[name].model_copy(update={"precision": precision})
-    remedy = "leave it in float32 (--encoder fp32)"
+    remedy = "leave it in float32 (--text-encoder fp32)"
     check_encoders(bundle, files, prompts, LARGEST[precision], remedy, scratch, report)
     return {"graphs": graphs}
 

@@ -37,9 +37,9 @@ class ConvertOptions:
         metadata=option("--decoder/--no-decoder", help="A VAE's decoder, too, in float16. [default: yes]"),
     )
     prompts: Path | None = field(default=None, metadata=PROMPTS)
-    encoder: bool = field(
+    text_encoder: bool = field(
         default=True,
-        metadata=option("--encoder/--no-encoder", help="A text encoder, too, in 16 bit. [default: yes]"),
+        metadata=option("--text-encoder/--no-text-encoder", help="A text encoder, too, in 16 bit. [default: yes]"),
     )
     without_text: bool = field(
         default=False,
@@ -123,14 +123,15 @@ class QuantizeOptions:
         metadata=option("--statistics", help="File for the statistics. [default: one in the user's cache]"),
     )
     prompts: Path | None = field(default=None, metadata=PROMPTS)
-    encoder: str = field(
+    text_encoder: str = field(
         default="fp32",
         metadata=option(
-            "--encoder", help="Weights of a text encoder: in int4 blocks, or int8 at rest.", choices=ENCODERS
+            "--text-encoder", help="Weights of a text encoder: in int4 blocks, or int8 at rest.", choices=ENCODERS
         ),
     )
-    encoder_alone: bool = field(
-        default=False, metadata=option("--encoder-alone", help="Nothing but the text encoder's weights, by --encoder.")
+    text_encoder_alone: bool = field(
+        default=False,
+        metadata=option("--text-encoder-alone", help="Nothing but the text encoder's weights, by --text-encoder."),
     )
     quality: CompareRequest | None = None  # what is sampled for the report in the bundle; None: no report
     gate: Gate = Gate()  # limits that the report must keep
@@ -197,7 +198,7 @@ class QuantizeRequest:
     @property
     def _is_timed(self) -> bool:
         """TensorRT's form is a simulation on the CPU, and without the network's weights a step is the same."""
-        return self.options.form == "onnxruntime" and not self.options.encoder_alone
+        return self.options.form == "onnxruntime" and not self.options.text_encoder_alone
 
 
 @dataclass(frozen=True)

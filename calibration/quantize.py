@@ -65,12 +65,12 @@ def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: R
     check_prompts(bundle, options.prompts)
     _check_gate(bundle, options)
     encoder = encoder_format(bundle, options)
-    if options.encoder_alone:
+    if options.text_encoder_alone:
         plan, how = None, _of_encoder(bundle, encoder, options, report)
     else:
         plan, how = _of_network(bundle, source, encoder, options, report)
     if quality is not None:
-        limits = plan.format.limits if plan is not None else quantised_format(options.encoder).limits
+        limits = plan.format.limits if plan is not None else quantised_format(options.text_encoder).limits
         how = replace(how, judge=partial(_judge, bundle, options, limits, report))
     return derive_bundle(bundle, out, how, inputs=inputs, force=options.force, report=report)
 
@@ -107,7 +107,7 @@ def _of_network(
 def _of_encoder(bundle: Bundle, encoder: str | None, options: QuantizeOptions, report: Report) -> Derivation:
     """What rewrites the text encoder and nothing else. Raises RequestError for a format of its that says so little."""
     if encoder is None:
-        raise RequestError("--encoder-alone needs the format of its weights: --encoder int8 or int4")
+        raise RequestError("--text-encoder-alone needs the format of its weights: --text-encoder int8 or int4")
 
     def rewrite(folder: Path, scratch: Path) -> dict[str, Any]:
         return quantise_encoders(bundle, encoder, options.prompts, folder, scratch, report)

@@ -94,7 +94,7 @@ def test_every_graph_but_positions_is_in_16_bit_and_replays(tmp_path: Path, prec
 
 
 def test_the_text_encoder_may_stay_in_float32(tmp_path: Path) -> None:
-    out = ditedge("convert", "--engine", BUNDLE, "--precision", "fp16", "--no-encoder", "--out", tmp_path / "low")
+    out = ditedge("convert", "--engine", BUNDLE, "--precision", "fp16", "--no-text-encoder", "--out", tmp_path / "low")
     assert "fp16, checked" in out
     bundle = open_bundle(tmp_path / "low")
     assert bundle.manifest.graphs["text"].precision == "float32"
@@ -128,7 +128,7 @@ def test_an_encoder_that_rounds_too_much_is_refused(tmp_path: Path, monkeypatch:
         return 1
 
     monkeypatch.setattr(convert, "lower", coarse)
-    with pytest.raises(BundleError, match=r"relative error on prompt '.*' is .*, allowed 0.02: .*--no-encoder"):
+    with pytest.raises(BundleError, match=r"relative error on prompt '.*' is .*, allowed 0.02: .*--no-text-encoder"):
         convert_bundle(BUNDLE, tmp_path / "low", ConvertOptions("fp16"))
     assert not list(tmp_path.iterdir())
 

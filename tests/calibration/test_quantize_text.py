@@ -146,7 +146,7 @@ def test_layers_are_ranked_over_prompts(prompts: Path, tmp_path: Path) -> None:
 def test_the_encoders_weights_alone(weights: str, most: float, tmp_path: Path) -> None:
     """Everything else is as it was, and the report is of each side's own encoder."""
     out = ditedge(
-        "quantize", "--engine", BUNDLE, "--encoder-alone", "--encoder", weights, "--count", 2, "--steps", 4,
+        "quantize", "--engine", BUNDLE, "--text-encoder-alone", "--text-encoder", weights, "--count", 2, "--steps", 4,
         "--out", tmp_path / "q",
     )  # fmt: skip
     assert "in float32: all but the text encoder" in out
@@ -163,7 +163,7 @@ def test_the_encoders_weights_alone(weights: str, most: float, tmp_path: Path) -
 
 
 def test_int4_for_encoder_and_int8_for_the_network(prompts: Path, tmp_path: Path) -> None:
-    options = QuantizeOptions(prompts=prompts, encoder="int4", program="ddim-10")
+    options = QuantizeOptions(prompts=prompts, text_encoder="int4", program="ddim-10")
     manifest = quantize_bundle(BUNDLE, tmp_path / "q", options)
     assert manifest.graphs["text"].precision == "int4" and manifest.quantization is not None
     kinds = {node.op_type for node in load_graph(tmp_path / "q" / "text.onnx").graph}
@@ -174,8 +174,14 @@ def test_int4_for_encoder_and_int8_for_the_network(prompts: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("quantize", "--engine", BUNDLE, "--encoder-alone"), "--encoder-alone needs the format of its weights"),
-        (("quantize", "--engine", BUNDLES / "gray1_cfg", "--encoder", "int4"), "has no text encoder: leave --encoder"),
+        (
+            ("quantize", "--engine", BUNDLE, "--text-encoder-alone"),
+            "--text-encoder-alone needs the format of its weights",
+        ),
+        (
+            ("quantize", "--engine", BUNDLES / "gray1_cfg", "--text-encoder", "int4"),
+            "has no text encoder: leave --text-encoder",
+        ),
         (("quantize", "--engine", BUNDLES / "gray1_cfg", "--prompts", "x.txt"), "takes classes: leave --prompts"),
         (("quantize", "--engine", BUNDLE, "--prompts", "nowhere.txt"), "cannot read nowhere.txt"),
         (("quantize", "--engine", BUNDLE, "--precision", "int4"), "leave it in float32 (--keep-layer"),

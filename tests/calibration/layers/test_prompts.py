@@ -31,7 +31,7 @@ def compared(bundle: Path):
 @pytest.fixture(scope="module")
 def low(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("layers") / "low"
-    convert_bundle(BUNDLE, out, ConvertOptions("fp16", encoder=False, decoder=False))
+    convert_bundle(BUNDLE, out, ConvertOptions("fp16", text_encoder=False, decoder=False))
     return out
 
 
@@ -46,7 +46,7 @@ def test_16_bit_passes_in_every_graph(low: Path) -> None:
 
 
 def test_int8_passes(tmp_path: Path) -> None:
-    quantize_bundle(BUNDLE, tmp_path / "int8", QuantizeOptions(program="ddim-10", encoder="int4"))
+    quantize_bundle(BUNDLE, tmp_path / "int8", QuantizeOptions(program="ddim-10", text_encoder="int4"))
     found = compared(tmp_path / "int8")
     assert found.passed, "\n".join(found.lines())
 

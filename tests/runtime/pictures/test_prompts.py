@@ -155,16 +155,6 @@ def test_classes_and_prompts_from_programs() -> None:
         generate(open_bundle(BUNDLE), seeds=[1, 2], prompts=["a"])
 
 
-@pytest.mark.parametrize("command", ["x"])
-def test_commands_for_models_of_classes_say_so(command: str, tmp_path: Path) -> None:
-    more = {
-        "build": ("--engine", BUNDLE, "--target", "tensorrt"),
-        "inspect": (BUNDLE, "--lint"),
-        "verify": ("--engine", BUNDLE, "--layers"),
-    }[command]
-    assert "takes prompts, and" in ditedge(command, *more, code=2)
-
-
 def test_a_recorded_prompt_of_another_text_encoder(tmp_path: Path) -> None:
     rows = np.ones((3, 16), np.float32)
 
