@@ -31,7 +31,7 @@ def select_linears(linears: list[Linear], options: QuantizeOptions) -> tuple[lis
         if not any(_matches(name, wanted) for name in names):
             raise RequestError(f"--keep-layer {wanted}: no such layer; there are {', '.join(names)}")
     protected = PROTECTED if options.protect and not options.naive else ()
-    kept = [name for name in names if any(_matches(name, wanted) for wanted in (*protected, *options.keep))]
+    kept = [name for name in names if name in protected or any(_matches(name, wanted) for wanted in options.keep)]
     return [name for name in names if name not in kept], kept
 
 
