@@ -6,6 +6,7 @@ they are, but for the encoder and batch norm's counters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +68,7 @@ class BatchNorm(nn.Module):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=NORM_EPS)
 
 
-NORMS = {"rms_norm": PixelNorm, "batch_norm": BatchNorm}
+NORMS: dict[str, Callable[[int], nn.Module]] = {"rms_norm": PixelNorm, "batch_norm": BatchNorm}
 
 
 class ResBlock(nn.Module):

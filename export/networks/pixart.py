@@ -137,10 +137,9 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    def __init__(self, config: PixArtConfig) -> None:
+    def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
-        patch = config.patch_size
-        self.proj = nn.Conv2d(config.in_channels, config.hidden_size, kernel_size=patch, stride=patch)
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> tokens [N, S, D], row-major."""
@@ -169,7 +168,7 @@ class PixArt(nn.Module):
         super().__init__()
         self.config = config
         width = config.hidden_size
-        self.pos_embed = PatchEmbed(config)
+        self.pos_embed = PatchEmbed(config.in_channels, config.hidden_size, config.patch_size)
         self.adaln_single = AdaLayerNormSingle(config)
         self.caption_projection = Mlp(config.caption_channels, width, nn.GELU(approximate="tanh"))
         self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.depth))

@@ -207,7 +207,8 @@ class Sana(nn.Module):
         super().__init__()
         self.config = config
         width = config.hidden_size
-        self.patch_embed, self.time_embed = PatchEmbed(config), TimeEmbed(config)
+        self.patch_embed = PatchEmbed(config.in_channels, width, config.patch_size)
+        self.time_embed = TimeEmbed(config)
         self.caption_projection = Mlp(config.caption_channels, width, nn.GELU(approximate="tanh"))
         self.caption_norm = RmsNorm(width, CAPTION_EPS)
         self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.depth))

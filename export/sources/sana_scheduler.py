@@ -32,7 +32,7 @@ def process_of_sana(path: Path | None, guided: bool) -> Process:
     """path: of scheduler_config.json, None where there is none. guided: SANA-Sprint. Raises CheckpointError."""
     values = read_scheduler_json(path, CheckpointError) if path is not None else {}
     name = str(values.get("_class_name"))[:60] if isinstance(values, dict) else "nothing"
-    known = ("SCMScheduler",) if guided else ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler")
+    known = ["SCMScheduler"] if guided else ["DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"]
     if path is not None and name not in known:
         raise CheckpointError(f"{path}: '_class_name' is {name!r}, expected {' or '.join(known)}")
     if guided:

@@ -130,7 +130,7 @@ def _sampling(value: Any) -> dict[str, Any]:
     group = unwrapped(group.get("sample")) if isinstance(group, dict) else None
     found = {}
     for name, kind in SAMPLING.items() if isinstance(group, dict) else ():
-        item = _single(unwrapped(group.get(name)))
+        item = _single(unwrapped(group.get(name)))  # type: ignore[union-attr]  # of nothing there are no names
         item = float(item) if kind is float and type(item) is int else item
         if type(item) is kind and (kind is str or abs(item) <= MOST_SAMPLING):  # type: ignore[arg-type]
             found[name] = item

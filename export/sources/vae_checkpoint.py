@@ -7,6 +7,7 @@ Files are untrusted: .safetensors, or pickles read with `weights_only=True`; con
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,7 +41,7 @@ Shift = Annotated[float, Field(allow_inf_nan=False)]
 
 
 VaeConfig = KlConfig | TinyConfig | DcConfig
-KINDS: dict[type, tuple[str, type[VaeDecoder]]] = {
+KINDS: dict[type, tuple[str, Callable[[Any], VaeDecoder]]] = {
     KlConfig: ("kl", KlDecoder),
     TinyConfig: ("tiny", TinyDecoder),
     DcConfig: ("dc", DcDecoder),

@@ -109,7 +109,9 @@ def one_subject(
         labels, prompts = ([], [subject]) if isinstance(subject, (str, Prompt)) else ([subject], None)
         found = prompt_subjects(bundle, labels, None, prompts, away_from, guidance)  # type: ignore[arg-type]
         check_seeds("prompts", 1, [seed])
-    return found.of[0], None if found.away_from is None else found.away_from[0]
+    [of] = found.of
+    assert not isinstance(of, Mixed)
+    return of, None if found.away_from is None else found.away_from[0]
 
 
 def is_guided(bundle: Bundle, guidance: float, negative: bool) -> bool:

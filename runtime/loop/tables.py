@@ -72,8 +72,7 @@ class ImageTables:
     @property
     def guided(self) -> np.ndarray:
         """[N] bool: more than one evaluation."""
-        many: np.ndarray = self.evaluated[:, 1:].any(axis=1)
-        return many
+        return np.any(self.evaluated[:, 1:], axis=1)  # type: ignore[no-any-return]
 
     def at(self, step: int) -> ImageTables:
         """Views: the tables of that step alone."""
