@@ -6,7 +6,7 @@ never appears.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ from .prompt_exporter import prompt_bundle
 from .sources.betas import DDPM_SCHEDULE
 from .sources.checkpoint import Checkpoint
 from .sources.families import family_of
+from .sources.lora import read_lora, read_with
+from .sources.merging import Lora
 from .sources.read import read_source
 from .sources.vae_checkpoint import VaeCheckpoint, read_vae
 from .truth.golden import GOLDEN_GUIDANCE, write_golden
@@ -66,10 +68,11 @@ def bundle_from_checkpoint(
     family = family_of(source, options.heads, options.image_size)
     if family is not None:
         return prompt_bundle(family, source, out, options, report, note)
-    inputs = [path for path in (source, options.vae) if path is not None]
+    loras = [read_lora(text) for text in options.lora]
+    inputs = [path for path in (source, options.vae, *(lora.path for lora in loras)) if path is not None]
     check_target(out, options.force, inputs)
     report(f"reading {source}")
-    ready = _read(source, options)
+    ready = _read(source, options, loras)
     for text in ready.notes:
         note(text)
     with new_bundle(out, options.force, inputs) as folder:
@@ -97,8 +100,9 @@ def bundle_in_precision(
         return convert_bundle(scratch / "float32", out, ConvertOptions(precision, force=options.force), report)
 
 
-def _read(source: Path, options: ExportOptions) -> _Ready:
-    checkpoint = read_source(source, **options.asked(), factor=_known_factor(options, source))
+def _read(source: Path, options: ExportOptions, loras: Sequence[Lora]) -> _Ready:
+    factor = _known_factor(options, source)
+    checkpoint = read_with(loras, lambda: read_source(source, **options.asked(), factor=factor))
     info = _model_info(checkpoint, options)
     vae = vae_of(options, info, source)
     pixels = vae is None and works_on_pixels(info, options.pixels, options.image_size or checkpoint.image_size)

@@ -89,6 +89,14 @@ class ExportOptions:
             "--model", help="Your own network, see docs/custom-models.md. Runs that code.", metavar="MODULE:FACTORY"
         ),
     )
+    lora: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
+            "--lora",
+            help="LoRA to add to the weights: a file, or an adapter's folder; repeat it.",
+            metavar="FILE[:WEIGHT]",
+        ),
+    )
     vae: Path | None = field(default=None, metadata=VAE)
     pixels: bool | None = field(
         default=None,

@@ -23,6 +23,7 @@ from .graphs.write_text import write_encoder, write_prompt_graphs
 from .manifests import model_info, write_manifest
 from .options import ExportOptions, vae_dtype
 from .pictures import image_graphs, note_on_pictures, vae_info, vae_of, works_on_pixels, write_pictures
+from .sources.lora import read_lora, read_with
 from .sources.places import is_lone_file
 from .sources.prompt_checkpoint import PromptCheckpoint
 from .sources.text_folder import TextFolder, sha256_of_encoders, text_folders
@@ -32,7 +33,7 @@ from .truth.programs import Flow, write_programs, write_sized_programs
 
 EMPTY = "text/empty.safetensors"
 # Options that say something of such a model.
-UNDERSTOOD = ("opset", "vae", "pixels", "vae_precision", "text", "encoder", "force")
+UNDERSTOOD = ("opset", "vae", "pixels", "vae_precision", "text", "encoder", "lora", "force")
 OF_FILES = ("heads", "image_size")  # and of one that is a lone file
 # Usual sizes, as parts of the side of training: what FLUX.1's users ask for at 1024, and quicker drafts.
 USUAL = ((1, 1), (13 / 16, 19 / 16), (7 / 8, 9 / 8), (3 / 4, 21 / 16), (3 / 4, 3 / 4), (1 / 2, 1 / 2), (5 / 4, 5 / 4))
@@ -59,10 +60,11 @@ def prompt_bundle(
 ) -> Manifest:
     """`bundle_from_checkpoint` of a folder whose network takes prompts. read: its family's. Raises as that does."""
     _check_options(options, OF_FILES if is_lone_file(source) else ())
-    inputs = [path for path in (source, options.vae) if path is not None]
+    loras = [read_lora(text) for text in options.lora]
+    inputs = [path for path in (source, options.vae, *(lora.path for lora in loras)) if path is not None]
     check_target(out, options.force, inputs)
     report(f"reading {source}")
-    checkpoint = read(source)
+    checkpoint = read_with(loras, lambda: read(source))
     info = _model_info(checkpoint)
     vae = vae_of(options, info, source)
     pixels = vae is None and works_on_pixels(info, options.pixels, None)

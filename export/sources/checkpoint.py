@@ -21,6 +21,7 @@ from ..networks.registry import network_of
 from .asked import Asked
 from .containers import Weights, any_weights, dit_weights
 from .layouts import described
+from .merging import merged
 from .pickles import load_pickle
 from .settings import Settings, read_settings
 
@@ -71,7 +72,11 @@ def checkpoint_of(data: Any, path: Path, asked: Asked) -> Checkpoint:
     settings = read_settings(data, path)
     try:
         found = dit_weights(data, path.stat().st_size, asked.weights)
-        family = described(found.tensors, settings, asked)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    tensors = merged(found.tensors)
+    try:
+        family = described(tensors, settings, asked)
         fitted = fitted_weights(family.tensors, family.config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

@@ -17,6 +17,7 @@ from ...runtime.files import sha256_of_file
 from ..networks.dit import DiTConfig, Network
 from .asked import Asked
 from .checkpoint import Checkpoint, load_weights
+from .merging import merged
 
 ROWS_ALONE = 1e-4  # relative: a row computed alone against the same row in a batch, float32
 
@@ -33,7 +34,7 @@ def read(path: Path, asked: Asked) -> Checkpoint:
         )
     weights = load_weights(path)
     try:
-        module = _made(_factory(spec), weights.tensors)
+        module = _made(_factory(spec), merged(weights.tensors))
         _check_module(module)
     except CheckpointError as error:
         raise CheckpointError(f"--model {spec}: {error}") from None

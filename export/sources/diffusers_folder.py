@@ -18,6 +18,7 @@ from .asked import Asked
 from .checkpoint import Checkpoint, fitted_weights
 from .diffusers_weights import with_our_names
 from .folder_weights import FolderWeights, read_folder_weights, sha256_of_files
+from .merging import merged
 from .places import NETWORK_FOLDERS, diffusers_folder_of, file_of_weights, network_folder
 from .scheduler_config import SchedulerFacts, read_scheduler, read_scheduler_json
 from .shapes import MAX_TOKENS, MAX_WIDTH, USUAL_FACTORS, checked_image_size
@@ -51,8 +52,9 @@ def read(path: Path, asked: Asked) -> Checkpoint:
     except CheckpointError as error:
         raise CheckpointError(f"{config_file}: {error}") from None
     found = read_folder_weights(folder, only)
+    tensors = merged(found.tensors)
     try:
-        config, ours = with_our_names(found.tensors, config)
+        config, ours = with_our_names(tensors, config)
         weights = fitted_weights(ours, config)
     except CheckpointError as error:
         raise CheckpointError(f"{found.files[0]}: {error}") from None

@@ -19,6 +19,7 @@ from ...runtime.files import sha256_of_file
 from ..networks.pixart import PixArt, PixArtConfig
 from .betas import DDPM_SCHEDULE
 from .checkpoint import load_weights
+from .merging import merged
 from .pixart_folder import GUIDANCE, LARGEST, LEFT_OVER, MAX_DEPTH, MAX_WIDTH, TOKENS
 from .prompt_checkpoint import EncoderUse, Process, PromptCheckpoint, fitted_network
 from .shapes import LATENT_FACTOR
@@ -75,7 +76,10 @@ def read_pixart_file(path: Path, heads: int | None = None, image_size: int | Non
         )
         positions = loaded.tensors.get("pos_embed")
         tensors = diffusers_names(loaded.tensors) if OWN_MARK in loaded.tensors else loaded.tensors
-        tensors = {key: value for key, value in tensors.items() if key not in LEFT_OVER}
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    tensors = merged({key: value for key, value in tensors.items() if key not in LEFT_OVER})
+    try:
         config = _config(tensors, _side(tensors, positions, image_size), heads, tokens)
         weights = fitted_network(tensors, lambda: PixArt(config), "PixArt")
     except CheckpointError as error:

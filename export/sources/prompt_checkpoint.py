@@ -17,6 +17,7 @@ from ...runtime.samplers.schedule import ScheduleInfo
 from .checkpoint import fitted_tensors
 from .diffusers_folder import read_json
 from .folder_weights import read_folder_weights, sha256_of_files
+from .merging import merged
 from .places import diffusers_folder_of, file_of_weights, network_folder
 from .shapes import LATENT_FACTOR
 
@@ -139,8 +140,9 @@ def read_weights(
     Raises CheckpointError naming file and key.
     """
     found = read_folder_weights(folder.network, folder.only)
+    tensors = merged(found.tensors)
     try:
-        weights = fitted_network(fit(found.tensors), network, what)
+        weights = fitted_network(fit(tensors), network, what)
     except CheckpointError as error:
         raise CheckpointError(f"{found.files[0]}: {error}") from None
     scheduler = [folder.scheduler_file] if folder.scheduler_file is not None else []

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from ditedge.export import DiT, DiTConfig, read_source
 from ditedge.export.schedulers.probe import read_scheduler_program
 from ditedge.export.sources.describe import describe_checkpoint
+from ditedge.export.sources.lora import read_lora, read_with
 from ditedge.export.sources.settings import read_settings
 from ditedge.export.sources.vae_checkpoint import read_vae
 from tests.export.networks.vaes import make_vae
@@ -101,7 +102,34 @@ def _files() -> list[Target]:
         Target("pickle", pickle, lambda path: _read(path / "x.pt")),
         Target("safetensors", lambda random: {"x.safetensors": mutated_safetensors(random, saved)},
                lambda path: _read(path / "x.safetensors", heads=2)),
+        Target("lora", lambda random: _adapter(random) | {"x.safetensors": saved}, _read_with_lora),
     ]  # fmt: skip
+
+
+ADAPTER = {
+    "peft_type": "LORA",
+    "r": 2,
+    "lora_alpha": 4,
+    "alpha_pattern": {"attn.qkv": 3},
+    "use_rslora": True,
+    "bias": "none",
+}
+
+
+def _adapter(random: Random) -> Files:
+    """PEFT's two files; sometimes the weights alone, as diffusers leaves them."""
+    halves = {"lora_A": torch.zeros(2, 8), "lora_B": torch.zeros(24, 2)}
+    tensors = {f"base_model.model.blocks.0.attn.qkv.{half}.weight": value for half, value in halves.items()}
+    told = {"lora_adapter_metadata": mutated_json(random, {"transformer.lora_alpha": 4}).decode(errors="replace")}
+    raw = save(tensors, told if random.random() < 0.5 else None)
+    raw = mutated_safetensors(random, raw) if random.random() < 0.5 else raw
+    if random.random() < 0.3:
+        return {"pytorch_lora_weights.safetensors": raw}
+    return {"adapter_model.safetensors": raw, "adapter_config.json": mutated_json(random, ADAPTER)}
+
+
+def _read_with_lora(path: Path) -> None:
+    read_with([read_lora(f"{path}:0.5")], lambda: read_source(path / "x.safetensors", heads=2)).model()
 
 
 def _read(path: Path, heads: int | None = None) -> None:

@@ -1,0 +1,313 @@
+"""LoRAs merged at export: every layout adds what PEFT's layers add, and what does not fit is one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ditedge.cli import main
+from ditedge.export import ExportOptions, bundle_from_checkpoint, read_source
+from ditedge.export.sources.families import family_of
+from ditedge.export.sources.lora import read_lora, read_with
+from ditedge.runtime import generate, open_bundle
+from ditedge.runtime.errors import CheckpointError, RequestError
+from ditedge.runtime.loop.verify import relative_error
+from tests.export.sources.diffusers_models import GRAY, diffusers_model
+
+RANK, ALPHA = 3, 6.0
+Halves = dict[str, tuple[Tensor, Tensor]]  # module -> down, up
+DIT = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.0.attn1.to_out.0", "transformer_blocks.1.ff.net.0.proj")
+
+
+def halves(model: nn.Module, names: tuple[str, ...], seed: int = 3) -> Halves:
+    """Random ones; of a convolution the first half is a convolution, too."""
+    random, found = torch.Generator().manual_seed(seed), {}
+    for name in names:
+        out, *inner = model.get_submodule(name).weight.shape
+        down, up = torch.randn(RANK, *inner, generator=random), torch.randn(out, RANK, generator=random)
+        found[name] = (0.2 * down, 0.2 * up.reshape(out, RANK, *[1] * (len(inner) - 1)))
+    return found
+
+
+def with_lora(model: nn.Module, lora: Halves, scale: float) -> nn.Module:
+    """PEFT's layer: y = W x + b + scale * up(down(x)), beside the weights and not in them."""
+    for name, (down, up) in lora.items():
+        module = model.get_submodule(name)
+        if isinstance(module, nn.Conv2d):
+            add = lambda x, m=module, d=down, u=up: nn.functional.conv2d(  # noqa: E731
+                nn.functional.conv2d(x, d, stride=m.stride, padding=m.padding), u
+            )
+        else:
+            add = lambda x, d=down, u=up: x @ d.T @ u.T  # noqa: E731
+        module.register_forward_hook(lambda m, given, y, add=add: y + scale * add(given[0]))
+    return model
+
+
+def plain(lora: Halves, words: tuple[str, str], prefix: str = "transformer.", alpha: str = "") -> dict[str, Tensor]:
+    keys = {
+        f"{prefix}{name}.{word}.weight": t for name, pair in lora.items() for word, t in zip(words, pair, strict=True)
+    }
+    alphas = {f"{prefix}{name}.alpha": torch.tensor(ALPHA) for name in lora} if alpha else {}
+    return keys | alphas
+
+
+def diffusers_layout(folder: Path, lora: Halves) -> float:
+    save_file(plain(lora, ("lora_A", "lora_B")), folder / "pytorch_lora_weights.safetensors")
+    return 1.0
+
+
+def diffusers_with_metadata(folder: Path, lora: Halves) -> float:
+    told = {"transformer.lora_alpha": ALPHA, "transformer.r": RANK, "text_encoder.lora_alpha": 1}
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(told)}
+    save_file(plain(lora, ("lora_A", "lora_B")), folder / "pytorch_lora_weights.safetensors", metadata)
+    return ALPHA / RANK
+
+
+def old_diffusers(folder: Path, lora: Halves) -> float:
+    save_file(plain(lora, ("lora.down", "lora.up"), "unet."), folder / "pytorch_lora_weights.safetensors")
+    return 1.0
+
+
+def oldest_diffusers(folder: Path, lora: Halves) -> float:
+    tensors = {}
+    for name, pair in lora.items():
+        block, _, what = name.removesuffix(".0").rpartition(".")
+        where = f"{block}.processor.{what}_lora" if what.startswith("to_") else f"{name}.lora"
+        tensors |= {f"{where}.{half}.weight": t for half, t in zip(("down", "up"), pair, strict=True)}
+    torch.save(tensors, folder / "pytorch_lora_weights.bin")
+    return 1.0
+
+
+def kohya(folder: Path, lora: Halves) -> float:
+    joined = {name.replace(".", "_"): pair for name, pair in lora.items()}
+    tensors = plain(joined, ("lora_down", "lora_up"), "lora_unet_", alpha="yes")
+    save_file(tensors, folder / "adapter_model_of_kohya.safetensors")
+    return ALPHA / RANK
+
+
+def adapter(folder: Path, lora: Halves, **told: Any) -> float:
+    tensors = plain(lora, ("lora_A", "lora_B"), "base_model.model.")
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none", "target_modules": ["to_q"]} | told
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return ALPHA / (RANK**0.5 if told.get("use_rslora") else RANK)
+
+
+def adapter_by_root(folder: Path, lora: Halves) -> float:
+    return adapter(folder, lora, use_rslora=True)
+
+
+LAYOUTS: tuple[Callable[[Path, Halves], float], ...] = (
+    diffusers_layout, diffusers_with_metadata, old_diffusers, oldest_diffusers, kohya, adapter, adapter_by_root,
+)  # fmt: skip
+
+
+def written(folder: Path, layout: Callable[..., float], lora: Halves) -> tuple[Path, float]:
+    """The file of weights, and how much of the product it means."""
+    scale = layout(folder, lora)
+    (file,) = (path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    return file, scale
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+@torch.no_grad()
+def test_a_diffusers_dit(tmp_path: Path, transformer_folder: Path, layout: Callable[..., float]) -> None:
+    model = diffusers_model()
+    lora = halves(model, DIT)
+    file, scale = written(tmp_path, layout, lora)
+    asked = read_lora(f"{tmp_path if layout is not kohya else file}:0.7")
+    found = read_with([asked], lambda: read_source(transformer_folder)).model()
+    x, t, y = (
+        torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)),
+        torch.tensor([5, 800]),
+        torch.tensor([1, 2]),
+    )
+    before = model(x, timestep=t, class_labels=y).sample
+    expected = with_lora(model, lora, 0.7 * scale)(x, timestep=t, class_labels=y).sample
+    assert relative_error(before.numpy(), expected.numpy()) > 0.01
+    assert relative_error(found(x, t, y).numpy(), expected.numpy()) < 1e-5
+
+
+PIXART = (
+    "pos_embed.proj",
+    "transformer_blocks.0.attn2.to_k",
+    "transformer_blocks.1.attn1.to_v",
+    "caption_projection.linear_1",
+)
+
+
+@torch.no_grad()
+def test_a_pixart_and_its_convolution(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    from tests.export.pixart_pipelines import small_transformer
+
+    model, (folder, adapters) = small_transformer(), (tmp_path / "transformer", tmp_path / "adapter")
+    model.save_pretrained(folder)
+    adapters.mkdir()
+    lora = halves(model, PIXART)
+    scale = adapter(adapters, lora, alpha_pattern={"attn2.to_k": 1.5, r"^base_model\.model\.pos_embed\.proj$": 0.75})
+    read = family_of(folder)
+    assert read is not None
+    found = read_with([read_lora(str(adapters))], lambda: read(folder))
+    plain_one = read(folder)
+    for name, (down, up) in lora.items():
+        part = {"transformer_blocks.0.attn2.to_k": 1.5 / RANK, "pos_embed.proj": 0.75 / RANK}.get(name, scale)
+        delta = torch.einsum("or,ri...->oi...", up.flatten(1), down)
+        expected = model.get_submodule(name).weight + part * delta
+        torch.testing.assert_close(found.weights[f"{name}.weight"], expected, rtol=0, atol=1e-6)
+    same = [key for key in found.weights if torch.equal(found.weights[key], plain_one.weights[key])]
+    assert len(found.weights) - len(same) == len(PIXART) and found.sha256 != plain_one.sha256
+    assert found.notes[-1] == f"lora: {adapters}, weight 1, 4 layers of rank {RANK}"
+
+
+def gray_lora(folder: Path, **changes: Any) -> Path:
+    """A PEFT adapter of the golden one-channel model, under facebookresearch/DiT's names."""
+    folder.mkdir(exist_ok=True)
+    lora = halves(read_source(GRAY, heads=2).model(), ("blocks.0.attn.qkv", "blocks.1.mlp.fc2", "x_embedder.proj"))
+    adapter(folder, lora, **changes)
+    return folder
+
+
+def test_facebookresearchs_names_and_several_at_once(tmp_path: Path) -> None:
+    """Twice with other weights is their sum, and what is taken away again was never there."""
+    folder = gray_lora(tmp_path / "a")
+
+    def read(*weights: float) -> Any:
+        return read_with([read_lora(f"{folder}:{weight}") for weight in weights], lambda: read_source(GRAY, heads=2))
+
+    plain, twice, once, none = read(), read(0.5, 0.25), read(0.75), read(1.0, -1.0)
+    changed = {key for key, weight in plain.weights.items() if not torch.equal(weight, once.weights[key])}
+    assert changed == {f"{name}.weight" for name in ("blocks.0.attn.qkv", "blocks.1.mlp.fc2", "x_embedder.proj")}
+    for key, weight in once.weights.items():
+        torch.testing.assert_close(twice.weights[key], weight, rtol=0, atol=1e-6)
+        torch.testing.assert_close(none.weights[key], plain.weights[key], rtol=0, atol=1e-6)
+    assert len({plain.sha256, twice.sha256, once.sha256, none.sha256}) == 4
+
+
+def changed_file(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+FIRST = "base_model.model.blocks.0.attn.qkv.lora_A.weight"
+WRONG_TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+    "a layer of nobody": (
+        lambda t: t.update(
+            {f"base_model.model.blocks.9.attn.qkv.lora_{half}.weight": torch.ones(3, 3) for half in "AB"}
+        ),
+        "nothing in the model fits 'base_model.model.blocks.9.attn.qkv.lora_A.weight'",
+    ),
+    "a key of nobody": (
+        lambda t: t.update({"te.lora_C.weight": torch.ones(2)}),
+        "key 'te.lora_C.weight' is no part of",
+    ),
+    "DoRA": (
+        lambda t: t.update({FIRST.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(2)}),
+        "is no part of",
+    ),
+    "half a layer": (lambda t: t.pop(FIRST), "is there without its other half"),
+    "another width": (
+        lambda t: t.update({FIRST: torch.ones(3, 5)}),
+        "has shape [3, 5] and its other half [96, 3], which do",
+    ),
+    "another rank": (lambda t: t.update({FIRST: torch.ones(2, 32)}), "is a LoRA of another model: key"),
+    "no rank": (lambda t: t.update({FIRST: torch.ones(0, 32)}), "has shape [0, 32], and its other half [96, 3]"),
+    "infinite": (lambda t: t.update({FIRST: torch.full((3, 32), float("inf"))}), "has numbers that are not finite"),
+    "too much": (lambda t: t.update({FIRST: torch.full((3, 32), 3e38)}), "that are not finite"),
+    "an alpha of nobody": (
+        lambda t: t.update({"blocks.7.alpha": torch.ones(())}),
+        "an alpha without a layer: 'blocks.7'",
+    ),
+    "no LoRA": (lambda t: (t.clear(), t.update({"a.alpha": torch.ones(1)})), "not a LoRA: it has no lora_A"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TENSORS)
+def test_what_does_not_fit_is_named(tmp_path: Path, case: str) -> None:
+    change, words = WRONG_TENSORS[case]
+    folder = gray_lora(tmp_path / "a")
+    changed_file(folder, change)
+    result = CliRunner().invoke(
+        main, ["export", "--ckpt", str(GRAY), "--heads", "2", "--lora", str(folder), "--out", str(tmp_path / "b")]
+    )
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("Error: ") and words in message and str(folder) in message, message
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"use_dora": True}, "'use_dora' is true"),
+        ({"lora_bias": True}, "'lora_bias' is true"),
+        ({"bias": "all"}, "'bias' is not none"),
+        ({"fan_in_fan_out": True}, "'fan_in_fan_out' is true"),
+        ({"peft_type": "LOHA"}, "'peft_type' is 'LOHA', not LORA"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'init_lora_weights' is 'pissa_niter_4'"),
+        ({"lora_alpha": "16"}, "'lora_alpha' is '16', not a number"),
+        ({"lora_alpha": 0}, "'lora_alpha' is '0', not a number"),
+        ({"alpha_pattern": {"(a+)+$": 2}}, "'alpha_pattern' has something else than names"),
+        ({"alpha_pattern": [1]}, "'alpha_pattern' has something else than names"),
+    ],
+)
+def test_adapters_that_mean_something_else(tmp_path: Path, told: dict[str, Any], words: str) -> None:
+    with pytest.raises(CheckpointError, match="adapter_config.json: ") as caught:
+        read_lora(str(gray_lora(tmp_path / "a", **told)))
+    assert words in str(caught.value)
+
+
+def test_files_and_weights_that_cannot_be(tmp_path: Path) -> None:
+    folder = gray_lora(tmp_path / "a")
+    for asked, words in (
+        ("nowhere.safetensors", "nowhere.safetensors does not exist"),
+        (str(tmp_path), "no LoRA, expected one of adapter_model.safetensors"),
+        (f"{folder}:nan", "the weight is not a number within"),
+        (f"{folder}:1e9", "the weight is not a number within"),
+        (f"{folder}:heavy", "heavy does not exist"),
+    ):
+        with pytest.raises((CheckpointError, RequestError), match=words):
+            read_lora(asked)
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter_config.json does not exist: it says how much"):
+        read_lora(str(folder))
+
+
+def test_a_lora_of_another_model(tmp_path: Path, transformer_folder: Path) -> None:
+    asked = read_lora(str(gray_lora(tmp_path / "a")))
+    with pytest.raises(
+        CheckpointError, match="is a LoRA of another model: nothing here fits 'base_model.model.blocks.0"
+    ):
+        read_with([asked], lambda: read_source(transformer_folder))
+
+
+def test_the_bundle_says_that_it_is_another_one(tmp_path: Path, golden_bundle) -> None:
+    """Weight 0 leaves the network as it is, and so its graphs, which other tests have traced."""
+    folder, notes = gray_lora(tmp_path / "a"), []
+    options = ExportOptions(heads=2, lora=(f"{folder}:0",))
+    manifest = bundle_from_checkpoint(GRAY, tmp_path / "b", options, note=notes.append)
+    assert notes[-2:][0] == f"lora: {folder}, weight 0, 3 layers of rank {RANK}" or any(
+        "lora: " in note for note in notes
+    )
+    assert manifest.source_sha256 != open_bundle(golden_bundle("gray1_cfg")).manifest.source_sha256
+
+
+@pytest.mark.slow  # two exports
+def test_a_bundle_is_that_of_the_merged_checkpoint(tmp_path: Path) -> None:
+    folder = gray_lora(tmp_path / "a")
+    merged = read_with([read_lora(f"{folder}:0.7")], lambda: read_source(GRAY, heads=2)).weights
+    save_file(merged, tmp_path / "merged.safetensors")
+    bundle_from_checkpoint(GRAY, tmp_path / "one", ExportOptions(heads=2, lora=(f"{folder}:0.7",)))
+    bundle_from_checkpoint(tmp_path / "merged.safetensors", tmp_path / "other", ExportOptions(heads=2))
+    one, other = (generate(open_bundle(tmp_path / name), [1], [2], output="latents") for name in ("one", "other"))
+    assert relative_error(one, other) < 1e-6
