@@ -70,7 +70,7 @@ def read_lora(asked: str) -> Lora:
 def read_with(loras: Sequence[Lora], read: Callable[[], _Checkpoint]) -> _Checkpoint:
     """The checkpoint that `read()` reads with the LoRAs in its weights, its hash and its notes. Raises as that does."""
     with merging(loras):
-        checkpoint = read()
+        checkpoint: _Checkpoint = read()
     if not loras:
         return checkpoint
     notes = (*checkpoint.notes, *(lora.sentence for lora in loras))
@@ -81,7 +81,7 @@ def _path_and_weight(asked: str) -> tuple[Path, float]:
     path, colon, number = asked.rpartition(":")
     try:
         weight = float(number) if colon else math.nan
-    except ValueError:  # a colon of the path, such as C:\\
+    except ValueError:  # a colon of the path, as behind a drive
         return Path(asked), 1.0
     if not colon:
         return Path(asked), 1.0
