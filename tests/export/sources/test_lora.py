@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,100 +20,9 @@ from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.errors import CheckpointError, RequestError
 from ditedge.runtime.loop.verify import relative_error
 from tests.export.sources.diffusers_models import GRAY, diffusers_model
+from tests.export.sources.lora_layouts import LAYOUTS, RANK, adapter, halves, kohya, plain_keys, with_lora, written
 
-RANK, ALPHA = 3, 6.0
-Halves = dict[str, tuple[Tensor, Tensor]]  # module -> down, up
 DIT = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.0.attn1.to_out.0", "transformer_blocks.1.ff.net.0.proj")
-
-
-def halves(model: nn.Module, names: tuple[str, ...], seed: int = 3) -> Halves:
-    """Random ones; of a convolution the first half is a convolution, too."""
-    random, found = torch.Generator().manual_seed(seed), {}
-    for name in names:
-        out, *inner = model.get_submodule(name).weight.shape
-        down, up = torch.randn(RANK, *inner, generator=random), torch.randn(out, RANK, generator=random)
-        found[name] = (0.2 * down, 0.2 * up.reshape(out, RANK, *[1] * (len(inner) - 1)))
-    return found
-
-
-def with_lora(model: nn.Module, lora: Halves, scale: float) -> nn.Module:
-    """PEFT's layer: y = W x + b + scale * up(down(x)), beside the weights and not in them."""
-    for name, (down, up) in lora.items():
-        module = model.get_submodule(name)
-        if isinstance(module, nn.Conv2d):
-            add = lambda x, m=module, d=down, u=up: nn.functional.conv2d(  # noqa: E731
-                nn.functional.conv2d(x, d, stride=m.stride, padding=m.padding), u
-            )
-        else:
-            add = lambda x, d=down, u=up: x @ d.T @ u.T  # noqa: E731
-        module.register_forward_hook(lambda m, given, y, add=add: y + scale * add(given[0]))
-    return model
-
-
-def plain(lora: Halves, words: tuple[str, str], prefix: str = "transformer.", alpha: str = "") -> dict[str, Tensor]:
-    keys = {
-        f"{prefix}{name}.{word}.weight": t for name, pair in lora.items() for word, t in zip(words, pair, strict=True)
-    }
-    alphas = {f"{prefix}{name}.alpha": torch.tensor(ALPHA) for name in lora} if alpha else {}
-    return keys | alphas
-
-
-def diffusers_layout(folder: Path, lora: Halves) -> float:
-    save_file(plain(lora, ("lora_A", "lora_B")), folder / "pytorch_lora_weights.safetensors")
-    return 1.0
-
-
-def diffusers_with_metadata(folder: Path, lora: Halves) -> float:
-    told = {"transformer.lora_alpha": ALPHA, "transformer.r": RANK, "text_encoder.lora_alpha": 1}
-    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(told)}
-    save_file(plain(lora, ("lora_A", "lora_B")), folder / "pytorch_lora_weights.safetensors", metadata)
-    return ALPHA / RANK
-
-
-def old_diffusers(folder: Path, lora: Halves) -> float:
-    save_file(plain(lora, ("lora.down", "lora.up"), "unet."), folder / "pytorch_lora_weights.safetensors")
-    return 1.0
-
-
-def oldest_diffusers(folder: Path, lora: Halves) -> float:
-    tensors = {}
-    for name, pair in lora.items():
-        block, _, what = name.removesuffix(".0").rpartition(".")
-        where = f"{block}.processor.{what}_lora" if what.startswith("to_") else f"{name}.lora"
-        tensors |= {f"{where}.{half}.weight": t for half, t in zip(("down", "up"), pair, strict=True)}
-    torch.save(tensors, folder / "pytorch_lora_weights.bin")
-    return 1.0
-
-
-def kohya(folder: Path, lora: Halves) -> float:
-    joined = {name.replace(".", "_"): pair for name, pair in lora.items()}
-    tensors = plain(joined, ("lora_down", "lora_up"), "lora_unet_", alpha="yes")
-    save_file(tensors, folder / "adapter_model_of_kohya.safetensors")
-    return ALPHA / RANK
-
-
-def adapter(folder: Path, lora: Halves, **told: Any) -> float:
-    tensors = plain(lora, ("lora_A", "lora_B"), "base_model.model.")
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none", "target_modules": ["to_q"]} | told
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return ALPHA / (RANK**0.5 if told.get("use_rslora") else RANK)
-
-
-def adapter_by_root(folder: Path, lora: Halves) -> float:
-    return adapter(folder, lora, use_rslora=True)
-
-
-LAYOUTS: tuple[Callable[[Path, Halves], float], ...] = (
-    diffusers_layout, diffusers_with_metadata, old_diffusers, oldest_diffusers, kohya, adapter, adapter_by_root,
-)  # fmt: skip
-
-
-def written(folder: Path, layout: Callable[..., float], lora: Halves) -> tuple[Path, float]:
-    """The file of weights, and how much of the product it means."""
-    scale = layout(folder, lora)
-    (file,) = (path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
-    return file, scale
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
@@ -166,6 +74,46 @@ def test_a_pixart_and_its_convolution(tmp_path: Path) -> None:
     same = [key for key in found.weights if torch.equal(found.weights[key], plain_one.weights[key])]
     assert len(found.weights) - len(same) == len(PIXART) and found.sha256 != plain_one.sha256
     assert found.notes[-1] == f"lora: {adapters}, weight 1, 4 layers of rank {RANK}"
+
+
+def network_of(family: str) -> Any:
+    pytest.importorskip("diffusers")
+    from tests.export import joint_pipelines, pixart_pipelines, sana_pipelines
+
+    return {
+        "PixArt": pixart_pipelines.small_transformer,
+        "PixArt's lone file": pixart_pipelines.small_transformer,
+        "Sana": sana_pipelines.small_sana,
+        "SD3": lambda: joint_pipelines.sd3_transformer(True, pooled_projection_dim=2048, joint_attention_dim=4096),
+        "FLUX": lambda: joint_pipelines.flux_transformer(told=True),
+    }[family]()
+
+
+@pytest.mark.parametrize("family", ["PixArt", "PixArt's lone file", "Sana", "SD3", "FLUX"])
+@torch.no_grad()
+def test_every_family_has_it_by_its_reader(tmp_path: Path, family: str) -> None:
+    """Of every linear layer: as a folder whose weights have it already."""
+    model, (plain, whole) = network_of(family), (tmp_path / "plain", tmp_path / "whole")
+    model.save_pretrained(plain)
+    names = tuple(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    lora = halves(model, names)
+    for name, (down, up) in lora.items():
+        model.get_submodule(name).weight += 0.5 * up @ down
+    model.save_pretrained(whole)
+    save_file(plain_keys(lora, ("lora_A", "lora_B")), tmp_path / "lora.safetensors")
+    file = "diffusion_pytorch_model.safetensors" if "file" in family else ""
+    if file:
+        (plain / "config.json").unlink(), (whole / "config.json").unlink()
+
+    def read(folder: Path, *loras: str) -> Any:
+        reader = family_of(folder / file, heads=3 if file else None, image_size=64 if file else None)
+        assert reader is not None
+        return read_with([read_lora(text) for text in loras], lambda: reader(folder / file))
+
+    found, expected, before = read(plain, f"{tmp_path / 'lora.safetensors'}:0.5"), read(whole), read(plain)
+    for key, weight in expected.weights.items():
+        torch.testing.assert_close(found.weights[key], weight, rtol=0, atol=1e-6)
+    assert sum(not torch.equal(before.weights[key], found.weights[key]) for key in before.weights) > 10
 
 
 def gray_lora(folder: Path, **changes: Any) -> Path:
