@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ...runtime.errors import CheckpointError
+from .aura_flow_folder import read_aura_flow
 from .diffusers_folder import CLASSES
 from .flux_folder import read_flux
 from .pixart_file import is_pixart_file, read_pixart_file
@@ -22,6 +23,7 @@ FAMILIES: dict[str, Callable[[Path], PromptCheckpoint]] = {
     "SanaTransformer2DModel": read_sana,
     "SD3Transformer2DModel": read_sd3,
     "FluxTransformer2DModel": read_flux,
+    "AuraFlowTransformer2DModel": read_aura_flow,
 }
 
 

@@ -38,6 +38,11 @@ def _t5(transformers: Any, config: dict[str, Any]) -> Any:
     return transformers.T5EncoderModel
 
 
+def _umt5(transformers: Any, config: dict[str, Any]) -> Any:
+    """Which has relative positions of its own in every layer."""
+    return transformers.UMT5EncoderModel
+
+
 def _clip(transformers: Any, config: dict[str, Any]) -> Any:
     """With the projection of its pooled row where it was saved with one."""
     named = str((config.get("architectures") or ["CLIPTextModel"])[0])
@@ -56,7 +61,7 @@ def _bert(transformers: Any, config: dict[str, Any]) -> Any:
 # 'model_type' of a config.json -> the class, chosen by the rest of it
 ENCODERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
     "t5": _t5,
-    "umt5": _t5,
+    "umt5": _umt5,
     "clip_text_model": _clip,
     "gemma2": _gemma2,
     "bert": _bert,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...runtime.bundle.manifest import GoldenInfo, ModelInfo
@@ -15,6 +16,7 @@ from ...runtime.files import write_tensors
 from ...runtime.loop.noise import SeededNoise
 from ...runtime.report import Report
 from ...runtime.samplers.schedule import respaced_timesteps
+from ..networks.interface import Shape
 from ..sources.prompt_checkpoint import Process, PromptCheckpoint
 from .golden import GOLDEN_GUIDANCE, GOLDEN_TOLERANCE
 from .programs import golden_steps
@@ -110,10 +112,16 @@ def _guided(model: Any, process: Process, x: Tensor, t: float, prompts: _Prompts
     return guided(conditional, _network(model, x, t, alone, numbers), guidance, channels)
 
 
+def _filled(rows: Tensor, shape: Shape) -> Tensor:
+    """Zeros where there are no words, as far as a family without a mask reads them."""
+    missing = shape[0] - rows.shape[1] if isinstance(shape[0], int) and len(shape) == 2 else 0
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+
+
 def _network(model: Any, x: Tensor, t: float, prompts: dict[str, Tensor], numbers: dict[str, float]) -> Tensor:
     own, sides = model.interface, x.shape[2:]
     told = {name: torch.full((len(x),), numbers[name]) for name in own.scalars}
-    made = model.context(**prompts)
+    made = model.context(**{name: _filled(prompts[name], shape) for name, shape in own.reads.items()})
     context, *rest = made if isinstance(made, tuple) else (made,)
     given = {"context": context, "prompt": torch.arange(len(x))}
     if own.biased:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationInfo
 
 from ..fields import Count, Strict
 from ..samplers.program import is_step_graph
-from .text_info import SCALARS, EncoderInfo, TextInfo
+from .text_info import SCALARS, TextInfo
 
 GRAPHS = ("conditioner", "step", "decoder", "preview")  # by their names in a manifest and in a build record
 # Of a model that takes prompts, beside those; text encoders after the first have numbers.
@@ -156,10 +156,10 @@ def _prompt_contracts(graphs: Mapping[str, GraphInfo], text: TextInfo) -> tuple[
     """What a step has besides where the model takes prompts, and the graphs that make it."""
     f32, i64, read, made = "float32", "int64", [], []
     for suffix, info in text.encoders.items():
-        rows = [Tensor(name, f32, (None, *_open(info, shape))) for name, shape in info.rows(suffix, None).items()]
-        mask = [Tensor(f"mask{suffix}", i64, (None, None))] if info.masked else []
+        rows = [Tensor(name, f32, (None, *shape)) for name, shape in info.rows(suffix, None).items()]
+        mask = [Tensor(f"mask{suffix}", i64, (None, info.tokens))] if info.masked else []
         read += [*rows, *mask]
-        ids = Tensor("ids", i64, (None, None if info.masked else info.tokens))
+        ids = Tensor("ids", i64, (None, info.tokens))
         own = [Tensor(row.name.removesuffix(suffix), f32, row.shape) for row in rows]
         made.append(([ids, *(Tensor("mask", i64, part.shape) for part in mask)], own))
     shape = _made(graphs, "context", "context") or ()
@@ -176,11 +176,6 @@ def _prompt_contracts(graphs: Mapping[str, GraphInfo], text: TextInfo) -> tuple[
         if f"text{suffix}" in graphs:
             contracts[f"text{suffix}"] = contract
     return [*told, bias, Tensor("prompt", i64, (None,))], contracts
-
-
-def _open(info: EncoderInfo, shape: tuple[int, ...]) -> Shape:
-    """The shape of rows in a graph: any number of tokens where a mask says which of them are words."""
-    return (None, *shape[1:]) if len(shape) == 2 and info.masked else shape
 
 
 def _made(graphs: Mapping[str, GraphInfo], graph: str, output: str) -> Shape | None:

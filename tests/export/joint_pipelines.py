@@ -89,6 +89,41 @@ def flux_pipeline(told: bool = True) -> Any:
     )
 
 
+def aura_flow_transformer(**changes: Any) -> Any:
+    from diffusers import AuraFlowTransformer2DModel
+
+    torch.manual_seed(0)
+    settings = {
+        "sample_size": SIDE, "in_channels": 4, "out_channels": 4, "num_mmdit_layers": 1, "num_single_dit_layers": 1,
+        "attention_head_dim": HEAD, "num_attention_heads": HEADS, "joint_attention_dim": T5_WIDTH,
+        "caption_projection_dim": HEADS * HEAD, "pos_embed_max_size": 144,
+    }  # fmt: skip
+    return noisy(AuraFlowTransformer2DModel(**settings | changes))
+
+
+def aura_flow_pipeline() -> Any:
+    """diffusers' AuraFlowPipeline with a UMT5, flow Euler of shift 1.73."""
+    from diffusers import AuraFlowPipeline, FlowMatchEulerDiscreteScheduler
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    transformer = aura_flow_transformer()
+    encoder = UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=64, d_model=T5_WIDTH, d_kv=4, d_ff=32, num_layers=2, num_heads=4,
+            feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False,
+        )
+    )  # fmt: skip
+    return _quiet(
+        AuraFlowPipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+            vae=_vae(0.13025, None, channels=4),
+            text_encoder=noisy(encoder),
+            tokenizer=_t5_tokenizer(),
+        )
+    )
+
+
 def export_joint(pipeline: Any, folder: Path, out: Path) -> Path:
     """Saves the pipeline to `folder` and exports it to the bundle `out`."""
     from ditedge.export import ExportOptions, bundle_from_checkpoint
@@ -103,12 +138,12 @@ def _quiet(pipeline: Any) -> Any:
     return pipeline
 
 
-def _vae(scaling: float, shift: float) -> Any:
+def _vae(scaling: float, shift: float | None, channels: int = CHANNELS) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         block_out_channels=(4, 4, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=CHANNELS, norm_num_groups=4, sample_size=8 * SIDE,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=channels, norm_num_groups=4, sample_size=8 * SIDE,
         scaling_factor=scaling, shift_factor=shift, use_quant_conv=False, use_post_quant_conv=False,
     ).eval()  # fmt: skip
 

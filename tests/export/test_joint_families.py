@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ditedge.export.networks.aura_flow import AuraFlow, AuraFlowConfig
 from ditedge.export.networks.flux import Flux, FluxConfig
 from ditedge.export.networks.sd3 import SD3, SD3Config
 from ditedge.export.sources.sd3_folder import _with_table
@@ -28,6 +29,8 @@ from tests.export.joint_pipelines import (
     SD3_POOLED,
     SIDE,
     T5_WIDTH,
+    aura_flow_pipeline,
+    aura_flow_transformer,
     export_joint,
     flux_pipeline,
     flux_transformer,
@@ -43,6 +46,7 @@ class Family(NamedTuple):
     steps: int
     packed: bool  # the pipeline's latents are tokens
     told: dict[str, Any]  # of its call, what is not its default
+    channels: int = CHANNELS
 
 
 FAMILIES = {
@@ -52,8 +56,9 @@ FAMILIES = {
     "flux-schnell": lambda: Family(
         flux_pipeline(told=False), 4, True, {"num_inference_steps": 4, "max_sequence_length": 256}
     ),
+    "aura-flow": lambda: Family(aura_flow_pipeline(), 50, False, {}, channels=4),
 }
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("sd3", "flux-schnell")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("sd3", "flux-schnell", "aura-flow")]
 
 
 class Counting:
@@ -124,13 +129,27 @@ def test_flux_is_diffusers_own(told: bool) -> None:
     assert relative_error(found.numpy(), pipeline._unpack_latents(expected, 80, 112, 8).numpy()) < 1e-6
 
 
+def test_aura_flow_is_diffusers_own() -> None:
+    reference = aura_flow_transformer()
+    model = AuraFlow(AuraFlowConfig(SIDE, 2, 4, 4, HEADS, HEAD, 1, 1, T5_WIDTH, 12, tokens=9))
+    model.load_state_dict(reference.state_dict())
+    random = torch.Generator().manual_seed(1)
+    x, rows = (torch.randn(3, *shape, generator=random) for shape in ((4, 10, 14), (9, T5_WIDTH)))
+    timestep = torch.tensor([1000.0, 500.0, 3.0])
+    with torch.no_grad():
+        expected = reference(x, rows, timestep / 1000).sample
+        position = model.position(torch.arange(5.0), torch.arange(7.0))
+        found = model.trunk(x, model.conditioner(timestep), model.context(rows), torch.arange(3), position)
+    assert relative_error(found.numpy(), expected.numpy()) < 1e-6
+
+
 @pytest.mark.parametrize("size", [(64, 64), (96, 48)])
 def test_a_pipelines_latents_at_every_step_and_its_pictures(
     exported: tuple[Family, Path], size: tuple[int, int]
 ) -> None:
     family, folder = exported
     (width, height), bundle = size, open_bundle(folder)
-    latent = (2, CHANNELS, height // 8, width // 8)
+    latent = (2, family.channels, height // 8, width // 8)
     z = np.random.default_rng(5).standard_normal(latent).astype(np.float32)
     expected, found = [], []
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ditedge.export.networks.aura_flow import AuraFlow, AuraFlowConfig
 from ditedge.export.networks.flux import Flux, FluxConfig
 from ditedge.export.networks.pixart import PixArt, PixArtConfig
 from ditedge.export.networks.sana import Sana, SanaConfig
@@ -86,6 +87,12 @@ def flux_dev() -> tuple[Any, Any]:
     return FluxTransformer2DModel(guidance_embeds=True), network
 
 
+def aura_flow() -> tuple[Any, Any]:
+    from diffusers import AuraFlowTransformer2DModel
+
+    return AuraFlowTransformer2DModel(), AuraFlow(AuraFlowConfig(64, 2, 4, 4, 12, 256, 4, 32, 2048, 32))
+
+
 def pixart_sigma() -> tuple[Any, Any]:
     from diffusers import PixArtTransformer2DModel
 
@@ -124,6 +131,7 @@ MODELS = {  # millions of parameters: diffusers' transformer, and what the step 
     sd35_medium: (2243, 0.66),
     sd35_large: (8057, 0.67),
     flux_dev: (11901, 0.73),
+    aura_flow: (6833, 0.67),
     pixart_sigma: (611, 0.86),
     sana: (592, 0.86),
     sana_sprint: (594, 0.86),
