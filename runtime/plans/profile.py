@@ -34,6 +34,7 @@ class Sizes:
     context: int = 1  # T of the step: rows of a prompt's context
     latents: tuple[Latent, ...] = ()  # none: the graphs have one size
     patch: int = 1  # H / h
+    evaluations: int = 2  # of an image, where it is guided; 1: guidance is no second evaluation
 
     def range(self, graph: str, letter: str, image_pixels: int, latent: Latent = (0, 0)) -> tuple[int, int, int]:
         """(min, opt, max) of a letter in one graph."""
@@ -47,11 +48,11 @@ class Sizes:
                 most = min(most, decoded_at_a_time(image_pixels))
             return 1, most, most
         if letter == "E":  # an unguided step evaluates B times, a guided one 2B times
-            return 1, 2 * self.batch, 2 * self.batch
+            return 1, self.evaluations * self.batch, 2 * self.batch
         if letter == "K":
             return 1, min(2, self.slots), self.slots
         if letter == "P":  # each image's prompt, and most often one that all are guided away from
-            return (1, 1, 1) if graph == "context" else (1, self.batch + 1, 2 * self.batch)
+            return (1, 1, 1) if graph == "context" else (1, self.batch + self.evaluations - 1, 2 * self.batch)
         most = max(self.rows, CONDITIONER_ROWS) if graph == "conditioner" else self.rows
         return 1, min(self.batch + 1, most) if graph == "step" else most, most
 
@@ -69,7 +70,9 @@ def sizes_of(bundle: Bundle, max_batch: int, max_rows: int | None, latents: Sequ
         return sizes
     rows = (bundle.manifest.output_shape("context", "context") or (None, None))[1]
     latents = tuple(latents) or ((side, side),)
-    return replace(sizes, tokens=text.tokens, context=rows or text.tokens, latents=latents, patch=text.multiple)
+    evaluations = 2 if text.guidance == "true" else 1
+    sizes = replace(sizes, tokens=text.tokens, context=rows or text.tokens, evaluations=evaluations)
+    return replace(sizes, latents=latents, patch=text.multiple)
 
 
 def graph_profiles(manifest: Manifest, graph: str, sizes: Sizes) -> list[dict[str, ShapeRange]]:
@@ -102,11 +105,14 @@ def _profile(manifest: Manifest, graph: str, sizes: Sizes, latent: Latent) -> di
 def one_image_shapes(bundle: Bundle, sizes: Sizes) -> dict[str, list[int]]:
     """What a run binds to the step graph for one image: the default program, guided where the model can be.
 
-    Of a model that takes prompts at the first of the sizes; both evaluations read one row of modulation.
+    Of a model that takes prompts at the first of the sizes; both evaluations read one row of modulation unless its
+    conditioner reads a vector of each prompt.
     """
-    text = bundle.manifest.text
-    evaluations = 1 if text is None and bundle.manifest.model.null_class is None else 2
-    slots, rows = min(bundle.program().slots, sizes.slots), 1 if text is not None else min(evaluations, sizes.rows)
+    text, model = bundle.manifest.text, bundle.manifest.model
+    evaluations = 1 if text is None and model.null_class is None else sizes.evaluations
+    of_prompts = bundle.manifest.output_shape("context", "vector") is not None
+    rows = evaluations if text is None or of_prompts else 1
+    slots, rows = min(bundle.program().slots, sizes.slots), min(rows, sizes.rows)
     of = {"B": 1, "E": evaluations, "K": slots, "U": rows, "P": evaluations}
     latent = sizes.latents[0] if sizes.latents else (0, 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,19 @@ def test_without_sizes_plans_are_for_that_of_training() -> None:
     [profile] = graph_profiles(bundle.manifest, "step", asked)
     assert profile["state"].max[3:] == [8, 8]
     assert forecast(bundle.manifest, asked).activations < forecast(bundle.manifest, sizes()[1]).activations * 2
+
+
+def test_guidance_that_is_no_second_evaluation() -> None:
+    """Of distilled models: tuned for an evaluation an image, with room for another."""
+    bundle = open_bundle(BUNDLE)
+    assert bundle.manifest.text is not None
+    text = bundle.manifest.text.model_copy(update={"guidance": "embedded"})
+    told = replace(bundle, manifest=bundle.manifest.model_copy(update={"text": text}))
+    asked = sizes_of(told, 3, None)
+    profile = graph_profile(told.manifest, "step", asked)
+    assert (profile["sample"].opt, profile["sample"].max) == ([3], [6])
+    assert (profile["context"].opt[0], profile["context"].max[0]) == (3, 6)
+    assert one_image_shapes(told, asked)["prompt"] == [1] and one_image_shapes(bundle, sizes()[1])["prompt"] == [2]
 
 
 def test_what_a_run_binds_is_in_the_profile_of_its_size_alone() -> None:
