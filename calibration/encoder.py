@@ -46,10 +46,12 @@ def check_encoders(
     `allowed`; remedy: what ends that sentence.
     """
     of = [prompt for prompt in pool_of(bundle, prompts, report, encode=False).of if isinstance(prompt, Prompt)]
+    with Session(bundle) as session:  # one after the other: T5-XXL takes 19 GB
+        exact = [session.encode(prompt) for prompt in of]
     engines = {name: emulated_engine(path, scratch) for name, path in files.items()}
-    with Session(bundle) as exact, Session(bundle, engines=engines) as other:
-        pairs = [(other.encode(prompt), exact.encode(prompt)) for prompt in of]
-    errors = [max(relative_error(found[name], right[name]) for name in right) for found, right in pairs]
+    with Session(bundle, engines=engines) as session:
+        found = [session.encode(prompt) for prompt in of]
+    errors = [max(relative_error(b[name], a[name]) for name in a) for a, b in zip(exact, found, strict=True)]
     worst = float(np.max(errors))
     report(f"text encoder: relative error of {len(of)} encoded prompts {worst:.1e}")
     if not worst <= allowed:  # NaN, too
