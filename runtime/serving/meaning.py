@@ -74,7 +74,8 @@ def _prompts(service: Service, bundle: Bundle, wish: Wish) -> _Subject:
     guided = is_guided(bundle, guidance, bool(wish.negative_prompt))
     negative = (wish.negative_prompt or no_words(bundle)) if guided else None
     prompt = service.tokens(bundle, wish.prompt)
-    return _Subject(prompt, service.tokens(bundle, negative) if isinstance(negative, str) else negative, size)
+    away = service.tokens(bundle, negative, negative=True) if isinstance(negative, str) else negative
+    return _Subject(prompt, away, size)
 
 
 def _size(size: str | None) -> tuple[int, int] | None:

@@ -53,13 +53,16 @@ class Service:
             raise UnknownModelError(f"model '{name[:80]}' is not one of {', '.join(self.bundles)}")
         return self.bundles[name]
 
-    def tokens(self, bundle: Bundle, text: str) -> Prompt:
-        """What the model reads of a text; what is too long for it is cut. Raises RequestError, BundleError."""
+    def tokens(self, bundle: Bundle, text: str, negative: bool = False) -> Prompt:
+        """What the model reads of a text; what is too long for it is cut. negative: it is guided away from.
+
+        Raises RequestError, BundleError.
+        """
         with self._tokenizing:
             tokenizer = self._tokenizers.get(bundle.manifest.name)
             if tokenizer is None:
                 tokenizer = self._tokenizers[bundle.manifest.name] = Tokenizer(bundle)
-            return tokenizer.prompt(text)[0]
+            return tokenizer.prompt(text, negative)[0]
 
     def key_of(self, authorization: str | None, key: str | None) -> int | None:
         """Which key a request brings, by "Authorization: Bearer KEY" or "x-api-key: KEY"; None: none that is known.

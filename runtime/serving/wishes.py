@@ -17,7 +17,7 @@ A1111_SAMPLERS = {  # theirs, in small letters -> ours
     "euler a": "euler-ancestral",
     "dpm++ 2m": "dpm++",
     "dpm++ 2m sde": "sde-dpm++",
-    **{name: name for name in ("ddpm", "ddim", "euler", "heun", "unipc", "deis", "lms")},
+    **{name: name for name in ("ddpm", "ddim", "euler", "heun", "unipc", "deis", "lms", "lcm", "tcd")},
 }
 Subject = Annotated[Words, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 Guidance = Annotated[float, Field(allow_inf_nan=False)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ditedge.runtime.serving.scheduler import Scheduler
 from ditedge.runtime.serving.service import Service
 from ditedge.runtime.serving.wishes import Wish
 from tests.conftest import BUNDLES, PIXART
+from tests.runtime.pictures.test_instruction import with_instruction
 from tests.runtime.serving.serving import client, decoded, pixels
 from tests.test_cli import ditedge
 
@@ -43,8 +45,10 @@ def alone(session: Session, wish: dict) -> np.ndarray:
     )[0]
 
 
-def test_images_of_other_words_and_sizes_share_steps() -> None:
-    scheduler = Scheduler({PIXART: Session(open_bundle(FOLDER), EngineOptions(threads=1))})
+@pytest.mark.parametrize("instructed", [False, True])  # what is guided away from has no instruction
+def test_images_of_other_words_and_sizes_share_steps(instructed: bool, tmp_path: Path) -> None:
+    folder = with_instruction(tmp_path / PIXART) if instructed else FOLDER
+    scheduler = Scheduler({PIXART: Session(open_bundle(folder), EngineOptions(threads=1))})
     service = Service(scheduler, {PIXART: scheduler.sessions[PIXART].bundle})
     tickets = []
     for wish in WISHES:  # one turn apart
