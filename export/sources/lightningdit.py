@@ -93,9 +93,11 @@ def _sampling(settings: Settings) -> tuple[dict[str, Any], float, str]:
     guidance = values.get("cfg_scale", GUIDANCE)
     steps = values.get("num_sampling_steps", STEPS) - 1  # its number counts both ends
     made: dict[str, Any] = {"sampler": "flow-euler", "steps": max(steps, 1)}
+    last = 1 - 1 / made["steps"]  # the time of the last evaluation
     if shift > 0:
+        last = shift * last / (1 + (shift - 1) * last)
         made["shift"] = 1 / shift  # t' = s t / (1 + (s - 1) t), of the data's time
-    if 0 < start < 1:
+    if 0 < start <= last:
         made["guidance_interval"] = [0.0, 1 - start]
     whence = (
         f"{settings.origin}" if "cfg_scale" in values else "assumed: its config for 800 epochs, 6.7; for 64 it has 10"

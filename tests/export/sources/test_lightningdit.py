@@ -148,6 +148,13 @@ def test_settings_of_sampling_that_make_no_sense_are_left_out(tmp_path: Path, sa
     assert actual[name] == pytest.approx(expected[name])
 
 
+def test_an_interval_that_no_step_is_in_does_not_stop_the_export(tmp_path: Path) -> None:
+    """Two points are one step, from t = 0: nothing there is guided by theirs, and a program of no guidance is refused."""
+    state = recorded("lightningdit", "released").state
+    found = read_source(saved(tmp_path / "c.pt", state, settings_of("released", sample={"num_sampling_steps": 2})))
+    assert found.sampling == {"sampler": "flow-euler", "steps": 1, "shift": pytest.approx(1 / 0.3)}
+
+
 def test_the_command_line_takes_their_interval(bundles: dict[str, Path], tmp_path: Path) -> None:
     """sigma of a flow is its share of noise, 1 - t: what the default program has, asked for."""
     told = ["--sampler", "flow-euler", "--steps", "7", "--shift", str(1 / 0.3), "--guidance-interval", "0,0.875"]
