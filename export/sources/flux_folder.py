@@ -76,7 +76,7 @@ def _config(folder: PromptFolder) -> FluxConfig:
     )
     joint, single = (count(values, DEFAULTS, key, MAX_DEPTH) for key in ("num_layers", "num_single_layers"))
     packed, axes = count(values, DEFAULTS, "in_channels"), values.get("axes_dims_rope", AXES)
-    outputs = packed if values.get("out_channels") is None else count(values, {}, "out_channels")
+    outputs = packed if values.get("out_channels") is None else count(values, {"out_channels": packed}, "out_channels")
     told = values.get("guidance_embeds", False)
     problems = {
         f"the width {heads * head} is above {MAX_WIDTH}": heads * head > MAX_WIDTH,

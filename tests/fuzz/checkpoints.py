@@ -25,6 +25,7 @@ from ditedge.export.sources.settings import read_settings
 from ditedge.export.sources.vae_checkpoint import read_vae
 from tests.export.networks.vaes import make_vae
 from tests.export.sources.diffusers_models import diffusers_model
+from tests.fuzz.families import family_targets
 from tests.fuzz.mutations import hostile, mutate, mutated_bytes, mutated_json, mutated_safetensors, mutated_zip
 from tests.fuzz.target import Files, Target
 
@@ -72,7 +73,7 @@ ARGS = {"model": "DiT", "num_classes": 3, "num_heads": 2, "image_size": 4, "clas
 
 
 def checkpoint_targets(folder: Path) -> list[Target]:
-    return [*_files(), *_folders(folder), *_settings()]
+    return [*_files(), *_folders(folder), *_settings(), *family_targets(folder)]
 
 
 def _files() -> list[Target]:
