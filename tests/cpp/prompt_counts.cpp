@@ -24,12 +24,12 @@ int main(int argc, char** argv) {
             });
         return *engines.at(graph);
     });
-    const auto negative = ditedge::prompt_of_ids(bundle, {9, 1});
+    const auto negative = ditedge::prompt_of_ids(bundle, {{9, 1}});
     const ditedge::Program program = bundle.program("ddim-10");
     for (std::int64_t first = 0; first < 8; first += 3) {
         std::vector<ditedge::Subject> subjects;
         for (std::int64_t i = first; i < std::min<std::int64_t>(first + 3, 8); ++i)
-            subjects.push_back({0, -1, ditedge::prompt_of_ids(bundle, {4 + i % 3, 5, 1}), negative, {64, 64}});
+            subjects.push_back({0, -1, ditedge::prompt_of_ids(bundle, {{4 + i % 3, 5, 1}}), negative, {}, false});
         const ditedge::StepTables tables = ditedge::step_tables(program, bundle.manifest.model, subjects, 3.0);
         graphs.of(tables.prompts, bundle.manifest.latent());
     }

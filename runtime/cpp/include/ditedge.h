@@ -65,6 +65,7 @@ typedef struct ditedge_info {
     int64_t prompt_tokens; /* that a prompt may have; 0: the model takes classes, and so are the three below */
     int64_t size_multiple, size_largest; /* width and height of a picture are multiples of the one up to the other, in pixels */
     int64_t size_factor;                 /* pixels of a picture per pixel of its latent, along a side */
+    int64_t text_encoders;               /* how many lists of token ids a prompt has */
 } ditedge_info;
 
 typedef struct ditedge_session_options {
@@ -177,11 +178,12 @@ DITEDGE_API ditedge_status ditedge_program_file_steps(const char* file, int64_t*
 /* A class by its number, its name, or one of its comma-separated names; the case of A to Z does not matter. */
 DITEDGE_API ditedge_status ditedge_find_class(const ditedge_bundle* bundle, const char* text, int64_t* label);
 
-/* Any thread. A prompt by its `count` token ids, as the bundle's tokenizer makes them: the graph `text` reads them, which is
- * loaded when it is needed first. A prompt may be used by any number of threads at once, and closed when no call uses it (runs
+/* Any thread. A prompt by its token ids, as the bundle's tokenizers make them: a list for each text encoder, one after another in
+ * `ids`, of `counts` each (most models have one: &count, 1). The graph `text` reads them, which is loaded when it is needed first. A prompt may be used by any number of threads at once, and closed when no call uses it (runs
  * keep what they need of theirs); the bundle may be closed before. A session computes what depends on a prompt alone once, and
  * keeps it: two prompts of the same tokens are one. */
-DITEDGE_API ditedge_status ditedge_prompt_of_ids(const ditedge_bundle* bundle, const int64_t* ids, size_t count, ditedge_prompt** prompt);
+DITEDGE_API ditedge_status ditedge_prompt_of_ids(const ditedge_bundle* bundle, const int64_t* ids, const size_t* counts, size_t lists,
+                                                 ditedge_prompt** prompt);
 /* Any thread. One that `ditedge encode` recorded (.safetensors) with the bundle's text encoder, which is not needed then. */
 DITEDGE_API ditedge_status ditedge_prompt_open(const ditedge_bundle* bundle, const char* file, ditedge_prompt** prompt);
 DITEDGE_API void ditedge_prompt_close(ditedge_prompt* prompt);

@@ -102,9 +102,18 @@ private:
 class Prompt {
 public:
     // By its token ids, as the bundle's tokenizer makes them.
-    Prompt(const Bundle& bundle, const std::vector<std::int64_t>& ids) {
+    Prompt(const Bundle& bundle, const std::vector<std::int64_t>& ids) : Prompt(bundle, std::vector<std::vector<std::int64_t>>{ids}) {}
+    // By those of each text encoder.
+    Prompt(const Bundle& bundle, const std::vector<std::vector<std::int64_t>>& lists) {
+        std::vector<std::int64_t> ids;
+        std::vector<std::size_t> counts;
+        for (const std::vector<std::int64_t>& list : lists) {
+            ids.insert(ids.end(), list.begin(), list.end());
+            counts.push_back(list.size());
+        }
+        ids.push_back(0);  // no null pointer, where a list is empty: that is said
         ditedge_prompt* opened = nullptr;
-        check(ditedge_prompt_of_ids(bundle.get(), ids.data(), ids.size(), &opened));
+        check(ditedge_prompt_of_ids(bundle.get(), ids.data(), counts.data(), counts.size(), &opened));
         handle_.reset(opened);
     }
     // One that `ditedge encode` recorded, by its file.

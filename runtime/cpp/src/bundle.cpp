@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <exception>
 #include <numeric>
 #include <system_error>
@@ -215,8 +216,14 @@ void Bundle::with_graph(const std::string& graph, const std::function<void(const
     for (const OpenFile* used : files) used->check();
 }
 
-Program Bundle::program(const char* name) const {
-    const std::string chosen = name != nullptr ? name : manifest.default_program;
+Program Bundle::program(const char* name, const Size& latent) const {
+    std::string chosen = name != nullptr ? name : manifest.default_program;
+    if (name == nullptr && manifest.text && !(latent == manifest.latent())) {
+        const std::int64_t tokens = manifest.text->patches(latent);
+        std::int64_t apart = INT64_MAX;
+        for (const auto& [known, program] : manifest.by_tokens)
+            if (std::abs(known - tokens) < apart) apart = std::abs(known - tokens), chosen = program;
+    }
     const auto found = manifest.programs.find(chosen);
     if (found == manifest.programs.end())
         fail_request("no program '" + chosen + "' in the bundle; it has " + listed(manifest.program_names, 20));

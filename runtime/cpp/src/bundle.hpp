@@ -37,7 +37,9 @@ struct Bundle {
     void require_graph(const std::string& graph) const;  // throws Error (request) when there is none
     // Hands over the bytes that were hashed. Throws Error (bundle) when a file was written to since, or during `use`.
     void with_graph(const std::string& graph, const std::function<void(const GraphBytes&)>& use) const;
-    Program program(const char* name) const;             // nullptr: the default
+    // nullptr: the default; where steps depend on the picture's size, that of the nearest number of image tokens.
+    Program program(const char* name, const Size& latent) const;
+    Program program(const char* name) const { return program(name, manifest.latent()); }
     std::int64_t label(const std::string& text) const;
     std::size_t latent_count(const Size& latent) const;  // C * H * W
     std::size_t latent_count() const { return latent_count(manifest.latent()); }

@@ -99,9 +99,10 @@ ditedge_status ditedge_bundle_info(const ditedge_bundle* bundle, ditedge_info* i
         const ditedge::Manifest& m = bundle->bundle->manifest;
         ditedge_info full = {sizeof full, m.model.num_classes, m.model.null_class.value_or(-1), m.model.in_channels,
                              m.model.input_size, m.model.input_size, m.image.height, m.image.width,
-                             m.image.channels, m.default_guidance, 0, 0, 0, 0};
+                             m.image.channels, m.default_guidance, 0, 0, 0, 0, 0};
         if (m.text) {
-            full.prompt_tokens = m.text->tokens, full.size_factor = m.text->factor;
+            full.text_encoders = static_cast<std::int64_t>(m.text->encoders.size());
+            full.prompt_tokens = m.text->most_tokens(), full.size_factor = m.text->factor;
             full.size_multiple = m.text->multiple * m.text->factor, full.size_largest = m.text->largest * m.text->factor;
         }
         narrowed(full, info, info->size, "info");

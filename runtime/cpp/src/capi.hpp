@@ -75,7 +75,7 @@ bool ends_at_a_field(std::size_t size) {
     if constexpr (std::is_same_v<T, ditedge_info>)
         ends.insert(ends.end(), {AT(num_classes), AT(null_class), AT(latent_channels), AT(latent_height), AT(latent_width),
                                  AT(image_height), AT(image_width), AT(image_channels), AT(default_guidance), AT(prompt_tokens),
-                                 AT(size_multiple), AT(size_largest), AT(size_factor)});
+                                 AT(size_multiple), AT(size_largest), AT(size_factor), AT(text_encoders)});
     else if constexpr (std::is_same_v<T, ditedge_session_options>)
         ends.insert(ends.end(), {AT(engine), AT(provider), AT(library), AT(threads), AT(device), AT(spin), AT(tf32), AT(no_cuda_graph)});
     else if constexpr (std::is_same_v<T, ditedge_run_params>)

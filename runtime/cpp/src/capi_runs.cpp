@@ -31,12 +31,18 @@ ditedge_run_params default_run_params() {
 
 extern "C" {
 
-ditedge_status ditedge_prompt_of_ids(const ditedge_bundle* bundle, const int64_t* ids, size_t count, ditedge_prompt** prompt) {
+ditedge_status ditedge_prompt_of_ids(const ditedge_bundle* bundle, const int64_t* ids, const size_t* counts, size_t lists, ditedge_prompt** prompt) {
     return guarded([&] {
         clear<ditedge_prompt*>(prompt, nullptr);
-        require(bundle != nullptr && prompt != nullptr && (ids != nullptr || count == 0), "bundle, ids and prompt must not be null");
-        require(count <= ditedge::kMaxIds, "count is more than 1048576");
-        *prompt = new ditedge_prompt{bundle->bundle, ditedge::prompt_of_ids(*bundle->bundle, {ids, ids + count})};
+        require(bundle != nullptr && prompt != nullptr && ids != nullptr && counts != nullptr, "bundle, ids, counts and prompt must not be null");
+        require(lists >= 1 && lists <= ditedge::kMaxLists, "lists is not between 1 and 16");
+        std::vector<std::vector<std::int64_t>> all;
+        for (std::size_t i = 0; i < lists; ++i) {
+            require(counts[i] <= ditedge::kMaxIds, "a count is more than 1048576");
+            all.emplace_back(ids, ids + counts[i]);
+            ids += counts[i];
+        }
+        *prompt = new ditedge_prompt{bundle->bundle, ditedge::prompt_of_ids(*bundle->bundle, std::move(all))};
     });
 }
 
@@ -64,11 +70,11 @@ ditedge_status ditedge_run_open(const ditedge_bundle* bundle, const ditedge_run_
         const double guidance = ditedge::guidance_of(opened, given.guidance);
         const std::size_t numbers = opened.latent_count(latent);
         const auto subject = subject_of(opened, {given.label, given.away_from, given.prompt, given.negative}, guidance, latent);
-        ditedge::Program program = ditedge::chosen_program(opened, given.program, given.program_file, given.other_process != 0);
+        ditedge::Program program = ditedge::chosen_program(opened, given.program, given.program_file, latent, given.other_process != 0);
         ditedge::check_room(sizeof(float) * static_cast<double>(program.slots) * static_cast<double>(numbers));
         if (given.given_latent != nullptr && !ditedge::finite(given.given_latent, numbers))
             ditedge::fail_request("the given latent has infinite numbers or NaN");
-        auto tables = ditedge::image_tables(program, opened.manifest.model, subject, guidance);
+        auto tables = ditedge::image_tables(program, opened.manifest.model, subject, strength_of(opened, guidance));
         *run = new ditedge_run{{bundle->bundle, std::move(program), std::move(tables), latent, given.seed, given.given_latent}};
     });
 }

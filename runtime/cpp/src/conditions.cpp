@@ -58,12 +58,31 @@ Conditions class_conditions(const std::vector<double>& timesteps, const std::vec
             {{"timestep", std::move(times)}, {"label", std::move(classes)}}};
 }
 
-Conditions prompt_conditions(const std::vector<double>& timesteps, const Size& picture) {
-    const auto told = [&](std::int64_t pixels) { return std::vector<float>(timesteps.size(), static_cast<float>(pixels)); };
+Conditions prompt_conditions(const std::vector<double>& timesteps, const Scalars& scalars, std::int64_t prompts) {
+    const std::int64_t rows = std::max<std::int64_t>(prompts, 1), steps = static_cast<std::int64_t>(timesteps.size());
     std::vector<float> times;
-    for (const double timestep : timesteps) times.push_back(static_cast<float>(timestep));
-    return {static_cast<std::int64_t>(timesteps.size()), 1,
-            {{"timestep", std::move(times)}, {"height", told(picture.height)}, {"width", told(picture.width)}}};
+    std::vector<std::int64_t> own;
+    for (const double timestep : timesteps)
+        for (std::int64_t row = 0; row < rows; ++row) times.push_back(static_cast<float>(timestep)), own.push_back(row);
+    Conditions conditions{steps, rows, {{"timestep", std::move(times)}}};
+    for (const auto& [name, value] : scalars) conditions.values.push_back({name, std::vector<float>(own.size(), value)});
+    if (prompts > 0) conditions.values.push_back({kPromptRow, std::move(own)});
+    return conditions;
+}
+
+Conditions with_rows(const Conditions& conditions, const std::vector<std::int64_t>& rows) {
+    Conditions mapped = conditions;
+    for (Condition& condition : mapped.values)
+        if (std::string_view(condition.name) == kPromptRow)
+            for (std::int64_t& row : std::get<std::vector<std::int64_t>>(condition.values)) row = rows[static_cast<std::size_t>(row)];
+    return mapped;
+}
+
+void append_vectors(const Conditions& conditions, const float* vectors, std::int64_t width, std::vector<float>& rows) {
+    for (const Condition& condition : conditions.values)
+        if (std::string_view(condition.name) == kPromptRow)
+            for (const std::int64_t row : std::get<std::vector<std::int64_t>>(condition.values))
+                rows.insert(rows.end(), vectors + row * width, vectors + (row + 1) * width);
 }
 
 Conditions joined(const std::vector<Conditions>& parts) {

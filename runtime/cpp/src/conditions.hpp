@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -29,9 +30,20 @@ struct Conditions {
 // One record a label at every step: timestep [N, R] and label [N, R].
 Conditions class_conditions(const std::vector<double>& timesteps, const std::vector<std::int64_t>& labels);
 
-// timestep, height and width [N, 1]: one record a step, whatever the prompts, which reach the network by another way. A model that
-// is not told its picture's size (in pixels) has no such inputs.
-Conditions prompt_conditions(const std::vector<double>& timesteps, const Size& picture);
+using Scalars = std::vector<std::pair<const char*, float>>;
+
+constexpr const char* kPromptRow = "prompt";  // the condition that is a row of `vector`, of a run's prompts
+
+// timestep and each of the scalars [N, R]; a model has no inputs of those that it is not told. prompts: how many an image has,
+// where the conditioner reads their vectors: R of them, and kPromptRow [N, R] is their places among its own. 0: one record a step,
+// whatever the prompts, which reach the network by another way.
+Conditions prompt_conditions(const std::vector<double>& timesteps, const Scalars& scalars, std::int64_t prompts);
+
+// Prompts by their places among a run's, instead of among an image's own: rows of the latter.
+Conditions with_rows(const Conditions& conditions, const std::vector<std::int64_t>& rows);
+
+// The rows of vectors [P, Q] that the conditions' prompts are, [N R, Q], appended. Nothing where they have none.
+void append_vectors(const Conditions& conditions, const float* vectors, std::int64_t width, std::vector<float>& rows);
 
 // All of their rows one after another, as those of one step.
 Conditions joined(const std::vector<Conditions>& parts);

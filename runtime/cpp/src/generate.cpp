@@ -86,13 +86,13 @@ void generate(ditedge_session& session, const ditedge_params& params, const Size
     const Bundle& bundle = *session.bundle;
     const std::size_t latent = bundle.latent_count(size_of_latent);
     const std::vector<Subject> subjects = subjects_of(bundle, params, size_of_latent);
-    Program program = chosen_program(bundle, params.program, params.program_file, params.other_process != 0);
+    Program program = chosen_program(bundle, params.program, params.program_file, size_of_latent, params.other_process != 0);
     const std::int64_t slots = program.slots;
     check_noise(latent, program, params);
     check_memory(bundle, size_of_latent, program, params);
     const Call call(session, params.request);
     if (params.on_preview != nullptr) program = with_x0_slot(program);
-    const double guidance = guidance_of(bundle, params.guidance);
+    const double guidance = strength_of(bundle, guidance_of(bundle, params.guidance));
     const std::int64_t batches = (params.count + params.batch - 1) / params.batch;
     std::vector<float> latents, shown;
     Overflows overflows;

@@ -1,6 +1,7 @@
 // The sampling loop over engines that run one graph at a time. It has no mathematics: bind row i of the tables, run the
 // engine, swap two buffers (runtime/loop/host_loop.py).
 #include <algorithm>
+#include <array>
 #include <map>
 #include <tuple>
 
@@ -21,7 +22,7 @@ public:
     HostLoop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options)
         : Loop(std::move(bundle)), options_(options), text_(*bundle_, [this](const std::string& graph) -> Engine& { return engine(graph); }) {
         for (const auto& graph : bundle_->manifest.graphs)
-            if (graph.first != kText) engines_[graph.first] = opened(graph.first);
+            if (!encodes(graph.first)) engines_[graph.first] = opened(graph.first);
     }
 
     void sample(const Run& run, float* latents) override {
@@ -38,7 +39,7 @@ public:
         std::vector<float> modulation(static_cast<std::size_t>(block * rows * width));
         for (std::int64_t step = 0; step < tables.steps; ++step) {
             check_cancelled(run, step);
-            if (step % block == 0) condition(tables, step, std::min(block, tables.steps - step), modulation.data());
+            if (step % block == 0) condition(tables, told, step, std::min(block, tables.steps - step), modulation.data());
             const bool draws = tables.draws[static_cast<std::size_t>(step)];
             if (draws) run.noise(step + 1, drawn.data());
             std::vector<Tensor> inputs = tables.inputs(step);
@@ -71,8 +72,8 @@ public:
 protected:
     void interrupt(bool stop) override {
         for (const auto& loaded : engines_) loaded.second->interrupt(stop);
-        Engine* const encoder = encoder_now_.load();
-        if (encoder != nullptr) encoder->interrupt(stop);
+        for (const std::atomic<Engine*>& encoder : encoders_now_)
+            if (Engine* const loaded = encoder.load()) loaded->interrupt(stop);
     }
 
     void decode_some(const std::string& graph, const float* latents, std::int64_t count, const Size& latent, std::uint8_t* images) override {
@@ -82,25 +83,28 @@ protected:
     }
 
 private:
-    static constexpr const char* kText = "text";  // the graph of a text encoder: larger than all others, and for tokens only
+    // Whether it is a text encoder: larger than all others, and for token ids only.
+    static bool encodes(const std::string& graph) { return graph.rfind("text", 0) == 0; }
 
     std::unique_ptr<Engine> opened(const std::string& graph) const {
         std::unique_ptr<Engine> engine;
         bundle_->with_graph(graph, [&](const GraphBytes& bytes) {
-            engine = open_ort_engine(bytes, bundle_->manifest.graphs.at(graph), options_, graph != "decoder" && graph != kText);
+            engine = open_ort_engine(bytes, bundle_->manifest.graphs.at(graph), options_, graph != "decoder" && !encodes(graph));
         });
         return engine;
     }
 
     // A text encoder is loaded at first use. A cancel of another thread sees it, or is seen here.
     Engine& engine(const std::string& graph) {
-        if (graph != kText) return *engines_.at(graph);
-        if (encoder_ == nullptr) {
-            encoder_ = opened(kText);
-            encoder_now_.store(encoder_.get());
-            if (cancelled.load()) encoder_->interrupt(true);
+        if (!encodes(graph)) return *engines_.at(graph);
+        std::unique_ptr<Engine>& encoder = encoders_[graph];
+        if (encoder == nullptr) {
+            if (bundle_->manifest.graphs.count(graph) == 0) fail_request("the bundle has no graph " + graph + ": give recorded prompts");
+            encoder = opened(graph);
+            encoders_now_.at(encoders_.size() - 1).store(encoder.get());
+            if (cancelled.load()) encoder->interrupt(true);
         }
-        return *encoder_;
+        return *encoder;
     }
 
     OfPrompts of_prompts(const StepTables& tables, const Size& latent) {
@@ -108,23 +112,40 @@ private:
     }
 
     // The adaLN rows [steps, R, M] of a block of steps.
-    void condition(const StepTables& tables, std::int64_t first, std::int64_t steps, float* modulation) {
+    void condition(const StepTables& tables, const OfPrompts& told, std::int64_t first, std::int64_t steps, float* modulation) {
         const Conditions some = tables.conditions.of_steps(first, steps);
-        engine("conditioner").run(some.inputs(), {view("modulation", modulation, {some.steps * some.rows, bundle_->manifest.modulation_width})});
+        std::vector<float> vectors;
+        add_vectors(some, told, vectors);
+        run_conditioner(some, vectors, modulation);
+    }
+
+    // What the conditioner reads of the conditions' prompts, where it does.
+    static void add_vectors(const Conditions& conditions, const OfPrompts& told, std::vector<float>& vectors) {
+        const Tensor* const vector = told.vector();
+        if (vector != nullptr) append_vectors(conditions, static_cast<const float*>(vector->data), vector->shape[1], vectors);
+    }
+
+    void run_conditioner(const Conditions& conditions, const std::vector<float>& vectors, float* modulation) {
+        const std::int64_t rows = conditions.steps * conditions.rows;
+        std::vector<Tensor> inputs = conditions.inputs();
+        if (!vectors.empty()) inputs.push_back(view("vector", vectors.data(), {rows, static_cast<std::int64_t>(vectors.size()) / rows}));
+        engine("conditioner").run(inputs, {view("modulation", modulation, {rows, bundle_->manifest.modulation_width})});
     }
 
     // The adaLN rows of the next steps of each, in one call of the conditioner.
     void modulate(const std::vector<ImageRun*>& runs) {
         const std::int64_t width = bundle_->manifest.modulation_width;
         std::vector<Conditions> parts;
+        std::vector<float> vectors;
         for (const ImageRun* run : runs) {
             const std::int64_t fit = kRunModulationBytes / (4 * width * run->tables.conditions.rows);
             const std::int64_t steps = std::clamp<std::int64_t>(fit, 1, run->program.steps - run->step);
             parts.push_back(run->tables.conditions.of_steps(run->step, steps));
+            if (bundle_->manifest.output("context", "vector") != nullptr) add_vectors(parts.back(), text_.of(run->tables.prompts, run->latent), vectors);
         }
         const Conditions all = joined(parts);
         std::vector<float> rows(static_cast<std::size_t>(all.rows * width));
-        engine("conditioner").run(all.inputs(), {view("modulation", rows.data(), {all.rows, width})});
+        run_conditioner(all, vectors, rows.data());
         auto from = rows.begin();
         for (std::size_t i = 0; i < runs.size(); ++i) {
             const auto size = static_cast<std::ptrdiff_t>(parts[i].steps * parts[i].rows * width);
@@ -174,8 +195,8 @@ private:
 
     const EngineOptions options_;
     std::map<std::string, std::unique_ptr<Engine>> engines_;
-    std::unique_ptr<Engine> encoder_;
-    std::atomic<Engine*> encoder_now_{nullptr};
+    std::map<std::string, std::unique_ptr<Engine>> encoders_;  // loaded at first use
+    std::array<std::atomic<Engine*>, 4> encoders_now_{};        // those that are loaded, for other threads
     TextGraphs text_;
 };
 

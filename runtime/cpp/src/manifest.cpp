@@ -15,6 +15,7 @@ constexpr std::int64_t kMaxLatent = 1 << 26, kMaxPixels = 1 << 28;  // numbers o
 constexpr std::int64_t kVersion = 2;
 constexpr std::size_t kMaxPrograms = 1000, kMaxTensors = 16, kMaxRank = 8, kMaxRequired = 100;
 constexpr std::int64_t kMaxTokens = 1 << 12, kMaxTextWidth = 1 << 16, kMaxFactor = 1024;
+constexpr std::size_t kMaxEncoders = 4;
 
 // What this library understands of `requires`: the same names as UNDERSTOOD in runtime/bundle/manifest.py, where it stands when
 // one is added.
@@ -78,11 +79,28 @@ std::optional<std::string> optional_text(const Field& field, const char* key) {
     return field.at(key).text();
 }
 
+std::optional<std::int64_t> optional_width(const Field& field) {
+    if (field.null()) return std::nullopt;
+    return field.integer(1, kMaxTextWidth);
+}
+
+EncoderInfo read_encoder(const Field& field, std::size_t index) {
+    EncoderInfo encoder;
+    encoder.suffix = index == 0 ? "" : "_" + std::to_string(index + 1);
+    encoder.tokens = field.at("tokens").integer(1, kMaxTokens);
+    encoder.width = optional_width(field.at("width"));
+    if (field.has("pooled")) encoder.pooled = optional_width(field.at("pooled"));
+    if (field.has("pad")) encoder.pad = field.at("pad").integer(0, kHuge);
+    if (field.has("masked")) encoder.masked = field.at("masked").boolean();
+    return encoder;
+}
+
 TextInfo read_text_info(const Field& field) {
-    TextInfo text{};
-    text.tokens = field.at("tokens").integer(1, kMaxTokens);
-    text.width = field.at("width").integer(1, kMaxTextWidth);
-    text.pad = field.has("pad") ? field.at("pad").integer(0, kHuge) : 0;
+    TextInfo text;
+    text.encoders.push_back(read_encoder(field, 0));
+    if (field.has("further"))
+        for (const Field& further : field.at("further").elements(kMaxEncoders - 1)) text.encoders.push_back(read_encoder(further, text.encoders.size()));
+    if (field.has("guidance")) text.guidance = field.at("guidance").one_of({"true", "embedded", "none"});
     const Field encoder = field.at("encoder_sha256");
     if (!encoder.null()) text.encoder_sha256 = encoder.sha256();
     text.empty = optional_text(field, "empty");
@@ -108,8 +126,7 @@ void check_text(const Field& root, const Manifest& manifest) {
     const std::int64_t pixels = text.largest * text.factor;
     if (text.largest * text.largest > kMaxLatent / model.in_channels || pixels * pixels > kMaxPixels)
         root.fail("text: latents of " + std::to_string(text.largest) + " x " + std::to_string(text.largest) + " are too large");
-    for (const char* graph : {"context", "position"})
-        if (manifest.graphs.count(graph) == 0) root.fail(std::string("graph '") + graph + "' is missing");
+    if (manifest.graphs.count("context") == 0) root.fail("graph 'context' is missing");
 }
 
 Process read_process_of_model(const Field& root) {
@@ -148,12 +165,16 @@ struct Graphs {
         if (outputs.size() != 1) root.fail("graph " + graph + ": expected one output");
         return outputs[0];
     }
-    // The last size of the first output, bounded.
-    std::int64_t width(const std::string& graph, std::size_t rank) const {
-        const std::vector<TensorInfo>& outputs = manifest.graphs.at(graph).outputs;
-        if (outputs.empty() || outputs[0].shape.size() != rank || outputs[0].shape.back() < 1 || outputs[0].shape.back() > kMaxWidth)
-            root.fail("graph " + graph + ": output has no width");
-        return outputs[0].shape.back();
+    // The last size of an output's shape, bounded.
+    std::int64_t width(const std::string& graph, const std::vector<std::int64_t>& shape, std::size_t rank) const {
+        if (shape.size() != rank || shape.back() < 1 || shape.back() > kMaxWidth) root.fail("graph " + graph + ": output has no width");
+        return shape.back();
+    }
+    // The shape of the first output, or of one that has this name; none: there is no such output.
+    std::vector<std::int64_t> shape(const std::string& graph, const char* name = nullptr) const {
+        if (name == nullptr) return manifest.graphs.at(graph).outputs.empty() ? std::vector<std::int64_t>{} : manifest.graphs.at(graph).outputs[0].shape;
+        const TensorInfo* found = manifest.output(graph, name);
+        return found != nullptr ? found->shape : std::vector<std::int64_t>{};
     }
     // What a decoder or a preview makes of a latent of input_size: of a fixed size, or of one that follows the latent's.
     ImageSize picture(const std::string& graph) const {
@@ -169,15 +190,46 @@ struct Graphs {
 
 constexpr Dtype f32 = Dtype::float32, i64 = Dtype::int64;
 
+// What a conditioner may read beside the timestep: the vector that `context` makes of a prompt, named numbers.
+std::vector<TensorInfo> told_of_prompts(const Graphs& graphs) {
+    std::vector<TensorInfo> told = {{"height", f32, {-1}}, {"width", f32, {-1}}, {"guidance", f32, {-1}}};
+    if (graphs.manifest.output("context", "vector") != nullptr)
+        told.push_back({"vector", f32, {-1, graphs.width("context", graphs.shape("context", "vector"), 2)}});
+    return told;
+}
+
+// What the graphs of one text encoder have, and what `context` reads of it.
+void add_encoder(const Graphs& graphs, const EncoderInfo& encoder, std::map<std::string, Contract>& contracts) {
+    std::vector<TensorInfo>& read = contracts["context"].first;
+    Contract own = {{{"ids", i64, {-1, encoder.masked ? -1 : encoder.tokens}}}, {}};
+    for (const EncoderInfo::Rows& rows : encoder.rows()) {
+        std::vector<std::int64_t> shape = {-1};
+        shape.insert(shape.end(), rows.shape.begin(), rows.shape.end());
+        if (rows.shape.size() == 2 && encoder.masked) shape[1] = -1;
+        read.push_back({rows.name, f32, shape});
+        own.second.push_back({rows.of_text, f32, shape});
+    }
+    if (encoder.masked) {
+        read.push_back({"mask" + encoder.suffix, i64, {-1, -1}});
+        own.first.push_back({"mask", i64, {-1, -1}});
+    }
+    if (graphs.manifest.graphs.count("text" + encoder.suffix) != 0) contracts["text" + encoder.suffix] = own;
+}
+
 // What a step has besides where the model takes prompts, and the graphs that make it.
 std::vector<TensorInfo> prompt_contracts(const Graphs& graphs, std::map<std::string, Contract>& contracts) {
-    const TensorInfo context = {"context", f32, {-1, -1, graphs.width("context", 3)}}, bias = {"context_bias", f32, {-1, -1}};
-    const TensorInfo position = {"position", f32, {-1, -1, graphs.width("position", 3)}};
-    const TensorInfo hidden = {"hidden", f32, {-1, -1, graphs.manifest.text->width}}, mask = {"mask", i64, {-1, -1}};
-    contracts["context"] = {{hidden, mask}, {context, bias}};
-    contracts["position"] = {{{"row", f32, {-1}}, {"column", f32, {-1}}}, {position}};
-    if (graphs.manifest.graphs.count("text") != 0) contracts["text"] = {{{"ids", i64, {-1, -1}}, mask}, {hidden}};
-    return {context, bias, {"prompt", i64, {-1}}, position};
+    for (const EncoderInfo& encoder : graphs.manifest.text->encoders) add_encoder(graphs, encoder, contracts);
+    const std::vector<std::int64_t> shape = graphs.shape("context", "context");
+    const std::int64_t wide = graphs.width("context", shape, 3);
+    std::vector<TensorInfo>& made = contracts["context"].second;
+    made = {{"context", f32, {-1, shape[1], wide}}, {"context_bias", f32, {-1, -1}}};
+    for (const TensorInfo& told : told_of_prompts(graphs))
+        if (told.name == "vector") made.push_back(told);
+    std::vector<TensorInfo> step = {{"context", f32, {-1, -1, wide}}, {"context_bias", f32, {-1, -1}}, {"prompt", i64, {-1}}};
+    if (graphs.manifest.graphs.count("position") == 0) return step;
+    step.push_back({"position", f32, {-1, -1, graphs.width("position", graphs.shape("position"), 3)}});
+    contracts["position"] = {{{"row", f32, {-1}}, {"column", f32, {-1}}}, {step.back()}};
+    return step;
 }
 
 void check_graphs(const Field& root, Manifest& manifest) {
@@ -185,11 +237,12 @@ void check_graphs(const Field& root, Manifest& manifest) {
     const bool open = manifest.text.has_value();
     const auto c = manifest.model.in_channels, h = open ? -1 : manifest.model.input_size, o = manifest.model.out_channels;
     graphs.output("conditioner");
-    const std::int64_t m = manifest.modulation_width = graphs.width("conditioner", 2);
+    const std::int64_t m = manifest.modulation_width = graphs.width("conditioner", graphs.shape("conditioner"), 2);
     std::map<std::string, Contract> contracts;
     std::vector<TensorInfo> conditions = {{"timestep", f32, {-1}}};
-    if (open) conditions.insert(conditions.end(), {{"height", f32, {-1}}, {"width", f32, {-1}}});
-    else conditions.push_back({"label", i64, {-1}});
+    if (!open) conditions.push_back({"label", i64, {-1}});
+    else
+        for (const TensorInfo& told : told_of_prompts(graphs)) conditions.push_back(told);
     contracts["conditioner"] = {conditions, {{"modulation", f32, {-1, m}}}};
     std::vector<TensorInfo> step = {{"state", f32, {-1, -1, c, h, h}}, {"sample", i64, {-1}}, {"condition", i64, {-1}},
                                     {"modulation", f32, {-1, m}}, {"combine", f32, {-1, -1, o}}, {"x0_from", f32, {-1, 2}},
@@ -220,13 +273,35 @@ void check_listed(const Field& root, const Manifest& manifest, const std::string
 
 // Whether a graph of this name is read: others are ignored.
 bool known(const std::string& graph, bool takes_prompts) {
-    return has_plan(graph) || is_step_graph(graph) || (takes_prompts && (graph == "text" || graph == "context" || graph == "position"));
+    static const std::set<std::string> of_prompts = {"text", "text_2", "text_3", "text_4", "context", "position"};
+    return has_plan(graph) || is_step_graph(graph) || (takes_prompts && of_prompts.count(graph) != 0);
 }
 
 }  // namespace
 
 bool has_plan(const std::string& graph) {
     return graph == "conditioner" || graph == "step" || graph == "decoder" || graph == "preview";
+}
+
+std::vector<EncoderInfo::Rows> EncoderInfo::rows(std::int64_t words) const {
+    std::vector<Rows> all;
+    if (width) all.push_back({"hidden" + suffix, {masked ? words : tokens, *width}, "hidden"});
+    if (pooled) all.push_back({"pooled" + suffix, {*pooled}, "pooled"});
+    return all;
+}
+
+std::int64_t TextInfo::most_tokens() const {
+    std::int64_t most = 0;
+    for (const EncoderInfo& encoder : encoders) most = std::max(most, encoder.tokens);
+    return most;
+}
+
+const TensorInfo* Manifest::output(const std::string& graph, const char* name) const {
+    const auto found = graphs.find(graph);
+    if (found == graphs.end()) return nullptr;
+    for (const TensorInfo& tensor : found->second.outputs)
+        if (tensor.name == name) return &tensor;
+    return nullptr;
 }
 
 ImageSize Manifest::picture_size(const std::string& graph, const Size& of_latent) const {
@@ -271,6 +346,13 @@ Manifest manifest_from_json(const std::string& text, const std::string& place) {
     manifest.default_guidance = defaults.at("guidance").number();
     if (manifest.programs.count(manifest.default_program) == 0)
         root.fail("default program '" + manifest.default_program + "' is not in programs");
+    if (defaults.has("by_tokens"))
+        for (const auto& [tokens, program] : defaults.at("by_tokens").items(kMaxPrograms)) {
+            if (manifest.programs.count(program.text()) == 0) root.fail("default program '" + program.text() + "' is not in programs");
+            // A key that is no number of tokens is no size: what a later release means by it is not known here.
+            const bool number = !tokens.empty() && tokens.size() <= 18 && tokens.find_first_not_of("0123456789") == std::string::npos;
+            if (number) manifest.by_tokens[std::stoll(tokens)] = program.text();
+        }
     check_graphs(root, manifest);
     return manifest;
 }

@@ -39,13 +39,35 @@ struct ImageSize {
     std::size_t bytes() const { return static_cast<std::size_t>(height * width * channels); }
 };
 
+// One text encoder: how its prompts are padded, and what the graph `context` reads of what it says.
+struct EncoderInfo {
+    // A tensor of one prompt, by the name that `context` reads it by: [tokens, numbers], or [numbers] of the whole prompt.
+    struct Rows {
+        std::string name;
+        std::vector<std::int64_t> shape;
+        std::string of_text;  // its name as an output of the text encoder
+    };
+    // suffix: "", "_2", ... of its graph's name and of what it makes; words: tokens that are no padding.
+    std::vector<Rows> rows(std::int64_t words) const;
+    std::vector<Rows> rows() const { return rows(tokens); }
+
+    std::string suffix;
+    std::int64_t tokens = 0;                   // to which prompts are padded
+    std::optional<std::int64_t> width, pooled;  // Dh, Dp; none: not read
+    std::int64_t pad = 0;                      // token that fills up
+    bool masked = true;                        // no: it reads padding as it reads words, and a recorded prompt has its rows
+};
+
 // A model that takes prompts instead of classes, and latents of several sizes.
 struct TextInfo {
-    std::int64_t tokens, width;                          // T, to which prompts are padded; Dh
-    std::int64_t pad;                                    // token that fills up
-    std::optional<std::string> encoder_sha256;           // of what recorded prompts are of; none: any
-    std::optional<std::string> empty;                    // file: the recorded prompt of no words
-    std::int64_t multiple, largest, factor;              // of H and W; pixels of a picture per pixel of a latent
+    std::vector<EncoderInfo> encoders;          // one at least
+    std::string guidance = "true";              // a second evaluation; "embedded": a number that the network is told; "none"
+    std::optional<std::string> encoder_sha256;  // of what recorded prompts are of; none: any
+    std::optional<std::string> empty;           // file: the recorded prompt of no words
+    std::int64_t multiple = 0, largest = 0, factor = 0;  // of H and W; pixels of a picture per pixel of a latent
+
+    std::int64_t patches(const Size& latent) const { return (latent.height / multiple) * (latent.width / multiple); }
+    std::int64_t most_tokens() const;  // of the text encoder that reads most
 };
 
 struct Manifest {
@@ -56,6 +78,7 @@ struct Manifest {
     std::map<std::string, GraphInfo> graphs;
     std::map<std::string, std::string> programs;  // name -> file
     std::string default_program;
+    std::map<std::int64_t, std::string> by_tokens;  // number of image tokens -> program, where steps depend on the picture's size
     double default_guidance;
     std::map<std::string, FileInfo> files;
     std::vector<std::string> program_names, graph_names;  // sorted, for listing
@@ -63,6 +86,8 @@ struct Manifest {
     ImageSize image, preview;                             // of input_size; zeros without a decoder, without the graph `preview`
 
     Size latent() const { return {model.input_size, model.input_size}; }  // of training
+    // The output of a graph that the bundle has, or null.
+    const TensorInfo* output(const std::string& graph, const char* name) const;
     // What "decoder" or "preview" makes of a latent.
     ImageSize picture_size(const std::string& graph, const Size& of_latent) const;
 };

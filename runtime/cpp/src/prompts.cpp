@@ -53,35 +53,53 @@ void check_encoder(const Json& said, const TextInfo& text, const std::string& pl
                  text.encoder_sha256->substr(0, 12) + "...: record it with this bundle's");
 }
 
-// The numbers of tensor `name`, [n, width] float32. Its sizes are compared with the file's before memory is taken.
-std::vector<float> read_rows(const Safetensors& file, const Field& header, const char* name, std::int64_t width, const std::string& place) {
-    if (!header.has(name)) fail_no_prompt(place);
-    const Field tensor = header.at(name);
-    const std::vector<Field> shape = tensor.at("shape").elements(8), ends = tensor.at("data_offsets").elements(2);
-    const std::string numbers = place + ": a recorded prompt is [tokens, width] finite float32 numbers";
-    if (tensor.at("dtype").text() != "F32" || shape.size() != 2 || ends.size() != 2) fail_request(numbers);
-    const std::int64_t n = shape[0].integer(0, INT64_MAX), has = shape[1].integer(0, INT64_MAX);
-    const auto size = static_cast<std::int64_t>(file.data.size());
-    const std::int64_t begin = ends[0].integer(0, size), end = ends[1].integer(begin, size), bytes = end - begin;
-    if (n < 1 || has < 1) fail_request(numbers);
-    if (bytes % 4 != 0 || (bytes / 4) % has != 0 || bytes / 4 / has != n) fail_no_prompt(place);
-    if (has != width)
-        fail_request(place + ": a recorded prompt has rows of " + std::to_string(has) + " numbers, the model reads " + std::to_string(width) +
-                     ": record it with this model's text encoder");
-    std::vector<float> rows(static_cast<std::size_t>(bytes / 4));
-    std::memcpy(rows.data(), file.data.data() + begin, static_cast<std::size_t>(bytes));
-    if (!std::all_of(rows.begin(), rows.end(), [](float number) { return std::isfinite(number); })) fail_request(numbers);
+[[noreturn]] void fail_numbers(const std::string& place) { fail_request(place + ": a recorded prompt is [tokens, width] finite float32 numbers"); }
+
+void check_tokens(std::int64_t tokens, const EncoderInfo& encoder, const std::string& place) {
+    if (tokens > encoder.tokens)
+        fail_request(place + "a prompt has " + std::to_string(tokens) + " tokens, the model reads " + std::to_string(encoder.tokens));
+}
+
+// Whether the sizes of a tensor are those of what a model reads.
+void check_shape(const std::vector<std::int64_t>& shape, const EncoderInfo::Rows& wanted, const EncoderInfo& encoder, const std::string& place) {
+    if (shape.back() != wanted.shape.back())
+        fail_request(place + ": a recorded prompt has rows of " + std::to_string(shape.back()) + " numbers, the model reads " +
+                     std::to_string(wanted.shape.back()) + ": record it with this model's text encoder");
+    if (shape.size() == 2) check_tokens(shape[0], encoder, place + ": ");
+    if (!encoder.masked && shape != wanted.shape)
+        fail_request(place + ": a recorded prompt has " + std::to_string(shape[0]) + " rows of '" + wanted.name + "', the model reads " +
+                     std::to_string(wanted.shape[0]) + " with padding: record it with this model's text encoder");
+}
+
+// A tensor of finite float32. Its sizes are compared with the file's before memory is taken.
+std::vector<float> read_rows(const Safetensors& file, const Field& header, const EncoderInfo::Rows& wanted, const EncoderInfo& encoder,
+                             const std::string& place) {
+    if (!header.has(wanted.name.c_str())) fail_no_prompt(place);
+    const Field tensor = header.at(wanted.name);
+    const std::vector<Field> sizes = tensor.at("shape").elements(8), ends = tensor.at("data_offsets").elements(2);
+    if (tensor.at("dtype").text() != "F32" || sizes.size() != wanted.shape.size() || ends.size() != 2) fail_numbers(place);
+    const auto whole = static_cast<std::int64_t>(file.data.size());
+    const std::int64_t begin = ends[0].integer(0, whole), end = ends[1].integer(begin, whole);
+    std::vector<std::int64_t> shape;
+    std::int64_t left = (end - begin) / 4;  // numbers, divided by each size in turn
+    for (const Field& size : sizes) {
+        shape.push_back(size.integer(0, INT64_MAX));
+        if (shape.back() < 1) fail_numbers(place);
+        if (left % shape.back() != 0) fail_no_prompt(place);
+        left /= shape.back();
+    }
+    if (left != 1 || (end - begin) % 4 != 0) fail_no_prompt(place);
+    check_shape(shape, wanted, encoder, place);
+    std::vector<float> rows(static_cast<std::size_t>((end - begin) / 4));
+    std::memcpy(rows.data(), file.data.data() + begin, static_cast<std::size_t>(end - begin));
+    if (!std::all_of(rows.begin(), rows.end(), [](float number) { return std::isfinite(number); })) fail_numbers(place);
     return rows;
 }
 
-void check_tokens(std::int64_t tokens, const TextInfo& text, const std::string& place) {
-    if (tokens > text.tokens)
-        fail_request(place + "a prompt has " + std::to_string(tokens) + " tokens, the model reads " + std::to_string(text.tokens));
-}
-
+// Two prompts are one where these are.
 template <class Number>
-std::string key_of(const char* kind, const std::vector<Number>& numbers) {
-    return sha256_of(kind + std::string(reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(Number)));
+std::string key_of(const std::string& name, const std::vector<Number>& numbers) {
+    return sha256_of(name + std::string(reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(Number)));
 }
 
 }  // namespace
@@ -92,28 +110,36 @@ const TextInfo& text_of(const Bundle& bundle) {
     return *bundle.manifest.text;
 }
 
-PromptPointer prompt_of_ids(const Bundle& bundle, std::vector<std::int64_t> ids) {
+PromptPointer prompt_of_ids(const Bundle& bundle, std::vector<std::vector<std::int64_t>> ids) {
     const TextInfo& text = text_of(bundle);
-    if (ids.empty() || !std::all_of(ids.begin(), ids.end(), [](std::int64_t id) { return id >= 0 && id <= INT32_MAX; }))
-        fail_request("a prompt's token ids are whole numbers from 0, and at least one");
+    Prompt prompt;
+    for (const std::vector<std::int64_t>& own : ids) {
+        if (own.empty() || !std::all_of(own.begin(), own.end(), [](std::int64_t id) { return id >= 0 && id <= INT32_MAX; }))
+            fail_request("a prompt's token ids are whole numbers from 0, and at least one");
+        prompt.key += key_of("ids", own);
+    }
     if (bundle.manifest.graphs.count("text") == 0)
         fail_request(bundle.folder->path.string() + " has no text encoder: give prompts that `ditedge encode` recorded with one that has");
-    const auto tokens = static_cast<std::int64_t>(ids.size());
-    check_tokens(tokens, text, "");
-    std::string key = key_of("ids", ids);
-    return std::make_shared<const Prompt>(Prompt{std::move(key), "", std::move(ids), {}, tokens});
+    if (ids.size() != text.encoders.size())
+        fail_request("a prompt's token ids are " + std::to_string(ids.size()) + " list(s), the model has " +
+                     std::to_string(text.encoders.size()) + " text encoder(s): give a list for each");
+    for (std::size_t i = 0; i < ids.size(); ++i) check_tokens(static_cast<std::int64_t>(ids[i].size()), text.encoders[i], "");
+    prompt.ids = std::move(ids);
+    return std::make_shared<const Prompt>(std::move(prompt));
 }
 
 Prompt recorded_prompt(std::string_view bytes, const TextInfo& text, const std::string& place) {
     const Safetensors file = read_safetensors(bytes, place);
     const Field header(file.header, place, DITEDGE_ERROR_REQUEST);
-    const Json said = read_said(header, place);
-    check_encoder(said, text, place);
-    std::vector<float> hidden = read_rows(file, header, "hidden", text.width, place);
-    const std::int64_t tokens = static_cast<std::int64_t>(hidden.size()) / text.width;
-    check_tokens(tokens, text, place + ": ");
-    std::string key = key_of("rows", hidden);
-    return {std::move(key), text_in(said, "text"), {}, std::move(hidden), tokens};
+    check_encoder(read_said(header, place), text, place);
+    Prompt prompt;
+    for (const EncoderInfo& encoder : text.encoders)
+        for (const EncoderInfo::Rows& wanted : encoder.rows()) {
+            std::vector<float> rows = read_rows(file, header, wanted, encoder, place);
+            prompt.key += key_of(wanted.name, rows);
+            prompt.rows[wanted.name] = std::move(rows);
+        }
+    return prompt;
 }
 
 PromptPointer read_prompt(const Bundle& bundle, const std::string& path) {

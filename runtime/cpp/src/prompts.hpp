@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -13,13 +14,12 @@ namespace ditedge {
 
 constexpr std::size_t kMaxPromptBytes = 256 << 20;  // of a recorded prompt
 
-// By its tokens, or by the rows that the text encoder made of them.
+// By its tokens, or by what the text encoders made of them.
 struct Prompt {
-    std::string key;                // two prompts with the same one are the same
-    std::string text;               // of a recorded one, for people
-    std::vector<std::int64_t> ids;  // the tokens; empty: recorded
-    std::vector<float> hidden;      // [tokens, Dh]
-    std::int64_t tokens = 0;
+    std::string key;                             // two prompts with the same one are the same
+    std::vector<std::vector<std::int64_t>> ids;  // the tokens, of each text encoder; empty: recorded
+    // By the name that the graph `context` reads it by: hidden [n, Dh], a row a token; pooled [Dp]; hidden_2 of the second ...
+    std::map<std::string, std::vector<float>> rows;
 };
 
 using PromptPointer = std::shared_ptr<const Prompt>;
@@ -28,7 +28,7 @@ using PromptPointer = std::shared_ptr<const Prompt>;
 const TextInfo& text_of(const Bundle& bundle);
 
 // Each throws Error (request) for what the bundle cannot read.
-PromptPointer prompt_of_ids(const Bundle& bundle, std::vector<std::int64_t> ids);
+PromptPointer prompt_of_ids(const Bundle& bundle, std::vector<std::vector<std::int64_t>> ids);  // of each text encoder
 PromptPointer read_prompt(const Bundle& bundle, const std::string& path);  // of the bundle's own text encoder
 PromptPointer no_words(const Bundle& bundle);                              // the bundle's recorded prompt of no words
 

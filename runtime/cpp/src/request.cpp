@@ -35,19 +35,34 @@ Subject class_subject(const Bundle& bundle, const Wanted& wanted) {
     if (wanted.prompt != nullptr || wanted.negative != nullptr) text_of(bundle);  // throws
     check_label(bundle, wanted.label);
     if (wanted.away_from != -1) check_label(bundle, wanted.away_from);
-    return {wanted.label, wanted.away_from, nullptr, nullptr, {}};
+    return {wanted.label, wanted.away_from, nullptr, nullptr, {}, false};
+}
+
+// Whether steps have a second evaluation, which leads away from another prompt. negative: one was given.
+bool is_guided(const Bundle& bundle, double guidance, bool negative) {
+    const std::string& kind = text_of(bundle).guidance;
+    const std::string place = bundle.folder->path.string();
+    if (negative && kind != "true")
+        fail_request(place + (kind == "embedded" ? " reads its guidance as a number" : " has no guidance") +
+                     " and evaluates each step once: leave negative prompts out");
+    if (kind == "none" && guidance != 1.0) fail_request("guidance " + shown(guidance) + ": " + place + " has none: leave it out, or give 1");
+    if (kind == "embedded" && !std::isfinite(static_cast<float>(guidance))) fail_request("guidance " + shown(guidance) + " is not a finite number in float32");
+    return kind == "true" && guidance != 1.0;
 }
 
 Subject prompt_subject(const Bundle& bundle, const Wanted& wanted, double guidance, const Size& latent, PromptPointer& nothing) {
     const TextInfo& text = text_of(bundle);
     if (wanted.prompt == nullptr) fail_request(bundle.folder->path.string() + " takes prompts: give one for each image");
     Subject subject;
+    const bool guided = is_guided(bundle, guidance, wanted.negative != nullptr);
     subject.prompt = opened_for(bundle, *wanted.prompt);
-    if (guidance != 1.0) {
+    if (guided) {
         if (wanted.negative == nullptr && !nothing) nothing = no_words(bundle);
         subject.negative = wanted.negative != nullptr ? opened_for(bundle, *wanted.negative) : nothing;
     }
-    subject.picture = {latent.height * text.factor, latent.width * text.factor};
+    subject.told = {{"height", static_cast<float>(latent.height * text.factor)}, {"width", static_cast<float>(latent.width * text.factor)}};
+    if (text.guidance == "embedded") subject.told.emplace_back("guidance", static_cast<float>(guidance));
+    subject.vectors = bundle.manifest.output("context", "vector") != nullptr;
     return subject;
 }
 
@@ -67,6 +82,10 @@ Size latent_of(const Bundle& bundle, std::int64_t width, std::int64_t height) {
 }
 
 double guidance_of(const Bundle& bundle, double given) { return std::isnan(given) ? bundle.manifest.default_guidance : given; }
+
+double strength_of(const Bundle& bundle, double guidance) {
+    return bundle.manifest.text && bundle.manifest.text->guidance == "embedded" ? 1.0 : guidance;
+}
 
 Subject subject_of(const Bundle& bundle, const Wanted& wanted, double guidance, const Size& latent) {
     PromptPointer nothing;
@@ -102,9 +121,9 @@ void check_request(const Bundle& bundle, const ditedge_params& params, bool imag
     if (images || (params.on_preview != nullptr && !previews)) bundle.require_graph("decoder");  // fails now, not later
 }
 
-Program chosen_program(const Bundle& bundle, const char* name, const char* file, bool other_process) {
+Program chosen_program(const Bundle& bundle, const char* name, const char* file, const Size& latent, bool other_process) {
     require(name == nullptr || file == nullptr, "give a program's name or its file, not both");
-    Program program = file != nullptr ? read_program(file) : bundle.program(name);
+    Program program = file != nullptr ? read_program(file) : bundle.program(name, latent);
     if (program.process && !other_process) check_process(program.name, *program.process, bundle.manifest.process);
     for (const std::string& graph : program.graph) bundle.require_graph(graph);
     return program;
@@ -139,7 +158,7 @@ void check_memory(const Bundle& bundle, const Size& size, const Program& program
                           2 * batch * batch * static_cast<double>(model.out_channels) * static_cast<double>(factors.size());
     const double rows = (1 + batch) * 2 * static_cast<double>(bundle.manifest.modulation_width);
     const double pictures = batch * static_cast<double>(std::max(bundle.manifest.picture_size("decoder", size).bytes(), bundle.manifest.picture_size("preview", size).bytes()));
-    const double context = bundle.manifest.text ? 2 * batch * static_cast<double>(bundle.manifest.text->tokens * bundle.manifest.graphs.at("context").outputs[0].shape.back()) : 0;
+    const double context = bundle.manifest.text ? 2 * batch * static_cast<double>(bundle.manifest.text->most_tokens() * bundle.manifest.graphs.at("context").outputs[0].shape.back()) : 0;
     check_room(sizeof(float) * std::max({states, tables, rows, pictures, context}));
 }
 

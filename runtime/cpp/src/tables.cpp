@@ -92,7 +92,7 @@ ImageTables image_tables(const Program& program, const ModelInfo& model, const S
     if (subject.prompt) {
         tables.prompts = {subject.prompt};
         if (any) tables.prompts.push_back(subject.negative);
-        tables.conditions = prompt_conditions(program.timestep, subject.picture);
+        tables.conditions = prompt_conditions(program.timestep, subject.told, subject.vectors ? static_cast<std::int64_t>(tables.prompts.size()) : 0);
     } else {
         std::vector<std::int64_t> labels = {subject.label};
         if (any) labels.push_back(subject.away_from >= 0 ? subject.away_from : *model.null_class);
@@ -116,13 +116,19 @@ StepTables gather(const std::vector<const ImageTables*>& images) {
     StepTables tables;
     tables.steps = images[0]->steps, tables.batch = static_cast<std::int64_t>(images.size());
     tables.slots = images[0]->slots, tables.out_channels = images[0]->out_channels;
-    std::vector<const Conditions*> conditions;
-    for (const ImageTables* image : images) conditions.push_back(&image->conditions);
-    std::tie(tables.conditions, tables.rows_of) = shared_conditions(conditions);
     std::map<std::string, std::int64_t> row_of;  // of prompts, by their keys
     for (const ImageTables* image : images)
         for (const PromptPointer& prompt : image->prompts)
             if (row_of.try_emplace(prompt->key, static_cast<std::int64_t>(tables.prompts.size())).second) tables.prompts.push_back(prompt);
+    std::vector<Conditions> mapped;
+    std::vector<const Conditions*> conditions;
+    for (const ImageTables* image : images) {
+        std::vector<std::int64_t> places;
+        for (const PromptPointer& prompt : image->prompts) places.push_back(row_of.at(prompt->key));
+        mapped.push_back(with_rows(image->conditions, places));
+    }
+    for (const Conditions& own : mapped) conditions.push_back(&own);
+    std::tie(tables.conditions, tables.rows_of) = shared_conditions(conditions);
     std::map<std::vector<float>, std::size_t> known;  // weights of all images at a step, which say who is guided, too
     for (std::size_t step = 0; step < static_cast<std::size_t>(tables.steps); ++step) {
         std::vector<float> key;

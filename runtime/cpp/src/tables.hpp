@@ -16,8 +16,9 @@ namespace ditedge {
 // What an image is of, and is guided away from: a class each, or a prompt each.
 struct Subject {
     std::int64_t label = 0, away_from = -1;  // -1: "no class"
-    PromptPointer prompt, negative;          // null: the model takes classes; negative may be null where nothing guides
-    Size picture;                            // in pixels, for a model that is told
+    PromptPointer prompt, negative;          // null: the model takes classes; no negative: nothing guides
+    Scalars told;                            // to the conditioner beside timestep and prompts
+    bool vectors = false;                    // the conditioner reads the prompts' vectors
 };
 
 // The N steps of one image, each with one evaluation of the network or two: the second one guides. An evaluation's row among

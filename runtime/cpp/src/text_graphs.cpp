@@ -1,7 +1,9 @@
 #include "text_graphs.hpp"
 
 #include <cmath>
+#include <deque>
 #include <numeric>
+#include <string_view>
 
 #include "error.hpp"
 
@@ -21,7 +23,19 @@ std::vector<std::int64_t> mask_of(std::int64_t length, std::int64_t tokens) {
     return mask;
 }
 
+// With the first size, of one prompt.
+std::vector<std::int64_t> of_one(const std::vector<std::int64_t>& shape) {
+    std::vector<std::int64_t> all = {1};
+    all.insert(all.end(), shape.begin(), shape.end());
+    return all;
+}
+
 }  // namespace
+
+const Tensor* OfPrompts::vector() const {
+    const auto found = std::find_if(tensors.begin(), tensors.end(), [](const Tensor& tensor) { return std::string_view(tensor.name) == "vector"; });
+    return found != tensors.end() ? &*found : nullptr;
+}
 
 TextGraphs::TextGraphs(const Bundle& bundle, std::function<Engine&(const std::string&)> engine) : bundle_(bundle), engine_(std::move(engine)) {}
 
@@ -44,8 +58,8 @@ OfPrompts TextGraphs::of(const std::vector<PromptPointer>& prompts, const Size& 
     }
     for (std::size_t i = 0; i < outputs.size(); ++i)
         all.tensors.push_back(view(outputs[i].name.c_str(), all.numbers[i].data(),
-                                   shape_of(outputs[i], {static_cast<std::int64_t>(prompts.size()), bundle_.manifest.text->tokens})));
-    all.tensors.push_back(position_of(latent));
+                                   shape_of(outputs[i], {static_cast<std::int64_t>(prompts.size()), bundle_.manifest.text->encoders[0].tokens})));
+    if (bundle_.manifest.graphs.count("position") != 0) all.tensors.push_back(position_of(latent));
     forget(prompts);
     return all;
 }
@@ -57,37 +71,54 @@ const TextGraphs::Made& TextGraphs::made_of(const Prompt& prompt) {
         return made_.back();
     }
     const TextInfo& text = *bundle_.manifest.text;
-    const std::vector<float> hidden = hidden_of(prompt);
-    const std::vector<std::int64_t> mask = mask_of(prompt.tokens, text.tokens);
+    std::map<std::string, std::vector<float>> rows = rows_of(prompt);
+    std::deque<std::pair<std::string, std::vector<std::int64_t>>> masks;  // whose places stay
+    std::vector<Tensor> inputs, outputs;
+    for (const EncoderInfo& encoder : text.encoders)
+        for (const EncoderInfo::Rows& read : encoder.rows()) {
+            std::vector<float>& own = rows.at(read.name);
+            if (encoder.masked && read.shape.size() == 2) {
+                masks.emplace_back("mask" + encoder.suffix, mask_of(static_cast<std::int64_t>(own.size()) / read.shape[1], encoder.tokens));
+                inputs.push_back(view(masks.back().first.c_str(), masks.back().second.data(), {1, encoder.tokens}));
+            }
+            own.resize(numbers_of(read.shape), 0.0f);
+            inputs.push_back(view(rows.find(read.name)->first.c_str(), own.data(), of_one(read.shape)));
+        }
     Made made{prompt.key, {}};
-    std::vector<Tensor> outputs;
     for (const TensorInfo& output : bundle_.manifest.graphs.at("context").outputs) {
-        const std::vector<std::int64_t> shape = shape_of(output, {1, text.tokens});
+        const std::vector<std::int64_t> shape = shape_of(output, {1, text.encoders[0].tokens});
         made.outputs.emplace_back(numbers_of(shape));
         outputs.push_back(view(output.name.c_str(), made.outputs.back().data(), shape));
     }
-    engine_("context").run({view("hidden", hidden.data(), {1, text.tokens, text.width}), view("mask", mask.data(), {1, text.tokens})}, outputs);
+    engine_("context").run(inputs, outputs);
     made_.push_back(std::move(made));
     return made_.back();
 }
 
-std::vector<float> TextGraphs::hidden_of(const Prompt& prompt) {
+std::map<std::string, std::vector<float>> TextGraphs::rows_of(const Prompt& prompt) {
+    if (prompt.ids.empty()) return prompt.rows;
     const TextInfo& text = *bundle_.manifest.text;
-    std::vector<float> hidden(static_cast<std::size_t>(text.tokens * text.width), 0.0f);
-    if (prompt.ids.empty()) {
-        std::copy(prompt.hidden.begin(), prompt.hidden.end(), hidden.begin());
-        return hidden;
+    std::map<std::string, std::vector<float>> rows;
+    for (std::size_t i = 0; i < text.encoders.size(); ++i) {
+        const EncoderInfo& encoder = text.encoders[i];
+        const auto words = static_cast<std::int64_t>(prompt.ids[i].size());
+        std::vector<std::int64_t> ids = prompt.ids[i];
+        ids.resize(static_cast<std::size_t>(encoder.tokens), encoder.pad);
+        const std::vector<std::int64_t> mask = mask_of(words, encoder.tokens);
+        const std::vector<EncoderInfo::Rows> made = encoder.rows(), wanted = encoder.rows(words);
+        std::vector<Tensor> outputs;
+        for (const EncoderInfo::Rows& output : made) {
+            std::vector<float>& own = rows[output.name] = std::vector<float>(numbers_of(output.shape));
+            outputs.push_back(view(output.of_text.c_str(), own.data(), of_one(output.shape)));
+        }
+        engine_("text" + encoder.suffix).run({view("ids", ids.data(), {1, encoder.tokens}), view("mask", mask.data(), {1, encoder.tokens})}, outputs);
+        for (const EncoderInfo::Rows& output : wanted) {
+            rows[output.name].resize(numbers_of(output.shape));
+            for (const float number : rows[output.name])
+                if (!std::isfinite(number)) fail_request("the text encoder overflowed on a prompt of " + std::to_string(words) + " tokens: say it in other words");
+        }
     }
-    std::vector<std::int64_t> ids(static_cast<std::size_t>(text.tokens), text.pad);
-    std::copy(prompt.ids.begin(), prompt.ids.end(), ids.begin());
-    const std::vector<std::int64_t> mask = mask_of(prompt.tokens, text.tokens);
-    engine_("text").run({view("ids", ids.data(), {1, text.tokens}), view("mask", mask.data(), {1, text.tokens})},
-                        {view("hidden", hidden.data(), {1, text.tokens, text.width})});
-    const auto end = hidden.begin() + static_cast<std::ptrdiff_t>(prompt.tokens * text.width);
-    if (!std::all_of(hidden.begin(), end, [](float number) { return std::isfinite(number); }))
-        fail_request("the text encoder overflowed on a prompt of " + std::to_string(prompt.tokens) + " tokens: say it in other words");
-    std::fill(end, hidden.end(), 0.0f);
-    return hidden;
+    return rows;
 }
 
 // Those that were used longest ago, where they are too many; none of those `used` now, which are the last.

@@ -16,6 +16,8 @@ namespace ditedge {
 struct OfPrompts {
     std::vector<std::vector<float>> numbers;  // of the prompts' tensors
     std::vector<Tensor> tensors;              // [P, ...] of these; and position [h, w, ...], valid until the next are made
+
+    const Tensor* vector() const;  // [P, Q], where the conditioner reads it; else null
 };
 
 // The prompts and sizes that were used, of one loaded bundle.
@@ -33,7 +35,8 @@ private:
     // Sizes of a graph's output where its open ones are these, in order.
     static std::vector<std::int64_t> shape_of(const TensorInfo& output, std::initializer_list<std::int64_t> open);
     const Made& made_of(const Prompt& prompt);
-    std::vector<float> hidden_of(const Prompt& prompt);  // [T, Dh], zeros where no token is
+    // By the names that `context` reads them by: of a recorded prompt, or what the text encoders make.
+    std::map<std::string, std::vector<float>> rows_of(const Prompt& prompt);
     void forget(const std::vector<PromptPointer>& used);
     Tensor position_of(const Size& latent);
 
