@@ -25,6 +25,7 @@ class Info(c.Structure):
         *[(n, c.c_int64) for n in ("image_height", "image_width", "image_channels")],
         ("default_guidance", c.c_double),
         *[(n, c.c_int64) for n in ("prompt_tokens", "size_multiple", "size_largest", "size_factor")],
+        ("text_encoders", c.c_int64),
     ]
 
 
@@ -118,14 +119,20 @@ class Ditedge:
             setattr(chosen, name, value)
         self._check(self.c.ditedge_session_open(self.bundle, c.byref(chosen), c.byref(self.session)))
 
-    def prompt(self, given: Sequence[int] | Path) -> c.c_void_p:
-        """A prompt by its token ids, or one that `ditedge encode` recorded. Close it with `close_prompt`."""
+    def prompt(self, *given: Sequence[int] | Path) -> c.c_void_p:
+        """A prompt by its token ids, a list for each text encoder; or one that `ditedge encode` recorded, by its file.
+
+        Close it with `close_prompt`.
+        """
         prompt = c.c_void_p()
-        if isinstance(given, Path):
-            self._check(self.c.ditedge_prompt_open(self.bundle, str(given).encode(), c.byref(prompt)))
-        else:
-            ids = (c.c_int64 * len(given))(*given)
-            self._check(self.c.ditedge_prompt_of_ids(self.bundle, ids, c.c_size_t(len(given)), c.byref(prompt)))
+        if isinstance(given[0], Path):
+            self._check(self.c.ditedge_prompt_open(self.bundle, str(given[0]).encode(), c.byref(prompt)))
+            return prompt
+        lists = [list(own) for own in given if not isinstance(own, Path)]
+        ids, counts = [token for own in lists for token in own], [len(own) for own in lists]
+        arrays = (c.c_int64 * len(ids))(*ids), (c.c_size_t * len(counts))(*counts)
+        status = self.c.ditedge_prompt_of_ids(self.bundle, *arrays, c.c_size_t(len(lists)), c.byref(prompt))
+        self._check(status)
         return prompt
 
     def close_prompt(self, prompt: c.c_void_p) -> None:

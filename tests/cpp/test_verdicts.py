@@ -93,6 +93,21 @@ VERDICTS: list[tuple[str, str, object, bool]] = [
     ("prompts", "text/largest", 4096, False),  # too many pixels
     ("prompts", "text/largest", 1024, True),
     ("prompts", "text/factor", 1025, False),
+    ("prompts", "text/further", [{"tokens": 8, "width": 16}], True),
+    ("prompts", "text/further", [{"tokens": 8, "width": 16}] * 4, False),
+    ("prompts", "text/further", [{"tokens": 8}], False),
+    ("prompts", "text/masked", 1, False),
+    ("prompts", "text/masked", False, False),  # context has a mask
+    ("prompts", "text/pooled", 65537, False),
+    ("prompts", "text/width", None, False),  # context reads hidden
+    ("prompts", "text/guidance", "none", True),
+    ("prompts", "text/guidance", "some", False),
+    ("prompts", "defaults/by_tokens", {"16": "ddim-10"}, True),
+    ("prompts", "defaults/by_tokens", {"16": "nope"}, False),
+    ("prompts", "graphs/conditioner/inputs/0", {"name": "vector", "dtype": "float32", "shape": ["U", 8]}, False),
+    ("prompts", "graphs/conditioner/inputs/0", {"name": "guidance", "dtype": "float32", "shape": ["U"]}, True),
+    ("prompts", "graphs/text_3", {"file": 3}, False),
+    ("manifest", "graphs/text_3", {"file": 3}, True),
     ("prompts", "text/later", 1, True),
     ("prompts", "requires", [], False),
     ("prompts", "model/num_classes", 3, False),

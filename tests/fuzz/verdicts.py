@@ -39,6 +39,8 @@ UNUSED: dict[str, dict[str, Any]] = {
             "vae": None,
             "quantization": None,
             "text/tokenizer": None,
+            "text/further/*/tokenizer": None,
+            "flow": None,
         },
         **{"model/architecture": "dit", "model/patch_size": 1, "model/hidden_size": 1, "model/depth": 1},
         **{"model/num_heads": 1, "model/parameters": 1, "model/learned_variance": False, "model/frequency_divisor": 1},
@@ -185,7 +187,17 @@ def prompts() -> list[Any]:
     del told["graphs"]["text"], told["text"]["pad"]
     sizes = [{"name": name, "dtype": "float32", "shape": ["U"]} for name in ("height", "width")]
     told["graphs"]["conditioner"]["inputs"] += sizes
-    return [plain, told]
+    two = copy.deepcopy(plain) | {"flow": {"shift": 3.0}}
+    two["text"] |= {"pooled": 8, "guidance": "embedded"}
+    two["text"]["further"] = [{"tokens": 8, "width": None, "pooled": 4, "masked": False, "tokenizer": None}]
+    two["defaults"]["by_tokens"] = {"16": "ddim-10", "64": "ddim-25"}
+    two["graphs"]["text_2"] = {"file": "text.onnx", "inputs": [{"name": "ids", "dtype": "int64", "shape": ["P", 8]}]}
+    two["graphs"]["text_2"]["outputs"] = [{"name": "pooled", "dtype": "float32", "shape": ["P", 4]}]
+    vector = {"name": "vector", "dtype": "float32", "shape": ["P", 12]}
+    two["graphs"]["context"]["outputs"].append(vector)
+    two["graphs"]["conditioner"]["inputs"] += [vector, {"name": "guidance", "dtype": "float32", "shape": ["U"]}]
+    del two["graphs"]["position"]
+    return [plain, told, two]
 
 
 def programs(bundle: Path) -> list[Any]:
@@ -262,6 +274,9 @@ def _with_true_values(kind: str, path: Path) -> Any:
 
 def _objects(at: Any, way: list[str]) -> Iterator[dict[str, Any]]:
     """Every object at the end of `way`, where "*" is any key."""
+    if isinstance(at, list) and way[:1] == ["*"]:
+        for element in at:
+            yield from _objects(element, way[1:])
     if not isinstance(at, dict):
         return
     if not way:
