@@ -225,7 +225,7 @@ std::vector<TensorInfo> prompt_contracts(const Graphs& graphs, std::map<std::str
     made = {{"context", f32, {-1, shape[1], wide}}, {"context_bias", f32, {-1, -1}}};
     for (const TensorInfo& told : told_of_prompts(graphs))
         if (told.name == "vector") made.push_back(told);
-    std::vector<TensorInfo> step = {{"context", f32, {-1, -1, wide}}, {"context_bias", f32, {-1, -1}}, {"prompt", i64, {-1}}};
+    std::vector<TensorInfo> step = {made[0], {"context_bias", f32, {-1, -1}}, {"prompt", i64, {-1}}};
     if (graphs.manifest.graphs.count("position") == 0) return step;
     step.push_back({"position", f32, {-1, -1, graphs.width("position", graphs.shape("position"), 3)}});
     contracts["position"] = {{{"row", f32, {-1}}, {"column", f32, {-1}}}, {step.back()}};
