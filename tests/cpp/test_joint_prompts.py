@@ -22,7 +22,10 @@ WORDS = {
 }
 
 
-@pytest.fixture(scope="module", params=["sd3.5", pytest.param("flux-dev", marks=pytest.mark.slow)])
+pytestmark = pytest.mark.slow  # each bundle is exported
+
+
+@pytest.fixture(scope="module", params=["sd3.5", "flux-dev"])
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     from tests.export.joint_pipelines import export_joint, flux_pipeline, sd3_pipeline
 
@@ -41,7 +44,7 @@ def test_latents_equal_pythons(opened, family: tuple[str, Path], size: tuple[int
     with Session(bundle) as session:
         write_prompt(file, None, session.encode(of[1]), bundle.manifest.text.encoder_sha256)  # type: ignore[union-attr]
     given = [handle.prompt(*WORDS[name][0]), handle.prompt(file)]
-    program = bundle.program("flow-euler-4" if "flow-euler-4" in bundle.manifest.programs else None)
+    program = bundle.program("flow-euler-10")
     fields: dict[str, Any] = {"program": program.name.encode(), "pixels": size}
     mine = handle.generate(None, [7, 8], images=False, prompts=given, **fields)
     options: dict[str, Any] = {"program": program, "output": "latents", "size": size if any(size) else None}
@@ -66,6 +69,9 @@ def test_what_does_not_fit_is_refused(opened, family: tuple[str, Path]) -> None:
     assert caught.value.status == REQUEST
     if name == "flux-dev":
         prompt = handle.prompt(*WORDS[name][0])
+        nearest = handle.generate(None, [1], images=False, prompts=[prompt], pixels=(96, 48))  # 18 tokens: that of 15
+        same = {"prompts": [prompt], "pixels": (96, 48), "program": b"flow-euler-28-15"}
+        np.testing.assert_array_equal(nearest, handle.generate(None, [1], images=False, **same))
         with pytest.raises(
             DitedgeError, match="reads its guidance as a number and evaluates each step once: leave neg"
         ):

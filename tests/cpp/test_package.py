@@ -30,7 +30,7 @@ def test_size_and_symbols(built: Path, tmp_path: Path) -> None:
     lines = [line.strip() for source in sources for line in source.read_text().splitlines()]
     comment = ("//", "/*", "* ", "*/")
     assert (
-        sum(bool(line) and not line.startswith(comment) for line in lines) < 5600
+        sum(bool(line) and not line.startswith(comment) for line in lines) < 5750
     )  # lines of code, 650 of them for prompts
 
 
