@@ -43,6 +43,7 @@ def pytest_collection_finish() -> None:
     opened_once.install()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 20, 50)  # tracing a graph makes millions of objects, most of which stay
 
 
 @pytest.fixture(autouse=True)
