@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +83,14 @@ class Pool:
         """The final latents [B, C, H, W] of a batch of images of these subjects."""
         others = None if self.away_from is None else [self.away_from] * len(subjects)
         return session.latents(program, subjects, guidance, noise, on_step, cancel, others, self.size)
+
+    def with_recorded(self, bundle: Bundle) -> Pool:
+        """Those of the golden trajectories, and what all are guided away from, besides: whatever else must not fail."""
+        if self.away_from is None:
+            return self
+        here = any(bundle.has(golden.file) for golden in bundle.manifest.golden)
+        of, others = golden_prompts(bundle) if here else ([], self.away_from)
+        return replace(self, of=tuple(dict.fromkeys((*self.of, *of, others, self.away_from))))
 
     def told(self) -> list[str]:
         """What the images are made of, for a fingerprint: nothing where they are of classes."""

@@ -78,7 +78,8 @@ def overflow_scan(
     """
     info, manifest = bundle.manifest.model, bundle.manifest
     program = bundle.program(manifest.golden[0].program if info.is_large and manifest.golden else None)
-    pool = pool_of(bundle, prompts, report, encode=not any(name.startswith("text") for name in graphs))
+    encode = not any(name.startswith("text") for name in graphs)  # else their graphs are to be scanned
+    pool = pool_of(bundle, prompts, report, encode=encode).with_recorded(bundle)
     chosen = np.linspace(0, len(pool.of) - 1, min(WHOLE, len(pool.of))).astype(int).tolist()
     maxima: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -112,7 +112,9 @@ def test_what_overflows_is_found_over_prompts_and_stays_in_float32(tmp_path: Pat
     options = ConvertOptions("fp16", prompts=prompts)
     convert_bundle(source, tmp_path / "low", options, report=lambda what, *_: said.append(what))
     assert any("exceed float16, kept in float32" in line and line.startswith(graph) for line in said)
-    assert any(line.startswith("scanned trajectories of prompt 1, 2;") for line in said)
+    # the file's two, the golden trajectories' two, what those are guided away from, and no words
+    assert any(line.startswith("scanned trajectories of prompt 1, 2, 4, 6;") for line in said), said
+    assert any("all 6 prompts" in line for line in said)
     settings = {"prompts": ["a red fox"], "seeds": [1], "output": "latents"}
     half, full = (generate(open_bundle(path), **settings) for path in (tmp_path / "low", source))
     assert np.isfinite(half).all() and np.linalg.norm(half - full) <= 2e-2 * np.linalg.norm(full)
