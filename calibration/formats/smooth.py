@@ -64,6 +64,8 @@ def smooth(
         names = [linear.name for linear in group]
         if any(name not in layers or _bias(linear) is None for name, linear in zip(names, group, strict=True)):
             continue
+        if reads_prompts(group[0]):
+            continue
         name, linear, whole = names[0], group[0], np.concatenate([linear.matrix for linear in group], axis=1)
         centre = layers[name].centre
         scales = smoothing_scales(moved_statistics(layers[name], centre, np.ones_like(centre)), whole, strength)
@@ -80,6 +82,26 @@ def smooth(
             _set_matrix(each, each.matrix * scales[:, None])
             layers[each.name] = moved_statistics(layers[each.name], centre, scales)
     return Statistics(statistics.fingerprint, layers)
+
+
+def reads_prompts(linear: Linear) -> bool:
+    """Whether it is fed what the prompt says with no weight or norm between, as the output of cross-attention is.
+
+    The channels' ranges are those of the prompts that were seen. Centred and smoothed, another prompt would leave
+    them: measured on a small Sana, whose golden trajectory then ended 0.32 off instead of 0.003.
+    """
+    seen, left = set(), [linear.input]
+    while left:
+        value = left.pop()
+        node = value.producer()
+        if node is None and value.name == "context":
+            return True
+        if value in seen or node is None or node.op_type in ("LayerNormalization", "Gemm"):
+            continue
+        seen.add(value)
+        is_linear = node.op_type == "MatMul" and node.inputs[1].is_initializer()
+        left += [] if is_linear else [other for other in node.inputs if other is not None]
+    return False
 
 
 def _same_input(linears: Iterable[Linear]) -> list[list[Linear]]:
