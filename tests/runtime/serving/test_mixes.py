@@ -36,8 +36,8 @@ def check_mixes(folder: Path, numbers: range) -> None:
     assert compared > 2 * len(numbers) and cancelled > 0 and max(shared) > 1
 
 
-def test_twenty_random_mixes_are_their_images_alone(golden_bundle) -> None:
-    check_mixes(golden_bundle("gray1_cfg"), range(20))
+def test_a_few_random_mixes_are_their_images_alone(golden_bundle) -> None:
+    check_mixes(golden_bundle("gray1_cfg"), range(8))
 
 
 @pytest.mark.slow
