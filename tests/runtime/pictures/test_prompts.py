@@ -199,3 +199,21 @@ def test_a_damaged_or_huge_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyP
         generate(open_bundle(BUNDLE), seeds=[1], prompts=["a"])
     with pytest.raises(BundleError, match="not a recorded prompt"):
         generate(open_bundle(edited(tmp_path / "d", empty=b"no")), seeds=[1], prompts=[prompt_of_ids([4, 1])])
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "sentence"),
+    [
+        ("none", {"guidance": 2.0}, "guidance 2: .* has none: leave it out, or give 1"),
+        ("none", {"guidance": 1.0, "negative": "snow"}, "has no guidance and evaluates each step once: leave negative"),
+        ("embedded", {"negative": "snow"}, "reads its guidance as a number and evaluates each step once"),
+    ],
+)
+def test_guidance_that_a_model_does_not_have(tmp_path: Path, kind: str, given: dict[str, Any], sentence: str) -> None:
+    shutil.copytree(BUNDLE, tmp_path / "bundle")
+    path = tmp_path / "bundle" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["text"]["guidance"] = kind
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(RequestError, match=sentence):
+        generate(open_bundle(tmp_path / "bundle"), seeds=[1], prompts=["a red fox"], **given)
