@@ -58,6 +58,9 @@ def _add_sets(group: click.Group) -> None:
         """
         from ditedge.runtime.sets import sample
 
+        if request.ray.ray is not None:
+            with importing_extra("ray"):
+                import ray  # noqa: F401
         with progress() as report:
             done = sample.sample_set(request, report)
         _say_done(done, as_json, f"{done.sampled} sampled, {done.kept} were there")

@@ -14,6 +14,20 @@ LAYOUTS = ("flat", "class")
 
 
 @dataclass(frozen=True)
+class RayOptions:
+    """Who samples, where it is not this process alone."""
+
+    ray: str | None = field(
+        default=None,
+        metadata=option("--ray", help="Sample by Ray's workers: at this address, auto, or local.", metavar="ADDRESS"),
+    )
+    workers: int | None = field(
+        default=None, metadata=option("--workers", help="Of Ray. [default: as many as fit]", range=(1, 10_000))
+    )
+    worker_gpus: float = field(default=0.0, metadata=option("--worker-gpus", help="GPUs that each of them takes."))
+
+
+@dataclass(frozen=True)
 class SampleSetRequest:
     """A set, or a shard of one; None means the bundle's default."""
 
@@ -42,6 +56,7 @@ class SampleSetRequest:
     batch: int = field(
         default=16, metadata=option("--batch", help="Images at a time; a set has one batch size.", range=BATCH)
     )
+    ray: RayOptions = RayOptions()
     options: EngineOptions = EngineOptions()
     trusted_keys: tuple[Path, ...] = field(default=(), metadata=TRUSTED_KEYS)
 

@@ -11,16 +11,15 @@ import numpy as np
 from ..bundle.open import Bundle, open_bundle
 from ..errors import RequestError
 from ..files import sha256_of_file
-from ..loop.engine import options_for
-from ..loop.generate import generate
-from ..loop.session import Session
 from ..pictures.recipe import Recipe
 from ..pictures.single import png_of
 from ..report import Report, silent
 from ..samplers.program import Program
+from .on_ray import batches_on_ray
 from .places import Arrays, Encode, Place, place_of
 from .plan import SetPlan, begin, check_same, plan_of, read_plan, shard_of
 from .request import MergeRequest, SampleSetRequest
+from .sampling import batches_here
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ def sample_set(request: SampleSetRequest, report: Report = silent) -> Done:
     there = _there(place, range(plan.batches), report)
     gaps = [batch for batch in shard.batches(plan) if batch not in there]
     if gaps:
-        with Session(bundle, options_for(request.engine, request.options)) as session:
-            _fill(session, bundle.program(**asdict(request.settings)), plan, place, gaps, report)
+        _fill(request, bundle, plan, place, gaps, report)
     return _done(
         request.out, plan, place, sum(len(plan.images(batch)) for batch in gaps), _missing(plan, there, gaps), report
     )
@@ -88,19 +86,13 @@ def _missing(plan: SetPlan, there: Iterable[int], made: Iterable[int]) -> set[in
     return set(range(plan.batches)) - {*there, *made}
 
 
-def _fill(session: Session, program: Program, plan: SetPlan, place: Place, gaps: list[int], report: Report) -> None:
-    for number, batch in enumerate(gaps):
-        images = plan.images(batch)
-        pixels = generate(
-            session.bundle,
-            [plan.label(image) for image in images],
-            [plan.seed + image for image in images],
-            program=program,
-            guidance=plan.guidance,
-            batch=plan.batch,
-            session=session,
-        )
-        place.write(batch, pixels, _encoder(session.bundle, program, plan))
+def _fill(
+    request: SampleSetRequest, bundle: Bundle, plan: SetPlan, place: Place, gaps: list[int], report: Report
+) -> None:
+    encode = _encoder(bundle, bundle.program(**asdict(request.settings)), plan)
+    batches = batches_here if request.ray.ray is None else batches_on_ray
+    for number, (batch, images) in enumerate(batches(request, plan, gaps)):
+        place.write(batch, images, encode)
         report("sampling", number + 1, len(gaps))
 
 
