@@ -20,6 +20,21 @@ ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
 @dataclass(frozen=True)
+class DcHalf:
+    """Hyper-parameters of an AutoencoderDC's encoder; a tuple has one of each level, most pixels first."""
+
+    block_out_channels: tuple[int, ...]
+    layers_per_block: tuple[int, ...]
+    block_types: tuple[str, ...]
+    qkv_multiscales: tuple[tuple[int, ...], ...]
+    norm_types: tuple[str, ...]
+    act_fns: tuple[str, ...]
+    attention_head_dim: int
+    shuffle: bool  # downsampling by shuffling pixels into channels; else by strides
+    shortcut: bool  # at its end
+
+
+@dataclass(frozen=True)
 class DcConfig:
     """Hyper-parameters of an AutoencoderDC's decoder, named as in diffusers' config.json; levels in encoder order."""
 
@@ -37,6 +52,7 @@ class DcConfig:
     in_shortcut: bool = True
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
+    encoder: DcHalf | None = None
 
     @property
     def factor(self) -> int:
@@ -193,13 +209,15 @@ def _level(config: DcConfig, i: int) -> list[nn.Module]:
     blocks: list[nn.Module] = []
     if layers and i + 1 < len(config.block_out_channels):
         blocks.append(UpBlock(config.block_out_channels[i + 1], width, config.interpolate, shortcut=True))
-    for _ in range(layers):
-        if config.block_types[i] == "ResBlock":
-            blocks.append(ResBlock(width, config.norm_types[i], config.act_fns[i]))
-        else:
-            kernels = config.qkv_multiscales[i]
-            blocks.append(EfficientVitBlock(width, config.attention_head_dim, kernels, config.norm_types[i]))
-    return blocks
+    return blocks + [block_of(config, i) for _ in range(layers)]
+
+
+def block_of(half: DcConfig | DcHalf, i: int) -> nn.Module:
+    """A block of level i."""
+    width, norm = half.block_out_channels[i], half.norm_types[i]
+    if half.block_types[i] == "ResBlock":
+        return ResBlock(width, norm, half.act_fns[i])
+    return EfficientVitBlock(width, half.attention_head_dim, half.qkv_multiscales[i], norm)
 
 
 class DcDecoder(nn.Module):

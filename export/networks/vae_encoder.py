@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dc_ae_encoder import DcEncoder
 from .vae import GroupNorm, KlConfig, MidBlock, ResnetBlock, TinyBlock, TinyConfig, conv3x3
 
 
@@ -99,4 +100,4 @@ class TinyEncoder(nn.Module):
         return (self.layers((picture + 1) / 2) - self.config.shift_factor) * self.config.scaling_factor
 
 
-VaeEncoder = KlEncoder | TinyEncoder
+VaeEncoder = KlEncoder | TinyEncoder | DcEncoder

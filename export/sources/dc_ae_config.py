@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..networks.dc_ae import DcConfig
+from ..networks.dc_ae import DcConfig, DcHalf
 
 Count = Annotated[int, Field(ge=1, le=1 << 14)]
 Layers = Annotated[int, Field(ge=0, le=64)]
@@ -38,6 +38,14 @@ class _DcJson(BaseModel):
     decoder_act_fns: Activation | _levels(Activation) = "silu"  # type: ignore[valid-type]
     decoder_in_shortcut: bool = True
     decoder_conv_act_fn: Activation = "relu"
+    encoder_block_types: Block | _levels(Block) = "ResBlock"  # type: ignore[valid-type]
+    encoder_block_out_channels: _levels(Count) = (128, 256, 512, 512, 1024, 1024)  # type: ignore[valid-type]
+    encoder_layers_per_block: _levels(Layers) = (2, 2, 2, 3, 3, 3)  # type: ignore[valid-type]
+    encoder_qkv_multiscales: _levels(Annotated[tuple[Kernel, ...], Field(max_length=4)]) = (  # type: ignore[valid-type]
+        (), (), (), (5,), (5,), (5,),
+    )  # fmt: skip
+    downsample_block_type: Literal["pixel_unshuffle", "Conv"] = "pixel_unshuffle"
+    encoder_out_shortcut: bool = True
     scaling_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
     @model_validator(mode="after")
@@ -76,6 +84,7 @@ def dc_from_json(data: dict[str, Any]) -> DcConfig:
     fields = _DcJson.model_validate(data)
     levels = len(fields.decoder_block_out_channels)
     return DcConfig(
+        encoder=_encoder(fields),
         latent_channels=fields.latent_channels,
         out_channels=fields.in_channels,
         block_out_channels=fields.decoder_block_out_channels,
@@ -89,4 +98,27 @@ def dc_from_json(data: dict[str, Any]) -> DcConfig:
         interpolate=fields.upsample_block_type == "interpolate",
         in_shortcut=fields.decoder_in_shortcut,
         scaling_factor=fields.scaling_factor,
+    )
+
+
+def _encoder(fields: _DcJson) -> DcHalf | None:
+    """None where its levels do not fit each other: only who asks for an encoder needs one."""
+    widths, layers = fields.encoder_block_out_channels, fields.encoder_layers_per_block
+    levels, kinds = len(widths), of_levels(fields.encoder_block_types, len(widths))
+    fits = levels == len(fields.decoder_block_out_channels) and {len(layers), len(kinds)} == {levels}
+    fits = fits and len(fields.encoder_qkv_multiscales) == levels and 0 not in layers[1:]
+    fits = fits and not any(4 * width % after or after % 4 for width, after in zip(widths, widths[1:], strict=False))
+    fits = fits and not (fields.encoder_out_shortcut and widths[-1] % fields.latent_channels)
+    if not fits or any(k != "ResBlock" and w % fields.attention_head_dim for k, w in zip(kinds, widths, strict=True)):
+        return None
+    return DcHalf(
+        block_out_channels=widths,
+        layers_per_block=layers,
+        block_types=kinds,
+        qkv_multiscales=fields.encoder_qkv_multiscales,
+        norm_types=("rms_norm",) * levels,
+        act_fns=("silu",) * levels,
+        attention_head_dim=fields.attention_head_dim,
+        shuffle=fields.downsample_block_type == "pixel_unshuffle",
+        shortcut=fields.encoder_out_shortcut,
     )

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ...runtime.errors import CheckpointError
-from ..networks.vae import KlConfig, TinyConfig
+from ..networks.dc_ae import DcConfig
+from ..networks.dc_ae_encoder import DcEncoder
+from ..networks.vae import TinyConfig
 from ..networks.vae_encoder import KlEncoder, TinyEncoder, VaeEncoder
 from .checkpoint import fitted_tensors, load_weights
 from .folder_weights import read_folder_weights
@@ -31,7 +33,8 @@ def read_encoder(path: Path, vae: VaeCheckpoint) -> VaeEncoder:
     if any(key.startswith(WHOLE_CHECKPOINT) for key in state):
         state = {k.removeprefix(WHOLE_CHECKPOINT): v for k, v in state.items() if k.startswith(WHOLE_CHECKPOINT)}
     kept = {key: value for key, value in state.items() if key.startswith(("encoder.", "quant_conv."))}
-    first = kept.get("encoder.layers.0.weight", kept.get("encoder.conv_in.weight"))
+    starts = ("encoder.layers.0.weight", "encoder.conv_in.weight", "encoder.conv_in.conv.weight")
+    first = next((kept[key] for key in starts if key in kept), None)
     if first is None or first.ndim != 4:
         raise CheckpointError(f"{path} holds a decoder and no encoder: give a whole VAE, or leave --encoder out")
     config, channels = vae.decoder.config, int(first.shape[1])
@@ -39,13 +42,13 @@ def read_encoder(path: Path, vae: VaeCheckpoint) -> VaeEncoder:
         if isinstance(config, TinyConfig):
             kept = {key.removeprefix("encoder."): value for key, value in kept.items()}
             encoder: VaeEncoder = TinyEncoder(config, channels, int(first.shape[0]), _blocks(kept))
-        elif isinstance(config, KlConfig):
+        elif isinstance(config, DcConfig):
+            if config.encoder is None:
+                raise CheckpointError(f"{path}: the levels of its encoder do not fit each other: leave --encoder out")
+            encoder = DcEncoder(config, config.encoder, channels)
+        else:
             kept = {_renamed(key): _as_linear(key, value) for key, value in kept.items()}
             encoder = KlEncoder(config, channels, "quant_conv.weight" in kept)
-        else:
-            raise CheckpointError(
-                f"{path}: encoders of this kind of VAE ({vae.kind}) are not built: leave --encoder out"
-            )
     try:
         encoder.load_state_dict(fitted_tensors(kept, encoder.state_dict(), "the encoder"), assign=True)
     except CheckpointError as error:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ditedge.export.graphs.write_image import write_image_graphs
 from ditedge.export.sources.vae_checkpoint import read_vae
 from ditedge.export.sources.vae_encoder import read_encoder
+from ditedge.runtime import open_bundle
 from ditedge.runtime.errors import CheckpointError
 from ditedge.runtime.loop.verify import relative_error
-from tests.export.networks.vaes import WEIGHTS, from_diffusers, make_tiny, make_vae
+from ditedge.runtime.report import silent
+from tests.conftest import BUNDLES, PIXART
+from tests.export.networks.vaes import WEIGHTS, from_diffusers, make_dc, make_tiny, make_vae
 
 PICTURES = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(3)) * 2 - 1
 STATISTICS = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 2.0, 0.5, 1.0]}
@@ -40,6 +45,33 @@ def test_an_autoencoder_tiny(tmp_path: Path) -> None:
                     num_decoder_blocks=(2, 1), decoder_block_out_channels=(16, 16))  # fmt: skip
     found = read_encoder(tmp_path / "tiny", read_vae(tmp_path / "tiny"))(PICTURES)
     assert relative_error(found.numpy(), vae.encode(PICTURES).latents.numpy()) < 1e-6
+
+
+DC_CHANGES: dict[str, dict] = {
+    "shuffled, shortcuts": {"encoder_block_out_channels": (8, 8, 16)},
+    "strides, no layers at full size": {"downsample_block_type": "Conv", "encoder_layers_per_block": (0, 1, 1)},
+    "attention, no shortcut": {
+        "encoder_block_types": ("ResBlock", "EfficientViTBlock", "EfficientViTBlock"), "encoder_out_shortcut": False,
+        "encoder_qkv_multiscales": ((), (), (5,)),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", DC_CHANGES.values(), ids=DC_CHANGES)
+@torch.no_grad()
+def test_an_autoencoder_dc(tmp_path: Path, changes: dict) -> None:
+    vae = make_dc(tmp_path, **{"encoder_qkv_multiscales": ((), (), ())} | changes)
+    found = read_encoder(tmp_path, read_vae(tmp_path))(PICTURES)
+    assert relative_error(found.numpy(), (vae.encode(PICTURES).latent * vae.config.scaling_factor).numpy()) < 1e-5
+
+
+def test_an_encoder_whose_levels_do_not_fit_is_refused_and_its_decoder_read(tmp_path: Path) -> None:
+    make_dc(tmp_path, encoder_qkv_multiscales=((), (), ()))
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"encoder_layers_per_block": [1, 1]}))
+    vae = read_vae(tmp_path)
+    with pytest.raises(CheckpointError, match="the levels of its encoder do not fit each other"):
+        read_encoder(tmp_path, vae)
 
 
 @torch.no_grad()
@@ -84,3 +116,13 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     save_file(state, tmp_path / "vae" / WEIGHTS)
     with pytest.raises(CheckpointError, match=r"encoder\.mid_block\.resnets\.1\.conv2\.bias"):
         read_encoder(tmp_path / "vae", read_vae(tmp_path / "vae"))
+
+
+def test_an_autoencoder_dcs_graph_takes_pictures_of_any_size(tmp_path: Path) -> None:
+    """Compared with PyTorch where it is written, on another size than it was traced with."""
+    make_dc(tmp_path / "dc", encoder_qkv_multiscales=((), (), ()))
+    vae = read_vae(tmp_path / "dc")
+    info = open_bundle(BUNDLES / PIXART).manifest.model  # 4 channels, too
+    factor = vae.decoder.config.factor
+    made = write_image_graphs(read_encoder(tmp_path / "dc", vae), info, factor, tmp_path, 20, silent, any_size=True)
+    assert made["encoder"].outputs[0].shape == ["B", 4, "H", "W"]
