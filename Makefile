@@ -5,10 +5,12 @@ BUILD  := build
 BIN    := $(VENV)/bin
 DEMO   := $(BUILD)/demo
 MODEL  := models/fashion-dit
+TEXT   := fashion-pixart
 
-.PHONY: help venv demo test test-slow test-bundles test-gpu lint typing check schema commands clean
+.PHONY: help venv demo demo-text demo-text-report demo-text-device test test-slow test-bundles test-gpu lint typing check schema commands clean
 help:
 	@echo "make demo       trained checkpoint -> bundle -> picture, and the same in int8"
+	@echo "make demo-text  the same from words: a text model, its encoder (83 MB, downloaded once), a captioned picture"
 	@echo "make test       set up and run the tests (make test-slow: the rest; make test-gpu: what needs a GPU)"
 	@echo "make gpu-pack   what a GPU machine without a network needs for tests/gpu/gpu_check.py, and the command to run there"
 	@echo "make check      lint, typing, test"
@@ -44,6 +46,35 @@ demo: $(VENV)/demo.stamp
 	@echo "the picture: $(CURDIR)/$(DEMO)/fashion.png"
 	@echo "the same in int8: $(CURDIR)/$(DEMO)/fashion-int8.png"
 	@echo "both side by side, measured: $(CURDIR)/$(DEMO)/fashion-int8/quality/report.html"
+
+# transformers reads the text encoder at export; nothing of it is needed to run the bundle (demo-text-device).
+$(VENV)/demo-text.stamp: $(VENV)/demo.stamp
+	@echo "installing transformers and tokenizers into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,text]' transformers
+	@touch $@
+
+demo-text: $(VENV)/demo-text.stamp
+	@mkdir -p $(DEMO)/$(TEXT)-pipeline
+	$(BIN)/python examples/text_encoder.py --out $(DEMO)/$(TEXT)-pipeline
+	cp -r models/$(TEXT)/. $(DEMO)/$(TEXT)-pipeline
+	$(BIN)/python cli.py export --ckpt $(DEMO)/$(TEXT)-pipeline --out $(DEMO)/$(TEXT) --force
+	@rm -rf $(DEMO)/$(TEXT)-pictures
+	$(BIN)/python cli.py run --engine $(DEMO)/$(TEXT) --prompts examples/prompts.txt --size 64x32 --seed 7 --batch 16 -o $(DEMO)/$(TEXT)-pictures/
+	$(BIN)/python examples/captioned_grid.py $(DEMO)/$(TEXT)-pictures -o $(DEMO)/$(TEXT).png
+	@echo "the picture: $(CURDIR)/$(DEMO)/$(TEXT).png"
+
+$(DEMO)/$(TEXT)/manifest.json:
+	$(MAKE) demo-text
+
+demo-text-report: $(DEMO)/$(TEXT)/manifest.json $(VENV)/demo-text.stamp  # the numbers of models/README.md: half an hour
+	$(BIN)/python bench/text_quality.py --engine $(DEMO)/$(TEXT) --guidance 1 --guidance 2 --guidance 7
+
+# What a device needs: an environment with ONNX Runtime and tokenizers alone makes a picture of words.
+demo-text-device: $(DEMO)/$(TEXT)/manifest.json
+	$(PYTHON) -m venv --clear $(BUILD)/device
+	$(BUILD)/device/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[cpu,text]'
+	! $(BUILD)/device/bin/python -m pip list --format freeze | grep -E '^(torch|transformers|diffusers|onnx)='
+	cd $(BUILD) && device/bin/ditedge run --engine demo/$(TEXT) --prompt "a dark sneaker on the left of a handbag" --size 64x32 --seed 7 -o demo/device.png
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
