@@ -4,7 +4,7 @@
 
 Pictures of two garments, 64 x 32 pixels: each half must be what its caption asks for, with words of training and with
 paraphrases that were never in it (`HELD_OUT` of examples/text_captions.py). Then the effect of guidance, of words of
-brightness, and of negative prompts. Image i has seed i; captions are drawn with --seed.
+brightness, and of negative prompts. Captions are drawn with --seed, and image i has the seed --seed + i.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from text_captions import HELD_OUT, TRAINED, Caption, Language, brightness_of, c
 
 from ditedge.calibration import image_features  # noqa: E402
 from ditedge.runtime import open_bundle  # noqa: E402
+from ditedge.runtime.loop.engine import EngineOptions  # noqa: E402
 from ditedge.runtime.loop.generate import generate  # noqa: E402
 from ditedge.runtime.loop.session import Session  # noqa: E402
 
@@ -37,9 +38,9 @@ TWO = (2 * IMAGE_SIZE, IMAGE_SIZE)  # width, height
 class Studio:
     """A bundle at work: captions to pictures, with progress."""
 
-    def __init__(self, engine: Path, batch: int) -> None:
-        self.bundle, self.batch = open_bundle(engine), batch
-        self.session = Session(self.bundle)
+    def __init__(self, engine: Path, batch: int, seed: int, threads: int) -> None:
+        self.bundle, self.batch, self.seed = open_bundle(engine), batch, seed
+        self.session = Session(self.bundle, EngineOptions(threads=threads))
 
     def pictures(self, what: str, prompts: list[str], size: tuple[int, int], **settings: Any) -> np.ndarray:
         """uint8 [n, height, width]."""
@@ -47,7 +48,7 @@ class Studio:
             bar = progress.add_task(what)
             images = generate(
                 self.bundle,
-                seeds=range(len(prompts)),
+                seeds=range(self.seed, self.seed + len(prompts)),
                 prompts=prompts,
                 size=size,
                 batch=self.batch,
@@ -132,14 +133,15 @@ def arguments_given() -> argparse.Namespace:
     parser.add_argument("--fewer", type=int, default=200, help="of each other row")
     parser.add_argument("--guidance", type=float, action="append", default=None, help="other scales to measure")
     parser.add_argument("--batch", type=int, default=25)
-    parser.add_argument("--seed", type=int, default=1000, help="of the captions")
+    parser.add_argument("--seed", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0 is as many as there are cores")
     parser.add_argument("--json", type=Path, default=None, help="file for the numbers")
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = arguments_given()
-    studio, rows = Studio(arguments.engine, arguments.batch), []
+    studio, rows = Studio(arguments.engine, arguments.batch, arguments.seed, arguments.threads), []
     known, new = (drawn(language, arguments.count, arguments.seed) for language in (TRAINED, HELD_OUT))
     wanted = [("words of training", known, None), ("paraphrases held out", new, None)]
     for scale in arguments.guidance or ():
