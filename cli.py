@@ -387,6 +387,7 @@ def doctor(as_json: bool) -> None:
 
     \b
     Examples:
+      ditedge doctor
       ditedge doctor --json
     """
     from ditedge.runtime.doctor import examine, line

@@ -73,6 +73,7 @@ def _add_sets(group: click.Group) -> None:
         \b
         Examples:
           ditedge merge --shard part-1 --shard part-2 --shard part-3 --shard part-4 --out samples
+          ditedge merge --shard samples --shard late --out samples
         """
         from ditedge.runtime.sets import sample
 
