@@ -40,6 +40,8 @@ UNUSED: dict[str, dict[str, Any]] = {
             "quantization": None,
             "text/tokenizer": None,
             "text/further/*/tokenizer": None,
+            "text/instruction": None,
+            "text/further/*/instruction": None,
             "flow": None,
         },
         **{"model/architecture": "dit", "model/patch_size": 1, "model/hidden_size": 1, "model/depth": 1},
