@@ -70,6 +70,7 @@ class Scheduler:
         self._decoding = Decoding(self.sessions)
         self._more = threading.Condition()  # guards the queues, and `_closing`
         self._closing = False
+        self._freeing = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="ditedge-stepping", daemon=True)
 
     def start(self) -> None:
@@ -118,8 +119,9 @@ class Scheduler:
         if self._thread.ident is not None:
             self._thread.join()
         self._decoding.close()
-        for session in self.sessions.values():
-            session.close()
+        with self._freeing:  # a signal and the server's own end may both come here
+            for session in self.sessions.values():
+                session.close()
 
     def turn(self) -> bool:
         """One step of everybody; False where nobody was there to take one. For the thread, and for tests without."""

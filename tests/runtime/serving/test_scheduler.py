@@ -256,6 +256,11 @@ def test_the_end_keeps_promises_or_cancels(golden_bundle, drain: bool) -> None:
     scheduler.close(drain=drain)
     assert {ticket.state for ticket in tickets} == {"done" if drain else "cancelled"} and set(ended) == set(tickets)
     assert not scheduler.alive and len(ended) == 5
+    again = [threading.Thread(target=scheduler.close) for _ in range(8)]
+    for thread in again:
+        thread.start()
+    for thread in again:
+        thread.join()
     with pytest.raises(ClosingError):
         scheduler.submit("gray", [asked(folder)])
 
