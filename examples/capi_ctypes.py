@@ -143,9 +143,6 @@ class Ditedge:
         labels: Sequence[int] | None,
         seeds: Sequence[int],
         *,
-        prompts: Sequence[c.c_void_p] | None = None,
-        negatives: Sequence[c.c_void_p | None] | None = None,
-        pixels: tuple[int, int] = (0, 0),
         images: bool = True,
         noise: tuple[np.ndarray, np.ndarray] | None = None,
         away_from: Sequence[int] | None = None,
@@ -156,17 +153,18 @@ class Ditedge:
     ) -> np.ndarray:
         """Images uint8 [n, h, w, 1 or 3], or latents float32 [n, C, H, W]; fields are those of ditedge_params.
 
-        prompts: of a model that takes those, and labels is None; pixels: (width, height), 0 is the model's own.
+        Of a model that takes prompts, labels is None, and fields have prompts=[...], negatives=[...], both of `prompt`,
+        and pixels=(width, height), 0 is the model's own.
         out: written to instead of a new array; it keeps the good images when status 10 (some not finite) is raised.
         """
         keep, params, count = [np.array(seeds, np.uint64)], Params(), len(seeds)
         self._check(self.c.ditedge_params_init(c.byref(params), c.sizeof(params)))
+        pixels = fields.pop("pixels", (0, 0))
         params.count, params.seeds, (params.width, params.height) = count, keep[0].ctypes.data, pixels
-        for name, of_images in (("labels", labels), ("prompts", prompts), ("negatives", negatives)):
-            if of_images is not None:
-                keep.append(
-                    np.array([_number(given) for given in of_images], np.int64 if name == "labels" else np.uintp)
-                )
+        of_images = {"labels": labels} | {name: fields.pop(name, None) for name in ("prompts", "negatives")}
+        for name, given in of_images.items():
+            if given is not None:
+                keep.append(np.array([_number(own) for own in given], np.int64 if name == "labels" else np.uintp))
                 setattr(params, name, keep[-1].ctypes.data)
         if noise is not None:
             keep += [np.ascontiguousarray(part, dtype=np.float32) for part in noise]
@@ -181,9 +179,7 @@ class Ditedge:
             params.on_preview = OnPreview(lambda event, _: on_preview(event.contents.step, _picture(event.contents)))
         for name, value in fields.items():
             setattr(params, name, value)
-        if out is not None:
-            pass
-        else:
+        if out is None:
             out = np.empty((count, *self.shape(images, pixels)), np.uint8 if images else np.float32)
         run = self.c.ditedge_generate_images if images else self.c.ditedge_generate_latents
         self._check(run(self.session, c.byref(params), out.ctypes.data_as(c.c_void_p), c.c_size_t(out.nbytes)))
