@@ -198,20 +198,19 @@ std::vector<TensorInfo> told_of_prompts(const Graphs& graphs) {
     return told;
 }
 
-// What the graphs of one text encoder have, and what `context` reads of it.
+// What the graphs of one text encoder have, and what `context` reads of it: any number of tokens, or that which prompts are padded to.
 void add_encoder(const Graphs& graphs, const EncoderInfo& encoder, std::map<std::string, Contract>& contracts) {
     std::vector<TensorInfo>& read = contracts["context"].first;
-    Contract own = {{{"ids", i64, {-1, encoder.masked ? -1 : encoder.tokens}}}, {}};
+    Contract own = {{{"ids", i64, {-1, encoder.tokens}}}, {}};
     for (const EncoderInfo::Rows& rows : encoder.rows()) {
         std::vector<std::int64_t> shape = {-1};
         shape.insert(shape.end(), rows.shape.begin(), rows.shape.end());
-        if (rows.shape.size() == 2 && encoder.masked) shape[1] = -1;
         read.push_back({rows.name, f32, shape});
         own.second.push_back({rows.of_text, f32, shape});
     }
     if (encoder.masked) {
-        read.push_back({"mask" + encoder.suffix, i64, {-1, -1}});
-        own.first.push_back({"mask", i64, {-1, -1}});
+        read.push_back({"mask" + encoder.suffix, i64, {-1, encoder.tokens}});
+        own.first.push_back({"mask", i64, {-1, encoder.tokens}});
     }
     if (graphs.manifest.graphs.count("text" + encoder.suffix) != 0) contracts["text" + encoder.suffix] = own;
 }
