@@ -165,6 +165,7 @@ fuzz-cpp: $(DEMO)/fashion/manifest.json  # manifests, programs, build records, g
 	@$(BIN)/python tests/cpp/small_onnx.py > $(BUILD)/fuzz/corpus/graph
 	@{ printf '\4'; cat tests/cpp/manifest.json.sig; } > $(BUILD)/fuzz/corpus/signature
 	@{ printf '\5'; cat tests/cpp/key.pem; } > $(BUILD)/fuzz/corpus/key
+	@{ printf '\6'; cat tests/bundles/pixart/text/empty.safetensors; } > $(BUILD)/fuzz/corpus/prompt
 	cd $(BUILD)/fuzz && ./ditedge-fuzz -max_total_time=$(FUZZ_HALF) -max_len=16384 -timeout=20 -rss_limit_mb=2048 -verbosity=0 corpus
 
 test-bundles: $(VENV)/test.stamp  # the small bundles in tests/bundles, after a change of the format or of a graph
