@@ -16,7 +16,7 @@ from ditedge.calibration.graph.lowering import lower
 from ditedge.calibration.layers import prepare
 from ditedge.calibration.layers.child import errors_of
 from ditedge.calibration.layers.compare import _measured, compare_layers
-from ditedge.calibration.layers.inputs import real_step
+from ditedge.calibration.layers.inputs import inputs_of, letters_of, real_step
 from ditedge.calibration.layers.record import Layers
 from ditedge.calibration.layers.request import LayersOptions
 from ditedge.runtime import open_bundle
@@ -96,7 +96,7 @@ def test_few_tensors_at_a_time(gray: Path, derived, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("number", [1, 4])
-def test_inputs_are_those_of_the_recorded_trajectory(gray: Path, number: int) -> None:
+def test_inputs_are_those_of_the_recorded_trajectory(gray: Path, tmp_path: Path, number: int) -> None:
     bundle = open_bundle(gray)
     golden = bundle.manifest.golden[0]
     tensors = read_golden(bundle, golden, bundle.program(golden.program).steps)
@@ -104,7 +104,10 @@ def test_inputs_are_those_of_the_recorded_trajectory(gray: Path, number: int) ->
     step = real_step(bundle, number, silent)
     assert relative_error(step.latents, before) < 1e-5
     assert step.what.startswith(f"step {number} of ") and golden.program in step.what
-    assert step.letters["U"] == len(step.conditioner["timestep"]) and step.letters["E"] == len(step.step["condition"])
+    inputs = inputs_of(bundle, step, tmp_path)
+    letters = letters_of(bundle, inputs)
+    assert letters["U"] == len(inputs["timestep"]) == len(inputs["modulation"]) == step.tables.rows
+    assert letters["E"] == len(inputs["condition"]) == len(inputs["sample"]) and letters["B"] == len(before)
 
 
 def test_without_a_recorded_trajectory_the_default_program_is_taken(golden_bundle) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from ditedge.calibration.graph.lowering import lower
 from ditedge.calibration.layers.compare import _measured, compare_layers
-from ditedge.calibration.layers.inputs import real_step
+from ditedge.calibration.layers.inputs import inputs_of, letters_of, real_step
 from ditedge.calibration.layers.prepare import prepare
 from ditedge.calibration.layers.request import LayersOptions
 from ditedge.runtime import open_bundle
@@ -33,12 +33,10 @@ def test_the_marked_plan_is_built(gray: Path, derived, tmp_path: Path, dtype: st
         derived("half", lambda model: half and lower(model, ir.DataType[dtype]), "float16" if half else "float32")
     )
     a = open_bundle(gray)
-    step = real_step(a, 1, silent)
-    pair = prepare(
-        "step", a.graph_file("step"), b.graph_file("step"), tmp_path, letters=step.letters, rounds=False, smoothed=False
-    )
-    rows = np.zeros((step.letters["U"], a.manifest.modulation_width), np.float32)
-    np.savez(tmp_path / "inputs.npz", **step.conditioner, **step.step, modulation=rows)
+    inputs = inputs_of(a, real_step(a, 1, silent), tmp_path)
+    letters, files = letters_of(a, inputs), (a.graph_file("step"), b.graph_file("step"))
+    pair = prepare("step", *files, tmp_path, letters=letters, rounds=False, smoothed=False)
+    np.savez(tmp_path / "inputs.npz", **inputs)
     chunks = [[(pair.points[i].tensor, pair.points[i].other) for i in chunk] for chunk in pair.chunks]
     specification = {
         "provider": "cpu", "threads": 1, "target": "tensorrt-rtx", "inputs": [str(tmp_path / "inputs.npz")] * 2,
