@@ -171,7 +171,7 @@ def any_subject(bundle: Bundle) -> tuple[int | Prompt, Prompt | None, tuple[int,
 def told_besides(bundle: Bundle, guidance: float, size: tuple[int, int]) -> tuple[float, Besides]:
     """What is left of guidance for a second evaluation, and what the conditioner is told beside the prompts.
 
-    size: height and width of the picture in pixels.
+    size: height and width of the picture in pixels. Raises RequestError for guidance that float32 cannot hold.
     """
     text = bundle.manifest.text
     if text is None:
@@ -180,6 +180,8 @@ def told_besides(bundle: Bundle, guidance: float, size: tuple[int, int]) -> tupl
     vectors = bundle.manifest.output_shape("context", "vector") is not None
     if text.guidance != "embedded":
         return guidance, Besides(told, vectors)
+    if not abs(guidance) <= MAX_NUMBER:
+        raise RequestError(f"guidance {guidance:g} is not a finite number in float32")
     return 1.0, Besides(told | {"guidance": guidance}, vectors)
 
 
