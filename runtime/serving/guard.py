@@ -19,6 +19,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 MAX_BODY = 64 << 10  # bytes: requests are some lines of JSON
 BODY_SECONDS = 10.0  # from the first byte of a body to its last
+MOST_REQUESTS = 1000  # in the works at a time
 OPEN = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")  # no key is asked for; nor for the page's own files
 OPEN_BELOW = ("/page/", "/v1/images/")  # a picture's address is a name that nobody guesses
 HEADERS = {
@@ -51,13 +52,23 @@ class Guard:
 
     def __init__(self, app: App, service: Service) -> None:
         self._app, self._service = app, service
+        self._requests = 0  # in the works
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        self._requests += 1
+        try:
+            await self._guarded(scope, receive, send)
+        finally:
+            self._requests -= 1
+
+    async def _guarded(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         try:
             headers = _headers(scope)
+            if self._requests > MOST_REQUESTS:
+                raise Refused(429, "too_many", f"{MOST_REQUESTS} requests are being answered: try again")
             scope["ditedge.key"] = self._key(scope["path"], scope["method"], headers)
             _check_origin(scope["method"], headers)
             body = await _body(scope["method"], headers, receive)
@@ -152,7 +163,9 @@ async def _refuse(refusal: Refused, send: Send) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if refusal.status in (408, 413):
+    if refusal.status == 429:
+        headers.append((b"retry-after", b"1"))
+    if refusal.status in (408, 413, 429):
         headers.append((b"connection", b"close"))  # the rest of it is not read
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -16,12 +16,13 @@ from ..errors import RequestError
 from ..loop.engine import options_for
 from ..loop.session import Session
 from .app import application
+from .guard import MOST_REQUESTS
 from .metrics import Metrics
 from .options import ServeRequest
 from .scheduler import Scheduler
 from .service import Service, named, read_keys
 
-CONNECTIONS = 1000  # at a time; more are answered 503
+CONNECTIONS = 4 * MOST_REQUESTS  # at a time; more are answered 503, without a sentence
 HEADER_BYTES = 16 << 10
 ANSWER_SECONDS = 5  # for the last answers
 IDLE_SECONDS = 15  # of a connection between two requests

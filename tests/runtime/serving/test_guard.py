@@ -170,6 +170,39 @@ def test_slow_and_broken_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slowly(monkeypatch, [part(b"{", True), {"type": "http.disconnect"}], 0.001) == 400
 
 
+def test_more_requests_than_can_be_in_the_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third of three waits for none: it is told to come again; those before it are answered."""
+    monkeypatch.setattr(guard, "MOST_REQUESTS", 2)
+    sent: list[list[dict]] = [[], [], []]
+
+    async def ask(number: int, until: asyncio.Event) -> None:
+        async def receive() -> dict:
+            await until.wait()
+            return {"type": "http.request", "body": b"{}", "more_body": False}
+
+        async def send(message: dict) -> None:
+            sent[number].append(message)
+
+        scope = {"type": "http", "method": "POST", "path": IMAGES, "headers": [(b"content-type", b"application/json")]}
+        await around(scope, receive, send)  # type: ignore[arg-type]
+
+    async def app(scope: dict, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def all_three() -> None:
+        until = asyncio.Event()
+        waiting = [asyncio.create_task(ask(number, until)) for number in (0, 1)]
+        await asyncio.sleep(0)
+        await ask(2, until)
+        until.set()
+        await asyncio.gather(*waiting)
+
+    around = guard.Guard(app, Service(None, {}))  # type: ignore[arg-type]
+    asyncio.run(all_three())
+    assert [messages[0]["status"] for messages in sent] == [200, 200, 429]
+    assert dict(sent[2][0]["headers"])[b"retry-after"] == b"1"
+
+
 def test_nothing_or_the_same_to_serve(gray: Path) -> None:
     from ditedge.runtime import open_bundle
     from ditedge.runtime.serving.server import notes, served
