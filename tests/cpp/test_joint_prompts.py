@@ -69,8 +69,8 @@ def test_what_does_not_fit_is_refused(opened, family: tuple[str, Path]) -> None:
     assert caught.value.status == REQUEST
     if name == "flux-dev":
         prompt = handle.prompt(*WORDS[name][0])
-        nearest = handle.generate(None, [1], images=False, prompts=[prompt], pixels=(96, 48))  # 18 tokens: that of 15
-        same = {"prompts": [prompt], "pixels": (96, 48), "program": b"flow-euler-28-15"}
+        nearest = handle.generate(None, [1], images=False, prompts=[prompt], pixels=(96, 64))  # 24 tokens: that of 25
+        same = {"prompts": [prompt], "pixels": (96, 64), "program": b"flow-euler-28-25"}
         np.testing.assert_array_equal(nearest, handle.generate(None, [1], images=False, **same))
         with pytest.raises(
             DitedgeError, match="reads its guidance as a number and evaluates each step once: leave neg"
