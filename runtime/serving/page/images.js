@@ -44,7 +44,7 @@ function show(job, wish, actions) {
   cards.prepend(...made.map((one) => one.element));
   const update = (newest) => {
     newest.images.forEach((image, i) => made[i].update(image));
-    const over = newest.images.every((image) => ENDED.includes(image.status));
+    const over = made.every((one) => one.ended());
     if (over) going.delete(job.id);
     actions.changed();
     return over;
@@ -83,8 +83,10 @@ function card(job, i, wish, actions) {
   part(".cancel").addEventListener("click", () => going.get(job.id)?.());
   part(".again").addEventListener("click", () => actions.again({ ...its, seed: String(BigInt(its.seed) + 1n) }));
   part(".settings").addEventListener("click", () => actions.use(its));
+  let ended = false;
   const update = (now) => {
-    const over = ENDED.includes(now.status);
+    if (ended) return; // an answer to a request may come after a later event
+    const over = ended = ENDED.includes(now.status);
     over ? own.delete(now.number) : own.add(now.number);
     part(".state").textContent = sentence(now);
     part(".state").classList.toggle("bad", now.status === "failed");
@@ -100,7 +102,7 @@ function card(job, i, wish, actions) {
       image.src = `data:image/png;base64,${now.preview.b64_png}`;
     }
   };
-  return { element, update };
+  return { element, update, ended: () => ended };
 }
 
 function sentence(now) {
