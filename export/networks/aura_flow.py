@@ -14,7 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .interface import Interface
-from .parts import SINUSOID, Mlp, attend, frequencies, heads_of, modulated, vectors_of
+from .parts import (
+    SINUSOID,
+    FamilyConfig,
+    Mlp,
+    attend,
+    frequencies,
+    heads_of,
+    modulated,
+    packed,
+    unpatchified,
+    vectors_of,
+)
 
 EPS = 1e-5  # of every norm, those of queries and keys among them
 REGISTERS = 8
@@ -23,7 +34,7 @@ THOUSAND = 1000.0
 
 
 @dataclass(frozen=True)
-class AuraFlowConfig:
+class AuraFlowConfig(FamilyConfig):
     """Hyper-parameters, as in diffusers' config.json."""
 
     sample_size: int  # H = W of the latents that it was trained on
@@ -39,21 +50,8 @@ class AuraFlowConfig:
     tokens: int = 256  # T of a prompt
 
     @property
-    def input_size(self) -> int:
-        return self.sample_size
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self.num_heads * self.head_size
-
-    @property
     def depth(self) -> int:
         return self.joint_depth + self.single_depth
-
-    @property
-    def learn_sigma(self) -> bool:
-        return False
 
 
 class Modulated(nn.Module):
@@ -201,8 +199,8 @@ class AuraFlow(nn.Module):
         network output [N, O, H, W]."""
         config, (h, w) = self.config, position.shape[:2]
         width, patch = config.hidden_size, config.patch_size
-        packed = x.unflatten(3, (w, patch)).unflatten(2, (h, patch)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        image, text = self.pos_embed.proj(packed) + position.flatten(0, 1)[None], context.index_select(0, prompt)
+        patches = packed(x, patch, h, w)
+        image, text = self.pos_embed.proj(patches) + position.flatten(0, 1)[None], context.index_select(0, prompt)
         for i, block in enumerate(self.joint_transformer_blocks):
             image, text = block(image, text, vectors_of(modulation, 12 * i, 12, width))
         stream, words, first = torch.cat([text, image], dim=1), text.shape[1], 12 * config.joint_depth
@@ -210,5 +208,4 @@ class AuraFlow(nn.Module):
             stream = block(stream, vectors_of(modulation, first + 6 * i, 6, width))
         scale, shift = vectors_of(modulation, first + 6 * config.single_depth, 2, width)
         tokens = self.proj_out(stream[:, words:] * (1 + scale) + shift)
-        grid = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (h, w))
-        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        return unpatchified(tokens, patch, h, w)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .parts import PatchEmbed, unpatchified
+
 TIMESTEP_CHANNELS = 256  # width of the sinusoid that feeds the timestep MLP, as in the reference
 
 
@@ -68,17 +70,6 @@ class Network(Protocol):
 
     def conditioner(self, timestep: Tensor, label: Tensor) -> Tensor: ...  # [U] float32, [U] int64 -> [U, M]
     def trunk(self, x: Tensor, modulation: Tensor) -> Tensor: ...  # [N, C, H, W], [N, M] -> [N, O, H, W]
-
-
-class PatchEmbed(nn.Module):
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        patch = config.patch_size
-        self.proj = nn.Conv2d(config.in_channels, config.hidden_size, kernel_size=patch, stride=patch)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> tokens [N, T, D], row-major."""
-        return self.proj(x).flatten(2).transpose(1, 2)
 
 
 class TimestepEmbedder(nn.Module):
@@ -205,7 +196,7 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
-        self.x_embedder = PatchEmbed(config)
+        self.x_embedder = PatchEmbed(config.in_channels, config.hidden_size, config.patch_size)
         self.t_embedder = TimestepEmbedder(config)
         self.y_embedder = LabelEmbedder(config)
         self.pos_embed = nn.Parameter(sincos_position_embedding(config), requires_grad=False)
@@ -233,9 +224,8 @@ class DiT(nn.Module):
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """[N, T, p * p * O] -> [N, O, H, W] (`nhwpqc -> nchpwq`)."""
-        side, patch = self.config.input_size // self.config.patch_size, self.config.patch_size
-        grid = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (side, side))
-        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        side = self.config.input_size // self.config.patch_size
+        return unpatchified(tokens, self.config.patch_size, side, side)
 
     def forward(self, x: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
         return self.trunk(x, self.conditioner(timestep.float(), label))

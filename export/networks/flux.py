@@ -16,14 +16,17 @@ from torch import Tensor, nn
 from .interface import Interface
 from .parts import (
     SINUSOID,
+    FamilyConfig,
     FeedForward,
     Mlp,
     Modulated,
     RmsNorm,
     attend,
+    fed,
     frequencies,
     heads_of,
     modulated,
+    packed,
     sinusoid,
     vectors_of,
 )
@@ -35,7 +38,7 @@ THOUSAND = 1000.0  # what the network is told of time and guidance is multiplied
 
 
 @dataclass(frozen=True)
-class FluxConfig:
+class FluxConfig(FamilyConfig):
     """Hyper-parameters, as in diffusers' config.json, but for latents before they are packed."""
 
     sample_size: int  # H = W of the latents that it was trained on
@@ -52,25 +55,12 @@ class FluxConfig:
     tokens: int = 512  # T of T5
 
     @property
-    def input_size(self) -> int:
-        return self.sample_size
-
-    @property
     def patch_size(self) -> int:
         return PACKED
 
     @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self.num_heads * self.head_size
-
-    @property
     def depth(self) -> int:
         return self.joint_depth + self.single_depth
-
-    @property
-    def learn_sigma(self) -> bool:
-        return False
 
 
 class Queries(nn.Module):
@@ -122,16 +112,14 @@ class JointBlock(nn.Module):
         self, image: Tensor, text: Tensor, vectors: tuple[Tensor, ...], position: Tensor
     ) -> tuple[Tensor, Tensor]:
         """image [N, S, D], text [N, T, D], twelve vectors [N, 1, D], of the image and of the text, position [S, d]."""
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = vectors[:6]
-        text_shift, text_scale, text_gate, text_shift_mlp, text_scale_mlp, text_gate_mlp = vectors[6:]
+        of_image, of_text = vectors[:6], vectors[6:]
         attended, of_words = self.attn(
-            modulated(self.norm, image, shift, scale), modulated(self.norm, text, text_shift, text_scale), position
+            modulated(self.norm, image, *of_image[:2]), modulated(self.norm, text, *of_text[:2]), position
         )
-        image = image + gate * attended
-        image = image + gate_mlp * self.ff(modulated(self.norm, image, shift_mlp, scale_mlp))
-        text = text + text_gate * of_words
-        text = text + text_gate_mlp * self.ff_context(modulated(self.norm, text, text_shift_mlp, text_scale_mlp))
-        return image, text
+        return (
+            fed(self.norm, self.ff, image, attended, of_image),
+            fed(self.norm, self.ff_context, text, of_words, of_text),
+        )
 
 
 class SingleBlock(nn.Module):
@@ -187,15 +175,15 @@ class Flux(nn.Module):
     def __init__(self, config: FluxConfig) -> None:
         super().__init__()
         self.config = config
-        width, packed = config.hidden_size, PACKED**2
+        width, numbers = config.hidden_size, PACKED**2
         self.time_text_embed = TimeAndText(config)
         self.context_embedder = nn.Linear(config.caption_channels, width)
-        self.x_embedder = nn.Linear(packed * config.in_channels, width)
+        self.x_embedder = nn.Linear(numbers * config.in_channels, width)
         self.transformer_blocks = nn.ModuleList(JointBlock(config) for _ in range(config.joint_depth))
         self.single_transformer_blocks = nn.ModuleList(SingleBlock(config) for _ in range(config.single_depth))
         self.norm = nn.LayerNorm(width, EPS, elementwise_affine=False)
         self.norm_out = Modulated(width, 2)
-        self.proj_out = nn.Linear(width, packed * config.out_channels)
+        self.proj_out = nn.Linear(width, numbers * config.out_channels)
         for axis, size in enumerate(config.axes):
             exponent = torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size
             self.register_buffer(f"omega_{axis}", (1.0 / THETA**exponent).float(), persistent=False)
@@ -242,7 +230,7 @@ class Flux(nn.Module):
         """x [N, C, H, W], modulation [N, M], context [P, T, D], prompt [N] int64 (rows of it), position [h, w, d] ->
         network output [N, O, H, W]."""
         config, (h, w), turns = self.config, position.shape[:2], position.flatten(0, 1)
-        image, text = self.x_embedder(_packed(x, h, w)), context.index_select(0, prompt)
+        image, text = self.x_embedder(packed(x, PACKED, h, w)), context.index_select(0, prompt)
         for i, block in enumerate(self.transformer_blocks):
             image, text = block(image, text, vectors_of(modulation, 12 * i, 12, config.hidden_size), turns)
         stream, words, first = torch.cat([text, image], dim=1), text.shape[1], 12 * config.joint_depth
@@ -250,11 +238,6 @@ class Flux(nn.Module):
             stream = block(stream, vectors_of(modulation, first + 3 * i, 3, config.hidden_size), turns, words)
         scale, shift = vectors_of(modulation, first + 3 * config.single_depth, 2, config.hidden_size)
         return _unpacked(self.proj_out(modulated(self.norm, stream[:, words:], shift, scale)), h, w)
-
-
-def _packed(x: Tensor, h: int, w: int) -> Tensor:
-    """[N, C, 2 h, 2 w] -> [N, h w, 4 C] (`nchpwq -> nhwcpq`)."""
-    return x.unflatten(3, (w, PACKED)).unflatten(2, (h, PACKED)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def _unpacked(tokens: Tensor, h: int, w: int) -> Tensor:

@@ -12,6 +12,39 @@ SINUSOID = 256  # width of the sinusoids that feed the embedders
 RMS_EPS = 1e-6
 
 
+class FamilyConfig:
+    """What the descriptions of families that take prompts have in common; each is a dataclass with these fields."""
+
+    sample_size: int  # H = W of the latents that it was trained on
+    in_channels: int  # C
+    out_channels: int  # O
+    num_heads: int
+    head_size: int
+
+    @property
+    def input_size(self) -> int:
+        return self.sample_size
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.num_heads * self.head_size
+
+    @property
+    def learn_sigma(self) -> bool:
+        return self.out_channels == 2 * self.in_channels
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> tokens [N, S, D], row-major."""
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
 class Mlp(nn.Module):
     """linear_1, an activation, linear_2."""
 
@@ -77,9 +110,10 @@ def heads_of(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(2, (heads, x.shape[-1] // heads)).transpose(1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """[N, heads, S, d] each -> [N, S, heads d]."""
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """q [N, heads, S, d], k and v [N, heads, T, d] -> [N, S, heads d]. bias [N, T] is added to the scores."""
     scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+    scores = scores if bias is None else scores + bias[:, None, None]
     return (torch.softmax(scores, dim=-1) @ v).transpose(1, 2).flatten(2)
 
 
@@ -91,3 +125,21 @@ def vectors_of(modulation: Tensor, first: int, count: int, width: int) -> tuple[
 
 def modulated(norm: nn.Module, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return norm(x) * (1 + scale) + shift
+
+
+def fed(norm: nn.Module, feed: nn.Module, x: Tensor, attended: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
+    """What follows attention in a block of six vectors: its gate and sum, then the gated MLP."""
+    _, _, gate, shift_mlp, scale_mlp, gate_mlp = vectors
+    x = x + gate * attended
+    return x + gate_mlp * feed(modulated(norm, x, shift_mlp, scale_mlp))
+
+
+def packed(x: Tensor, patch: int, h: int, w: int) -> Tensor:
+    """[N, C, p h, p w] -> [N, h w, C p p] (`nchpwq -> nhwcpq`)."""
+    return x.unflatten(3, (w, patch)).unflatten(2, (h, patch)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpatchified(tokens: Tensor, patch: int, h: int, w: int) -> Tensor:
+    """[N, h w, p * p * O] -> [N, O, p h, p w] (`nhwpqc -> nchpwq`)."""
+    grid = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (h, w))
+    return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

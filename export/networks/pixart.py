@@ -13,15 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .adaln_single import NORM_EPS, context_of, final, keys_and_values, six_of, with_table
 from .interface import Interface
-from .parts import SINUSOID, FeedForward, Mlp, frequencies, sinusoid
-
-MASKED = -1e4  # added to the scores of tokens that are padding: their weight is exactly 0 then
-NORM_EPS = 1e-6  # of the last norm, whatever `norm_eps` is
+from .parts import (
+    SINUSOID,
+    FamilyConfig,
+    FeedForward,
+    Mlp,
+    PatchEmbed,
+    attend,
+    frequencies,
+    heads_of,
+    sinusoid,
+    unpatchified,
+)
 
 
 @dataclass(frozen=True)
-class PixArtConfig:
+class PixArtConfig(FamilyConfig):
     """Hyper-parameters, as in diffusers' config.json."""
 
     sample_size: int  # H = W of the latents that it was trained on
@@ -36,19 +45,6 @@ class PixArtConfig:
     norm_eps: float = 1e-6
     told_size: bool = False  # PixArt-alpha 1024: the conditioner is told the picture's height and width
     tokens: int = 120  # T: of a prompt, in the pipeline; 300 in PixArt-Sigma's
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self.num_heads * self.head_size
-
-    @property
-    def input_size(self) -> int:
-        return self.sample_size
-
-    @property
-    def learn_sigma(self) -> bool:
-        return self.out_channels == 2 * self.in_channels
 
     @property
     def context_width(self) -> int:
@@ -109,11 +105,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """x [N, S, D]; keys, values [N, T, D]; bias [N, T] -> [N, S, D]."""
-        heads = (self.num_heads, x.shape[-1] // self.num_heads)
-        q, k, v = (part.unflatten(2, heads).transpose(1, 2) for part in (self.to_q(x), keys, values))
-        scores = q @ k.transpose(2, 3) * heads[1] ** -0.5
-        scores = scores if bias is None else scores + bias[:, None, None]
-        return self.to_out[0]((torch.softmax(scores, dim=-1) @ v).transpose(1, 2).flatten(2))
+        q, k, v = (heads_of(part, self.num_heads) for part in (self.to_q(x), keys, values))
+        return self.to_out[0](attend(q, k, v, bias))
 
 
 class Block(nn.Module):
@@ -128,22 +121,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, six: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """x [N, S, D], six [N, 6, D], keys and values of the prompt [N, T, D], bias [N, T] -> [N, S, D]."""
-        rows = (self.scale_shift_table[None] + six)[:, :, None].unbind(1)
+        rows = with_table(self.scale_shift_table, six)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows
         inner = self.norm1(x) * (1 + scale_msa) + shift_msa
         x = x + gate_msa * self.attn1(inner, self.attn1.to_k(inner), self.attn1.to_v(inner), None)
         x = x + self.attn2(x, keys, values, bias)
         return x + gate_mlp * self.ff(self.norm2(x) * (1 + scale_mlp) + shift_mlp)
-
-
-class PatchEmbed(nn.Module):
-    def __init__(self, channels: int, width: int, patch: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> tokens [N, S, D], row-major."""
-        return self.proj(x).flatten(2).transpose(1, 2)
 
 
 def grid_position(rows: Tensor, columns: Tensor, width: int, base_size: int, scale: float) -> Tensor:
@@ -200,7 +183,7 @@ class PixArt(nn.Module):
         """
         prompt = self.caption_projection(hidden)
         rows = [part(prompt) for block in self.transformer_blocks for part in (block.attn2.to_k, block.attn2.to_v)]
-        return torch.cat(rows, dim=2), (1 - mask.float()) * MASKED
+        return context_of(rows, mask)
 
     def position(self, rows: Tensor, columns: Tensor) -> Tensor:
         """rows [h] and columns [w] float32, 0, 1, 2 ... of the patches -> [h, w, D]: columns first, each [sin, cos]."""
@@ -214,17 +197,8 @@ class PixArt(nn.Module):
         both), position [h, w, D] -> network output [N, O, H, W]."""
         width = self.config.hidden_size
         tokens = self.pos_embed(x) + position.flatten(0, 1)[None]
-        six, bias = modulation[:, : 6 * width].unflatten(1, (6, width)), context_bias.index_select(0, prompt)
+        six, bias = six_of(modulation, width), context_bias.index_select(0, prompt)
         for i, block in enumerate(self.transformer_blocks):
-            keys, values = (
-                context[:, :, part * width : (part + 1) * width].index_select(0, prompt) for part in (2 * i, 2 * i + 1)
-            )
-            tokens = block(tokens, six, keys, values, bias)
-        shift, scale = (self.scale_shift_table[None] + modulation[:, None, 6 * width :])[:, :, None].unbind(1)
-        return self._unpatchify(self.proj_out(self.norm_out(tokens) * (1 + scale) + shift), position)
-
-    def _unpatchify(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """[N, S, p * p * O] -> [N, O, H, W] (`nhwpqc -> nchpwq`)."""
-        patch, (h, w) = self.config.patch_size, position.shape[:2]
-        grid = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (h, w))
-        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+            tokens = block(tokens, six, *keys_and_values(context, prompt, i, width), bias)
+        tokens = self.proj_out(final(self.norm_out, self.scale_shift_table, tokens, modulation))
+        return unpatchified(tokens, self.config.patch_size, *position.shape[:2])

@@ -7,16 +7,26 @@ those of diffusers' `SanaTransformer2DModel`, but for `time_embed.emb.`, which i
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .adaln_single import NORM_EPS, context_of, final, keys_and_values, six_of, with_table
 from .interface import Interface
-from .parts import SINUSOID, Mlp
-from .pixart import MASKED, NORM_EPS, PatchEmbed, grid_position
+from .parts import (
+    SINUSOID,
+    FamilyConfig,
+    Mlp,
+    PatchEmbed,
+    attend,
+    frequencies,
+    heads_of,
+    sinusoid,
+    unpatchified,
+)
+from .pixart import grid_position
 
 CAPTION_EPS, QK_EPS = 1e-5, 1e-5
 # Least sum of weights to divide by, where diffusers adds it: the exporter takes x + 1e-15 for x, and 0 / 0 is NaN.
@@ -24,7 +34,7 @@ TINY = 1e-15
 
 
 @dataclass(frozen=True)
-class SanaConfig:
+class SanaConfig(FamilyConfig):
     """Hyper-parameters, as in diffusers' config.json."""
 
     sample_size: int  # H = W of the latents that it was trained on
@@ -48,22 +58,9 @@ class SanaConfig:
     tokens: int = 300  # T: of a prompt, in the pipelines
 
     @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self.num_heads * self.head_size
-
-    @property
-    def input_size(self) -> int:
-        return self.sample_size
-
-    @property
     def cross_size(self) -> int:
         """Width of a cross-attention's keys and values."""
         return self.cross_heads * self.cross_head_size
-
-    @property
-    def learn_sigma(self) -> bool:
-        return False
 
     @property
     def context_width(self) -> int:
@@ -101,13 +98,10 @@ class TimeEmbed(nn.Module):
         if config.guided:
             self.guidance_embedder = Mlp(SINUSOID, width, nn.SiLU())
         self.linear = nn.Linear(width, 6 * width)
-        # A constant of the graph, made on the CPU also when the network itself is built on "meta".
-        exponent = -math.log(10000) * torch.arange(SINUSOID // 2, dtype=torch.float32, device="cpu")
-        self.register_buffer("frequency", torch.exp(exponent / (SINUSOID // 2)), persistent=False)
+        self.register_buffer("frequency", frequencies(), persistent=False)
 
     def _sinusoid(self, value: Tensor) -> Tensor:
-        angle = value[:, None] * self.frequency[None]
-        return torch.cat([angle.cos(), angle.sin()], dim=-1)
+        return sinusoid(value, self.frequency)
 
     def forward(self, timestep: Tensor, guidance: Tensor | None) -> Tensor:
         embedded = self.timestep_embedder(self._sinusoid(timestep * self.config.timestep_scale))
@@ -154,11 +148,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """x [N, S, D]; keys, values [N, T, cross_size]; bias [N, T] -> [N, S, D]."""
-        heads = (self.num_heads, keys.shape[-1] // self.num_heads)
-        rows = (self.norm_q(self.to_q(x)), keys, values)
-        q, k, v = (part.unflatten(2, heads).transpose(1, 2) for part in rows)
-        scores = q @ k.transpose(2, 3) * heads[1] ** -0.5 + bias[:, None, None]
-        return self.to_out[0]((torch.softmax(scores, dim=-1) @ v).transpose(1, 2).flatten(2))
+        q, k, v = (heads_of(part, self.num_heads) for part in (self.norm_q(self.to_q(x)), keys, values))
+        return self.to_out[0](attend(q, k, v, bias))
 
 
 class GluMbConv(nn.Module):
@@ -192,7 +183,7 @@ class Block(nn.Module):
         self, x: Tensor, six: Tensor, keys: Tensor, values: Tensor, bias: Tensor, sides: tuple[int, int]
     ) -> Tensor:
         """x [N, S, D], six [N, 6, D], keys and values of the prompt [N, T, ...], bias [N, T], S = h w -> [N, S, D]."""
-        rows = (self.scale_shift_table[None] + six)[:, :, None].unbind(1)
+        rows = with_table(self.scale_shift_table, six)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows
         x = x + gate_msa * self.attn1(self.norm1(x) * (1 + scale_msa) + shift_msa)
         x = x + self.attn2(x, keys, values, bias)
@@ -240,7 +231,7 @@ class Sana(nn.Module):
         """
         prompt = self.caption_norm(self.caption_projection(hidden))
         rows = [part for block in self.transformer_blocks for part in block.attn2.of_prompt(prompt)]
-        return torch.cat(rows, dim=2), (1 - mask.float()) * MASKED
+        return context_of(rows, mask)
 
     def position(self, rows: Tensor, columns: Tensor) -> Tensor:
         """rows [h] and columns [w] float32, counted from 0 -> [h, w, D], of a model that has positions."""
@@ -258,17 +249,12 @@ class Sana(nn.Module):
     ) -> Tensor:
         """x [N, C, H, W], modulation [N, 7D], context [P, T, W], context_bias [P, T], prompt [N] int64 (rows of both),
         position [h, w, D] where there is any -> network output [N, O, H, W]."""
-        width, part, patch = self.config.hidden_size, self.config.cross_size, self.config.patch_size
+        width, patch = self.config.hidden_size, self.config.patch_size
         tokens = self.patch_embed(x)
         tokens = tokens if position is None else tokens + position.flatten(0, 1)[None]
-        six, bias = modulation[:, : 6 * width].unflatten(1, (6, width)), context_bias.index_select(0, prompt)
+        six, bias = six_of(modulation, width), context_bias.index_select(0, prompt)
         sides = (x.shape[2] // patch, x.shape[3] // patch)
         for i, block in enumerate(self.transformer_blocks):
-            keys, values = (
-                context[:, :, j * part : (j + 1) * part].index_select(0, prompt) for j in (2 * i, 2 * i + 1)
-            )
-            tokens = block(tokens, six, keys, values, bias, sides)
-        shift, scale = (self.scale_shift_table[None] + modulation[:, None, 6 * width :])[:, :, None].unbind(1)
-        output = self.proj_out(self.norm_out(tokens) * (1 + scale) + shift)
-        grid = output.unflatten(2, (patch, patch, -1)).unflatten(1, sides)  # nhwpqc -> nchpwq
-        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+            tokens = block(tokens, six, *keys_and_values(context, prompt, i, self.config.cross_size), bias, sides)
+        tokens = self.proj_out(final(self.norm_out, self.scale_shift_table, tokens, modulation))
+        return unpatchified(tokens, patch, *sides)

@@ -16,15 +16,19 @@ from torch import Tensor, nn
 from .interface import Interface, Shape
 from .parts import (
     SINUSOID,
+    FamilyConfig,
     FeedForward,
     Mlp,
     Modulated,
+    PatchEmbed,
     RmsNorm,
     attend,
+    fed,
     frequencies,
     heads_of,
     modulated,
     sinusoid,
+    unpatchified,
     vectors_of,
 )
 
@@ -33,7 +37,7 @@ PLAIN, DUAL, LAST = 6, 9, 2  # vectors of a norm: of a block's stream, of one wi
 
 
 @dataclass(frozen=True)
-class SD3Config:
+class SD3Config(FamilyConfig):
     """Hyper-parameters, as in diffusers' config.json, and what the text encoders make."""
 
     sample_size: int  # H = W of the latents that it was trained on
@@ -53,19 +57,6 @@ class SD3Config:
     clip_tokens: int = 77
     t5_tokens: int = 256
     has_t5: bool = True  # False: zeros stand for its rows, as in the pipeline without text_encoder_3
-
-    @property
-    def input_size(self) -> int:
-        return self.sample_size
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self.num_heads * self.head_size
-
-    @property
-    def learn_sigma(self) -> bool:
-        return False
 
     def vectors(self, block: int) -> tuple[int, int]:
         """How many vectors of modulation a block's image tokens and its text tokens have."""
@@ -133,17 +124,14 @@ class Block(nn.Module):
             text_scale, text_shift = of_text
             told = modulated(self.norm, text, text_shift, text_scale)
         else:
-            text_shift, text_scale, text_gate, text_shift_mlp, text_scale_mlp, text_gate_mlp = of_text
+            text_shift, text_scale = of_text[:2]
             told = modulated(self.norm, text, text_shift, text_scale)
         attended, of_words = self.attn(inner, told)
         again = self.attn2.alone(modulated(self.norm, image, second[0], second[1])) if self.dual else None
         image = image + gate * attended
         image = image if again is None else image + second[2] * again
         image = image + gate_mlp * self.ff(modulated(self.norm, image, shift_mlp, scale_mlp))
-        if not self.last:
-            text = text + text_gate * of_words
-            text = text + text_gate_mlp * self.ff_context(modulated(self.norm, text, text_shift_mlp, text_scale_mlp))
-        return image, text
+        return image, text if self.last else fed(self.norm, self.ff_context, text, of_words, of_text)
 
 
 class TimeAndText(nn.Module):
@@ -157,16 +145,13 @@ class TimeAndText(nn.Module):
         return self.timestep_embedder(sinusoid(timestep, self.frequency))
 
 
-class PatchEmbed(nn.Module):
-    def __init__(self, config: SD3Config) -> None:
-        super().__init__()
-        patch, half = config.patch_size, config.hidden_size // 2
-        self.proj = nn.Conv2d(config.in_channels, config.hidden_size, kernel_size=patch, stride=patch)
-        self.rows, self.columns = (nn.Parameter(torch.empty(config.position_size, half)) for _ in range(2))
+class PlacedPatchEmbed(PatchEmbed):
+    """With the table of positions as one of rows and one of columns."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> tokens [N, S, D], row-major."""
-        return self.proj(x).flatten(2).transpose(1, 2)
+    def __init__(self, config: SD3Config) -> None:
+        super().__init__(config.in_channels, config.hidden_size, config.patch_size)
+        half = config.hidden_size // 2
+        self.rows, self.columns = (nn.Parameter(torch.empty(config.position_size, half)) for _ in range(2))
 
 
 class SD3(nn.Module):
@@ -176,7 +161,7 @@ class SD3(nn.Module):
         super().__init__()
         self.config = config
         width = config.hidden_size
-        self.pos_embed = PatchEmbed(config)
+        self.pos_embed = PlacedPatchEmbed(config)
         self.time_text_embed = TimeAndText(config)
         self.context_embedder = nn.Linear(config.caption_channels, width)
         self.transformer_blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
@@ -240,10 +225,5 @@ class SD3(nn.Module):
             image, text = block(image, text, parts[:of_image], parts[of_image:])
             first += of_image + of_text
         scale, shift = vectors_of(modulation, first, 2, width)
-        return self._unpatchify(self.proj_out(modulated(self.norm, image, shift, scale)), position)
-
-    def _unpatchify(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """[N, S, p * p * O] -> [N, O, H, W] (`nhwpqc -> nchpwq`)."""
-        patch, (h, w) = self.config.patch_size, position.shape[:2]
-        grid = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (h, w))
-        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        tokens = self.proj_out(modulated(self.norm, image, shift, scale))
+        return unpatchified(tokens, self.config.patch_size, *position.shape[:2])

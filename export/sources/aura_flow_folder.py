@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 
 from ...runtime.bundle.text_info import EncoderInfo
-from ...runtime.errors import CheckpointError
 from ...runtime.samplers.flow_settings import FlowInfo
 from ..networks.aura_flow import AuraFlow, AuraFlowConfig
+from .config_values import check_none, count
 from .flow_scheduler import read_flow
 from .prompt_checkpoint import (
     EncoderUse,
@@ -16,7 +16,6 @@ from .prompt_checkpoint import (
     PromptCheckpoint,
     PromptFolder,
     config_of,
-    count,
     open_folder,
     read_weights,
 )
@@ -72,9 +71,7 @@ def _config(folder: PromptFolder) -> AuraFlowConfig:
         f"'pos_embed_max_size' {positions} is not a square with room for a picture of training": side**2 != positions
         or size > side * patch,
     }
-    for problem, found in problems.items():
-        if found:
-            raise CheckpointError(problem)
+    check_none(problems)
     return AuraFlowConfig(
         sample_size=size,
         patch_size=patch,

@@ -16,6 +16,7 @@ from ...runtime.errors import CheckpointError
 from ..networks.dit import DiTConfig
 from .asked import Asked
 from .checkpoint import Checkpoint, fitted_weights
+from .config_values import check_fixed
 from .diffusers_weights import with_our_names
 from .folder_weights import FolderWeights, read_folder_weights, sha256_of_files
 from .merging import merged
@@ -124,9 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _config(values: dict[str, Any], asked: Asked) -> DiTConfig:
     if values.get("_class_name") not in CLASSES:
         raise CheckpointError(f"'_class_name' is {values.get('_class_name')!r}, not a DiT ({' or '.join(CLASSES)})")
-    for key, value in FIXED.items():
-        if values.get(key, value) != value:
-            raise CheckpointError(f"'{key}' is {values[key]!r}: a DiT has {value!r}")
+    check_fixed(values, FIXED, "a DiT")
     channels, patch = _count(values, "in_channels", 1 << 12), _count(values, "patch_size", 1 << 10)
     size, given_heads = _count(values, "sample_size"), _count(values, "num_attention_heads")
     outputs = channels if values.get("out_channels") is None else _count(values, "out_channels")

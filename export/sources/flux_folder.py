@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.text_info import EncoderInfo
-from ...runtime.errors import CheckpointError
 from ...runtime.samplers.flow_settings import FlowInfo, SizeShift
 from ..networks.flux import PACKED, Flux, FluxConfig
+from .config_values import check_none, count
 from .flow_scheduler import read_flow
 from .prompt_checkpoint import (
     EncoderUse,
@@ -16,7 +16,6 @@ from .prompt_checkpoint import (
     PromptCheckpoint,
     PromptFolder,
     config_of,
-    count,
     open_folder,
     read_weights,
 )
@@ -86,9 +85,7 @@ def _config(folder: PromptFolder) -> FluxConfig:
         "'axes_dims_rope' is not three even numbers that add up to 'attention_head_dim'": not _turns(axes, head),
         "'guidance_embeds' is neither true nor false": not isinstance(told, bool),
     }
-    for problem, found in problems.items():
-        if found:
-            raise CheckpointError(problem)
+    check_none(problems)
     return FluxConfig(
         sample_size=_side(folder),
         in_channels=packed // PACKED**2,

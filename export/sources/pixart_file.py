@@ -13,15 +13,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...runtime.bundle.text_info import EncoderInfo
 from ...runtime.errors import CheckpointError
 from ...runtime.files import sha256_of_file
 from ..networks.pixart import PixArt, PixArtConfig
-from .betas import DDPM_SCHEDULE
 from .checkpoint import load_weights
+from .config_values import check_none
 from .merging import merged
-from .pixart_folder import GUIDANCE, LARGEST, LEFT_OVER, MAX_DEPTH, MAX_WIDTH, TOKENS
-from .prompt_checkpoint import EncoderUse, Process, PromptCheckpoint, fitted_network
+from .pixart_folder import LEFT_OVER, MAX_DEPTH, MAX_WIDTH, RELEASED, TOKENS, pixart_of
+from .prompt_checkpoint import PromptCheckpoint, fitted_network
 from .shapes import LATENT_FACTOR
 
 OWN_MARK, DIFFUSERS_MARK = "y_embedder.y_proj.fc1.weight", "caption_projection.linear_1.weight"
@@ -85,25 +84,13 @@ def read_pixart_file(path: Path, heads: int | None = None, image_size: int | Non
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     said = "as its file says" if tokens is not None else "assumed: the file does not say it"
-    info = EncoderInfo(tokens=config.tokens, width=config.caption_channels)
-    return PromptCheckpoint(
-        architecture="pixart",
-        network=PixArt,
-        config=config,
-        largest=LARGEST * config.sample_size,
-        weights=weights,
-        sha256=sha256_of_file(path),
-        folder=path,
-        process=Process("epsilon", (DDPM_SCHEDULE.steps - 1.0, 0.0), DDPM_SCHEDULE, guidance=GUIDANCE),
-        encoders=(EncoderUse("text_encoder", "tokenizer", info, lower=True),),
-        notes=(
-            f"weights: {loaded.sentence}",
-            f"text: {config.tokens} tokens of a prompt, positions {config.interpolation_scale:g} times those of 256 "
-            f"pixels apart ({said})",
-            "predicts: epsilon (as every PixArt that was released)",
-        ),
-        facts={"mlp_norm_eps": config.norm_eps},
+    notes = (
+        f"weights: {loaded.sentence}",
+        f"text: {config.tokens} tokens of a prompt, positions {config.interpolation_scale:g} times those of 256 "
+        f"pixels apart ({said})",
+        "predicts: epsilon (as every PixArt that was released)",
     )
+    return pixart_of(config, weights, sha256_of_file(path), path, RELEASED, notes)
 
 
 def diffusers_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -183,9 +170,7 @@ def _config(tensors: dict[str, Tensor], side: int, heads: int | None, tokens: in
         not in (channels, 2 * channels),
         f"latents of {side} are not a multiple of its patch {patch}": side % patch or side < patch,
     }
-    for problem, found in problems.items():
-        if found:
-            raise CheckpointError(problem)
+    check_none(problems)
     alpha = tokens == min(TOKENS.values()) or (tokens is None and told in tensors)
     return PixArtConfig(
         sample_size=side,

@@ -15,6 +15,7 @@ from ...runtime.errors import CheckpointError
 from ...runtime.samplers.distilled import SKIP, TIMESTEP_SCALING
 from ..networks.pixart import PixArt, PixArtConfig
 from .betas import DDPM_SCHEDULE
+from .config_values import check_fixed, check_none, count
 from .diffusers_folder import scheduler_facts
 from .prompt_checkpoint import (
     EncoderUse,
@@ -22,7 +23,6 @@ from .prompt_checkpoint import (
     PromptCheckpoint,
     PromptFolder,
     config_of,
-    count,
     open_folder,
     read_weights,
 )
@@ -48,6 +48,10 @@ LEFT_OVER = ("caption_projection.y_embedding",)  # of early releases: what train
 MAX_WIDTH, MAX_DEPTH = 1 << 14, 1 << 8
 
 
+# What every PixArt that was released predicts, and was trained on.
+RELEASED = Process("epsilon", (DDPM_SCHEDULE.steps - 1.0, 0.0), DDPM_SCHEDULE, guidance=GUIDANCE)
+
+
 def read_pixart(path: Path) -> PromptCheckpoint:
     """Raises CheckpointError naming file and key."""
     folder = open_folder(path)
@@ -55,18 +59,31 @@ def read_pixart(path: Path) -> PromptCheckpoint:
     found = read_weights(folder, lambda: PixArt(config), "PixArt", _without_left_overs)
     process, variant = _process(folder)
     said = f"{config.tokens} tokens of a prompt ({folder.pipeline or 'the most of any PixArt: no pipeline says it'})"
+    notes = (f"weights: {found.sentence}", f"text: {said}", f"predicts: {process.prediction}", *variant)
+    return pixart_of(config, found.tensors, found.sha256, folder.path, process, notes)
+
+
+def pixart_of(
+    config: PixArtConfig,
+    weights: dict[str, Tensor],
+    sha256: str,
+    place: Path,
+    process: Process,
+    notes: tuple[str, ...],
+) -> PromptCheckpoint:
+    """place: the folder of the pipeline or transformer, or a file."""
     info = EncoderInfo(tokens=config.tokens, width=config.caption_channels)
     return PromptCheckpoint(
         architecture="pixart",
         network=PixArt,
         config=config,
         largest=LARGEST * config.sample_size,
-        weights=found.tensors,
-        sha256=found.sha256,
-        folder=folder.path,
+        weights=weights,
+        sha256=sha256,
+        folder=place,
         process=process,
         encoders=(EncoderUse("text_encoder", "tokenizer", info, lower=True),),
-        notes=(f"weights: {found.sentence}", f"text: {said}", f"predicts: {process.prediction}", *variant),
+        notes=notes,
         facts={"mlp_norm_eps": config.norm_eps},
     )
 
@@ -74,7 +91,7 @@ def read_pixart(path: Path) -> PromptCheckpoint:
 def _process(folder: PromptFolder) -> tuple[Process, tuple[str, ...]]:
     """What the network predicts, and how its pipeline samples; a note where it is a distilled variant's way."""
     if folder.scheduler_file is None:
-        return Process("epsilon", (DDPM_SCHEDULE.steps - 1.0, 0.0), DDPM_SCHEDULE, guidance=GUIDANCE), ()
+        return RELEASED, ()
     facts = scheduler_facts(folder.scheduler_file)
     sampling, note = _variant(folder)
     process = Process(
@@ -110,9 +127,7 @@ def _without_left_overs(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _config(folder: PromptFolder) -> PixArtConfig:
     values, tokens = folder.values, TOKENS.get(folder.pipeline or "", max(TOKENS.values()))
-    for key, value in FIXED.items():
-        if values.get(key, value) != value:
-            raise CheckpointError(f"'{key}' is {values[key]!r}: a PixArt has {value!r}")
+    check_fixed(values, FIXED, "a PixArt")
     heads, head, channels, patch, size = (
         count(values, DEFAULTS, key)
         for key in ("num_attention_heads", "attention_head_dim", "in_channels", "patch_size", "sample_size")
@@ -132,9 +147,7 @@ def _config(folder: PromptFolder) -> PixArtConfig:
         "'norm_eps' is not a number between 0 and 1": type(eps) is not float or not 0 < eps < 1,
         "the width is not a multiple of 3, which the picture's size needs": told and heads * head % 3,
     }
-    for problem, found in problems.items():
-        if found:
-            raise CheckpointError(problem)
+    check_none(problems)
     return PixArtConfig(
         sample_size=size,
         patch_size=patch,

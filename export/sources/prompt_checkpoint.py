@@ -155,11 +155,3 @@ def fitted_network(tensors: dict[str, Tensor], network: Callable[[], nn.Module],
     with torch.device("meta"):
         expected = network().state_dict()
     return fitted_tensors(tensors, expected, what)
-
-
-def count(values: dict[str, Any], defaults: dict[str, Any], key: str, most: int = 1 << 14) -> int:
-    """A whole number of a config.json. Raises CheckpointError."""
-    value = values.get(key, defaults[key])
-    if type(value) is not int or not 1 <= value <= most:
-        raise CheckpointError(f"'{key}' is {str(value)[:40]!r}, not a number from 1 to {most}")
-    return value

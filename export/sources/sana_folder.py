@@ -10,12 +10,12 @@ from torch import Tensor
 from ...runtime.bundle.text_info import EncoderInfo
 from ...runtime.errors import CheckpointError
 from ..networks.sana import Sana, SanaConfig
+from .config_values import check_fixed, check_none, count
 from .prompt_checkpoint import (
     EncoderUse,
     PromptCheckpoint,
     PromptFolder,
     config_of,
-    count,
     open_folder,
     read_weights,
 )
@@ -80,9 +80,7 @@ def _our_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _config(folder: PromptFolder) -> SanaConfig:
     values = folder.values
-    for key, value in FIXED.items():
-        if values.get(key, value) != value:
-            raise CheckpointError(f"'{key}' is {values[key]!r}: a Sana has {value!r}")
+    check_fixed(values, FIXED, "a Sana")
     heads, head, channels, patch, size = (
         count(values, DEFAULTS, key)
         for key in ("num_attention_heads", "attention_head_dim", "in_channels", "patch_size", "sample_size")
@@ -98,9 +96,7 @@ def _config(folder: PromptFolder) -> SanaConfig:
         f"'qk_norm' is {str(values.get('qk_norm'))[:40]!r}, expected one of {NORMS}": values.get("qk_norm")
         not in NORMS,
     }
-    for problem, found in problems.items():
-        if found:
-            raise CheckpointError(problem)
+    check_none(problems)
     return SanaConfig(
         sample_size=size,
         patch_size=patch,

@@ -12,6 +12,7 @@ from ...runtime.bundle.text_info import EncoderInfo
 from ...runtime.errors import CheckpointError
 from ...runtime.samplers.flow_settings import FlowInfo
 from ..networks.sd3 import SD3, SD3Config
+from .config_values import check_none, count
 from .flow_scheduler import read_flow
 from .prompt_checkpoint import (
     EncoderUse,
@@ -19,7 +20,6 @@ from .prompt_checkpoint import (
     PromptCheckpoint,
     PromptFolder,
     config_of,
-    count,
     open_folder,
     read_weights,
 )
@@ -98,9 +98,7 @@ def _config(folder: PromptFolder) -> SD3Config:
         != pooled,
         f"the two CLIPs' rows have {sum(widths)} numbers, 'joint_attention_dim' is {joint}": sum(widths) > joint,
     }
-    for problem, found in problems.items():
-        if found:
-            raise CheckpointError(problem)
+    check_none(problems)
     return SD3Config(
         sample_size=size,
         patch_size=patch,

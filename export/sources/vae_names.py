@@ -1,4 +1,4 @@
-"""The keys of a VAE's decoder in the layouts that are read, by the names of `networks/vae.py`, which are diffusers'."""
+"""The keys of a VAE's halves in the layouts that are read, by the names of `networks/vae.py`, which are diffusers'."""
 
 from __future__ import annotations
 
@@ -10,41 +10,48 @@ WHOLE_CHECKPOINT = "first_stage_model."  # what a VAE's keys start with inside a
 
 # CompVis latent-diffusion's names (ldm/modules/diffusionmodules/model.py) -> diffusers'; `up` counts the other way.
 LDM_NAMES = (
-    (r"decoder\.mid\.attn_1\.norm\.", "decoder.mid_block.attentions.0.group_norm."),
-    (r"decoder\.mid\.attn_1\.([qkv])\.", r"decoder.mid_block.attentions.0.to_\1."),
-    (r"decoder\.mid\.attn_1\.proj_out\.", "decoder.mid_block.attentions.0.to_out.0."),
-    (r"decoder\.mid\.block_1\.", "decoder.mid_block.resnets.0."),
-    (r"decoder\.mid\.block_2\.", "decoder.mid_block.resnets.1."),
-    (r"decoder\.norm_out\.", "decoder.conv_norm_out."),
+    (r"^mid\.attn_1\.norm\.", "mid_block.attentions.0.group_norm."),
+    (r"^mid\.attn_1\.([qkv])\.", r"mid_block.attentions.0.to_\1."),
+    (r"^mid\.attn_1\.proj_out\.", "mid_block.attentions.0.to_out.0."),
+    (r"^mid\.block_1\.", "mid_block.resnets.0."),
+    (r"^mid\.block_2\.", "mid_block.resnets.1."),
+    (r"^norm_out\.", "conv_norm_out."),
+    (r"^down\.(\d{1,4})\.", r"down_blocks.\1."),
     (r"\.attn\.(\d{1,4})\.norm\.", r".attentions.\1.group_norm."),
     (r"\.attn\.(\d{1,4})\.([qkv])\.", r".attentions.\1.to_\2."),
     (r"\.attn\.(\d{1,4})\.proj_out\.", r".attentions.\1.to_out.0."),
     (r"\.upsample\.conv\.", ".upsamplers.0.conv."),
+    (r"\.downsample\.conv\.", ".downsamplers.0.conv."),
     (r"\.nin_shortcut\.", ".conv_shortcut."),
-    (r"(decoder\.up_blocks\.\d+)\.block\.", r"\1.resnets."),
+    (r"^((?:up|down)_blocks\.\d+)\.block\.", r"\1.resnets."),
 )
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def diffusers_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The decoder's tensors under `KlDecoder`'s or `TinyDecoder`'s names; encoder and anything else left out."""
+def diffusers_names(state: dict[str, Tensor], half: str = "decoder") -> dict[str, Tensor]:
+    """A half's tensors, of "decoder" or "encoder", under the names of its network; anything else is left out."""
     if any(key.startswith(WHOLE_CHECKPOINT) for key in state):
         state = {k.removeprefix(WHOLE_CHECKPOINT): v for k, v in state.items() if k.startswith(WHOLE_CHECKPOINT)}
-    if all(re.match(r"\d{1,4}\.", key) for key in state):  # TAESD's own file: its layer 0 is the clamp
-        return {f"layers.{int(key.split('.')[0]) - 1}.{key.split('.', 1)[1]}": state[key] for key in state}
-    kept = {key: value for key, value in state.items() if key.startswith(("decoder.", "post_quant_conv."))}
+    if all(re.match(r"\d{1,4}\.", key) for key in state):  # TAESD's own file, a decoder: its layer 0 is the clamp
+        found = {f"layers.{int(key.split('.')[0]) - 1}.{key.split('.', 1)[1]}": state[key] for key in state}
+        return found if half == "decoder" else {}
+    beside = "post_quant_conv." if half == "decoder" else "quant_conv."
+    kept = {key: value for key, value in state.items() if key.startswith((f"{half}.", beside))}
     kept = {key: value for key, value in kept.items() if not key.endswith(".num_batches_tracked")}
-    levels = numbered(kept, r"decoder\.up\.")
-    return {_renamed(key, levels): _as_linear(key, value) for key, value in kept.items()}
+    levels = numbered(kept, rf"{half}\.(?:up|down)\.")
+    return {_renamed(key, half, levels): _as_linear(key, value) for key, value in kept.items()}
 
 
-def _renamed(key: str, levels: int) -> str:
-    """One key under our name. levels: of a latent-diffusion decoder, else 0."""
-    key = re.sub(r"^decoder\.layers\.", "layers.", key)
-    key = re.sub(r"^decoder\.up\.(\d{1,4})\.", lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}.", key)
-    for pattern, name in LDM_NAMES if levels else ():
-        key = re.sub(pattern, name, key)
-    return re.sub(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{OLD_ATTENTION[m[2]]}.", key)
+def _renamed(key: str, half: str, levels: int) -> str:
+    """One key under our name. levels: of a latent-diffusion VAE, else 0."""
+    name = key.removeprefix(f"{half}.")
+    if name == key or name.startswith("layers."):
+        return name
+    name = re.sub(r"^up\.(\d{1,4})\.", lambda m: f"up_blocks.{levels - 1 - int(m[1])}.", name)
+    for pattern, ours in LDM_NAMES if levels else ():
+        name = re.sub(pattern, ours, name)
+    name = re.sub(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{OLD_ATTENTION[m[2]]}.", name)
+    return f"{half}.{name}"
 
 
 def _as_linear(key: str, value: Tensor) -> Tensor:

@@ -1,0 +1,29 @@
+"""Values of a diffusers config.json, each checked by a sentence that names it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...runtime.errors import CheckpointError
+
+
+def count(values: dict[str, Any], defaults: dict[str, Any], key: str, most: int = 1 << 14) -> int:
+    """A whole number of a config.json. Raises CheckpointError."""
+    value = values.get(key, defaults[key])
+    if type(value) is not int or not 1 <= value <= most:
+        raise CheckpointError(f"'{key}' is {str(value)[:40]!r}, not a number from 1 to {most}")
+    return value
+
+
+def check_fixed(values: dict[str, Any], fixed: dict[str, Any], what: str) -> None:
+    """What a class leaves open has the only value that is read. Raises CheckpointError. what: "a PixArt"."""
+    for key, value in fixed.items():
+        if values.get(key, value) != value:
+            raise CheckpointError(f"'{key}' is {values[key]!r}: {what} has {value!r}")
+
+
+def check_none(problems: dict[str, object]) -> None:
+    """Sentences, and whether each is so. Raises CheckpointError with the first that is."""
+    for problem, found in problems.items():
+        if found:
+            raise CheckpointError(problem)
