@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ...runtime.errors import CheckpointError
@@ -22,7 +23,7 @@ def check_fixed(values: dict[str, Any], fixed: dict[str, Any], what: str) -> Non
             raise CheckpointError(f"'{key}' is {values[key]!r}: {what} has {value!r}")
 
 
-def check_none(problems: dict[str, object]) -> None:
+def check_none(problems: Mapping[str, object]) -> None:
     """Sentences, and whether each is so. Raises CheckpointError with the first that is."""
     for problem, found in problems.items():
         if found:

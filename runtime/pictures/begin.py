@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..bundle.open import Bundle
-from ..bundle.sizes import latent_of, text_of
+from ..bundle.sizes import latent_of, sides_of, text_of
 from ..errors import RequestError
 from ..files import sha256_of_file
 from ..loop.given import picture_size
@@ -60,8 +60,7 @@ def beginning_of(asked: ImageOptions, bundle: Bundle, size: tuple[int, int] | No
 
 def own_size(image: Path, bundle: Bundle) -> tuple[int, int]:
     """(width, height) nearest to a picture's own that a model that takes prompts can make. Raises RequestError."""
-    text = text_of(bundle)
-    unit, most = text.factor * text.multiple, text.factor * text.largest
+    unit, most = sides_of(text_of(bundle))
     with open_picture(image) as picture:
         shrunk = min(1.0, most / max(picture.size))
         width, height = (max(unit, round(shrunk * side / unit) * unit) for side in picture.size)

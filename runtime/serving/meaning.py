@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from dataclasses import dataclass, replace
 
 from ..bundle.open import Bundle
-from ..bundle.sizes import latent_of
+from ..bundle.sizes import latent_of, read_size
 from ..errors import RequestError
 from ..loop.prompts import Prompt
 from ..loop.subjects import image_tokens, is_guided, no_words
@@ -80,9 +79,4 @@ def _prompts(service: Service, bundle: Bundle, wish: Wish) -> _Subject:
 
 def _size(size: str | None) -> tuple[int, int] | None:
     """ "768x512" -> (768, 512)."""
-    if size in (None, "auto"):
-        return None
-    found = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", size or "")
-    if found is None:
-        raise RequestError(f"size {size!r} is not WIDTHxHEIGHT in pixels, such as 768x512")
-    return int(found[1]), int(found[2])
+    return None if size is None or size == "auto" else read_size(size, "size")

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import DitedgeError, EngineError, RequestError
 from .plan import SetPlan
 from .request import RayOptions, SampleSetRequest
-from .sampling import Sampler
+from .sampling import BatchMaker
 
 IN_FLIGHT = 2
 CONNECT_SECONDS = 5.0
@@ -30,12 +30,12 @@ class Worker:
     """An actor. Opens the bundle by its path, which every node has to have."""
 
     def __init__(self, request: SampleSetRequest, plan: SetPlan) -> None:
-        self._sampler = Sampler(request, plan)
+        self._maker = BatchMaker(request, plan)
 
     def sample(self, batch: int) -> np.ndarray | DitedgeError:
         """uint8 [b, h, w, 1 or 3]; what a user can mend comes back as it is, since trying again does not help."""
         try:
-            return self._sampler.sample(batch)
+            return self._maker.sample(batch)
         except DitedgeError as error:
             return RequestError(str(error))
 

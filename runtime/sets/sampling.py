@@ -16,7 +16,7 @@ from .plan import SetPlan
 from .request import SampleSetRequest
 
 
-class Sampler:
+class BatchMaker:
     """`close` frees the engines."""
 
     def __init__(self, request: SampleSetRequest, plan: SetPlan) -> None:
@@ -47,9 +47,9 @@ class Sampler:
 
 def batches_here(request: SampleSetRequest, plan: SetPlan, gaps: list[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Each gap with its images, one after the other in this process."""
-    sampler = Sampler(request, plan)
+    maker = BatchMaker(request, plan)
     try:
         for batch in gaps:
-            yield batch, sampler.sample(batch)
+            yield batch, maker.sample(batch)
     finally:
-        sampler.close()
+        maker.close()

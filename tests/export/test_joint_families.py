@@ -21,6 +21,7 @@ from ditedge.runtime.loop.prompts import prompt_of_rows
 from ditedge.runtime.loop.session import Session
 from ditedge.runtime.loop.tokenizing import Tokenizer
 from ditedge.runtime.loop.verify import relative_error
+from tests.counting import Counting
 from tests.export.joint_pipelines import (
     CHANNELS,
     FLUX_POOLED,
@@ -37,6 +38,7 @@ from tests.export.joint_pipelines import (
     sd3_pipeline,
     sd3_transformer,
 )
+from tests.export.same_run import assert_same_run
 
 PROMPTS = ["a red fox", "A dark ankle boot on the left of a handbag in the snow "]
 
@@ -59,20 +61,6 @@ FAMILIES = {
     "aura-flow": lambda: Family(aura_flow_pipeline(), 50, False, {}, channels=4),
 }
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("sd3", "flux-schnell", "aura-flow")]
-
-
-class Counting:
-    """An engine that counts its runs."""
-
-    def __init__(self, engine: Any) -> None:
-        self.engine, self.inputs, self.runs = engine, engine.inputs, 0
-
-    def run(self, *arguments: Any) -> None:
-        self.runs += 1
-        self.engine.run(*arguments)
-
-    def close(self) -> None:
-        self.engine.close()
 
 
 @pytest.fixture(scope="module", params=["sd3.5", "flux-dev", *SLOW])
@@ -151,7 +139,7 @@ def test_a_pipelines_latents_at_every_step_and_its_pictures(
     (width, height), bundle = size, open_bundle(folder)
     latent = (2, family.channels, height // 8, width // 8)
     z = np.random.default_rng(5).standard_normal(latent).astype(np.float32)
-    expected, found = [], []
+    expected: list[np.ndarray] = []
 
     def on_step_end(pipeline: Any, step: int, t: Any, told: dict[str, Any]) -> dict[str, Any]:
         x = told["latents"]
@@ -168,19 +156,10 @@ def test_a_pipelines_latents_at_every_step_and_its_pictures(
         callback_on_step_end=on_step_end,
         **family.told,
     ).images
-    images = generate(
-        bundle,
-        seeds=[0, 1],
-        prompts=PROMPTS,
-        size=size,
-        noise=GivenNoise(z, np.zeros((family.steps, *latent), np.float32)),
-        on_step=lambda event: found.append(event.latents.copy()),
+    assert_same_run(
+        bundle, GivenNoise(z, np.zeros((family.steps, *latent), np.float32)), expected, pictures, PROMPTS, size
     )
-    assert len(found) == len(expected) == family.steps
-    worst = max(relative_error(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
-    assert worst < 1e-4
-    difference = np.abs(images.astype(int) - np.round(255 * pictures).astype(int))
-    assert images.shape == (2, height, width, 3) and np.mean(difference <= 1) >= 0.999
+    assert len(expected) == family.steps
 
 
 def _flux_class() -> Any:

@@ -22,6 +22,7 @@ from ditedge.runtime.loop.session import Session
 from ditedge.runtime.loop.verify import relative_error
 from tests.conftest import BUNDLES, PIXART
 from tests.export.pixart_pipelines import SIDE, export_pixart, small_pipeline, small_transformer
+from tests.export.same_run import assert_same_run
 from tests.export.test_committed_bundles import REMEDY, facts
 
 PROMPTS = ["a red fox", "A dark ankle boot on the left of a handbag in the snow "]
@@ -65,7 +66,7 @@ def test_a_pipelines_latents_at_every_step_and_its_pictures(exported: tuple[Any,
     (width, height), bundle = size, open_bundle(folder)
     latent = (2, 4, height // 8, width // 8)
     z = np.random.default_rng(5).standard_normal(latent).astype(np.float32)
-    expected, found = [], []
+    expected: list[np.ndarray] = []
     pictures = pipeline(
         prompt=PROMPTS,
         height=height,
@@ -76,19 +77,8 @@ def test_a_pipelines_latents_at_every_step_and_its_pictures(exported: tuple[Any,
         output_type="np",
         callback=lambda step, t, x: expected.append(x.numpy().copy()),
     ).images
-    images = generate(
-        bundle,
-        seeds=[0, 1],
-        prompts=PROMPTS,
-        size=size,
-        noise=GivenNoise(z, np.zeros((STEPS, *latent), np.float32)),
-        on_step=lambda event: found.append(event.latents.copy()),
-    )
-    assert len(found) == len(expected) == STEPS
-    worst = max(relative_error(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
-    assert worst < 1e-4
-    difference = np.abs(images.astype(int) - np.round(255 * pictures).astype(int))
-    assert images.shape == (2, height, width, 3) and np.mean(difference <= 1) >= 0.999
+    assert_same_run(bundle, GivenNoise(z, np.zeros((STEPS, *latent), np.float32)), expected, pictures, PROMPTS, size)
+    assert len(expected) == STEPS
 
 
 @pytest.mark.parametrize("exported", ["alpha"], indirect=True)

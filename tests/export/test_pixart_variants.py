@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from ditedge.runtime import open_bundle
-from ditedge.runtime.loop.generate import generate
 from ditedge.runtime.loop.noise import GivenNoise
-from ditedge.runtime.loop.verify import relative_error
 from tests.export.pixart_pipelines import export_pixart, small_pipeline
+from tests.export.same_run import assert_same_run
 
 PROMPTS = ["a red fox", "A dark ankle boot on the left of a handbag in the snow "]
 BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
@@ -47,7 +46,6 @@ def test_a_variants_latents_at_every_step_and_its_pictures(
         module = diffusers.schedulers.scheduling_lcm
         monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: torch.from_numpy(next(given)))
     expected: list[np.ndarray] = []
-    found: list[np.ndarray] = []
     pictures = pipeline(
         prompt=PROMPTS,
         height=96,
@@ -59,19 +57,8 @@ def test_a_variants_latents_at_every_step_and_its_pictures(
         callback=lambda step, t, x: expected.append(x.numpy().copy()),
         **told,
     ).images
-    images = generate(
-        bundle,
-        seeds=[0, 1],
-        prompts=PROMPTS,
-        size=(48, 96),
-        noise=GivenNoise(z, noise),
-        on_step=lambda event: found.append(event.latents.copy()),
-    )
-    assert len(found) == len(expected) == steps and len(list(given)) == steps - draws
-    worst = max(relative_error(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
-    assert worst < 1e-4
-    difference = np.abs(images.astype(int) - np.round(255 * pictures).astype(int))
-    assert images.shape == (2, 96, 48, 3) and np.mean(difference <= 1) >= 0.999
+    assert_same_run(bundle, GivenNoise(z, noise), expected, pictures, PROMPTS, (48, 96))
+    assert len(expected) == steps and len(list(given)) == steps - draws
 
 
 def test_folders_of_older_releases_and_settings_of_lcm_that_are_others(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from ditedge.runtime.errors import RequestError
 from ditedge.runtime.loop.image_run import ImageRun
 from ditedge.runtime.loop.prompts import Prompt, prompt_of_ids
 from tests.conftest import BUNDLES, PIXART
+from tests.counting import Counting
 
 CLASSES = BUNDLES / "gray1_cfg"
 # program, prompt, seed, guidance, negative, (width, height)
@@ -63,25 +64,13 @@ def test_a_mixed_batch_is_its_images_alone(bundle: Bundle) -> None:
 
 def test_only_images_of_one_size_share_a_call_and_graphs_of_prompts_run_once(bundle: Bundle) -> None:
     with Session(bundle) as plain:
-        graphs = {name: _Counted(plain.engine(name)) for name in ("text", "context", "position", "step")}
+        graphs = {name: Counting(plain.engine(name)) for name in ("text", "context", "position", "step")}
         with Session(bundle, engines=graphs) as session:  # type: ignore[arg-type]
             runs = [started(bundle, session, index) for index in range(4)]
             for _ in range(3):
                 session.advance(runs)
     # three words of WANTED, two negatives (one is the fox, one of no words is recorded), and one given as ids
     assert {name: graph.runs for name, graph in graphs.items()} == {"text": 5, "context": 6, "position": 2, "step": 6}
-
-
-class _Counted:
-    def __init__(self, engine: Any) -> None:
-        self.engine, self.inputs, self.runs = engine, engine.inputs, 0
-
-    def run(self, *arguments: Any) -> None:
-        self.runs += 1
-        self.engine.run(*arguments)
-
-    def close(self) -> None:
-        self.engine.close()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from ditedge.runtime.loop.prompts import prompt_of_ids
 from ditedge.runtime.loop.session import Session
 from ditedge.runtime.pictures.images import read_metadata
 from tests.conftest import BUNDLES, PIXART
+from tests.counting import Counting
 
 BUNDLE = BUNDLES / PIXART
 CLASSES = BUNDLES / "gray1_cfg"
@@ -44,20 +45,6 @@ def edited(folder: Path, **files: bytes) -> Path:
         manifest["files"][name] = FileInfo(sha256=sha256_of_file(folder / name), bytes=len(raw)).model_dump()
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
-
-
-class Counting:
-    """An engine that counts its runs."""
-
-    def __init__(self, engine: Any) -> None:
-        self.engine, self.inputs, self.runs = engine, engine.inputs, 0
-
-    def run(self, *arguments: Any) -> None:
-        self.runs += 1
-        self.engine.run(*arguments)
-
-    def close(self) -> None:
-        self.engine.close()
 
 
 def test_each_distinct_prompt_is_evaluated_once() -> None:
