@@ -1,9 +1,12 @@
-"""Captioned pictures of Fashion-MNIST for examples/train_text.py: captions are drawn, then images that fit them."""
+"""Captioned pictures of Fashion-MNIST for examples/train_text.py: captions are drawn, then images that fit them.
+
+Everything that batches are drawn from is a tensor on the training's device: a batch is a dozen indexings.
+"""
 
 from __future__ import annotations
 
 import random
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +15,39 @@ from fashion_mnist import CLASSES, load, to_model_range
 from text_captions import TRAINED, Caption, Garment, brightness_groups, caption
 from text_encoder import fetch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 CAPTION_DROPOUT, TOKEN_DROPOUT, ROW_NOISE = 0.1, 0.1, 0.1  # shares, and parts of the rows' own spread
 TOKENS = 32  # of a caption at most
+WIDTH = 384  # of the text encoder's rows
 
 
-@dataclass(frozen=True)
-class Captions:
-    """Captions and their token rows: rows[i] [n, Dh] float16. nothing: rows of the caption of no words."""
+def encoded_captions(count: int, share: float, encoder: Path, random_: random.Random, device: str) -> dict[str, Any]:
+    """count distinct captions, a share of them of one garment, and what the text encoder makes of them.
 
-    captions: list[Caption]
-    rows: list[Tensor]
-    nothing: Tensor
-
-
-def encoded_captions(count: int, share: float, encoder: Path, random_: random.Random) -> Captions:
-    """count distinct captions, a share of them of one garment, and what the text encoder makes of them."""
+    "captions": (text, garments) each; "rows" [count + 1, TOKENS, WIDTH] float16, zeros after a caption's "lengths"
+    [count + 1]. The last is the caption of no words.
+    """
     found: dict[str, Caption] = {}
     while len(found) < count:
         made = caption(TRAINED, random_, 1 if len(found) < share * count else 2)
         found.setdefault(made.text, made)
     model, tokenizer = text_encoder(fetch(encoder))
-    captions, rows = sorted(found.values(), key=lambda made: (len(made.text), made.text)), []
-    texts = [made.text for made in captions]
-    for start in range(0, count, 100):
+    captions = sorted(found.values(), key=lambda made: (len(made.text), made.text))
+    texts, lengths = [*(made.text for made in captions), ""], []
+    rows = torch.zeros(len(texts), TOKENS, WIDTH, dtype=torch.float16)
+    model.to(device)
+    for start in range(0, len(texts), 100):
         encoded = tokenizer(texts[start : start + 100], padding=True, return_tensors="pt")
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            hidden = model(**encoded).last_hidden_state
-        rows += [row[:n].half() for row, n in zip(hidden, encoded["attention_mask"].sum(1).tolist(), strict=True)]
-    with torch.no_grad():
-        nothing = model(**tokenizer([""], return_tensors="pt")).last_hidden_state[0].half()
-    if max(len(row) for row in rows) > TOKENS:
-        raise SystemExit(f"a caption has more than {TOKENS} tokens")
-    return Captions(captions, rows, nothing)
+        length = encoded["input_ids"].shape[1]
+        if length > TOKENS:
+            raise SystemExit(f"a caption has more than {TOKENS} tokens")
+        with torch.no_grad(), torch.autocast(device.split(":")[0], torch.bfloat16, enabled=device == "cpu"):
+            hidden = model(**encoded.to(device)).last_hidden_state
+        mask = encoded["attention_mask"]
+        rows[start : start + 100, :length] = (hidden * mask[..., None]).half().cpu()
+        lengths += mask.sum(1).tolist()
+    spoken = [(each.text, [astuple(garment) for garment in each.garments]) for each in captions]
+    return {"captions": spoken, "rows": rows, "lengths": torch.tensor(lengths)}
 
 
 def text_encoder(folder: Path) -> tuple[Any, Any]:
@@ -59,32 +61,50 @@ def text_encoder(folder: Path) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Data:
-    """What batches are drawn from."""
+    """What batches are drawn from: N images, M captions and, after them, that of no words, G kinds of garments."""
 
     images: Tensor  # [N, 1, 32, 32] uint8
-    groups: dict[Garment, Tensor]  # Garment -> indices of images
-    captions: Captions
-    of_kind: dict[int, Tensor]  # number of garments -> indices of captions
+    rows: Tensor  # [M + 1, TOKENS, WIDTH] float16
+    lengths: Tensor  # [M + 1] int64: tokens of a caption
+    garments: Tensor  # [M, 2] int64: kind of each garment, the first one's twice in captions of one
+    singles: Tensor  # int64: indices of captions of one garment
+    pairs: Tensor  # int64: of two
+    labels: Tensor  # [G] int64
+    told: Tensor  # [G] bool: the kind says something of the brightness, too
+    members: Tensor  # int64: indices of images, kind after kind
+    first: Tensor  # [G] int64: where a kind's begin in it
+    count: Tensor  # [G] int64: how many they are
+
+    def to(self, device: str) -> Data:
+        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
-def write_captions(file: Path, count: int, share: float, encoder: Path, seed: int) -> None:
-    """The file of `encoded_captions`, where it is missing: a minute or two."""
+def write_captions(file: Path, count: int, share: float, encoder: Path, seed: int, device: str = "cpu") -> None:
+    """The file of `encoded_captions`, where it is missing: a minute or two on a CPU."""
     if not file.exists():
-        made = encoded_captions(count, share, encoder, random.Random(seed))
-        spoken = [(each.text, [astuple(garment) for garment in each.garments]) for each in made.captions]
-        torch.save({"captions": spoken, "rows": made.rows, "nothing": made.nothing}, file)
+        torch.save(encoded_captions(count, share, encoder, random.Random(seed), device), file)
 
 
 def read_data(file: Path, folder: Path | None) -> Data:
     """file: of `write_captions`; folder: of Fashion-MNIST's IDX files, None is the package's."""
     images, labels = load("train", folder)
     saved = torch.load(file, weights_only=True)
-    spoken = [Caption(text, tuple(Garment(*said) for said in garments)) for text, garments in saved["captions"]]
-    captions = Captions(spoken, saved["rows"], saved["nothing"])
-    counts = torch.tensor([len(made.garments) for made in captions.captions])
     groups = brightness_groups(images[:, 0].numpy(), labels.numpy())
-    indices = {garment: torch.from_numpy(members) for garment, members in groups.items()}
-    return Data(images, indices, captions, {n: (counts == n).nonzero()[:, 0] for n in (1, 2)})
+    kinds, members = list(groups), [torch.from_numpy(indices) for indices in groups.values()]
+    said = [[kinds.index(Garment(*each)) for each in garments] for _, garments in saved["captions"]]
+    counts, sizes = torch.tensor([len(each) for each in said]), torch.tensor([len(each) for each in members])
+    return Data(
+        images,
+        saved["rows"],
+        saved["lengths"],
+        torch.tensor([(each[0], each[-1]) for each in said]),
+        *((counts == kind).nonzero()[:, 0] for kind in (1, 2)),
+        torch.tensor([kind.label for kind in kinds]),
+        torch.tensor([kind.brightness is not None for kind in kinds]),
+        torch.cat(members),
+        sizes.cumsum(0) - sizes,
+        sizes,
+    )
 
 
 @dataclass(frozen=True)
@@ -100,20 +120,17 @@ class Batch:
 
 def batch(count: int, data: Data, kind: int) -> Batch:
     """kind: 1 or 2 garments."""
-    chosen = data.of_kind[kind][torch.randint(len(data.of_kind[kind]), (count,))].tolist()
-    garments = [data.captions.captions[i].garments for i in chosen]
-    halves = []
-    for place in range(kind):
-        groups = [data.groups[pair[place]] for pair in garments]
-        halves.append(data.images[torch.stack([group[torch.randint(len(group), ())] for group in groups])])
-    said = torch.tensor([[each.label for each in pair] for pair in garments])
-    bright = torch.tensor([[each.brightness is not None for each in pair] for pair in garments])
-    silent = torch.rand(count) < CAPTION_DROPOUT
-    said[silent], bright[silent] = len(CLASSES), False
-    rows = [data.captions.nothing if silent[n] else data.captions.rows[i] for n, i in enumerate(chosen)]
-    mask = pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], batch_first=True)
-    hidden = pad_sequence(rows, batch_first=True).float()
-    hidden += ROW_NOISE * hidden.std() * torch.randn_like(hidden)
-    dropped = torch.rand(mask.shape) < TOKEN_DROPOUT
-    dropped[:, 0] = False  # something is left of every caption
-    return Batch(to_model_range(torch.cat(halves, dim=3)), hidden, mask * ~dropped, said, bright)
+    device, several = data.rows.device, data.singles if kind == 1 else data.pairs
+    chosen = several[torch.randint(len(several), (count,), device=device)]
+    garments = data.garments[chosen, :kind]
+    drawn = (torch.rand(garments.shape, device=device) * data.count[garments]).long()
+    halves = data.images[data.members[data.first[garments] + drawn]]
+    silent = torch.rand(count, device=device) < CAPTION_DROPOUT
+    said = data.labels[garments].masked_fill(silent[:, None], len(CLASSES))
+    rows = chosen.masked_fill(silent, len(data.rows) - 1)
+    hidden, places = data.rows[rows].float(), torch.arange(TOKENS, device=device)
+    hidden = hidden + ROW_NOISE * hidden.std() * torch.randn_like(hidden)
+    kept = (torch.rand(count, TOKENS, device=device) >= TOKEN_DROPOUT) | (places == 0)  # something is left of every one
+    mask = (places < data.lengths[rows, None]) & kept
+    pictures = to_model_range(torch.cat(halves.unbind(1), dim=-1))
+    return Batch(pictures, hidden, mask.long(), said, data.told[garments] & ~silent[:, None])

@@ -26,6 +26,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -123,8 +124,7 @@ def learning_rate(args: argparse.Namespace, step: int, seconds: float) -> float:
 
 @torch.no_grad()
 def update_ema(ema: DiT, model: DiT, decay: float) -> None:
-    for average, parameter in zip(ema.parameters(), model.parameters(), strict=True):
-        average.lerp_(parameter, 1 - decay)
+    get_ema_multi_avg_fn(decay)(list(ema.parameters()), list(model.parameters()), None)  # in few kernels
 
 
 def save(path: Path, checkpoint: dict) -> None:

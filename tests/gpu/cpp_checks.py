@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 
 from ditedge.runtime.loop.cuda import load_cudart
 from ditedge.runtime.loop.verify import relative_error
+from ditedge.runtime.plans.record import RECORD_NAME
 
 from .loop_checks import TOLERANCE, Lab
 
@@ -85,7 +87,10 @@ def _with_plans(source: Path, folder: Path) -> Path:
     os.environ |= {"DITEDGE_CUDART": cudart, "DOUBLE_ON_CUDA": cudart, "DITEDGE_ONNXRUNTIME": str(engine)}
     version = ctypes.CDLL(str(folder / "libnvinfer.so")).getInferLibVersion()
     text = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
-    return with_cpp_plans(Path(shutil.copytree(source, folder / "bundle")), text)
+    bundle = with_cpp_plans(Path(shutil.copytree(source, folder / "bundle")), text)
+    record = bundle / "engines" / "tensorrt" / RECORD_NAME
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"compute_capabilities": []}))  # any GPU
+    return bundle
 
 
 def _cudart(double: Path) -> str:

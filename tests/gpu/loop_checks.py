@@ -23,6 +23,8 @@ from .torch_plan import Subject
 
 TOLERANCE = 1e-4  # relative, as bundles allow; float32 without TF32 is a few 1e-6
 SEEDS, DRAWS = (0, 1, 7, 2**32 - 1, 2**40 + 1, 2**64 - 1), 3
+# cuRAND's u is a float32: near 1 it is off by up to 2^-25, which moves a number by 2^-25 / r, and r is at least 2.4e-4.
+USUAL, RARE, RARE_SHARE = 5e-6, 2e-4, 1e-4
 SHAPES = ((1, 32, 32), (3, 29, 31), (4, 32, 32), (4, 64, 64), (16, 128, 128))  # the last: nearly all threads of an H100
 LEAK_BYTES, ROUNDS = 8 << 20, 5
 
@@ -42,17 +44,20 @@ class Lab:
 
 def noise(lab: Lab) -> str:
     """Ours against torch.randn on CUDA: float64 rounded once against float32 logarithms and sines."""
-    worst, equal, numbers = 0.0, 0, 0
+    worst, equal, numbers, rare = 0.0, 0, 0, 0
     for seed in SEEDS:
         for shape in SHAPES:
             torch.manual_seed(seed)
             for draw in range(DRAWS):
                 theirs = torch.randn(*shape, device="cuda").cpu().numpy().reshape(-1)
                 ours = standard_normal(seed, draw, theirs.size)
-                difference = float(np.abs(ours - theirs).max())
-                assert difference < 5e-6, f"seed {seed}, shape {list(shape)}, draw {draw}: {difference:.1e} apart"
-                worst, equal, numbers = max(worst, difference), equal + int((ours == theirs).sum()), numbers + ours.size
-    return f"{numbers} numbers, largest difference {worst:.1e}, {equal / numbers:.1%} equal to the bit"
+                apart = np.abs(ours - theirs)
+                assert apart.max() < RARE, f"seed {seed}, shape {list(shape)}, draw {draw}: {apart.max():.1e} apart"
+                worst, rare = max(worst, float(apart.max())), rare + int((apart > USUAL).sum())
+                equal, numbers = equal + int((ours == theirs).sum()), numbers + ours.size
+    assert rare < RARE_SHARE * numbers, f"{rare} of {numbers} are more than {USUAL} apart"
+    said = f"{numbers} numbers, {equal / numbers:.1%} equal to the bit, {rare} more than {USUAL} apart"
+    return f"{said}, largest difference {worst:.1e}"
 
 
 def golden(lab: Lab) -> str:
