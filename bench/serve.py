@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import json
 import random
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 PATIENCE = 600  # seconds for an answer
@@ -72,31 +74,48 @@ def load(address: str, rate: float, seconds: float, steps: list[int], seed: int 
     return record
 
 
-def _one(address: str, record: Record, steps: int, due: float, seed: int) -> None:
+def _one(address: str, record: Record, steps: int, due: float, seed: int) -> int:
+    """The status, which the record has, too."""
     body = {"prompt": "1", "num_inference_steps": steps, "seed": seed}
     status, _ = ask(address, "POST", "/v1/images/generations", body)
     record.add(steps, status, time.monotonic() - due)
+    return status
 
 
-def capacity(address: str, steps: list[int], images: int = 64, at_a_time: int = 32) -> float:
-    """Images a second with always so many asked for: closed loop."""
-    left, lock, record = list(range(images)), threading.Lock(), Record()
+def crowd(address: str, steps: list[int], images: int, at_a_time: int, again: float = 0.02) -> Record:
+    """So many clients, each of whom asks for an image as soon as it has one, until `images` are made.
+
+    again: seconds after which one that was refused comes again, whatever it was told.
+    """
+    record, numbers = Record(), itertools.count()
 
     def work() -> None:
-        while True:
-            with lock:
-                if not left:
-                    return
-                number = left.pop()
-            _one(address, record, steps[number % len(steps)], time.monotonic(), number)
+        while record.done < images:
+            number = next(numbers)
+            status = _one(address, record, steps[number % len(steps)], time.monotonic(), number)
+            if status == 429:
+                time.sleep(again)
+            elif status != 200:
+                return
 
-    began = time.monotonic()
     workers = [threading.Thread(target=work) for _ in range(at_a_time)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    return record.done / (time.monotonic() - began)
+    return record
+
+
+def capacity(address: str, steps: list[int], images: int = 64, at_a_time: int = 32) -> float:
+    """Images a second with always so many asked for."""
+    began = time.monotonic()
+    return crowd(address, steps, images, at_a_time).done / (time.monotonic() - began)
+
+
+def memory(pid: int) -> float:
+    """MB that a process has in memory now, of Linux."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
 def quantile(values: list[float], part: float) -> float:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SECONDS = 60
+SECONDS = 180
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # of the protocol
 ENTER, ESCAPE, TAB, CONTROL_A = "\ue007", "\ue00c", "\ue004", "\ue009a"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -14,7 +14,15 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-SECONDS = 60
+SECONDS = 180  # that a test waits for what takes a second
+PACED = """
+import sys, time
+from ditedge.runtime.loop.session import Session
+advance = Session.advance
+Session.advance = lambda *given: (time.sleep({pace} if given[1] else 0), advance(*given))[1]
+from ditedge.__main__ import main
+main("ditedge")
+"""
 
 
 @dataclass
@@ -32,9 +40,13 @@ class Server:
 
 
 @contextmanager
-def serving(log: Path, *arguments: object) -> Iterator[Server]:
-    """Listens when the block begins, on a port that was free."""
-    command = [sys.executable, ROOT / "cli.py", "serve", "--port", 0, "--threads", 1, *arguments]
+def serving(log: Path, *arguments: object, pace: float = 0.0) -> Iterator[Server]:
+    """Listens when the block begins, on a port that was free.
+
+    pace: seconds that a step takes at least, for tests of what happens while an image is sampled.
+    """
+    program = ["-c", PACED.format(pace=pace)] if pace else [ROOT / "cli.py"]
+    command = [sys.executable, *program, "serve", "--port", 0, "--threads", 1, *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as written:
         process = subprocess.Popen([str(part) for part in command], stderr=written, stdout=written, env=environment)

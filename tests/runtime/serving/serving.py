@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,43 @@ def client(*folders: Path, **asked: Any) -> Iterator[Any]:
     with TestClient(server.app, raise_server_exceptions=False) as one:
         one.service = server.service
         yield one
+
+
+class Gate:
+    """Between a server's scheduler and its engines: a step is taken when it is let through, until `open`."""
+
+    def __init__(self, server: Any) -> None:
+        self._leave, self._opened = threading.Semaphore(0), False
+        for session in server.service.scheduler.sessions.values():
+            session.advance = self._behind(session.advance)
+
+    def let(self, turns: int) -> None:
+        for _ in range(turns):
+            self._leave.release()
+
+    def open(self) -> None:
+        self._opened = True
+        self.let(1)  # to whoever waits before it
+
+    def _behind(self, advance: Callable[..., None]) -> Callable[..., None]:
+        def advanced(*given: Any) -> None:
+            if not self._opened:
+                self._leave.acquire()
+            advance(*given)
+
+        return advanced
+
+
+@contextmanager
+def gate(server: Any) -> Iterator[Gate]:
+    """What happens while an image is sampled, at a test's own pace."""
+    one = Gate(server)
+    try:
+        yield one
+    finally:
+        one.open()
+        for session in server.service.scheduler.sessions.values():
+            del session.advance
 
 
 def pixels(data: bytes) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.serving.serving import client, decoded, events, pixels
+from tests.runtime.serving.serving import client, decoded, events, gate, pixels
 from tests.test_cli import ditedge
 
 IMAGES, JOBS = "/v1/images/generations", "/v1/jobs"
@@ -98,26 +98,35 @@ def test_a_job_from_its_beginning_to_its_end(server) -> None:
 
 
 def test_a_job_is_cancelled_and_shows_estimates(golden_bundle) -> None:
-    with client(golden_bundle("gray1_cfg"), max_batch=1) as server:
+    with client(golden_bundle("gray1_cfg"), max_batch=1) as server, gate(server) as steps:
         asked = {**ASKED, "num_inference_steps": 1000}
         job, other = (server.post(JOBS, json={**asked, "preview_every": 1}).json()["id"] for _ in range(2))
         until(server, job, "running")
-        for _ in range(1000):
-            [image] = server.get(f"{JOBS}/{job}?preview=true").json()["images"]
-            if "preview" in image:
-                break
-        assert image["preview"]["step"] >= 1 and pixels(decoded(image["preview"]["b64_png"])).shape == (8, 8)
+        steps.let(2)
+        image = until_shown(server, job, 2)
+        assert pixels(decoded(image["preview"]["b64_png"])).shape == (8, 8)
         assert server.get(f"/v1/images/{job}/0.png").json()["error"]["message"].startswith("this picture is not there")
         status = server.get("/v1/status").json()
         [row] = status["models"]["gray1_cfg"]["running"]
-        assert (row["number"], row["steps"]) == (image["number"], 1000)
+        assert (row["number"], row["step"], row["steps"]) == (image["number"], 2, 1000)
         assert status["models"]["gray1_cfg"]["waiting"] == 1 and status["turn_seconds"] > 0
         server.delete(f"{JOBS}/{other}")
         server.delete(f"{JOBS}/{job}")
+        steps.let(1)  # what runs is finished
         [image] = until(server, job, "cancelled")["images"]
-        assert image["error"]["code"] == "cancelled" and re.search(r"after step \d+ of 1000", image["error"]["message"])
+        assert (image["error"]["code"], image["error"]["message"]) == ("cancelled", "cancelled after step 3 of 1000")
         assert until(server, other, "cancelled")["images"][0]["step"] == 0
         assert server.get(f"/v1/images/{job}/0.png").status_code == 409
+
+
+def until_shown(server: Any, job: str, step: int) -> dict[str, Any]:
+    """The image of a job when there is an estimate of it after that step."""
+    for _ in range(2000):
+        [image] = server.get(f"{JOBS}/{job}?preview=true").json()["images"]
+        if image.get("preview", {}).get("step") == step:
+            return image
+        time.sleep(0.005)
+    raise AssertionError(image)
 
 
 def test_what_is_served(server) -> None:

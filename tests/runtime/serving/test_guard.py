@@ -13,7 +13,7 @@ from ditedge.runtime.errors import RequestError
 from ditedge.runtime.serving import guard
 from ditedge.runtime.serving.options import ServeRequest
 from ditedge.runtime.serving.service import Service, named, read_keys
-from tests.runtime.serving.serving import client
+from tests.runtime.serving.serving import client, gate
 from tests.runtime.serving.test_api import ASKED, IMAGES, JOBS, until
 
 OURS = {"ditedge-stepping", "ditedge-decoding"}
@@ -27,7 +27,7 @@ def gray(golden_bundle) -> Path:
 
 @pytest.fixture(scope="module")
 def server(gray: Path):
-    with client(gray, max_batch=1, max_queue=2, max_seconds=5) as one:
+    with client(gray, max_batch=1, max_queue=2) as one:
         yield one
 
 
@@ -105,16 +105,17 @@ def test_key_files(tmp_path: Path, text: str, words: str) -> None:
 
 
 def test_a_full_queue_is_a_429_with_a_time(server) -> None:
-    asked = {**ASKED, "num_inference_steps": 1000}
-    jobs = [server.post(JOBS, json=asked).json()["id"]]
-    until(server, jobs[0], "running")
-    jobs += [server.post(JOBS, json=asked).json()["id"] for _ in range(2)]
-    answer = server.post(IMAGES, json=asked)
+    with gate(server):
+        jobs = [server.post(JOBS, json=ASKED).json()["id"]]
+        until(server, jobs[0], "running")
+        jobs += [server.post(JOBS, json=ASKED).json()["id"] for _ in range(2)]
+        answer = server.post(IMAGES, json=ASKED)
+        for job in jobs:
+            server.delete(f"{JOBS}/{job}")
     assert answer.status_code == 429 and 1 <= int(answer.headers["retry-after"]) <= 600
     assert answer.json()["error"]["code"] == "queue_full"
     assert f"try again in {answer.headers['retry-after']} s" in answer.json()["error"]["message"]
     for job in jobs:
-        server.delete(f"{JOBS}/{job}")
         until(server, job, "cancelled")
     assert server.post(IMAGES, json=ASKED).status_code == 200
 
@@ -140,9 +141,9 @@ def test_while_the_server_stops(gray: Path) -> None:
         assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
 
 
-def slowly(monkeypatch: pytest.MonkeyPatch, messages: list[dict], wait: float) -> int:
+def slowly(monkeypatch: pytest.MonkeyPatch, messages: list[dict], wait: float, limit: float = 60.0) -> int:
     """The status that a request gets whose parts come with `wait` seconds between them."""
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(guard, "BODY_SECONDS", limit)
     sent: list[dict] = []
 
     async def receive() -> dict:
@@ -166,7 +167,7 @@ def test_slow_and_broken_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"type": "http.request", "body": body, "more_body": more}
 
     assert slowly(monkeypatch, [part(b"{", True), part(b"}", False)], 0.001) == 200
-    assert slowly(monkeypatch, [part(b"{", True), part(b"}", False)], 0.15) == 408
+    assert slowly(monkeypatch, [part(b"{", True), part(b"}", False)], 0.15, limit=0.2) == 408
     assert slowly(monkeypatch, [part(b"{", True), {"type": "http.disconnect"}], 0.001) == 400
 
 

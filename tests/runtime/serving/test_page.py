@@ -27,7 +27,8 @@ KEY = "a-key-of-24-characters--"
 def address(demo_bundle: Path, golden_bundle, tmp_path_factory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("serve") / "log.txt"
     gray = golden_bundle("gray1_cfg")
-    with serving(log, "--engine", demo_bundle, "--engine", gray, "--max-queue", 20, "--max-batch", 8) as server:
+    options = ["--engine", demo_bundle, "--engine", gray, "--max-queue", 20, "--max-batch", 8]
+    with serving(log, *options, pace=0.02) as server:  # 80 steps take a while, and 1000 as long as any test
         yield server.address
         assert "Traceback" not in log.read_text()
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +19,7 @@ from tests.conftest import ROOT
 
 slow = pytest.mark.slow
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ditedge[ray] is not installed")
-COUNT, SECONDS = 600, 300
+COUNT, BATCH, SECONDS = 600, 4, 300
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
@@ -53,8 +50,13 @@ def test_as_many_workers_as_fit() -> None:
         _count(Cluster(CPU=2), RayOptions(worker_gpus=1.0), threads=1, gaps=1)
 
 
+def killing(words: list[str], *who: str) -> list[str]:
+    """The same command, in which they die (killing.py)."""
+    return [sys.executable, "-m", "tests.runtime.sets.killing", *who, *words[2:]]
+
+
 def command(bundle: Path, out: Path, *more: object) -> list[str]:
-    options = ["--count", COUNT, "--batch", 4, "--steps", 20, "--sampler", "ddim", "--json", "--out", out, *more]
+    options = ["--count", COUNT, "--batch", BATCH, "--steps", 20, "--sampler", "ddim", "--json", "--out", out, *more]
     return [str(part) for part in (sys.executable, ROOT / "cli.py", "sample-set", "--engine", bundle, *options)]
 
 
@@ -65,36 +67,7 @@ def sha256(process: subprocess.Popen[str]) -> str:
 
 
 def begin(words: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-
-
-def until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def written(folder: Path) -> int:
-    return len(list(folder.glob("0*.png")))
-
-
-def below(pid: int) -> Iterator[int]:
-    """Processes that it began, and theirs."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-        if parent == pid:
-            yield int(stat.parent.name)
-            yield from below(int(stat.parent.name))
-
-
-def workers(pid: int) -> list[int]:
-    """Ray's, of a driver, that sample."""
-    names = {one: Path(f"/proc/{one}/cmdline") for one in below(pid)}
-    return [one for one, path in names.items() if path.exists() and b"Worker" in path.read_bytes()[:200]]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -106,17 +79,11 @@ def whole(golden_bundle, tmp_path_factory) -> str:
 @needs_ray
 def test_a_killed_worker_and_a_killed_driver(golden_bundle, tmp_path: Path, whole: str) -> None:
     words = command(golden_bundle("gray1_cfg"), tmp_path / "set", "--ray", "local", "--workers", 2)
-    process = begin(words)
-    until(lambda: written(tmp_path / "set") > 20)
-    found = workers(process.pid)
-    assert found, "no worker was found to kill"
-    os.kill(found[0], signal.SIGKILL)
-    before = written(tmp_path / "set")
-    until(lambda: written(tmp_path / "set") > before + 40 or process.poll() is not None)
-    process.kill()
-    process.communicate()
-    assert 60 < written(tmp_path / "set") < COUNT, "it was over before it was killed"
-    assert sha256(begin(words)) == whole
+    process = begin(killing(words, "worker=5", "driver=30"))
+    process.communicate(timeout=SECONDS)
+    assert process.returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "set").glob("0*.png"))) == 30 * BATCH
+    assert sha256(begin(killing(words, "worker=5"))) == whole  # what is left, and a worker dies again
 
 
 @slow
