@@ -20,11 +20,12 @@ from .flow import flow_grid_dpm
 from .flow_settings import FlowInfo
 from .grid import Grid, begun_within, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at
 from .guidance import sigmas_without_betas, step_sigmas, with_guidance_interval, with_guidance_power
+from .optimised import optimised_flow_grid, optimised_timesteps
 from .process import process_of_schedule, process_without_betas
 from .program import Program
 from .schedule import Schedule, positive_snr, respaced_timesteps
 from .searched import flow_searched_grid, searched_grid
-from .spacing import SPACINGS, exponential_sigmas, karras_sigmas, spaced_timesteps
+from .spacing import OPTIMISED, SPACINGS, exponential_sigmas, karras_sigmas, spaced_timesteps
 
 SIGMAS = {"karras": karras_sigmas, "exponential": exponential_sigmas}
 MOST_FLOW_STEPS = 1000
@@ -55,7 +56,7 @@ class SamplerSettings:
         metadata=option("--respacing", help="Steps as N, a,b,c or ddimN (the sampler, too, unless one is given)."),
     )
     spacing: str | None = field(
-        default=None, metadata=option("--spacing", help="Where the timesteps lie.", choices=SPACINGS)
+        default=None, metadata=option("--spacing", help="Where the steps lie.", choices=(*SPACINGS, OPTIMISED))
     )
     sigmas: str | None = field(
         default=None, metadata=option("--sigmas", help="Space sigma instead of timesteps.", choices=(*SIGMAS,))
@@ -112,7 +113,8 @@ def make_program(
     if name not in choices:
         raise ProgramError(f"sampler '{name}' is not one of {', '.join(choices)}, which fit this model")
     options = _options_of(name, settings, learned_variance)
-    if schedule is None and flow is not None and settings.shift is None and name not in OWN_FLOW_TIMES:
+    shifts = settings.shift is None and settings.spacing is None and name not in OWN_FLOW_TIMES
+    if schedule is None and flow is not None and shifts:
         settings = replace(settings, shift=flow.shift_of(tokens))
     grid = _points(schedule, settings, prediction, timestep_range, flow or FlowInfo())
     process = (
@@ -218,17 +220,22 @@ def settings_from_made(made: dict[str, Any]) -> SamplerSettings:
 def _flow_grid(name: str, settings: SamplerSettings, timestep_range: tuple[float, float], flow: FlowInfo) -> Grid:
     """The points a flow's sampler visits; the network's time runs over `timestep_range` from noise to data."""
     for key in DIFFUSION_SPACING:
-        if getattr(settings, key) is not None:
-            raise ProgramError(f"{key} is for diffusion models; a flow takes steps and shift")
+        if getattr(settings, key) is not None and (key, settings.spacing) != ("spacing", OPTIMISED):
+            raise ProgramError(f"{key} is for diffusion models; a flow takes steps and shift, or spacing {OPTIMISED}")
     if settings.steps is None or not 1 <= settings.steps <= MOST_FLOW_STEPS:
         raise ProgramError(f"steps {settings.steps} is not between 1 and {MOST_FLOW_STEPS}")
     noise, data = timestep_range
+    placed = [key for key in ("shift", "spacing") if getattr(settings, key) is not None]
+    if name in OWN_FLOW_TIMES and placed:
+        raise ProgramError(f"{placed[0]} is no setting of {name}, whose times are its own")
+    if len(placed) > 1:
+        raise ProgramError("shift and spacing both say where the steps lie: give one of them")
     if name == "flow-scm":
-        return _scm_grid(settings, noise, data)
+        return _scm_grid(settings.steps, noise, data)
     if name == "flow-searched":
-        if settings.shift is not None:
-            raise ProgramError("shift is no setting of flow-searched, whose times are its own")
         return flow_searched_grid(settings.steps, timestep_scale=max(noise, data), data_at_one=data > noise)
+    if settings.spacing is not None:
+        return optimised_flow_grid(settings.steps, settings.order or 2, max(noise, data), data > noise)
     shift = 1.0 if settings.shift is None else settings.shift
     if name == "flow-dpm++":
         return flow_grid_dpm(settings.steps, shift=shift, timestep_scale=max(noise, data), data_at_one=data > noise)
@@ -242,12 +249,10 @@ def _edm_grid(settings: SamplerSettings) -> Grid:
     return edm_grid(settings.steps or 0)
 
 
-def _scm_grid(settings: SamplerSettings, noise: float, data: float) -> Grid:
-    if settings.shift is not None:
-        raise ProgramError("shift is no setting of flow-scm, whose angles are its own")
+def _scm_grid(steps: int, noise: float, data: float) -> Grid:
     if data > noise:
         raise ProgramError("flow-scm is for models that are told 0 of data, as SANA-Sprint is")
-    return scm_grid(int(settings.steps or 0), noise)
+    return scm_grid(steps, noise)
 
 
 def _grid(schedule: Schedule, settings: SamplerSettings) -> Grid:
@@ -265,7 +270,7 @@ def _grid(schedule: Schedule, settings: SamplerSettings) -> Grid:
         raise ProgramError(f"{' and '.join(given)} both say where the steps lie: give one of them")
     if (settings.steps is None) == (settings.respacing is None):
         raise ProgramError("steps and respacing both say how many steps to take: give one of them")
-    if settings.sampler not in REFERENCE or settings.sigmas is not None:
+    if settings.sampler not in REFERENCE or settings.sigmas is not None or settings.spacing == OPTIMISED:
         schedule = positive_snr(schedule)
     if settings.respacing is not None:
         return grid_from_timesteps(schedule, respaced_timesteps(settings.respacing, schedule.steps))
@@ -278,6 +283,8 @@ def _grid(schedule: Schedule, settings: SamplerSettings) -> Grid:
         smallest, largest = sigmas_at(schedule, np.array([0, schedule.steps - 1]))
         sigmas = SIGMAS[settings.sigmas](steps, smallest, largest)
         return grid_from_sigmas(schedule, sigmas, timesteps_at(schedule, sigmas))
+    if settings.spacing == OPTIMISED:
+        return grid_from_timesteps(schedule, optimised_timesteps(schedule, steps, settings.order or 2))
     if settings.spacing is None and settings.sampler in REFERENCE:
         return grid_from_timesteps(schedule, respaced_timesteps(str(steps), schedule.steps))
     if settings.spacing is None and steps < schedule.steps:  # linspace without its last point, as diffusers' solvers

@@ -10,6 +10,7 @@ from ..errors import ProgramError
 from .schedule import TRAINING_STEPS
 
 SPACINGS = ("linspace", "leading", "trailing")
+OPTIMISED = "optimised"  # optimised.py: depends on the solver, too
 
 
 def spaced_timesteps(

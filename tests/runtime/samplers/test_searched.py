@@ -9,35 +9,12 @@ import pytest
 
 from ditedge.runtime.errors import ProgramError
 from ditedge.runtime.samplers import SAMPLERS, Grid, ddim, dpm_solver, euler, flow_grid, flow_searched, searched
-from ditedge.runtime.samplers.program import Program, check_program
+from ditedge.runtime.samplers.program import check_program
 from ditedge.runtime.samplers.searched import flow_searched_grid, searched_grid
 from ditedge.runtime.samplers.searched_tables import DIFFUSION, FLOW
 from ditedge.runtime.samplers.settings import SamplerSettings, make_program
+from tests.runtime.samplers.mixture import END, START, distance, exact_x0, preserving, sampled
 from tests.runtime.samplers.trajectories import LINEAR
-
-SIZE, KINDS, WIDTH = 64, 8, 0.05  # of the data: a mixture of 8 Gaussians of this variance in 64 dimensions
-RNG = np.random.default_rng(0)
-CENTRES, START = RNG.standard_normal((KINDS, SIZE)), RNG.standard_normal((200, SIZE))
-END = 1e-3  # of their continuous time, where their search ends
-
-
-def exact_x0(x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
-    """E[x0 | x] of the mixture, [n, SIZE]."""
-    variance = alpha**2 * WIDTH + sigma**2
-    logs = -((x[:, None] - alpha * CENTRES) ** 2).sum(-1) / (2 * variance)
-    weights = np.exp(logs - logs.max(axis=1, keepdims=True))
-    centre = weights / weights.sum(axis=1, keepdims=True) @ CENTRES
-    return centre + alpha * WIDTH / variance * (x - alpha * centre)
-
-
-def sampled(program: Program, grid: Grid) -> np.ndarray:
-    """What the program makes of START with the exact denoiser, float64."""
-    state = np.zeros((program.slots, *START.shape))
-    state[0] = program.init[1] * START
-    for i in range(program.steps):
-        x0 = exact_x0(state[0], grid.alpha[i], grid.sigma[i])
-        state = np.tensordot(program.mix[i][:, :-1], np.concatenate([state, x0[None]]), 1)
-    return state[0]
 
 
 def by_equation(steps: int, grid: Grid, times: int = 1) -> np.ndarray:
@@ -53,31 +30,6 @@ def by_equation(steps: int, grid: Grid, times: int = 1) -> np.ndarray:
             x = grid.sigma[i + 1] / grid.sigma[i] * x + grid.sigma[i + 1] * gain * said
         found += [x0] * (times - 1)
     return x
-
-
-def preserving(times: np.ndarray) -> Grid:
-    """Variance-preserving diffusion in continuous time with betas from 0.1 to 20, as they searched on it, to END."""
-    every = np.append(times, END)
-    alpha = np.exp(-(19.9 * every**2 / 2 + 0.1 * every) / 2)
-    return Grid(1000 * times, alpha, np.sqrt(1 - alpha**2))
-
-
-def distance(found: np.ndarray, reference: np.ndarray) -> float:
-    return float(np.sqrt(np.mean((found - reference) ** 2)))
-
-
-@pytest.fixture(scope="module")
-def fine() -> np.ndarray:
-    """2,000 steps: what all solvers of the same flow go to."""
-    grid = preserving(np.linspace(0.999, END, 2001)[:-1])
-    return sampled(dpm_solver(grid, lower_order_final=False), grid)
-
-
-@pytest.fixture(scope="module")
-def fine_flow() -> np.ndarray:
-    """The same of a flow."""
-    grid = flow_grid(2000)
-    return sampled(euler(grid, prediction="flow"), grid)
 
 
 @pytest.mark.parametrize("steps", DIFFUSION)
