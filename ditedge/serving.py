@@ -1,4 +1,4 @@
-"""The commands of `ditedge.runtime.serving` and `ditedge.runtime.sets`, for cli.py."""
+"""The commands of `ditedge.runtime.serving` and `ditedge.runtime.sets`, and `bench`, for cli.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .benching import add_bench
 from .failures import importing_extra
 from .options import command
 from .summary import Summary
@@ -20,9 +21,10 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the summary a
 
 
 def add_commands(group: click.Group) -> None:
-    """`serve`, `sample-set` and `merge`."""
+    """`serve`, `sample-set`, `merge` and `bench`."""
     _add_serve(group)
     _add_sets(group)
+    add_bench(group)
 
 
 def _add_serve(group: click.Group) -> None:

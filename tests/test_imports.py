@@ -92,6 +92,7 @@ ROOMS = (
         "runtime.bundle",
         "runtime.plans",
         "runtime.loop",
+        "runtime.bench",
         "runtime.pictures",
         "runtime.sets",
         "runtime.serving",

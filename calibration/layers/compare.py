@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from ...runtime.bench.turns import isolated
 from ...runtime.bundle.manifest import weights_file
 from ...runtime.bundle.open import Bundle, open_bundle
 from ...runtime.errors import EngineError, RequestError
@@ -23,7 +24,6 @@ from ...runtime.plans.record import RECORD_NAME, read_build_record
 from ...runtime.replacing import scratch_folder
 from ...runtime.report import Report, silent
 from ..quality.comparable import differences
-from ..quality.stopwatch import isolated
 from .inputs import Arrays, RealStep, inputs_of, letters_of, real_step
 from .prepare import Pair, prepare
 from .record import GraphLayers, Layers, Measured, Side, tolerance_of

@@ -8,7 +8,7 @@ from html import escape
 
 from ditedge import __version__
 
-from ..quality.style import STYLE
+from ...runtime.page import page as framed
 from .record import GraphLayers, Layers, Measured, shown
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 310, 76, 18, 14, 60  # of the curve, in SVG units, as in a quality report
@@ -35,12 +35,7 @@ def page(layers: Layers) -> str:
         f"ditedge {__version__}</dd></dl></footer>",
     ]
     body = "\n".join(filter(None, parts))
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
-        f"<style>{STYLE}\n{OF_LAYERS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return framed(title, body, f"\n{OF_LAYERS}")
 
 
 def curve(graph: GraphLayers, tolerance: float) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...runtime.errors import RequestError
 from ...runtime.files import check_writable, write_text
+from ...runtime.page import page
 from ...runtime.pictures.images import grid
 from ...runtime.replacing import folder_written_atomically
 from .compare import Comparison
@@ -19,7 +20,6 @@ from .curve import curve
 from .metric import Line
 from .metrics import METRICS
 from .record import Quality
-from .style import STYLE
 
 REPORT_FILES = ("quality.json", "report.html")
 DIFFERENCE_GAIN = 8  # of the difference pictures
@@ -89,12 +89,7 @@ def report_html(comparison: Comparison) -> str:
         _provenance(q),
     ]
     body = "\n".join(filter(None, parts))
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return page(title, body)
 
 
 def _lead(q: Quality) -> str:

@@ -74,7 +74,7 @@ class HostLoop:
         next_state, silent = np.empty_like(state), np.zeros_like(state[:, 0])
         told = self.text.inputs(tables.prompts, state.shape[3:], cancel) if tables.prompts else {}
         vectors = told.pop("vector", None)
-        for step, modulation in enumerate(self._modulations(tables, vectors, cancel)):
+        for step, modulation in enumerate(self.modulations(tables, vectors, cancel)):
             if cancel is not None and cancel.is_set():
                 raise Cancelled(f"stopped before step {step + 1} of {program.steps}")
             drawn = noise.step(step) if program.draws_noise(step) else silent
@@ -103,8 +103,8 @@ class HostLoop:
         height, width = latents.shape[2:]
         return decode_images(self.engine(graph), latents, self.bundle.manifest.picture_size(graph, (height, width)))
 
-    def _modulations(
-        self, tables: StepTables, vectors: np.ndarray | None, cancel: threading.Event | None
+    def modulations(
+        self, tables: StepTables, vectors: np.ndarray | None = None, cancel: threading.Event | None = None
     ) -> Iterator[np.ndarray]:
         """The adaLN rows [R, M] of each step in order, computed a block of steps at a time: memory stays bounded.
 

@@ -95,7 +95,7 @@ def test_the_feature_extractor_keeps_to_the_same_bound(monkeypatch: pytest.Monke
 def test_the_process_that_times_gets_the_same_settings() -> None:
     import json
 
-    from ditedge.calibration.quality.stopwatch import bundle_contender
+    from ditedge.runtime.bench.contender import bundle_contender
 
     command = bundle_contender(Path("bundle"), EngineOptions(threads=3, spin=True), 1, 1.0)
     settings = json.loads(command[-1])

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ....runtime.bench.contender import bundle_contender
+from ....runtime.bench.turns import interleave
 from ..metric import Batch, Card, Comparing, Count, Limit, Line, Metric, Positive, Quality, Strict, size
-from ..stopwatch import Laps, bundle_contender, interleave
 
 
 class Timing(Strict):
@@ -48,12 +49,13 @@ class _Measure:
             bundle_contender(bundle.folder, options, request.speed_batch, comparing.guidance, bundle.sha256)
             for bundle, options in ((comparing.a, request.options_a), (comparing.b, request.options_b))
         ]
-        a, b = interleave(commands, request.speed_rounds, comparing.report)
-        ratios, program = a.seconds / b.seconds, comparing.a.program()
+        found = interleave(commands, request.speed_rounds, comparing.report)
+        a, b = (np.array(laps.rounds("step")) for laps in found)
+        ratios, program = a / b, comparing.a.program()
         guided = comparing.guidance != 1 and program.guidance[program.steps // 2] != 0  # the step of `bundle_step`
-        found = Speed(
-            a=_timing(a),
-            b=_timing(b),
+        speed = Speed(
+            a=_timing(a, found[0].peak_bytes),
+            b=_timing(b, found[1].peak_bytes),
             ratio=float(np.median(ratios)),
             ratio_min=float(ratios.min()),
             ratio_max=float(ratios.max()),
@@ -61,14 +63,12 @@ class _Measure:
             batch=request.speed_batch,
             evaluations=request.speed_batch * (2 if guided else 1),
         )
-        return {"speed": found}
+        return {"speed": speed}
 
 
-def _timing(laps: Laps) -> Timing:
-    ms = 1000 * laps.seconds
-    return Timing(
-        median_ms=float(np.median(ms)), min_ms=float(ms.min()), max_ms=float(ms.max()), peak_bytes=laps.peak_bytes
-    )
+def _timing(seconds: np.ndarray, peak_bytes: int) -> Timing:
+    ms = 1000 * seconds
+    return Timing(median_ms=float(np.median(ms)), min_ms=float(ms.min()), max_ms=float(ms.max()), peak_bytes=peak_bytes)
 
 
 def _lines(quality: Quality) -> Iterator[Line]:

@@ -17,9 +17,9 @@ from PIL import Image
 from ditedge.calibration import CompareRequest, Gate, check_gate, compare_bundles, read_quality
 from ditedge.calibration.quality.distances import accuracy, frechet_distance
 from ditedge.calibration.quality.metrics.features import percent_more
-from ditedge.calibration.quality.stopwatch import interleave
 from ditedge.cli import main
 from ditedge.runtime import generate, open_bundle
+from ditedge.runtime.bench.turns import interleave
 from ditedge.runtime.errors import EngineError, RequestError
 from tests.calibration.variants import edit_weights, int8, rounded, variant
 

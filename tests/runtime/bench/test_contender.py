@@ -1,15 +1,17 @@
-"""The processes that time steps import nothing from the folder in which the user stands."""
+"""What a bundle has to time, in a process that imports nothing from the folder in which the user stands."""
 
 from __future__ import annotations
 
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ditedge.calibration.quality.stopwatch import bundle_contender, bundle_step
-from ditedge.runtime import EngineOptions, open_bundle
+from ditedge.runtime import EngineOptions, generate, open_bundle
+from ditedge.runtime.bench.contender import PARTS, Wanted, bundle_contender, bundle_parts, bundle_step
 from ditedge.runtime.errors import BundleError
+from tests.conftest import BUNDLES
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,22 @@ def test_what_is_measured_is_what_was_opened(golden_bundle, tmp_path: Path, monk
     bundle_step(folder, EngineOptions(threads=1), 1, 1.0, bundle.sha256)()
     with pytest.raises(BundleError, match="was replaced while its speed was measured"):
         bundle_step(folder, EngineOptions(threads=1), 1, 1.0, "0" * 64)
+
+
+def test_a_model_of_prompts_has_a_context() -> None:
+    """Beside the graphs of every model; drift is measured on latents that any machine makes of the same seeds."""
+    made = bundle_parts(BUNDLES / "pixart", EngineOptions(threads=1), Wanted(2, 4.0))
+    assert list(made.parts) == [part for part in PARTS if part in ("conditioner", "context", "step", "decoder", "loop")
+                                and (part != "decoder" or "decoder" in open_bundle(BUNDLES / "pixart").manifest.graphs)]  # fmt: skip
+    assert made.facts["evaluations"] == 4
+    for name, part in made.parts.items():
+        told = part()
+        assert (name == "loop") == isinstance(told, float)
+
+
+def test_a_short_run_leaves_its_latents(tmp_path: Path) -> None:
+    bundle, file = BUNDLES / "gray1_cfg", tmp_path / "latents.npy"
+    bundle_parts(bundle, EngineOptions(threads=1), Wanted(2, 3.0, drift_steps=4, drift_file=str(file)))
+    program = open_bundle(bundle).program(steps=4)
+    expected = generate(open_bundle(bundle), [0, 1], [0, 1], program=program, guidance=3.0, output="latents")
+    assert np.array_equal(np.load(file), expected)

@@ -1,4 +1,19 @@
-"""The style sheet of report.html: light and dark, and readable on a telephone."""
+"""What the pages that we write share: a frame that loads nothing from outside, light and dark, for telephones, too."""
+
+from __future__ import annotations
+
+from html import escape
+
+
+def page(title: str, body: str, style: str = "") -> str:
+    """A whole HTML page. title: plain text; body: HTML; style: rules of this page beside `STYLE`."""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
+        f"<style>{STYLE}{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
 
 STYLE = """
 :root{color-scheme:light dark;--back:#f6f7f9;--card:#fff;--ink:#1b1f27;--soft:#5c6573;--line:#e1e5ea;--all:#1f5fd0;
