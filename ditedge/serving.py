@@ -1,4 +1,4 @@
-"""The commands of `ditedge.runtime.serving` and `ditedge.runtime.sets`, and `bench`, for cli.py."""
+"""The commands of `ditedge.runtime.serving` and `ditedge.runtime.sets`; `bench` and `tune` have files of their own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .failures import importing_extra
 from .options import command
 from .summary import Summary
 from .terminal import progress, say
+from .tuning import add_tune
 
 if TYPE_CHECKING:
     from ditedge.runtime.serving.options import ServeRequest
@@ -21,10 +22,11 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the summary a
 
 
 def add_commands(group: click.Group) -> None:
-    """`serve`, `sample-set`, `merge` and `bench`."""
+    """`serve`, `sample-set`, `merge`, `bench` and `tune`."""
     _add_serve(group)
     _add_sets(group)
     add_bench(group)
+    add_tune(group)
 
 
 def _add_serve(group: click.Group) -> None:

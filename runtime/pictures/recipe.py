@@ -131,6 +131,9 @@ def _program(picture: Path, data: Metadata, bundle: Bundle, file: Path | None) -
     if data.program_sha256 is None:
         if file is not None:
             raise RequestError(f"{picture} was made without a program file: leave --program out")
+        ready = next((program for program in bundle.programs.values() if program.made == data.made), None)
+        if ready is not None:  # found by `tune`, say, which settings do not make again
+            return ready
         try:
             return bundle.program(**asdict(settings_from_made(data.made)))
         except ProgramError as error:

@@ -23,6 +23,10 @@ def edm_grid(steps: int) -> Grid:
     if not 2 <= steps <= MOST_STEPS:
         raise ProgramError(f"steps {steps} is not between 2 and {MOST_STEPS}")
     largest, smallest = EDM_SIGMAS
-    sigma = karras_sigmas(steps, smallest, largest)
+    return edm_grid_from_sigmas(karras_sigmas(steps, smallest, largest))
+
+
+def edm_grid_from_sigmas(sigma: np.ndarray) -> Grid:
+    """EDM's sigmas [N], falling, then 0."""
     scale = 1 / np.sqrt(SIGMA_DATA**2 + sigma**2)
     return Grid(timestep=np.log(sigma) / 4, alpha=np.append(scale, 1.0), sigma=np.append(sigma * scale, 0.0))

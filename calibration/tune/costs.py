@@ -1,0 +1,108 @@
+"""What a step costs on this machine, measured once; and so what every candidate costs, without running it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...runtime.bundle.open import Bundle
+from ...runtime.errors import RequestError
+from ...runtime.loop.loop import first_state
+from ...runtime.loop.noise import SeededNoise
+from ...runtime.loop.session import Session
+from ...runtime.samplers.program import Program
+from ..pool import Pool
+from .judge import pictures
+from .request import Budget
+
+ROUNDS = 7
+MOST_STEPS = 200  # of a candidate, whatever the budget
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one image alone: seconds, or with PASSES forward passes.
+
+    one: a step that evaluates the network once. two: a guided one. rest: all that is no step (conditioner, decoder).
+    """
+
+    one: float
+    two: float
+    rest: float
+
+    def of(self, steps: int, guided: int) -> float:
+        return self.rest + (steps - guided) * self.one + guided * self.two
+
+    def steps_within(self, most: float, share: float) -> tuple[int, int]:
+        """(steps, guided ones) of the longest program within `most` that guides this share of its steps.
+
+        steps 0: not even one fits.
+        """
+        found = (0, 0)
+        for steps in range(1, MOST_STEPS + 1):
+            guided = round(share * steps)
+            if self.of(steps, guided) > most * (1 + 1e-9):
+                break
+            found = steps, guided
+        steps, guided = found
+        while 0 < steps < MOST_STEPS and self.of(steps + 1, guided) <= most * (1 + 1e-9):
+            steps += 1  # what is left is too little for a guided one
+        return steps, guided
+
+
+PASSES = Costs(1.0, 2.0, 0.0)
+
+
+def check_affordable(budget: Budget | None, costs: list[Costs]) -> None:
+    """Raises RequestError for a budget that no program of two steps keeps."""
+    if budget is None:
+        return
+    least = 2.0 if budget.passes else min(cost.of(2, 0) for cost in costs)
+    if budget.most < least:
+        unit = "passes" if budget.passes else "s on this machine"
+        raise RequestError(f"--budget of {budget}: two steps take {least:.3g} {unit}: give at least as much")
+
+
+def measured_costs(session: Session, pool: Pool) -> Costs:
+    """Medians of steps of one image, in turns."""
+    bundle = session.bundle
+    program = bundle.program()
+    jobs = [_step(session, pool, program, 1.0), _step(session, pool, program, bundle.manifest.defaults.guidance)]
+    jobs.append(lambda: _whole(session, pool, program))
+    seconds = np.array([[_seconds(job) for job in jobs] for _ in range(ROUNDS + 1)])[1:]  # the first round is warm-up
+    one, two, whole = np.median(seconds, axis=0).tolist()
+    return Costs(one, max(one, two), max(0.0, whole - _steps_of(program, bundle, one, max(one, two))))
+
+
+def seconds_of_program(session: Session, pool: Pool, program: Program) -> float:
+    """Median of whole images, one at a time: conditioner, steps, decoder."""
+    return float(np.median([_seconds(lambda: _whole(session, pool, program)) for _ in range(4)][1:]))
+
+
+def _steps_of(program: Program, bundle: Bundle, one: float, two: float) -> float:
+    guided = int(np.count_nonzero(program.guidance)) if bundle.manifest.defaults.guidance != 1 else 0
+    return (program.steps - guided) * one + guided * two
+
+
+def _seconds(job: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def _step(session: Session, pool: Pool, program: Program, guidance: float) -> Callable[[], object]:
+    """One step in the middle of the program, its inputs ready. guidance 1: one evaluation."""
+    middle, noise = program.steps // 2, SeededNoise([0], session.bundle.manifest.model.latent_shape)
+    tables, state = pool.tables(session.bundle, program, pool.cycled(0, 1), guidance), first_state(program, noise)
+    inputs = session.step_inputs(tables, middle, state, noise.step(middle))
+    outputs, engine = {"next_state": np.empty_like(state)}, session.engine("step")
+    return lambda: engine.run(inputs, outputs)
+
+
+def _whole(session: Session, pool: Pool, program: Program) -> None:
+    noise = SeededNoise([0], session.bundle.manifest.model.latent_shape)
+    guidance = session.bundle.manifest.defaults.guidance
+    pictures(session, pool.latents(session, program, pool.cycled(0, 1), guidance, noise))

@@ -1,0 +1,123 @@
+"""How far a program's pictures are from the reference: sampled, seen through features, never guessed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...runtime.loop.noise import SeededNoise
+from ...runtime.loop.session import Session
+from ...runtime.report import Report, silent
+from ...runtime.samplers.program import Program
+from ..pool import Pool
+from ..quality.distances import accuracy, frechet_distance, kernel_distance
+
+GROUPS = 20  # of images, each left out once: the noise of a distance
+
+Seen = tuple[np.ndarray | None, np.ndarray]  # logits [n, classes], features [n, F]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A program's pictures against the reference.
+
+    noise: standard error of the distance from one set of seeds to another (jackknife over groups of images).
+    accuracy: share of pictures that the classifier takes for their class; None: there are no classes, or none is given.
+    """
+
+    images: int
+    distance: float  # Frechet
+    noise: float
+    kernel: float
+    accuracy: float | None
+
+
+@dataclass
+class Drawn:
+    """Pictures of one program, as features: a rung adds to those that are there."""
+
+    logits: list[np.ndarray] = field(default_factory=list)
+    features: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        return sum(map(len, self.features))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """pool: what the pictures are of. see: pictures uint8 [n, h, w, c] -> features. reference: features [m, F]."""
+
+    pool: Pool
+    see: Callable[[np.ndarray], Seen]
+    reference: np.ndarray
+    batch: int
+    report: Report = silent
+
+    def draw(self, session: Session, program: Program, seed: int, count: int, drawn: Drawn) -> bool:
+        """Adds pictures until there are `count`; the first has seed `seed` -> whether all were finite."""
+        while (have := drawn.images) < count:
+            size = min(self.batch, count - have)
+            latents = latents_of(session, self.pool, program, seed, have, size)
+            if not np.isfinite(latents).all():
+                return False
+            logits, features = self.see(pictures(session, latents))
+            if logits is not None:
+                drawn.logits.append(logits)
+            drawn.features.append(features)
+            if count > 4 * self.batch:
+                self.report(f"{program.name or 'a program'}: {count} pictures", drawn.images, count)
+        return True
+
+    def distance(self, drawn: Drawn) -> float:
+        return frechet_distance(np.concatenate(drawn.features), self.reference)
+
+    def measured(self, drawn: Drawn) -> Measured:
+        """All figures, with their noise."""
+        features = np.concatenate(drawn.features)
+        return Measured(
+            images=len(features),
+            distance=self.distance(drawn),
+            noise=jackknife(lambda kept: frechet_distance(features[kept], self.reference), len(features)),
+            kernel=kernel_distance(features, self.reference)[0],
+            accuracy=self._accuracy(drawn),
+        )
+
+    def _accuracy(self, drawn: Drawn) -> float | None:
+        if not drawn.logits or not isinstance(self.pool.of[0], int):
+            return None
+        return accuracy(np.concatenate(drawn.logits), np.array(self.pool.cycled(0, drawn.images)))
+
+
+def latents_of(session: Session, pool: Pool, program: Program, seed: int, first: int, size: int) -> np.ndarray:
+    """[size, C, H, W] float32 of images `first` .. `first + size - 1`, of which image i has seed `seed + i`."""
+    noise = SeededNoise([seed + first + i for i in range(size)], session.bundle.manifest.model.latent_shape)
+    guidance = session.bundle.manifest.defaults.guidance
+    return pool.latents(session, program, pool.cycled(first, size), guidance, noise)
+
+
+def pictures(session: Session, latents: np.ndarray) -> np.ndarray:
+    """uint8 [n, h, w, 1 or 3]: by the decoder, or by the preview of a bundle without one."""
+    return session.images(latents) if "decoder" in session.bundle.manifest.graphs else session.preview(latents)
+
+
+def jackknife(figure: Callable[[np.ndarray], float], count: int, groups: int = GROUPS) -> float:
+    """Standard error of a figure of `count` samples, by leaving each of `groups` groups out once (Efron 1982).
+
+    figure: of a mask [count] of samples that stay. A group is a run of them, in which classes come as often as in all.
+    """
+    groups = min(groups, count)
+    group = np.arange(count) * groups // count
+    values = np.array([figure(group != i) for i in range(groups)])
+    return float(np.sqrt((groups - 1) / groups * np.sum((values - values.mean()) ** 2)))
+
+
+def program_key(program: Program) -> str:
+    """What a program does, whatever it is called: to measure nothing twice."""
+    digest = hashlib.sha256()
+    for name in ("timestep", "x0_from", "log_sigma", "mix", "guidance"):
+        digest.update(np.ascontiguousarray(getattr(program, name), dtype=np.float64).tobytes())
+    return digest.hexdigest()[:24]

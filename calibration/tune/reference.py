@@ -1,0 +1,88 @@
+"""What pictures are compared with: real ones in the user's features, or the model's own many-step ones in ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...runtime.bundle.open import Bundle
+from ...runtime.errors import RequestError
+from ...runtime.files import sha256_of_file
+from ...runtime.loop.session import Session
+from ...runtime.report import Report
+from ..pool import Pool
+from ..quality.features import FeatureExtractor
+from ..quality.real_pictures import reference_features
+from .judge import Drawn, Judge, Seen
+from .own_features import own_features
+from .record import Judged
+from .request import FRESH, TuneRequest
+
+MANY_STEPS = 50  # of the model's own samples
+OWN = "the model's own samples"
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How pictures are seen. path: of real pictures; None: the model samples its own, `count` of them."""
+
+    see: Callable[[np.ndarray], Seen]
+    path: Path | None
+    count: int
+    extractor: FeatureExtractor | None
+    seed: int
+    batch: int
+
+    def real(self, bundle: Bundle, report: Report) -> np.ndarray | None:
+        """Features [N, F] of the real pictures; None without any. Raises RequestError."""
+        if self.extractor is None or self.path is None:
+            return None
+        shape = bundle.manifest.picture_size(_picture_graph(bundle))
+        return reference_features(self.path, self.extractor, shape, report)
+
+    def own(self, session: Session, pool: Pool, report: Report, note: Callable[[str], object]) -> np.ndarray:
+        """Features [count, F] of the model's many-step samples. Raises RequestError where they overflow."""
+        program = session.bundle.program(steps=MANY_STEPS)
+        name = session.bundle.folder.absolute().name
+        note(
+            f"no --features and no --reference: distances are to {self.count} samples of {name} itself "
+            f"({program.name}), in features of an untrained network. They say what few steps change, not how real "
+            "pictures look, and guidance at every step counts as right"
+        )
+        drawn = Drawn()
+        judge = Judge(pool, self.see, np.zeros((0, 0)), self.batch, report)
+        if not judge.draw(session, program, self.seed, self.count, drawn):
+            raise RequestError(f"{session.bundle.folder}: its own pictures of {program.name} overflowed")
+        return np.concatenate(drawn.features)
+
+
+def _picture_graph(bundle: Bundle) -> str:
+    return "decoder" if "decoder" in bundle.manifest.graphs else "preview"
+
+
+def seen_by(request: TuneRequest, bundle: Bundle) -> Sight:
+    """What the request asks for, tried on a black picture. Raises RequestError."""
+    rungs = request.images
+    seed = request.seed + FRESH + rungs[1]
+    if request.features is None:
+        return Sight(lambda images: (None, own_features(images)), None, 2 * rungs[1], None, seed, request.batch)
+    extractor = FeatureExtractor(request.features, request.options)
+    logits, _ = extractor(np.zeros((1, *bundle.manifest.picture_size(_picture_graph(bundle))), dtype=np.uint8))
+    classes = bundle.manifest.model.num_classes
+    if logits.ndim != 2 or logits.shape[1] < classes:
+        raise RequestError(f"{extractor.model}: has logits {list(logits.shape)}, the bundle has {classes} classes")
+    return Sight(extractor, request.reference, 0, extractor, seed, request.batch)
+
+
+def judged_by(request: TuneRequest, judge: Judge) -> Judged:
+    """For the record."""
+    return Judged(
+        features=None if request.features is None else request.features.name,
+        features_sha256=None if request.features is None else sha256_of_file(request.features),
+        dimensions=judge.reference.shape[1],
+        reference=OWN if request.reference is None else request.reference.name,
+        reference_count=len(judge.reference),
+    )

@@ -1,0 +1,211 @@
+"""`tune` as a command, on a tiny bundle: found, written, played, gone on with, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from ditedge.calibration import accuracy, frechet_distance, image_features
+from ditedge.calibration.tune import writing
+from ditedge.calibration.tune.storage import JOURNAL
+from ditedge.calibration.tune.writing import add_programs
+from ditedge.cli import main
+from ditedge.runtime import generate, open_bundle
+from ditedge.runtime.errors import RequestError
+from tests.calibration.quality.test_compare import feature_model
+from tests.calibration.variants import rounded, variant
+from tests.conftest import ROOT
+
+QUICK = ("--rungs", "3,6,9", "--trials", 8, "--batch", 8)
+
+
+def ditedge(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments)])
+
+
+def document(*arguments: object) -> Any:
+    result = ditedge(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A feature extractor of 8 x 8 pictures, and pictures."""
+    folder = tmp_path_factory.mktemp("seen")
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
+    np.savez(folder / "real.npz", images=images)
+    return feature_model(folder / "f.onnx", outputs=("logits", "features")), folder / "real.npz"
+
+
+def test_what_is_found_is_in_the_bundle_and_plays_as_it_was_measured(
+    gray_bundle: Path, tmp_path: Path, seen: tuple[Path, Path]
+) -> None:
+    features, real = seen
+    before = open_bundle(gray_bundle)
+    told = document(
+        *("tune", "--engine", gray_bundle, "--budget", "6passes", *QUICK, "--out", tmp_path / "t"),
+        *("--features", features, "--reference", real),
+    )
+    [found] = told["programs"]
+    assert found["name"] == f"tuned-{found['passes']}" and found["passes"] <= 6 and found["written"]
+    bundle = open_bundle(gray_bundle)  # looks at every hash
+    assert bundle.programs.keys() == before.programs.keys() | {found["name"]}
+    assert bundle.manifest.defaults == before.manifest.defaults
+    program = bundle.program(found["name"])
+    assert program.steps + np.count_nonzero(program.guidance) == found["passes"]
+    images = generate(bundle, [i % 10 for i in range(9)], range(9), program=program, batch=8)
+    logits, mine = image_features(features, images)
+    _, theirs = image_features(features, np.load(real)["images"])
+    assert found["figures"]["distance"] == pytest.approx(frechet_distance(mine, theirs), rel=1e-6)
+    assert found["figures"]["accuracy"] == accuracy(logits, np.arange(9) % 10) and found["seconds"] > 0
+    assert program.made["tune"]["distance"] == found["figures"]["distance"]
+
+    picture, again = tmp_path / "p.png", tmp_path / "again.png"
+    alone = tmp_path / "t" / found["file"]
+    run = ("run", "--engine", gray_bundle, "--class", 3, "--seed", 3)
+    for name, out in ((found["name"], picture), (alone, tmp_path / "file.png")):
+        assert ditedge(*run, "--program", name, "-o", out).exit_code == 0
+    assert ditedge("run", "--engine", gray_bundle, "--like", picture, "-o", again).exit_code == 0
+    assert picture.read_bytes() == again.read_bytes()
+
+
+def test_a_search_goes_on_and_measures_nothing_twice(gray_bundle: Path, tmp_path: Path) -> None:
+    tune = ("tune", "--engine", gray_bundle, *QUICK, "--out", tmp_path / "t", "--budget", "6passes")
+    first = document(*tune)
+    lines = (tmp_path / "t" / JOURNAL).read_text().splitlines()
+    assert document(*tune)["programs"] == first["programs"]
+    new = (tmp_path / "t" / JOURNAL).read_text().splitlines()[len(lines) :]
+    assert not [line for line in new if "last gray" in line or "distance" in line], "it measured again"
+    more = document(*tune[:-4], "--trials", 10, *tune[-4:])
+    assert (first["trials"], more["trials"]) == (8, 10)
+    other = ditedge(*tune[:-1], "7passes")
+    assert other.exit_code == 2 and "budget 6 passes, this one has 7 passes" in other.stderr
+
+
+def test_after_a_kill_the_trials_are_there(gray_bundle: Path, tmp_path: Path) -> None:
+    code = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from ditedge.calibration.tune.request import TuneRequest
+        from ditedge.calibration.tune.tune import tune
+        def report(what, done=0, total=0):
+            if what.startswith("trials") and done == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+        folder = Path(sys.argv[1])
+        tune(TuneRequest((folder / "gray",), "6passes", rungs=("3", "6", "9"), trials=8, out=folder / "t"), report)
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    tune = ("tune", "--engine", gray_bundle, "--rungs", "3,6,9", "--out", tmp_path / "t", "--budget", "6passes")
+    assert document(*tune, "--trials", 4)["trials"] == 4, "nothing was left to try"
+    assert document(*tune, "--trials", 6)["trials"] == 6
+
+
+def test_two_precisions_have_programs_of_their_own(gray_bundle: Path, tmp_path: Path) -> None:
+    """Without a budget: a front, of both."""
+    coarse = variant(gray_bundle, tmp_path / "coarse", rounded(15))
+    told = document("tune", "--engine", gray_bundle, "--engine", coarse, *QUICK, "--out", tmp_path / "t")
+    assert {one["engine"] for one in told["programs"]} == {"gray", "coarse"}
+    on_front = [one for one in told["programs"] if one["on_front"]]
+    on_front.sort(key=lambda one: one["seconds"])
+    distances = [one["figures"]["distance"] for one in on_front]
+    assert on_front and distances == sorted(distances, reverse=True)
+    for folder in (gray_bundle, coarse):
+        names = {one["name"] for one in told["programs"] if one["engine"] == folder.name}
+        assert names == {name for name in open_bundle(folder).programs if name.startswith("tuned-")}
+
+
+def test_the_cheapest_that_is_good_enough_or_a_sentence(gray_bundle: Path, tmp_path: Path) -> None:
+    tune = ("tune", "--engine", gray_bundle, *QUICK, "--budget", "12passes", "--out", tmp_path / "t")
+    every = document(*tune, "--min-quality", 1e9)["programs"]
+    assert len(every) == 1
+    best = document(*tune)["programs"][0]
+    assert best["figures"]["distance"] <= every[0]["figures"]["distance"] and best["passes"] >= every[0]["passes"]
+    names = set(open_bundle(gray_bundle).programs)
+    missed = ditedge(*tune, "--min-quality", 1e-9)
+    assert missed.exit_code == 2 and "--min-quality 1e-09 was not reached: the best distance is" in missed.stderr
+    assert set(open_bundle(gray_bundle).programs) == names
+
+
+def test_the_bundle_is_whole_at_every_moment(gray_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = open_bundle(gray_bundle)
+    five, ten = bundle.program(steps=5), bundle.program(steps=10)
+    add_programs(bundle, {"tuned-5": five, "tuned-7": five})
+    after = open_bundle(gray_bundle)
+    files = set(after.manifest.files)
+
+    def cut(path: Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing, "write_text", cut)
+    with pytest.raises(KeyboardInterrupt):
+        add_programs(after, {"tuned-5": ten})
+    assert open_bundle(gray_bundle).program("tuned-5").steps == 5
+    monkeypatch.undo()
+    add_programs(after, {"tuned-5": ten})
+    last = open_bundle(gray_bundle)
+    assert last.program("tuned-5").steps == 10 and "tuned-7" not in last.programs
+    here = {path.relative_to(gray_bundle).as_posix() for path in gray_bundle.rglob("*") if path.is_file()}
+    assert here == {"manifest.json", *last.manifest.files} and len(files) == len(last.manifest.files) + 1
+
+
+BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
+    "a budget of nothing": (lambda f: ["--budget", "0s"], "--budget 0s: give seconds"),
+    "one pass": (lambda f: ["--budget", "1passes"], "--budget of 1 passes: two steps take 2 passes"),
+    "no time at all": (lambda f: ["--budget", "0.000001s", *QUICK], "s on this machine: give at least as much"),
+    "rungs that fall": (lambda f: ["--rungs", "9,6,3"], "--rungs 9,6,3: give three numbers that rise"),
+    "features alone": (lambda f: ["--features", f / "f.onnx"], "belong together"),
+    "features that are not there": (lambda f: ["--features", f / "no", "--reference", f / "no"], "no does not exist"),
+    "a distance below 0": (lambda f: ["--min-quality", -1], "--min-quality -1: a distance is above 0"),
+    "prompts for classes": (lambda f: ["--prompts", f / "p.txt"], "takes classes: leave --prompts"),
+    "the same bundle twice": (lambda f: ["--engine", f / "gray"], "two bundles are called 'gray'"),
+    "two models": (lambda f: ["--engine", f / "latent"], "cannot be tuned together: latent channels 1 and 4"),
+    "seeds that end": (lambda f: ["--seed", 2**64 - 1], "end above 2**64"),
+    "a file as folder": (lambda f: ["--out", f / "gray" / "manifest.json"], "cannot write"),
+    "a signed bundle": (
+        lambda f: (f / "gray" / "manifest.json.sig").write_text("{}") and [],
+        "is signed, and programs would change what was signed: give --no-write",
+    ),
+    "a bundle with plans": (
+        lambda f: (
+            (f / "gray" / "engines" / "x").mkdir(parents=True)
+            or ((f / "gray" / "engines" / "x" / "build.json").write_text("{}") and [])
+        ),
+        "has plans, which belong to its manifest",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD)
+def test_mistakes_get_one_line(
+    gray_bundle: Path, golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(golden_bundle("latent4_learned_sigma"), tmp_path / "latent")
+    make, complaint = BAD[mistake]
+    result = ditedge("tune", "--engine", gray_bundle, *make(tmp_path))
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert result.exit_code == 2 and len(errors) == 1 and complaint in errors[0], result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_program_that_is_the_default_is_not_taken_away(gray_bundle: Path) -> None:
+    bundle = open_bundle(gray_bundle)
+    add_programs(bundle, {"tuned-5": bundle.program(steps=5)})
+    manifest = json.loads((gray_bundle / "manifest.json").read_text())
+    manifest["defaults"]["program"] = "tuned-5"
+    (gray_bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RequestError, match="'tuned-5' is its default"):
+        add_programs(open_bundle(gray_bundle), {})
