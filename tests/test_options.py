@@ -95,7 +95,7 @@ def test_of_what_is_not_given_a_command_takes_the_defaults_of_its_request(name: 
     context = found.make_context(name, given)
     options = [option for param in found.params for option in param.opts]
     assert len(options) == len(set(options))
-    wanted = {name: needed[name].type_cast_value(context, value) for name, value in values.items()}
+    wanted = {name: needed[name].type_cast_value(context, (value,) if getattr(needed[name], "multiple", False) else value) for name, value in values.items()}  # fmt: skip
     assert request_from(found.kind, context.params) == filled(found.kind, wanted)
 
 
