@@ -7,7 +7,8 @@ As PixArt-alpha did (arXiv:2310.00426, section 2.3), it starts from a class-cond
 dit.safetensors`: self-attention, MLPs and embedders are taken over, adaLN becomes adaLN-single, and cross-attention to
 the token rows of a frozen text encoder (examples/text_encoder.py) begins with an output of zero. The same DiT then
 teaches: the objective is the mean squared error of what it predicts for each garment by itself, with more weight where
-noise is strong, since captions are decided there; one caption in ten is empty, for guidance. Interrupted, the same
+noise is strong, since captions are decided there, and of what its blocks add to their tokens (hints, arXiv:1412.6550);
+one caption in ten is empty, for guidance. Interrupted, the same
 command goes on from the last checkpoint. The result is a diffusers pipeline folder without a VAE and without the text
 encoder: the weights' average, in float16.
 """
@@ -51,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1000000, help="end after so many, whatever --minutes says")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--singles", type=float, default=0.1, help="share of batches with pictures of one garment")
+    parser.add_argument("--hint-weight", type=float, default=0.05, help="of the error of the blocks' tokens, relative")
     parser.add_argument("--captions", type=int, default=60000)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--warmup-steps", type=int, default=100)
@@ -70,6 +72,7 @@ class Run:
     ema: PixArt
     optimizer: torch.optim.Optimizer
     teacher: DiT
+    hints: tuple[list[Tensor], list[Tensor]]  # what the blocks of both gave in the last evaluation
     began: float = 0.0  # on this machine's clock, as if it had never been interrupted
     step: int = 0
     seconds: float = 0.0
@@ -87,9 +90,10 @@ def new_run(args: argparse.Namespace) -> Run:
     initialize(model, args.start)
     model.to(args.device)
     ema = deepcopy(model).requires_grad_(False)
+    hints = listened(model.transformer_blocks), listened(teacher.blocks)
     betas = (0.9, 0.99)
     optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate, betas, weight_decay=0.0, fused=True)
-    run, checkpoint = Run(args, model, ema, optimizer, teacher), args.out / "checkpoint.pt"
+    run, checkpoint = Run(args, model, ema, optimizer, teacher, hints), args.out / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True, map_location=args.device)
         for name, part in run.parts().items():
@@ -98,6 +102,32 @@ def new_run(args: argparse.Namespace) -> Run:
         print(f"going on from {checkpoint} at step {run.step}", flush=True)
     run.began = time.monotonic() - run.seconds
     return run
+
+
+def listened(blocks: nn.ModuleList) -> list[Tensor]:
+    """A list that each of the blocks puts its output into: whoever reads it empties it."""
+    heard: list[Tensor] = []
+    for block in blocks:
+        block.register_forward_hook(lambda module, given, tokens: heard.append(tokens))
+    return heard
+
+
+def hint_error(run: Run, rows: int, kind: int) -> Tensor:
+    """Mean over the blocks of the relative squared error of the tokens [N, T, D], positions left out: a picture of two
+    has others than its halves. rows: of patches."""
+    learned, taught = run.hints
+    width, total = run.model.config.hidden_size, 0.0
+    columns = learned[0].shape[1] // rows
+    here = position_of(run.model, rows, columns, learned[0].device).view(1, rows, columns, width)
+    there = run.teacher.pos_embed.view(1, rows, -1, width)
+    for ours, theirs in zip(learned, taught, strict=True):
+        wanted = theirs.float().view(-1, rows, columns // kind, width) - there
+        wanted = torch.cat(wanted.chunk(kind), dim=2)
+        error = ours.float().view(-1, rows, columns, width) - here - wanted
+        total = total + error.square().mean() / wanted.square().mean()
+    learned.clear()
+    taught.clear()
+    return total / len(run.model.transformer_blocks)
 
 
 def predicted(model: PixArt, x: Tensor, t: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -116,7 +146,7 @@ def position_of(model: PixArt, rows: int, columns: int, device: torch.device) ->
 
 
 def train_step(run: Run, diffusion: Diffusion, data: Data, kind: int) -> Tensor:
-    """kind: 1 or 2 garments -> the mean squared error without weights, on the device."""
+    """kind: 1 or 2 garments -> [2]: the mean squared error without weights, that of the hints; on the device."""
     args = run.args
     run.optimizer.param_groups[0]["lr"] = learning_rate(args, run.step, run.seconds)
     drawn = batch(args.batch_size, data, kind)
@@ -126,18 +156,21 @@ def train_step(run: Run, diffusion: Diffusion, data: Data, kind: int) -> Tensor:
     t = t.to(args.device)
     noise = torch.randn_like(x0)
     x = diffusion.add_noise(x0, noise, t)
+    for heard in run.hints:
+        heard.clear()
     with torch.autocast(args.device.split(":")[0], torch.bfloat16):
         output = predicted(run.model, x, t, drawn.hidden, drawn.mask)
         wanted = taught(run.teacher, x, t, drawn, noise)
     error = (output.float() - wanted).square().mean(dim=(1, 2, 3))
     snr = (diffusion.signal[t] / diffusion.noise[t]).square().flatten()
     run.optimizer.zero_grad()
-    (error * (snr + 0.01) ** -0.5).mean().backward()
+    hints = hint_error(run, x.shape[2] // run.model.config.patch_size, kind)
+    ((error * (snr + 0.01) ** -0.5).mean() + args.hint_weight * hints).backward()
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     run.optimizer.step()
     update_ema(run.ema, run.model, min(args.ema_decay, (1 + run.step) / (10 + run.step)))
     run.step += 1
-    return error.detach().mean()
+    return torch.stack([error.mean(), hints]).detach()
 
 
 @torch.no_grad()
@@ -194,10 +227,13 @@ def train(args: argparse.Namespace) -> None:
     while not run.ended:
         errors.append(train_step(run, diffusion, data, 1 if kinds.random() < args.singles else 2))
         if run.step % 50 == 0 or run.step < 10:  # to look at a number is to wait for the device
-            mse, errors = torch.stack(errors).mean().item(), []
+            (mse, hints), errors = torch.stack(errors).mean(0).tolist(), []
             run.seconds = time.monotonic() - run.began
             speed = (run.step - first) * args.batch_size / (run.seconds - begun)
-            print(f"step {run.step}: mse {mse:.4f}, {run.seconds:.0f} s, {speed:.1f} pictures a second", flush=True)
+            print(
+                f"step {run.step}: mse {mse:.4f}, hints {hints:.3f}, {run.seconds:.0f} s, {speed:.1f} pictures a second",
+                flush=True,
+            )
         if run.step % args.save_every == 0 or run.ended:
             state = {name: part.state_dict() for name, part in run.parts().items()}
             save(args.out / "checkpoint.pt", state | {"step": run.step, "seconds": run.seconds})
