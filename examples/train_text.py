@@ -230,10 +230,8 @@ def train(args: argparse.Namespace) -> None:
             (mse, hints), errors = torch.stack(errors).mean(0).tolist(), []
             run.seconds = time.monotonic() - run.began
             speed = (run.step - first) * args.batch_size / (run.seconds - begun)
-            print(
-                f"step {run.step}: mse {mse:.4f}, hints {hints:.3f}, {run.seconds:.0f} s, {speed:.1f} pictures a second",
-                flush=True,
-            )
+            errors_said = f"mse {mse:.4f}, hints {hints:.3f}"
+            print(f"step {run.step}: {errors_said}, {run.seconds:.0f} s, {speed:.1f} pictures a second", flush=True)
         if run.step % args.save_every == 0 or run.ended:
             state = {name: part.state_dict() for name, part in run.parts().items()}
             save(args.out / "checkpoint.pt", state | {"step": run.step, "seconds": run.seconds})
