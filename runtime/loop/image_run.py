@@ -74,8 +74,12 @@ def advance(
     runs: Sequence[ImageRun],
     width: int,
     cancel: threading.Event | None = None,
+    a_call: int | None = None,
 ) -> None:
-    """One step of every run that is not done. width: M. Raises Cancelled; RequestError for a run given twice."""
+    """One step of every run that is not done. width: M. a_call: images that a call of the step graph takes at most.
+
+    Raises Cancelled; RequestError for a run given twice.
+    """
     if len({id(run) for run in runs}) < len(runs):
         raise RequestError("the same image is given twice: each takes one step at a time")
     if cancel is not None and cancel.is_set():
@@ -86,7 +90,8 @@ def advance(
     for run in moving:
         together.setdefault((run.program.graph_of(run.step), run.state.shape), []).append(run)
     for (graph, _), some in together.items():
-        _step(engine(graph), of_prompts, some, width, cancel)
+        for first in range(0, len(some), a_call or len(some)):
+            _step(engine(graph), of_prompts, some[first : first + (a_call or len(some))], width, cancel)
 
 
 def _modulate(

@@ -148,11 +148,17 @@ class Session:
         tables = image_tables(program, manifest.model, subject, guidance, away_from, besides)
         return ImageRun(program, tables, SeededNoise([seed], shape), None if given is None else given[None])
 
-    def advance(self, runs: Sequence[ImageRun], cancel: threading.Event | None = None) -> None:
-        """One step of every run that is not done, in one batch, on ONNX Runtime. Raises Cancelled, RequestError."""
+    def advance(
+        self, runs: Sequence[ImageRun], cancel: threading.Event | None = None, a_call: int | None = None
+    ) -> None:
+        """One step of every run that is not done, on ONNX Runtime. Raises Cancelled, RequestError.
+
+        a_call: images that a call of the step graph takes at most; None: all of them. A processor that is full with
+        one image is no quicker with more, and slower where they outgrow its caches.
+        """
         if self._options.plans is not None:
             raise RequestError("plans run whole programs: sample step by step with the bundle's ONNX graphs")
-        advance(self.engine, self._host.text.inputs, runs, self.bundle.manifest.modulation_width, cancel)
+        advance(self.engine, self._host.text.inputs, runs, self.bundle.manifest.modulation_width, cancel, a_call)
 
     def images(self, latents: np.ndarray) -> np.ndarray:
         """latents [B, C, H, W] float32 -> uint8 [B, h, w, 1 or 3]. Raises RequestError without a decoder."""

@@ -20,6 +20,12 @@ class Limits:
     max_batch: int = field(
         default=16, metadata=option("--max-batch", help="Images of a bundle that share a step.", range=BATCH)
     )
+    a_call: int | None = field(
+        default=None,
+        metadata=option(
+            "--images-per-call", help="Of them, in a call of the engine. [default: measured at the start]", range=BATCH
+        ),
+    )
     max_queue: int = field(
         default=64,
         metadata=option("--max-queue", help="Images that may wait; more are told when to come again.", range=QUEUE),

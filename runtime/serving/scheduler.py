@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from ..errors import Cancelled, RequestError
 from ..loop.session import Session
 from ..samplers.program import with_x0_slot
+from .calls import images_a_call
 from .decoding import Decoding
 from .options import Limits
 from .ticket import Asked, LateError, Ticket
@@ -45,6 +46,7 @@ class _Lane:
     """One bundle's images."""
 
     session: Session
+    a_call: int  # images in a call of the step graph
     waiting: Waiting = field(default_factory=Waiting)
     running: list[Ticket] = field(default_factory=list)
 
@@ -66,7 +68,7 @@ class Scheduler:
         self.counts = Counts()
         self.refused = 0  # images
         self._on_end = on_end
-        self._lanes = {name: _Lane(session) for name, session in sessions.items()}
+        self._lanes = {name: _Lane(session, self._a_call(session)) for name, session in sessions.items()}
         self._decoding = Decoding(self.sessions)
         self._more = threading.Condition()  # guards the queues, and `_closing`
         self._closing = False
@@ -75,6 +77,9 @@ class Scheduler:
 
     def start(self) -> None:
         self._thread.start()
+
+    def _a_call(self, session: Session) -> int:
+        return self.limits.a_call or images_a_call(session, self.limits.max_batch)
 
     @property
     def alive(self) -> bool:
@@ -94,6 +99,10 @@ class Scheduler:
             lane.waiting.add(tickets)
             self._more.notify()
         return tickets
+
+    def a_call(self, model: str) -> int:
+        """Images in a call of the engine."""
+        return self._lanes[model].a_call
 
     def waiting(self, model: str) -> list[Ticket]:
         with self._more:
@@ -207,7 +216,7 @@ class Scheduler:
     def _advance(self, lane: _Lane) -> None:
         began, moving = time.monotonic(), lane.running
         try:
-            lane.session.advance([ticket.run for ticket in moving])
+            lane.session.advance([ticket.run for ticket in moving], a_call=lane.a_call)
         except Exception:
             log.exception("a step of %d images failed: each takes it alone", len(moving))
             self._advance_alone(lane)

@@ -71,6 +71,7 @@ async def status(request: Request) -> Response:
         model: {
             "running": [_row(ticket) for ticket in scheduler.running(model)],
             "waiting": len(scheduler.waiting(model)),
+            "images_per_call": scheduler.a_call(model),
         }
         for model in service.bundles
     }

@@ -73,7 +73,8 @@ class Ticket:
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ended: threading.Event = field(default_factory=threading.Event)
-    _listeners: tuple[Callable[[Ticket], None], ...] = ()
+    _listeners: tuple[Callable[[Ticket], None], ...] = ()  # told of each change
+    _waiters: tuple[Callable[[Ticket], None], ...] = ()  # of the end alone
 
     @property
     def steps(self) -> int:
@@ -95,10 +96,16 @@ class Ticket:
         """It takes no further step: one that runs is finished. An image that is there stays."""
         self._cancelled.set()
 
-    def listen(self, told: Callable[[Ticket], None]) -> None:
-        """told(ticket) after each change from now on, in the thread that made it; at once where it has ended."""
+    def listen(self, told: Callable[[Ticket], None], end_only: bool = False) -> None:
+        """told(ticket) after each change from now on, or the end, in the thread that made it; at once after the end.
+
+        A step of many images has many changes: whoever needs none of them costs nothing meanwhile.
+        """
         with self._lock:
-            self._listeners = (*self._listeners, told)
+            if end_only:
+                self._waiters = (*self._waiters, told)
+            else:
+                self._listeners = (*self._listeners, told)
             ended = self.state in ENDED
         if ended:
             told(self)
@@ -117,6 +124,8 @@ class Ticket:
             self.state = "done" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"
         self._ended.set()
         self.on_end(self)
+        for told in self._waiters:
+            told(self)
         self.tell()
 
     def result(self, timeout: float | None = None) -> np.ndarray:

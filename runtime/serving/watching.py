@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 KEEP_ALIVE = 15.0  # seconds: proxies close a connection on which nothing is said
 
 
-async def changes(tickets: Sequence[Ticket]) -> AsyncIterator[bool]:
+async def changes(tickets: Sequence[Ticket], end_only: bool = False) -> AsyncIterator[bool]:
     """Once now, and once after each change, until all have ended; False where it is only that time has passed.
 
     Changes while the one before is looked at are one: who reads slowly sees fewer.
+    end_only: the end of a ticket is the only change.
     """
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
@@ -26,13 +27,13 @@ async def changes(tickets: Sequence[Ticket]) -> AsyncIterator[bool]:
             loop.call_soon_threadsafe(changed.set)
 
     for ticket in tickets:
-        ticket.listen(told)
+        ticket.listen(told, end_only)
     news = True
     while True:
         changed.clear()
         over = all(ticket.state in ENDED for ticket in tickets)  # before they are looked at, so that no end is missed
-        yield news
-        if over and news:
+        yield news or over
+        if over:
             return
         try:
             await asyncio.wait_for(changed.wait(), KEEP_ALIVE)
@@ -61,7 +62,7 @@ def cancel_all(tickets: Sequence[Ticket]) -> None:
 
 
 async def _all(tickets: Sequence[Ticket]) -> None:
-    async for _ in changes(tickets):
+    async for _ in changes(tickets, end_only=True):
         pass
 
 

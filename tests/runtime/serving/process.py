@@ -19,7 +19,7 @@ PACED = """
 import sys, time
 from ditedge.runtime.loop.session import Session
 advance = Session.advance
-Session.advance = lambda *given: (time.sleep({pace} if given[1] else 0), advance(*given))[1]
+Session.advance = lambda *given, **more: (time.sleep({pace} if given[1] else 0), advance(*given, **more))[1]
 from ditedge.__main__ import main
 main("ditedge")
 """
@@ -47,6 +47,7 @@ def serving(log: Path, *arguments: object, pace: float = 0.0) -> Iterator[Server
     """
     program = ["-c", PACED.format(pace=pace)] if pace else [ROOT / "cli.py"]
     command = [sys.executable, *program, "serve", "--port", 0, "--threads", 1, *arguments]
+    command += ["--images-per-call", 4]  # instead of measuring
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as written:
         process = subprocess.Popen([str(part) for part in command], stderr=written, stdout=written, env=environment)

@@ -53,10 +53,10 @@ class Gate:
         self.let(1)  # to whoever waits before it
 
     def _behind(self, advance: Callable[..., None]) -> Callable[..., None]:
-        def advanced(*given: Any) -> None:
+        def advanced(*given: Any, **more: Any) -> None:
             if not self._opened:
                 self._leave.acquire()
-            advance(*given)
+            advance(*given, **more)
 
         return advanced
 

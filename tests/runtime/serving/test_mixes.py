@@ -20,7 +20,8 @@ def check_mixes(folder: Path, numbers: range) -> None:
     shared = []
     for number in numbers:
         random = np.random.default_rng(number)
-        with scheduling(folder, max_batch=int(random.integers(1, 7))) as scheduler:
+        most, a_call = (int(random.integers(1, 7)) for _ in range(2))
+        with scheduling(folder, max_batch=most, a_call=a_call) as scheduler:
             mix = random_mix(open_bundle(folder), random)
             tickets = through(scheduler, folder.name, mix)
             for ticket, one in zip(tickets, mix, strict=True):

@@ -78,7 +78,7 @@ def test_cancelling_while_a_step_runs_ends_it_after_that_step(golden_bundle) -> 
     folder = golden_bundle("gray1_cfg")
     with Session(open_bundle(folder)) as plain:
         step = Slow(plain.engine("step"))
-        scheduler = Scheduler({"gray": Session(open_bundle(folder), engines={"step": step})})
+        scheduler = Scheduler({"gray": Session(open_bundle(folder), engines={"step": step})}, Limits(a_call=16))
         scheduler.start()
         [ticket] = scheduler.submit("gray", [asked(folder, steps=50)])
         assert step.called.wait(SECONDS)
@@ -218,7 +218,7 @@ def test_a_step_that_fails_is_taken_alone_and_one_image_fails_for_itself(golden_
     folder = golden_bundle("gray1_cfg")
     with Session(open_bundle(folder)) as plain:
         step = Refusing(plain.engine("step"), most=1)
-        scheduler = Scheduler({"gray": Session(open_bundle(folder), engines={"step": step})})
+        scheduler = Scheduler({"gray": Session(open_bundle(folder), engines={"step": step})}, Limits(a_call=16))
         with caplog.at_level(logging.CRITICAL, "ditedge.runtime.serving.scheduler"):
             wanted = [asked(folder, seed=1), asked(folder, seed=2, guidance=13.0), asked(folder, seed=3)]
             tickets = scheduler.submit("gray", wanted)
@@ -269,3 +269,19 @@ def test_bundles_that_cannot_be_served(golden_bundle) -> None:
     plans = EngineOptions(plans=golden_bundle("gray1_cfg"))
     with pytest.raises(RequestError, match="plans run whole programs"):
         Scheduler({"plans": Session(open_bundle(golden_bundle("gray1_cfg")), plans)})
+
+
+def test_who_waits_for_the_end_is_told_of_nothing_else(golden_bundle) -> None:
+    folder = golden_bundle("gray1_cfg")
+    with scheduling(folder) as scheduler:
+        [ticket] = scheduler.submit(folder.name, [asked(folder, steps=4)])
+        ends, changes = [], []
+        ticket.listen(lambda one: ends.append(one.state), end_only=True)
+        ticket.listen(lambda one: changes.append(one.state))
+        while scheduler.turn():
+            pass
+        ticket.result(SECONDS)
+        wait_for(lambda: ends)
+        assert ends == ["done"] and len(changes) >= 4
+        ticket.listen(lambda one: ends.append("late"), end_only=True)
+        assert ends == ["done", "late"]
