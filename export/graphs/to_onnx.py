@@ -27,7 +27,7 @@ def onnx_from_module(
     path: Path,
     opset: int = DEFAULT_OPSET,
 ) -> None:
-    """Exports `module(**inputs)` to `path` (and `path.data` above 1.5 GB of weights).
+    """Exports `module(**inputs)` to `path` (and `path.data` above 64 MB of weights).
 
     dynamic: per input, dimension -> the name it has in the graph ("B"), or a name plus a constant ("K+2"), or times one
     ("2*h"). Example inputs need sizes of at least 2 there, all different, or the exporter takes them for constants.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ def model_of(graph: HeldGraph | Path, settings: Any) -> Iterator[str | bytes]:
     """The first argument of InferenceSession; `settings`, its SessionOptions, are given the weights in other files.
 
     A graph goes by the descriptor that was hashed: from its bytes ONNX Runtime would make two copies more. Weights
-    in other files go as mapped memory, and to versions that cannot take them (before 1.24) by links to descriptors.
+    in other files go by links to descriptors, which it maps; of weights in memory it makes two copies, too, but it
+    takes no other from files that were moved out of their folder or deleted (and before 1.24 it takes none).
     Raises BundleError when one of them is not what was hashed any more, before or after it was used.
     """
     if isinstance(graph, Path):
@@ -25,7 +27,8 @@ def model_of(graph: HeldGraph | Path, settings: Any) -> Iterator[str | bytes]:
         return
     graph.check()
     with ExitStack() as stack:
-        if graph.external and not hasattr(settings, "add_external_initializers_from_files_in_memory"):
+        takes_memory = hasattr(settings, "add_external_initializers_from_files_in_memory")
+        if graph.external and (_in_one_folder(graph) or not takes_memory):
             yield stack.enter_context(_linked(graph))
         else:
             maps = [stack.enter_context(file.map()) for file in graph.external.values()]
@@ -33,6 +36,15 @@ def model_of(graph: HeldGraph | Path, settings: Any) -> Iterator[str | bytes]:
                 settings.add_external_initializers_from_files_in_memory([*graph.external], maps, [*map(len, maps)])
             yield graph.file.alias() or bytes(stack.enter_context(graph.file.map()))
     graph.check()
+
+
+def _in_one_folder(graph: HeldGraph) -> bool:
+    """Whether the weights are where ONNX Runtime lets a graph's weights be: below its folder, all of them there."""
+    aliases = [file.alias() for file in (graph.file, *graph.external.values())]
+    if not all(alias is not None and os.path.exists(os.readlink(alias)) for alias in aliases):
+        return False
+    places = [Path(os.readlink(alias)) for alias in aliases if alias is not None]
+    return all(place.is_relative_to(places[0].parent) for place in places)
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def test_what_is_kept_stays_float(golden_bundle, tmp_path: Path) -> None:
 
 
 def test_weights_in_a_data_file(golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A float step graph over 1.5 GB has its weights in step.onnx.data; the quantised one is small enough without."""
+    """A float step graph over 64 MB has its weights in step.onnx.data; the quantised one is small enough without."""
     source = Path(shutil.copytree(golden_bundle("gray1_cfg"), tmp_path / "large"))
     with monkeypatch.context() as patched:
         patched.setattr("ditedge.calibration.graph.surgery.EXTERNAL_DATA_BYTES", 0)
