@@ -16,8 +16,12 @@ from pathlib import Path
 import pytest
 from capi_ctypes import Ditedge
 
-from tests.conftest import PROCESSORS, ROOT
-from tests.cpp.support import Later
+from ditedge.runtime import open_bundle
+from ditedge.runtime.bundle.open import Bundle
+from ditedge.runtime.loop.prompts import prompt_of_ids, write_prompt
+from ditedge.runtime.loop.session import Session
+from tests.conftest import BUNDLES, PIXART, PROCESSORS, ROOT
+from tests.cpp.support import BOOT, Later
 
 Build = Callable[..., Path]
 
@@ -120,6 +124,22 @@ def onnxruntime_library() -> Path:
     if not found:
         pytest.skip("this onnxruntime package has no libonnxruntime.so")
     return found[0]
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Bundle:
+    """One that takes prompts."""
+    return open_bundle(BUNDLES / PIXART)
+
+
+@pytest.fixture(scope="session")
+def recorded(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its prompt BOOT, as `ditedge encode` records it."""
+    path = tmp_path_factory.mktemp("recorded") / "boot.safetensors"
+    with Session(bundle) as session:
+        rows = session.encode(prompt_of_ids(BOOT))
+    write_prompt(path, None, rows, bundle.manifest.text.encoder_sha256)  # type: ignore[union-attr]
+    return path
 
 
 @pytest.fixture

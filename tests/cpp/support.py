@@ -17,6 +17,7 @@ from ditedge.runtime.samplers.program import Program
 from tests.conftest import golden_case
 
 ARGUMENT, BUNDLE, PROGRAM, REQUEST, ENGINE, NO_DEVICE, CANCELLED = range(1, 8)
+FOX, BOOT, SNOW = [4, 5, 6, 1], [9, 5, 7, 12, 3, 1], [8, 1]  # token ids of prompts
 
 
 def edit(bundle: Path, **changes: object) -> None:

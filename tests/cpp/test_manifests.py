@@ -15,7 +15,7 @@ import pytest
 from capi_ctypes import DitedgeError, load
 
 from ditedge import __version__
-from ditedge.runtime.bundle.manifest import INSTRUCTION, UNDERSTOOD
+from ditedge.runtime.bundle.manifest import UNDERSTOOD
 from tests.conftest import BUNDLES, PIXART, ROOT
 from tests.cpp.support import BUNDLE, PROGRAM, edit
 from tests.fuzz.verdicts import UNUSED
@@ -123,7 +123,11 @@ def test_every_property_of_the_schema_is_checked_or_not_used(
     manifest["quantization"] |= {"activations": "per-token", "smoothing": None, "kept": [], "conditioner": "int8"}
     manifest["quantization"] |= {"source_bundle": "0" * 64, "calibration": None}
     if path[0] == "text":
-        manifest["text"] |= {"further": [{"tokens": 8, "width": None, "pooled": 4}], "instruction": {}}
+        manifest["text"] |= {
+            "further": [{"tokens": 8, "width": None, "pooled": 4}],
+            "instruction": {"text": "x", "tokens": 3},
+        }
+        manifest["requires"] = ["text", "instruction"]
     manifest["flow"] = {"by_size": {}}
     library = load(built / "libditedge.so")
     edit(gray_bundle, **manifest)
@@ -159,8 +163,7 @@ def test_required_names_are_understood_or_named(built: Path, gray_bundle: Path) 
 def test_both_runtimes_understand_the_same_names() -> None:
     source = (ROOT / "runtime" / "cpp" / "src" / "manifest.cpp").read_text()
     (names,) = re.findall(r"std::set<std::string> names = \{([^}]*)\};", source)
-    # an instruction is for who has a tokenizer: recorded prompts, and bundles without text encoder, have none
-    assert set(re.findall(r'"([^"]*)"', names)) == UNDERSTOOD - {INSTRUCTION}
+    assert set(re.findall(r'"([^"]*)"', names)) == UNDERSTOOD
 
 
 def test_a_graph_that_is_not_what_the_manifest_says(opened, gray_bundle: Path) -> None:

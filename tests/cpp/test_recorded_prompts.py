@@ -15,33 +15,15 @@ import pytest
 from capi_ctypes import DitedgeError
 from safetensors.numpy import save
 
-from ditedge.runtime import generate, open_bundle
+from ditedge.runtime import generate
 from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.errors import DitedgeError as PythonError
-from ditedge.runtime.loop.prompts import check_prompt, prompt_of_ids, read_prompt, write_prompt
-from ditedge.runtime.loop.session import Session
+from ditedge.runtime.loop.prompts import check_prompt, read_prompt
 from tests.conftest import BUNDLES, PIXART
-from tests.cpp.support import BUNDLE, REQUEST, edit
+from tests.cpp.support import BUNDLE, FOX, REQUEST, edit
 from tests.fuzz.mutations import mutated_safetensors
 
 FOLDER = BUNDLES / PIXART
-FOX = [4, 5, 6, 1]
-BOOT = [9, 5, 7, 12, 3, 1]
-
-
-@pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return open_bundle(FOLDER)
-
-
-@pytest.fixture(scope="module")
-def recorded(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The boot, as `ditedge encode` records it."""
-    path = tmp_path_factory.mktemp("recorded") / "boot.safetensors"
-    with Session(bundle) as session:
-        prompt = prompt_of_ids(BOOT)
-        write_prompt(path, None, session.encode(prompt), bundle.manifest.text.encoder_sha256)  # type: ignore[union-attr]
-    return path
 
 
 def file_of(header: object, data: bytes = b"", size: int | None = None) -> bytes:

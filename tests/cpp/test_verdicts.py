@@ -69,7 +69,7 @@ VERDICTS: list[tuple[str, str, object, bool]] = [
     ("manifest", "version", 1, False),
     ("manifest", "requires", ["wings"], False),
     ("manifest", "requires", "wings", False),
-    ("manifest", "requires", sorted(UNDERSTOOD - {"text", "instruction"}), True),
+    ("manifest", "requires", sorted(UNDERSTOOD - {"text"}), True),
     ("manifest", "quantization", {"precision": "nf4"}, True),
     ("manifest", "golden", [{"tolerance": 2}], True),
     ("manifest", "graphs/step/precision", "float8", True),

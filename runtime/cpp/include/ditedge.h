@@ -179,7 +179,9 @@ DITEDGE_API ditedge_status ditedge_program_file_steps(const char* file, int64_t*
 DITEDGE_API ditedge_status ditedge_find_class(const ditedge_bundle* bundle, const char* text, int64_t* label);
 
 /* Any thread. A prompt by its token ids, as the bundle's tokenizers make them: a list for each text encoder, one after another in
- * `ids`, of `counts` each (most models have one: &count, 1). The graph `text` reads them, which is loaded when it is needed first. A prompt may be used by any number of threads at once, and closed when no call uses it (runs
+ * `ids`, of `counts` each (most models have one: &count, 1). Where the model has an instruction (Sana), its tokens
+ * stand before those of the words; where the prompt is one to guide away from, there is none before them. The graph `text` reads them,
+ * which is loaded when it is needed first. A prompt may be used by any number of threads at once, and closed when no call uses it (runs
  * keep what they need of theirs); the bundle may be closed before. A session computes what depends on a prompt alone once, and
  * keeps it: two prompts of the same tokens are one. */
 DITEDGE_API ditedge_status ditedge_prompt_of_ids(const ditedge_bundle* bundle, const int64_t* ids, const size_t* counts, size_t lists,

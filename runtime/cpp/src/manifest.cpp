@@ -20,7 +20,7 @@ constexpr std::size_t kMaxEncoders = 4;
 // What this library understands of `requires`: the same names as UNDERSTOOD in runtime/bundle/manifest.py, where it stands when
 // one is added.
 const std::set<std::string>& understood() {
-    static const std::set<std::string> names = {"text"};
+    static const std::set<std::string> names = {"text", "instruction"};
     return names;
 }
 
@@ -92,6 +92,8 @@ EncoderInfo read_encoder(const Field& field, std::size_t index) {
     if (field.has("pooled")) encoder.pooled = optional_width(field.at("pooled"));
     if (field.has("pad")) encoder.pad = field.at("pad").integer(0, kHuge);
     if (field.has("masked")) encoder.masked = field.at("masked").boolean();
+    if (field.has("instruction") && !field.at("instruction").null())
+        encoder.instruction = field.at("instruction").at("tokens").integer(2, kMaxTokens);
     return encoder;
 }
 
@@ -117,10 +119,13 @@ void check_text(const Field& root, const Manifest& manifest) {
         root.fail("a model has classes, or takes prompts: num_classes is 0 where there is a text, and nowhere else");
     if (!manifest.text) return;
     const TextInfo& text = *manifest.text;
-    bool required = false;
+    std::set<std::string> required;
     if (root.has("requires"))
-        for (const Field& name : root.at("requires").elements(kMaxRequired)) required = required || name.text() == "text";
-    if (!required) root.fail("text: a bundle that takes prompts requires 'text'");
+        for (const Field& name : root.at("requires").elements(kMaxRequired)) required.insert(name.text());
+    if (required.count("text") == 0) root.fail("text: a bundle that takes prompts requires 'text'");
+    const auto instructs = [](const EncoderInfo& encoder) { return encoder.instruction.has_value(); };
+    if (std::any_of(text.encoders.begin(), text.encoders.end(), instructs) && required.count("instruction") == 0)
+        root.fail("text: a bundle with an instruction requires 'instruction'");
     if (model.input_size % text.multiple != 0 || model.input_size > text.largest)
         root.fail("text: input_size is not one of the sizes that latents can have");
     const std::int64_t pixels = text.largest * text.factor;

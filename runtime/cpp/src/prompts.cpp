@@ -55,9 +55,12 @@ void check_encoder(const Json& said, const TextInfo& text, const std::string& pl
 
 [[noreturn]] void fail_numbers(const std::string& place) { fail_request(place + ": a recorded prompt is [tokens, width] finite float32 numbers"); }
 
-void check_tokens(std::int64_t tokens, const EncoderInfo& encoder, const std::string& place) {
-    if (tokens > encoder.tokens)
-        fail_request(place + "a prompt has " + std::to_string(tokens) + " tokens, the model reads " + std::to_string(encoder.tokens));
+void check_tokens(std::int64_t tokens, std::int64_t most, const std::string& place) {
+    if (tokens > most) fail_request(place + "a prompt has " + std::to_string(tokens) + " tokens, the model reads " + std::to_string(most));
+}
+
+void check_ids(const TextInfo& text, const std::vector<std::vector<std::int64_t>>& ids, bool negative) {
+    for (std::size_t i = 0; i < ids.size(); ++i) check_tokens(static_cast<std::int64_t>(ids[i].size()), text.encoders[i].most(negative), "");
 }
 
 // Whether the sizes of a tensor are those of what a model reads.
@@ -65,7 +68,7 @@ void check_shape(const std::vector<std::int64_t>& shape, const EncoderInfo::Rows
     if (shape.back() != wanted.shape.back())
         fail_request(place + ": a recorded prompt has rows of " + std::to_string(shape.back()) + " numbers, the model reads " +
                      std::to_string(wanted.shape.back()) + ": record it with this model's text encoder");
-    if (shape.size() == 2) check_tokens(shape[0], encoder, place + ": ");
+    if (shape.size() == 2) check_tokens(shape[0], encoder.tokens, place + ": ");
     if (!encoder.masked && shape != wanted.shape)
         fail_request(place + ": a recorded prompt has " + std::to_string(shape[0]) + " rows of '" + wanted.name + "', the model reads " +
                      std::to_string(wanted.shape[0]) + " with padding: record it with this model's text encoder");
@@ -123,9 +126,19 @@ PromptPointer prompt_of_ids(const Bundle& bundle, std::vector<std::vector<std::i
     if (ids.size() != text.encoders.size())
         fail_request("a prompt's token ids are " + std::to_string(ids.size()) + " list(s), the model has " +
                      std::to_string(text.encoders.size()) + " text encoder(s): give a list for each");
-    for (std::size_t i = 0; i < ids.size(); ++i) check_tokens(static_cast<std::int64_t>(ids[i].size()), text.encoders[i], "");
+    check_ids(text, ids, false);
     prompt.ids = std::move(ids);
     return std::make_shared<const Prompt>(std::move(prompt));
+}
+
+PromptPointer guided_away(const Bundle& bundle, const PromptPointer& prompt) {
+    const TextInfo& text = text_of(bundle);
+    const auto instructs = [](const EncoderInfo& encoder) { return encoder.instruction.has_value(); };
+    if (prompt->ids.empty() || std::none_of(text.encoders.begin(), text.encoders.end(), instructs)) return prompt;
+    check_ids(text, prompt->ids, true);
+    Prompt bare = *prompt;
+    bare.key += "negative", bare.negative = true;
+    return std::make_shared<const Prompt>(std::move(bare));
 }
 
 Prompt recorded_prompt(std::string_view bytes, const TextInfo& text, const std::string& place) {

@@ -58,7 +58,7 @@ Subject prompt_subject(const Bundle& bundle, const Wanted& wanted, double guidan
     subject.prompt = opened_for(bundle, *wanted.prompt);
     if (guided) {
         if (wanted.negative == nullptr && !nothing) nothing = no_words(bundle);
-        subject.negative = wanted.negative != nullptr ? opened_for(bundle, *wanted.negative) : nothing;
+        subject.negative = wanted.negative != nullptr ? guided_away(bundle, opened_for(bundle, *wanted.negative)) : nothing;
     }
     subject.told = {{"height", static_cast<float>(latent.height * text.factor)}, {"width", static_cast<float>(latent.width * text.factor)}};
     if (text.guidance == "embedded") subject.told.emplace_back("guidance", static_cast<float>(guidance));

@@ -17,6 +17,12 @@ std::size_t numbers_of(const std::vector<std::int64_t>& shape) {
     return static_cast<std::size_t>(std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()));
 }
 
+std::size_t bytes_of(const std::vector<std::vector<float>>& arrays) {
+    std::size_t numbers = 0;
+    for (const std::vector<float>& array : arrays) numbers += array.size();
+    return numbers * sizeof(float);
+}
+
 std::vector<std::int64_t> mask_of(std::int64_t length, std::int64_t tokens) {
     std::vector<std::int64_t> mask(static_cast<std::size_t>(tokens), 0);
     std::fill_n(mask.begin(), length, 1);
@@ -28,6 +34,12 @@ std::vector<std::int64_t> of_one(const std::vector<std::int64_t>& shape) {
     std::vector<std::int64_t> all = {1};
     all.insert(all.end(), shape.begin(), shape.end());
     return all;
+}
+
+// Rows of an instruction, all but its first and its last.
+void leave_out(const EncoderInfo& encoder, const std::vector<std::int64_t>& shape, std::vector<float>& rows) {
+    const std::int64_t first = std::min<std::int64_t>(1, shape[0]), last = std::min(shape[0], first + encoder.left_out());
+    rows.erase(rows.begin() + static_cast<std::ptrdiff_t>(first * shape[1]), rows.begin() + static_cast<std::ptrdiff_t>(last * shape[1]));
 }
 
 }  // namespace
@@ -49,19 +61,36 @@ std::vector<std::int64_t> TextGraphs::shape_of(const TensorInfo& output, std::in
 
 OfPrompts TextGraphs::of(const std::vector<PromptPointer>& prompts, const Size& latent) {
     const std::vector<TensorInfo>& outputs = bundle_.manifest.graphs.at("context").outputs;
-    OfPrompts all;
-    all.numbers.resize(outputs.size());
-    for (const PromptPointer& prompt : prompts) {
-        const Made& made = made_of(*prompt);
-        for (std::size_t i = 0; i < outputs.size(); ++i)
-            all.numbers[i].insert(all.numbers[i].end(), made.outputs[i].begin(), made.outputs[i].end());
-    }
+    OfPrompts all{together(prompts), {}};
     for (std::size_t i = 0; i < outputs.size(); ++i)
-        all.tensors.push_back(view(outputs[i].name.c_str(), all.numbers[i].data(),
+        all.tensors.push_back(view(outputs[i].name.c_str(), (*all.numbers)[i].data(),
                                    shape_of(outputs[i], {static_cast<std::int64_t>(prompts.size()), bundle_.manifest.text->encoders[0].tokens})));
     if (bundle_.manifest.graphs.count("position") != 0) all.tensors.push_back(position_of(latent));
-    forget(prompts);
     return all;
+}
+
+std::shared_ptr<const std::vector<std::vector<float>>> TextGraphs::together(const std::vector<PromptPointer>& prompts) {
+    std::vector<std::string> keys;
+    for (const PromptPointer& prompt : prompts) keys.push_back(prompt->key);
+    const auto found = std::find_if(batches_.begin(), batches_.end(), [&](const auto& batch) { return batch.first == keys; });
+    if (found != batches_.end()) {
+        batches_.splice(batches_.end(), batches_, found);
+        return batches_.back().second;
+    }
+    std::vector<std::vector<float>> all(bundle_.manifest.graphs.at("context").outputs.size());
+    for (const PromptPointer& prompt : prompts) {
+        const Made& made = made_of(*prompt);
+        for (std::size_t i = 0; i < all.size(); ++i) all[i].insert(all[i].end(), made.outputs[i].begin(), made.outputs[i].end());
+    }
+    forget(prompts);
+    batches_.emplace_back(std::move(keys), std::make_shared<const std::vector<std::vector<float>>>(std::move(all)));
+    std::size_t bytes = 0;
+    for (const auto& batch : batches_) bytes += bytes_of(*batch.second);
+    while (bytes > kContextBytes && batches_.size() > 1) {
+        bytes -= bytes_of(*batches_.front().second);
+        batches_.pop_front();
+    }
+    return batches_.back().second;
 }
 
 const TextGraphs::Made& TextGraphs::made_of(const Prompt& prompt) {
@@ -101,21 +130,25 @@ std::map<std::string, std::vector<float>> TextGraphs::rows_of(const Prompt& prom
     std::map<std::string, std::vector<float>> rows;
     for (std::size_t i = 0; i < text.encoders.size(); ++i) {
         const EncoderInfo& encoder = text.encoders[i];
-        const auto words = static_cast<std::int64_t>(prompt.ids[i].size());
+        const std::int64_t words = static_cast<std::int64_t>(prompt.ids[i].size()), most = encoder.most(prompt.negative);
         std::vector<std::int64_t> ids = prompt.ids[i];
-        ids.resize(static_cast<std::size_t>(encoder.tokens), encoder.pad);
-        const std::vector<std::int64_t> mask = mask_of(words, encoder.tokens);
-        const std::vector<EncoderInfo::Rows> made = encoder.rows(), wanted = encoder.rows(words);
+        ids.resize(static_cast<std::size_t>(most), encoder.pad);
+        const std::vector<std::int64_t> mask = mask_of(words, most);
+        std::vector<EncoderInfo::Rows> made = encoder.rows();
+        const std::vector<EncoderInfo::Rows> wanted = encoder.rows(words);
+        for (EncoderInfo::Rows& output : made)
+            if (output.shape.size() == 2) output.shape[0] = most;
         std::vector<Tensor> outputs;
         for (const EncoderInfo::Rows& output : made) {
             std::vector<float>& own = rows[output.name] = std::vector<float>(numbers_of(output.shape));
             outputs.push_back(view(output.of_text.c_str(), own.data(), of_one(output.shape)));
         }
-        engine_("text" + encoder.suffix).run({view("ids", ids.data(), {1, encoder.tokens}), view("mask", mask.data(), {1, encoder.tokens})}, outputs);
+        engine_("text" + encoder.suffix).run({view("ids", ids.data(), {1, most}), view("mask", mask.data(), {1, most})}, outputs);
         for (const EncoderInfo::Rows& output : wanted) {
             rows[output.name].resize(numbers_of(output.shape));
             for (const float number : rows[output.name])
                 if (!std::isfinite(number)) fail_request("the text encoder overflowed on a prompt of " + std::to_string(words) + " tokens: say it in other words");
+            if (!prompt.negative && output.shape.size() == 2) leave_out(encoder, output.shape, rows[output.name]);
         }
     }
     return rows;
@@ -124,10 +157,9 @@ std::map<std::string, std::vector<float>> TextGraphs::rows_of(const Prompt& prom
 // Those that were used longest ago, where they are too many; none of those `used` now, which are the last.
 void TextGraphs::forget(const std::vector<PromptPointer>& used) {
     std::size_t bytes = 0;
-    for (const Made& made : made_)
-        for (const std::vector<float>& output : made.outputs) bytes += output.size() * sizeof(float);
+    for (const Made& made : made_) bytes += bytes_of(made.outputs);
     while (bytes > kContextBytes && made_.size() > used.size()) {
-        for (const std::vector<float>& output : made_.front().outputs) bytes -= output.size() * sizeof(float);
+        bytes -= bytes_of(made_.front().outputs);
         made_.pop_front();
     }
 }

@@ -6,6 +6,7 @@
 #include <functional>
 #include <list>
 #include <map>
+#include <memory>
 
 #include "engine.hpp"
 #include "prompts.hpp"
@@ -14,8 +15,8 @@ namespace ditedge {
 
 // What the graphs make of a batch's prompts and of its size, by the names of their outputs.
 struct OfPrompts {
-    std::vector<std::vector<float>> numbers;  // of the prompts' tensors
-    std::vector<Tensor> tensors;              // [P, ...] of these; and position [h, w, ...], valid until the next are made
+    std::shared_ptr<const std::vector<std::vector<float>>> numbers;  // of the prompts' tensors
+    std::vector<Tensor> tensors;  // [P, ...] of these; and position [h, w, ...], valid until the next are made
 
     const Tensor* vector() const;  // [P, Q], where the conditioner reads it; else null
 };
@@ -35,6 +36,8 @@ private:
     // Sizes of a graph's output where its open ones are these, in order.
     static std::vector<std::int64_t> shape_of(const TensorInfo& output, std::initializer_list<std::int64_t> open);
     const Made& made_of(const Prompt& prompt);
+    // What is made of a batch's prompts end to end: gathered once while they are the same, step after step.
+    std::shared_ptr<const std::vector<std::vector<float>>> together(const std::vector<PromptPointer>& prompts);
     // By the names that `context` reads them by: of a recorded prompt, or what the text encoders make.
     std::map<std::string, std::vector<float>> rows_of(const Prompt& prompt);
     void forget(const std::vector<PromptPointer>& used);
@@ -44,6 +47,7 @@ private:
     const std::function<Engine&(const std::string&)> engine_;
     std::list<Made> made_;                                      // the one used last is the last
     std::list<std::pair<Size, std::vector<float>>> positions_;  // likewise
+    std::list<std::pair<std::vector<std::string>, std::shared_ptr<const std::vector<std::vector<float>>>>> batches_;  // likewise, by keys
 };
 
 }  // namespace ditedge
