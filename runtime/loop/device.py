@@ -21,7 +21,9 @@ class Device(Protocol):
     graphs: bool  # whether its work can be captured
     stream: int
 
-    def context(self, graph: str, shapes: Mapping[str, tuple[int, ...]]) -> Context: ...
+    def context(
+        self, graph: str, shapes: Mapping[str, tuple[int, ...]], made: Mapping[str, tuple[int, ...]]
+    ) -> Context: ...
 
 
 def wait(gpu: Gpu, event: int) -> None:

@@ -8,7 +8,7 @@ from . import device_memory
 from .conditions import Conditions
 from .device import Device
 from .device_memory import Arena, Memory, aligned, offsets_of
-from .device_tables import RunShape
+from .device_tables import RunShape, call_record
 
 MODULATION_BYTES = 256 << 20  # adaLN rows on the device; more steps than fit are computed in blocks
 
@@ -16,7 +16,15 @@ MODULATION_BYTES = 256 << 20  # adaLN rows on the device; more steps than fit ar
 class Modulation:
     """The conditioner's context, and rows [block, R, M] float32: those of `block` steps at a time."""
 
-    def __init__(self, device: Device, memory: Memory, shape: RunShape, conditions: Conditions) -> None:
+    def __init__(
+        self,
+        device: Device,
+        memory: Memory,
+        shape: RunShape,
+        conditions: Conditions,
+        vectors: np.ndarray | None,
+    ) -> None:
+        """vectors: [P, Q] of the prompts, where the conditioner reads them."""
         self._device, self._steps = device, shape.steps
         self._row = row = 4 * device.bundle.manifest.modulation_width * shape.rows  # bytes of one step
         self.row_bytes = aligned(row)
@@ -28,9 +36,11 @@ class Modulation:
         calls = min(-(-shape.steps // self.per_call), max(1, MODULATION_BYTES // (row * self.per_call)))
         self._block = calls * self.per_call
         self._rows = memory.device(self._block * self.row_bytes)
-        read = {name: np.empty(self.per_call * shape.rows, values.dtype) for name, values in conditions.items()}
-        self._offsets = offsets_of(read)  # in the arena's record of a call
-        self._context = device.context("conditioner", {name: array.shape for name, array in read.items()})
+        read = call_record(conditions, vectors, 0, self.per_call)
+        inputs = device.plans["conditioner"].inputs  # more may be told than it reads
+        self._offsets = {name: at for name, at in offsets_of(read).items() if name in inputs}  # in the record of a call
+        made = {"modulation": (self.per_call * shape.rows, device.bundle.manifest.modulation_width)}
+        self._context = device.context("conditioner", {name: array.shape for name, array in read.items()}, made)
 
     def copy(self, first: int, last: int, to: int, arena: Arena) -> None:
         """Enqueues the rows of steps first .. last - 1 for `to`, and their computation where a block begins."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,12 +19,24 @@ from ..samplers.program import Program
 from .device import Device, wait
 from .device_memory import Arena, Memory, aligned
 from .device_modulation import Modulation
+from .device_prompts import Prompts
 from .device_steps import Steps
 from .device_tables import AHEAD, SEGMENT, RunShape, Segment, records_of, segments
-from .loop import StepEvent, Told, first_state, looks_of
+from .loop import StepEvent, Told, looks_of
 from .noise import NoiseSource
 from .noise_ahead import NoiseAhead
 from .tables import StepTables
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is sampled at once. told: what is made of its prompts; state: [B, K, C, H, W] float32, the first one."""
+
+    program: Program
+    tables: StepTables
+    told: Mapping[str, np.ndarray]
+    state: np.ndarray
+    noise: NoiseSource
 
 
 @dataclass(frozen=True)
@@ -35,19 +48,19 @@ class _Enqueued:
 class Run:
     """Buffers, contexts and graphs for runs of one shape."""
 
-    def __init__(self, device: Device, shape: RunShape, tables: StepTables) -> None:
+    def __init__(self, device: Device, shape: RunShape, tables: StepTables, told: Mapping[str, np.ndarray]) -> None:
         self._device, self._gpu, self._shape = device, device.gpu, shape
-        self._latent = device.bundle.manifest.model.latent_shape
-        self._state_shape = (shape.batch, shape.slots, *self._latent)
+        self._state_shape = (shape.batch, shape.slots, *shape.latent)
         self._state_bytes = 4 * int(np.prod(self._state_shape))
         self._memory = Memory(self._gpu)
         self._seen: list[np.ndarray] = []  # pinned: states for who looks at them, by slot
         self._ring = np.empty((0, 0), dtype=np.uint8)  # pinned: noise of the next steps
         self._events: list[int] = []
         try:
-            self._modulation = Modulation(device, self._memory, shape, tables.conditions)
-            self._arena = Arena(self._gpu, self._memory, self._records(tables))
-            self._steps = Steps(device, self._memory, shape, tables, self._modulation)
+            self._modulation = Modulation(device, self._memory, shape, tables.conditions, told.get("vector"))
+            self._arena = Arena(self._gpu, self._memory, self._records(tables, told))
+            self._prompts = Prompts(self._gpu, self._memory, told)
+            self._steps = Steps(device, self._memory, shape, tables, self._modulation, self._prompts)
             self._ends = self._memory.pinned(self._state_bytes)  # the first state, and then the last one
             for _ in range(AHEAD):
                 self._events.append(self._gpu.event())
@@ -55,24 +68,18 @@ class Run:
             self._free()
             raise
 
-    def _records(self, tables: StepTables) -> dict[str, dict[str, np.ndarray]]:
-        return records_of(tables, self._latent, self._modulation.per_call)
+    def _records(self, tables: StepTables, told: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+        return records_of(tables, told.get("vector"), self._shape.latent, self._modulation.per_call)
 
-    def sample(
-        self,
-        program: Program,
-        tables: StepTables,
-        noise: NoiseSource,
-        on_step: Told | None,
-        cancel: threading.Event | None,
-    ) -> np.ndarray:
+    def sample(self, batch: Batch, on_step: Told | None, cancel: threading.Event | None) -> np.ndarray:
         """-> latents [B, C, H, W] float32. Raises Cancelled, EngineError, and what `noise` and `on_step` raise."""
+        tables, program = batch.tables, batch.program
         cuts = list(segments(tables, looks_of(on_step)))
         draws = [program.draws_noise(step) for step in range(program.steps)]
         self._make_room(any(draws), any(segment.looked_at for segment in cuts))
         try:
-            self._upload(program, tables, noise)
-            with NoiseAhead(noise, draws, self._ring, self._steps.draw_bytes) as ahead:
+            self._upload(batch)
+            with NoiseAhead(batch.noise, draws, self._ring, self._steps.draw_bytes) as ahead:
                 self._enqueue(cuts, tables, ahead, on_step, cancel)
         except BaseException:  # what is enqueued still reads and writes this run's memory: let it end
             with suppress(EngineError):  # the first failure is the one to report
@@ -90,10 +97,11 @@ class Run:
         if looked_at and not self._seen:
             self._seen = [self._memory.pinned(self._state_bytes) for _ in range(min(AHEAD, self._shape.steps))]
 
-    def _upload(self, program: Program, tables: StepTables, noise: NoiseSource) -> None:
-        """Tables and initial state; one for all steps."""
-        self._arena.upload(self._records(tables), self._device.stream)
-        self._state(self._ends)[:] = first_state(program, noise)
+    def _upload(self, batch: Batch) -> None:
+        """Tables, what is made of prompts, and initial state; one for all steps."""
+        self._arena.upload(self._records(batch.tables, batch.told), self._device.stream)
+        self._prompts.upload(batch.tables.prompts, batch.told, self._device.stream)
+        self._state(self._ends)[:] = batch.state
         self._gpu.copy(self._steps.states[0], self._ends.ctypes.data, self._state_bytes, self._device.stream)
         self._steps.begin()
 

@@ -16,6 +16,7 @@ from ..errors import EngineError
 from .device import Device
 from .device_memory import Arena, Memory, aligned, offsets_of, size_of
 from .device_modulation import Modulation
+from .device_prompts import Prompts
 from .device_tables import Record, RunShape, Segment, evaluations_record, step_record
 from .engine_trt import captured
 from .tables import StepTables
@@ -25,11 +26,17 @@ class Steps:
     """Contexts, places, two states that take turns, and graphs for runs of one shape."""
 
     def __init__(
-        self, device: Device, memory: Memory, shape: RunShape, tables: StepTables, modulation: Modulation
+        self,
+        device: Device,
+        memory: Memory,
+        shape: RunShape,
+        tables: StepTables,
+        modulation: Modulation,
+        prompts: Prompts,
     ) -> None:
         self._device, self._gpu, self._modulation = device, device.gpu, modulation
-        latent = device.bundle.manifest.model.latent_shape
-        self.draw_bytes = 4 * shape.batch * int(np.prod(latent))
+        self._prompts = prompts.addresses
+        self.draw_bytes = 4 * shape.batch * int(np.prod(shape.latent))
         self.states = [memory.device(shape.slots * self.draw_bytes) for _ in range(2)]
         step = step_record(tables, 0)
         self._evaluations = {len(some.sample): evaluations_record(some) for some in tables.evaluations}  # by E
@@ -41,21 +48,20 @@ class Steps:
             "noise": aligned(self.draw_bytes),
         }
         self._places = {kind: memory.device(shape.places * size) for kind, size in self._sizes.items()}
+        made = {"next_state": (shape.batch, shape.slots, *shape.latent)}
         self._contexts = {
-            count: device.context("step", self._shapes(shape, latent, step, record))
+            count: device.context("step", self._shapes(shape, step | record) | prompts.shapes, made)
             for count, record in self._evaluations.items()
         }
         self._graphs: dict[tuple[int, int, int], int] = {}  # by kind of segment
         self._enqueued: set[tuple[int, int, int]] = set()  # kinds that ran before
         self._held: dict[tuple[str, int], int] = {}  # what lies at a place already; below 0: noise of zeros
 
-    def _shapes(
-        self, shape: RunShape, latent: tuple[int, ...], step: Record, evaluations: Record
-    ) -> dict[str, tuple[int, ...]]:
-        """Of every input: no shape changes between steps or within a captured graph."""
-        state, width = (shape.batch, shape.slots, *latent), self._device.bundle.manifest.modulation_width
-        shapes = {"state": state, "modulation": (shape.rows, width), "noise": (shape.batch, *latent)}
-        return shapes | {name: array.shape for name, array in (step | evaluations).items()}
+    def _shapes(self, shape: RunShape, tables: Record) -> dict[str, tuple[int, ...]]:
+        """Of every input but those of prompts: no shape changes between steps or within a captured graph."""
+        state, width = (shape.batch, shape.slots, *shape.latent), self._device.bundle.manifest.modulation_width
+        shapes = {"state": state, "modulation": (shape.rows, width), "noise": (shape.batch, *shape.latent)}
+        return shapes | {name: array.shape for name, array in tables.items()}
 
     def begin(self) -> None:
         """Before the first segment of a run: its tables are others."""
@@ -130,6 +136,7 @@ class Steps:
             of_step
             | {name: at["evaluations"] + offset for name, offset in weighed.items()}
             | {kind: at[kind] for kind in ("modulation", "noise")}
+            | self._prompts
         )
 
     def close(self) -> None:

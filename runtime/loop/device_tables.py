@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .conditions import Conditions, with_vectors
 from .tables import STEP_TABLES, Evaluations, StepTables
 
 SEGMENT = 4  # steps of one CUDA graph at most
@@ -24,6 +25,8 @@ class RunShape:
     batch: int
     slots: int
     rows: int
+    latent: tuple[int, ...]  # C, H, W
+    prompts: int  # P, 0: the model takes none
 
     @property
     def places(self) -> int:
@@ -31,9 +34,11 @@ class RunShape:
         return min(SEGMENT, self.steps)
 
 
-def run_shape(tables: StepTables) -> RunShape:
+def run_shape(tables: StepTables, latent: tuple[int, ...]) -> RunShape:
+    """latent: C, H, W."""
     evaluations = tuple(len(some.sample) for some in tables.evaluations)
-    return RunShape(tables.steps, evaluations, tables.batch, tables.mix.shape[2], tables.rows)
+    slots = tables.mix.shape[2]
+    return RunShape(tables.steps, evaluations, tables.batch, slots, tables.rows, latent, len(tables.prompts))
 
 
 @dataclass(frozen=True)
@@ -70,15 +75,25 @@ def evaluations_record(some: Evaluations) -> Record:
     return {name: table for name, table in vars(some).items() if table is not None}
 
 
-def records_of(tables: StepTables, latent: tuple[int, ...], steps_per_call: int) -> dict[str, Record]:
-    """Every array that graphs read but state, noise and modulation.
+def call_record(conditions: Conditions, vectors: np.ndarray | None, first: int, count: int) -> Record:
+    """What the conditioner reads for steps first .. first + count - 1; those after the last are copies of it.
+
+    vectors: [P, Q] of the prompts, where it reads them.
+    """
+    chosen = np.minimum(np.arange(first, first + count), len(next(iter(conditions.values()))) - 1)
+    return with_vectors({name: values[chosen].reshape(-1) for name, values in conditions.items()}, vectors)
+
+
+def records_of(
+    tables: StepTables, vectors: np.ndarray | None, latent: tuple[int, ...], steps_per_call: int
+) -> dict[str, Record]:
+    """Every array that graphs read but state, noise, modulation and what is made of prompts.
 
     "step/n" are the tables of step n, "evaluations/i" those of evaluations i, "call/c" what call c of the conditioner
-    reads: `steps_per_call` steps x R rows; the steps after the last are copies of it. "silence" is noise of zeros.
+    reads, of `steps_per_call` steps x R rows. "silence" is noise of zeros.
     """
     records = {f"step/{step}": step_record(tables, step) for step in range(tables.steps)}
     records |= {f"evaluations/{index}": evaluations_record(some) for index, some in enumerate(tables.evaluations)}
     for call in range(-(-tables.steps // steps_per_call)):
-        chosen = np.minimum(np.arange(call * steps_per_call, (call + 1) * steps_per_call), tables.steps - 1)
-        records[f"call/{call}"] = {name: values[chosen].reshape(-1) for name, values in tables.conditions.items()}
+        records[f"call/{call}"] = call_record(tables.conditions, vectors, call * steps_per_call, steps_per_call)
     return records | {"silence": {"noise": np.zeros((tables.batch, *latent), dtype=np.float32)}}

@@ -88,6 +88,9 @@ class OrtContext:
         self._shapes[name] = shape
         self._bindings.clear()
 
+    def set_output(self, name: str, shape: tuple[int, ...]) -> None:
+        self.set_shape(name, shape)
+
     def set_address(self, name: str, pointer: int) -> None:
         self._addresses[name] = pointer
 
@@ -105,14 +108,10 @@ class OrtContext:
 
     def _bind(self) -> Any:
         info, binding = self._plan.info, self._plan.session.io_binding()
-        letters: dict[str, int] = {}
-        for tensor in info.inputs:
-            shape = self._shapes[tensor.name]
-            letters |= {str(letter): size for letter, size in zip(tensor.shape, shape, strict=True)}
-            binding.bind_input(tensor.name, PROVIDER, 0, tensor.dtype, shape, self._addresses[tensor.name])
-        for tensor in info.outputs:
-            shape = tuple(letters[size] if isinstance(size, str) else size for size in tensor.shape)
-            binding.bind_output(tensor.name, PROVIDER, 0, tensor.dtype, shape, self._addresses[tensor.name])
+        for tensors, bind in ((info.inputs, binding.bind_input), (info.outputs, binding.bind_output)):
+            for tensor in tensors:
+                place = self._shapes[tensor.name], self._addresses[tensor.name]
+                bind(tensor.name, PROVIDER, 0, tensor.dtype, *place)
         return binding
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..bundle.held_files import HeldFile, check_all
 from ..bundle.open import Bundle
+from ..bundle.text_info import TextInfo
 from ..errors import BundleError, EngineError, RequestError
 from ..plans.kernels import keep_kernels, kernel_file, read_kernels
 from ..plans.library import (
@@ -37,6 +38,7 @@ class Context(Protocol):
 
     def set_memory(self, pointer: int, size: int) -> None: ...  # scratch of at least Plan.scratch_bytes
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None: ...
+    def set_output(self, name: str, shape: tuple[int, ...]) -> None: ...  # for who cannot work it out
     def set_address(self, name: str, pointer: int) -> None: ...  # a multiple of 256; read when `enqueue` is called
     def capturable(self, stream: int) -> bool: ...  # whether the library says that `enqueue` can be captured now
     def enqueue(self, stream: int) -> None: ...  # returns at once
@@ -142,10 +144,26 @@ def check_fits(record: BuildRecord, batch: int, rows: int) -> None:
         )
 
 
-def check_shape(record: BuildRecord, graph: str, tensor: str, shape: tuple[int, ...]) -> None:
-    """One input's shape against its optimisation profile. Raises RequestError."""
+def check_size(record: BuildRecord, latent: tuple[int, ...], text: TextInfo) -> None:
+    """H and W of a model that takes prompts against what was built. Raises RequestError naming the flag."""
+    limits = [profile["state"] for profile in record.plans["step"].profiles if "state" in profile]
+    if any(all(map(_between, some.min[3:], latent, some.max[3:])) for some in limits):
+        return
+
+    def said(height: int, width: int) -> str:
+        return f"{width * text.factor}x{height * text.factor}"
+
+    built = list(dict.fromkeys(said(*some.max[3:]) for some in limits))
+    raise RequestError(
+        f"the plans were built for pictures of {', '.join(built)}, and not of {said(*latent)}: "
+        f"use --size {built[0]}, or build with --size {said(*latent)}"
+    )
+
+
+def check_shape(record: BuildRecord, graph: str, profile: int, tensor: str, shape: tuple[int, ...]) -> None:
+    """One input's shape against an optimisation profile. Raises RequestError."""
     plan = record.plans[graph]  # type: ignore[index]
-    limits = plan.profile.get(tensor)
+    limits = plan.profiles[profile].get(tensor) if plan.profiles else None
     if limits is None:
         return
     inside = len(shape) == len(limits.min) and all(map(_between, limits.min, shape, limits.max))
@@ -266,6 +284,9 @@ class _TrtContext:
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         if not self._context.set_input_shape(name, shape):
             raise EngineError(f"TensorRT refuses shape {list(shape)} for input {name}{_said(self._errors)}")
+
+    def set_output(self, name: str, shape: tuple[int, ...]) -> None:
+        """TensorRT works it out."""
 
     def set_address(self, name: str, pointer: int) -> None:
         if not self._context.set_tensor_address(name, pointer):

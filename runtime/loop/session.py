@@ -44,13 +44,8 @@ class Session:
         """Where the work is done: on a GPU, by plans or by ONNX Runtime, loaded at first use; or on the host."""
         if not self._on_device:
             return self._host
-        if self.bundle.manifest.text is not None:
-            raise RequestError(
-                "models that take prompts run in the host's loop so far: give the bundle itself, and "
-                "--provider CUDAExecutionProvider instead of cuda"
-            )
         if self._device is None:
-            self._device = DeviceLoop(self.bundle, self._options.plans, self._options)
+            self._device = DeviceLoop(self.bundle, self._options.plans, self._options, on_host=self._host.engine)
         return self._device
 
     def load(self, graph: str) -> None:

@@ -7,7 +7,8 @@ becomes of one never depends on those beside it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,16 +33,28 @@ class TextGraphs:
         self._bundle, self._engine = bundle, engine
         self._contexts: dict[str, Arrays] = {}  # the one used last is the last
         self._of_sizes: dict[tuple[int, int], np.ndarray] = {}  # likewise
+        self._batches: dict[tuple[str, ...], Arrays] = {}  # likewise: contexts end to end, by the prompts of a batch
 
     def inputs(
         self, prompts: Sequence[Prompt], latent: tuple[int, int], cancel: threading.Event | None = None
     ) -> Arrays:
         """context [P, T, W] of a batch, and context_bias [P, T], vector [P, Q], position [h, w, Dp] where the model has
-        them. latent: H, W."""
-        found = [self._context(prompt, cancel) for prompt in prompts]
-        self._forget({prompt.key for prompt in prompts})
-        told = {name: np.concatenate([own[name] for own in found]) for name in found[0]}
+        them. latent: H, W. Arrays of the same prompts are the same ones as long as they are kept."""
+        told = self._together(prompts, cancel)
         return told | ({"position": self._positions(latent)} if "position" in self._bundle.manifest.graphs else {})
+
+    def _together(self, prompts: Sequence[Prompt], cancel: threading.Event | None) -> Arrays:
+        """The contexts of a batch end to end: gathered once while its prompts are the same, step after step."""
+        keys = tuple(prompt.key for prompt in prompts)
+        told = self._batches.pop(keys, None)
+        if told is None:
+            found = [self._context(prompt, cancel) for prompt in prompts]
+            self._forget(set(keys))
+            told = found[0] if len(found) == 1 else {n: np.concatenate([own[n] for own in found]) for n in found[0]}
+        self._batches[keys] = told
+        while len(self._batches) > 1 and _bytes(self._batches) > CONTEXT_BYTES:
+            del self._batches[next(iter(self._batches))]
+        return told
 
     def rows(self, prompt: Prompt, cancel: threading.Event | None = None) -> Arrays:
         """What the text encoders make of a prompt: hidden [n, Dh] float32, a row a token, pooled [Dp], hidden_2 ..."""
@@ -97,7 +110,7 @@ class TextGraphs:
 
     def _forget(self, used: set[str]) -> None:
         """The prompts that were used longest ago, where they are too many; none of those `used` now."""
-        total = sum(own["context"].nbytes for own in self._contexts.values())
+        total = _bytes(self._contexts)
         for key in list(self._contexts):
             if total > CONTEXT_BYTES and key not in used:
                 total -= self._contexts.pop(key)["context"].nbytes
@@ -113,6 +126,10 @@ class TextGraphs:
         if len(self._of_sizes) > SIZES:
             del self._of_sizes[next(iter(self._of_sizes))]
         return position
+
+
+def _bytes(kept: Mapping[Any, Arrays]) -> int:
+    return sum(own["context"].nbytes for own in kept.values())
 
 
 def _mask(tokens: int, words: int) -> np.ndarray:

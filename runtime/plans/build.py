@@ -127,8 +127,7 @@ def built_lines(bundle: Bundle, record: BuildRecord) -> list[str]:
     ]
     where = record.gpu or ", ".join(record.compute_capabilities) or "any GPU"
     lines.append(f"by {record.library} {record.library_version} for {where}")
-    following = "run --engine" if bundle.manifest.text is None else "inspect"  # no loop runs plans of prompts so far
-    following = following if not bundle.trusted else "sign --key PRIVATE.pem --engine"  # unsigned ones are refused
+    following = "run --engine" if not bundle.trusted else "sign --key PRIVATE.pem --engine"  # unsigned ones are refused
     return [*lines, f"next: ditedge {following} {folder / record.plans['step'].file}"]
 
 

@@ -38,6 +38,8 @@ class Sizes:
 
     def range(self, graph: str, letter: str, image_pixels: int, latent: Latent = (0, 0)) -> tuple[int, int, int]:
         """(min, opt, max) of a letter in one graph."""
+        if not self.latents and letter in "THWhw":  # no size was asked for
+            return 1, self.rows, self.rows
         exact = {"T": self.tokens if graph == "context" else self.context, "H": latent[0], "W": latent[1]}
         exact |= {"h": latent[0] // self.patch, "w": latent[1] // self.patch}
         if letter in exact:
@@ -148,7 +150,7 @@ def _image_pixels(manifest: Manifest, graph: str, latent: Latent) -> int:
     """Of a picture that `graph` makes; 1 where it makes none."""
     if graph not in ("decoder", "preview"):
         return 1
-    height, width, _ = manifest.picture_size(graph, latent if manifest.text is not None else None)
+    height, width, _ = manifest.picture_size(graph, latent if any(latent) else None)
     return height * width
 
 

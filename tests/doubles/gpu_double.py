@@ -14,12 +14,12 @@ import numpy as np
 
 from ditedge.runtime.bundle.held_files import HeldFile
 from ditedge.runtime.plans.library import GpuInfo
-from ditedge.runtime.plans.record import PLAN_NAMES, BuildRecord, exact_ranges
+from ditedge.runtime.plans.record import PLAN_NAMES, BuildRecord
 from tests.doubles.block import Block
 from tests.doubles.sessions import session_of
 
 ALIGNMENT = 256
-SCRATCH_BYTES = {"conditioner": 1000, "step": 5000, "decoder": 3000, "preview": 100}
+SCRATCH_BYTES = {"conditioner": 1000, "step": 5000, "decoder": 3000, "preview": 100, "context": 2000, "position": 50}
 DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(uint8)": np.uint8}
 
 
@@ -216,8 +216,7 @@ class DoublePlan:
         self.dtypes = {tensor.name: np.dtype(DTYPES[tensor.type]) for tensor in self.session.get_inputs()}
         self.inputs = frozenset(self.dtypes)
         self.outputs = [tensor.name for tensor in self.session.get_outputs()]
-        info = record.plans[self.graph]
-        self.profiles = [info.profile, *([exact_ranges(info.one_image)] if info.one_image else [])]
+        self.profiles = record.plans[self.graph].profiles or [{}]
         self.scratch_bytes = SCRATCH_BYTES[self.graph]
 
     def context(self, stream: int, profile: int = 0) -> DoubleContext:
@@ -233,6 +232,7 @@ class DoubleContext:
         self.plan, self.gpu = plan, plan.gpu
         self.set_profile(profile)
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.made: dict[str, tuple[int, ...]] = {}  # of outputs, as the loop says
         self.addresses: dict[str, int] = {}
         self.memory = (0, 0)
         self.warm = False  # enqueued outside of a capture since the last change of shape
@@ -255,6 +255,10 @@ class DoubleContext:
         self.warm = self.warm and self.shapes.get(name) == shape
         self.shapes[name] = shape
 
+    def set_output(self, name: str, shape: tuple[int, ...]) -> None:
+        self.gpu.demand(name in self.plan.outputs, f"no output {name}")
+        self.made[name] = shape
+
     def set_address(self, name: str, pointer: int) -> None:
         self.gpu.demand(name in self.plan.inputs or name in self.plan.outputs, f"no tensor {name}")
         self.gpu.demand(pointer % ALIGNMENT == 0, f"address of {name} is not aligned to {ALIGNMENT} bytes")
@@ -270,9 +274,12 @@ class DoubleContext:
             gpu.demand(name in self.shapes, f"input {name} has no shape")
         for name in (*plan.inputs, *plan.outputs):
             gpu.demand(name in self.addresses, f"tensor {name} has no address")
+        for name in plan.outputs:
+            gpu.demand(name in self.made, f"output {name} has no shape")
         gpu.demand(gpu.capture is None or self.warm, "captured before its first enqueue")
         self.warm = self.warm or gpu.capture is None
         shapes, addresses, (scratch, size) = dict(self.shapes), dict(self.addresses), self.memory
+        made = dict(self.made)
         gpu.bound.append(addresses)
         gpu.find(scratch, size)
         noise = np.random.default_rng(len(gpu.bound)).integers(0, 256, size, dtype=np.uint8)
@@ -288,6 +295,7 @@ class DoubleContext:
             gpu.write(scratch, noise)
             for name, output in zip(plan.outputs, plan.session.run(plan.outputs, feeds), strict=True):
                 start = addresses[name]
+                gpu.demand(output.shape == made[name], f"output {name} is {output.shape}, not {made[name]}")
                 overlap = any(start < base + length and base < start + output.nbytes for base, length in regions)
                 gpu.demand(not overlap, f"output {name} lies over an input or the scratch memory")
                 gpu.write(start, np.ascontiguousarray(output).reshape(-1).view(np.uint8))

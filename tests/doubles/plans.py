@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ditedge.runtime.bundle.graph_contract import GraphInfo
 from ditedge.runtime.bundle.open import open_bundle
-from ditedge.runtime.plans.profile import Sizes, one_image_shapes
-from ditedge.runtime.plans.record import PLAN_NAMES, RECORD_NAME
+from ditedge.runtime.plans.profile import Sizes, graph_profiles, one_image_shapes, sizes_of
+from ditedge.runtime.plans.record import PLAN_NAMES, RECORD_NAME, ShapeRange
 
 
 def onnx_as_plan(source: Path, graph: str, tensors: dict, profile: dict, one_image: dict) -> bytes:
@@ -45,6 +46,10 @@ def profile_of(graph: GraphInfo, most: dict[str, int]) -> dict[str, dict[str, li
     }
 
 
+def written(ranges: dict[str, ShapeRange]) -> dict[str, dict[str, list[int]]]:
+    return {name: limits.model_dump() for name, limits in ranges.items()}
+
+
 def write_plans(
     bundle: Path,
     *,
@@ -53,12 +58,13 @@ def write_plans(
     slots: int = 4,
     conditioner_rows: int = 64,
     one_image: bool = False,
+    latents: tuple[tuple[int, int], ...] = (),
     library: tuple[str, str] = OURS,
     as_plan: Callable = onnx_as_plan,
 ) -> Path:
     """engines/double/ of a bundle, or that of another library: its ONNX graphs as plans, with a truthful record.
 
-    Returns the step plan's path.
+    Returns the step plan's path. latents: H, W of the sizes of a model that takes prompts; none is that of training.
 
     as_plan(path of the ONNX file, graph, its tensors in the manifest, its profile, the shapes of its second one) -> bytes
     that the double understands.
@@ -73,7 +79,12 @@ def write_plans(
         if graph not in opened.manifest.graphs:
             continue
         info, plan = opened.manifest.graphs[graph], folder / name
-        profile = profile_of(info, most | {"U": rows.get(graph, max_rows)})
+        further: list[dict[str, dict[str, list[int]]]] = []
+        if opened.manifest.text is None:
+            profile = profile_of(info, most | {"U": rows.get(graph, max_rows)})
+        else:
+            asked = replace(sizes_of(opened, max_batch, max_rows, latents), slots=slots)
+            profile, *further = map(written, graph_profiles(opened.manifest, graph, asked))
         exact = one_image_shapes(opened, Sizes(max_batch, slots, max_rows)) if one_image and graph == "step" else {}
         plan.write_bytes(as_plan(bundle / info.file, graph, info.model_dump(mode="json"), profile, exact))
         plans[graph] = {
@@ -82,6 +93,7 @@ def write_plans(
             "source_sha256": opened.manifest.files[info.file].sha256,
             "profile": profile,
             "one_image": exact,
+            "further": further,
             "seconds": 0.0,
         }
     sizes = {"max_batch": max_batch, "max_rows": max_rows}

@@ -72,6 +72,9 @@ class TorchContext:
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         self.shapes[name] = shape
 
+    def set_output(self, name: str, shape: tuple[int, ...]) -> None:
+        """PyTorch knows."""
+
     def set_address(self, name: str, pointer: int) -> None:
         assert pointer % ALIGNMENT == 0, f"address of {name} is not aligned to {ALIGNMENT} bytes"
         self.addresses[name] = pointer
