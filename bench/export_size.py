@@ -4,7 +4,8 @@
     python bench/export_size.py --model sana-0.6b  # a transformer folder of prompts, at its own size: under 14 GB
 
 The weights are random but not the reference's initial ones: those are zero in adaLN and the final layer, so the network
-would output zeros and hide every error. The export runs in a process of its own, with all its checks.
+would output zeros and hide every error. The export runs in a process of its own, with all its checks and the replay of
+the recorded trajectories on ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--model", choices=[*SIZES, *FOLDERS], default="XL")
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--patch", type=int, default=2)
+    parser.add_argument("--golden-steps", type=int, default=4, help="steps of the recorded trajectories")
     parser.add_argument("--keep", type=Path, default=None, help="move the bundle here instead of deleting it")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -96,13 +98,14 @@ def main() -> None:
             parameters = random_checkpoint(name, arguments.image_size, arguments.patch, checkpoint)
             name = f"DiT-{name}/{arguments.patch} at {arguments.image_size}"
         start = time.perf_counter()
-        subprocess.run([sys.executable, ROOT / "cli.py", "export", "--ckpt", checkpoint, "--out", bundle], check=True)
+        command = [sys.executable, ROOT / "cli.py", "export", "--ckpt", checkpoint, "--out", bundle]
+        subprocess.run([*command, "--golden-steps", str(arguments.golden_steps)], check=True)
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
         size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 1e9
         print(
             f"{name}: {parameters / 1e6:.1f} M parameters, "
-            f"exported and checked in {seconds:.0f} s, peak memory {peak:.1f} GB, bundle {size:.2f} GB"
+            f"exported, checked and replayed in {seconds:.0f} s, peak memory {peak:.1f} GB, bundle {size:.2f} GB"
         )
         if arguments.keep:
             shutil.move(bundle, arguments.keep)

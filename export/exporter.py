@@ -36,7 +36,7 @@ from .sources.merging import Lora
 from .sources.read import read_source
 from .sources.vae_checkpoint import VaeCheckpoint, read_vae
 from .truth.golden import GOLDEN_GUIDANCE, write_golden
-from .truth.programs import write_programs
+from .truth.programs import golden_steps, write_programs
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,9 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
     graphs |= write_pictures(vae, info, ready.pixels, folder, precision, options.opset, report)
     if options.encoder:
         graphs |= image_graphs(vae, info, folder, options.opset, report)
-    programs, default = write_programs(info, ready.schedule, ready.checkpoint.sampling, folder)
-    golden = write_golden(model, info, ready.schedule, folder, report)
+    steps = golden_steps(info, options.golden_steps)
+    programs, default = write_programs(info, ready.schedule, ready.checkpoint.sampling, folder, steps)
+    golden = write_golden(model, info, ready.schedule, folder, steps, report)
     guidance = ready.checkpoint.guidance or GOLDEN_GUIDANCE
     return write_manifest(
         folder,

@@ -13,6 +13,7 @@ from .sources import listed
 from .sources.asked import Asked
 
 DEFAULT_OPSET = 20
+GOLDEN_STEPS = (2, 100)
 PREDICTIONS = ("epsilon", "x0", "v", "flow", "flow-to-data", "edm")
 VAE = option("--vae", help="VAE of a latent model: a diffusers folder, or a file of weights; TAESD too.")
 VAE_PRECISIONS = {"fp32": "float32", "fp16": "float16"}  # as the command line spells them -> as manifests do
@@ -115,6 +116,14 @@ class ExportOptions:
         metadata=option(
             "--text/--no-text",
             help="Models that take prompts: with the pipeline's text encoder, or for recorded prompts.",
+        ),
+    )
+    golden_steps: int | None = field(
+        default=None,
+        metadata=option(
+            "--golden-steps",
+            help="Steps of the trajectories that PyTorch records for `verify`. [default: 10; of large models 4]",
+            range=GOLDEN_STEPS,
         ),
     )
     force: bool = field(default=False, metadata=FORCE)

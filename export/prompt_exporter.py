@@ -29,11 +29,11 @@ from .sources.prompt_checkpoint import PromptCheckpoint
 from .sources.text_folder import TextFolder, sha256_of_encoders, text_folders
 from .sources.vae_checkpoint import VaeCheckpoint
 from .truth.golden_prompts import write_golden_prompts
-from .truth.programs import Flow, write_programs, write_sized_programs
+from .truth.programs import Flow, golden_steps, write_programs, write_sized_programs
 
 EMPTY = "text/empty.safetensors"
 # Options that say something of such a model.
-UNDERSTOOD = ("opset", "vae", "pixels", "vae_precision", "text", "encoder", "lora", "force")
+UNDERSTOOD = ("opset", "vae", "pixels", "vae_precision", "text", "encoder", "lora", "golden_steps", "force")
 OF_FILES = ("heads", "image_size")  # and of one that is a lone file
 # Usual sizes, as parts of the side of training: what FLUX.1's users ask for at 1024, and quicker drafts.
 USUAL = ((1, 1), (13 / 16, 19 / 16), (7 / 8, 9 / 8), (3 / 4, 21 / 16), (3 / 4, 3 / 4), (1 / 2, 1 / 2), (5 / 4, 5 / 4))
@@ -112,10 +112,11 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
     if options.encoder:
         graphs |= image_graphs(vae, info, folder, opset, report, any_size=True)
     flow = _flow(checkpoint, model.interface.multiple)
-    programs, default = write_programs(info, process.schedule, process.sampling, folder, flow)
+    steps = golden_steps(info, options.golden_steps)
+    programs, default = write_programs(info, process.schedule, process.sampling, folder, steps, flow)
     by_tokens = write_sized_programs(info, flow, default, folder, programs) if flow is not None else {}
     factor = 1 if ready.pixels else vae.decoder.config.factor if vae is not None else checkpoint.factor
-    golden = write_golden_prompts(model, info, checkpoint, factor, folder, report)
+    golden = write_golden_prompts(model, info, checkpoint, factor, folder, steps, report)
     sha256, encoders = sha256_of_encoders(ready.text), [use.info for use in checkpoint.encoders]
     written = ready.text if options.text else ()
     if written:

@@ -25,7 +25,9 @@ from .modules import Conditioner, LatentDecoder, PixelDecoder, Step
 from .preview import Preview
 from .to_onnx import onnx_from_module
 
-GRAPH_TOLERANCE = 2e-5  # float32 against float32, sums in another order: DiT-XL/2 measures 2e-6
+# ||graph - module|| / ||module|| of each output, both in float32: sums in another order. Measured: at most 5e-7 in the
+# small networks of every family and their text encoders, 2e-6 in DiT-XL/2.
+GRAPH_TOLERANCE = 1e-5
 
 
 Inputs = Mapping[str, tuple[torch.dtype, tuple[int | str, ...]]]  # name -> (dtype, shape)

@@ -14,7 +14,6 @@ from ...runtime.loop.noise import SeededNoise
 from ...runtime.report import Report, silent
 from ...runtime.samplers.schedule import ScheduleInfo, respaced_timesteps
 from ..networks.dit import Network
-from .programs import golden_steps
 from .reference import edm_trajectory, flow_trajectory, guided_output, reference_trajectory, trained_alphas_cumprod
 
 GOLDEN_TOLERANCE = 1e-4  # relative error at any step of a float32 trajectory; measured below 1e-5
@@ -22,11 +21,10 @@ GOLDEN_GUIDANCE = 4.0
 
 
 def write_golden(
-    model: Network, info: ModelInfo, schedule: ScheduleInfo | None, folder: Path, report: Report = silent
+    model: Network, info: ModelInfo, schedule: ScheduleInfo | None, folder: Path, steps: int, report: Report = silent
 ) -> list[GoldenInfo]:
     """Trajectories of the plain PyTorch sampler: DDPM guided (where the model can) and DDIM not; or flow, both ways."""
     (folder / "golden").mkdir()
-    steps = golden_steps(info)
     labels = [0] if info.is_large else [0, info.num_classes - 1]
     source = SeededNoise(list(range(len(labels))), info.latent_shape)
     z = torch.from_numpy(source.initial())

@@ -19,7 +19,6 @@ from ...runtime.samplers.schedule import respaced_timesteps
 from ..networks.interface import Shape
 from ..sources.prompt_checkpoint import Process, PromptCheckpoint
 from .golden import GOLDEN_GUIDANCE, GOLDEN_TOLERANCE
-from .programs import golden_steps
 from .reference import flow_sigmas, guided, reference_trajectory, sigma_trajectory, trained_alphas_cumprod
 
 LENGTHS = (5, 9, 1)  # tokens: of each image's prompt, and of what they are guided away from
@@ -39,14 +38,20 @@ class _Prompts:
 
 
 def write_golden_prompts(
-    model: Any, info: ModelInfo, checkpoint: PromptCheckpoint, factor: int, folder: Path, report: Report
+    model: Any,
+    info: ModelInfo,
+    checkpoint: PromptCheckpoint,
+    factor: int,
+    folder: Path,
+    steps: int,
+    report: Report,
 ) -> list[GoldenInfo]:
     """Trajectories of the plain PyTorch sampler at the size of training: DDPM guided and DDIM not; flows both ways.
 
     factor: pixels of a picture per number of a latent, along a side.
     """
     (folder / "golden").mkdir()
-    steps, images, process = golden_steps(info), 1 if info.is_large else 2, checkpoint.process
+    images, process = 1 if info.is_large else 2, checkpoint.process
     prompts = _prompts(checkpoint, images)
     source = SeededNoise(list(range(images)), info.latent_shape)
     z = torch.from_numpy(source.initial())

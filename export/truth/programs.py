@@ -16,8 +16,9 @@ from ...runtime.samplers.settings import SamplerSettings, make_program
 DEFAULT_STEPS = 20  # of DPM-Solver++: what the table of docs/samplers.md says
 
 
-def golden_steps(info: ModelInfo) -> int:
-    return 4 if info.is_large else 10
+def golden_steps(info: ModelInfo, asked: int | None) -> int:
+    """Of the recorded trajectories. asked: by the user; None: as many as the model's size allows."""
+    return asked if asked is not None else 4 if info.is_large else 10
 
 
 def write_programs(
@@ -25,14 +26,15 @@ def write_programs(
     schedule: ScheduleInfo | None,
     sampling: dict[str, Any],
     folder: Path,
+    golden: int,
     flow: Flow | None = None,
 ) -> tuple[dict[str, str], str]:
     """Ready programs -> name and file of each, and the default's name. sampling: the source's settings, or empty.
 
-    flow: how the steps of a flow that takes prompts are spaced.
+    golden: steps of the recorded trajectories. flow: how the steps of a flow that takes prompts are spaced.
     """
     (folder / "programs").mkdir()
-    wanted, default = _wanted(info, schedule, flow)
+    wanted, default = _wanted(info, schedule, golden, flow)
     settings: list[dict[str, Any]] = [{"sampler": sampler, "steps": steps} for sampler, steps in wanted]
     programs: dict[str, str] = {}
     for chosen in [*settings, sampling] if sampling else settings:
@@ -72,9 +74,10 @@ class Flow:
     tokens: Sequence[int] = ()
 
 
-def _wanted(info: ModelInfo, schedule: ScheduleInfo | None, flow: Flow | None) -> tuple[list[tuple[str, int]], str]:
+def _wanted(
+    info: ModelInfo, schedule: ScheduleInfo | None, golden: int, flow: Flow | None
+) -> tuple[list[tuple[str, int]], str]:
     """Samplers and steps, and the name of the default."""
-    golden = golden_steps(info)
     if flow is not None:
         return [("flow-euler", steps) for steps in sorted({flow.steps, golden})], f"flow-euler-{flow.steps}"
     if info.prediction == "edm":

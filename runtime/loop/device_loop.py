@@ -85,7 +85,7 @@ class DeviceLoop:
         state = first_state(program, noise)
         shape = run_shape(tables, state.shape[2:])
         check_fits(self.record, shape.batch, shape.rows)
-        if self._text is not None:
+        if self.bundle.manifest.text is not None:
             check_size(self.record, shape.latent[1:], self.bundle.manifest.text)
         told = self._text.inputs(tables.prompts, state.shape[3:], cancel) if self._text is not None else {}
         run = self._runs.pop(shape, None)
