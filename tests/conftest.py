@@ -88,7 +88,7 @@ def with_prediction(bundle: Path, out: Path, prediction: str) -> Path:
     What a model predicts is in its programs' x0_from and in its manifest (tests/export/truth/test_golden.py exports such
     models). It has no golden trajectories.
     """
-    from ditedge.export.truth.programs import write_programs
+    from ditedge.export.truth.programs import golden_steps, write_programs
     from ditedge.runtime.bundle.manifest import Manifest
     from ditedge.runtime.bundle.writing import hashed_files
     from ditedge.runtime.samplers.process import FLOWS
@@ -101,7 +101,7 @@ def with_prediction(bundle: Path, out: Path, prediction: str) -> Path:
     schedule = None if flow else manifest.schedule
     changes = {"prediction": prediction, **({"timestep_range": flow} if flow else {})}
     model = manifest.model.model_copy(update=changes)
-    programs, default = write_programs(model, schedule, {}, out)
+    programs, default = write_programs(model, schedule, {}, out, golden_steps(model, None))
     defaults = manifest.defaults.model_copy(update={"program": default})
     said = {"model": model, "schedule": schedule, "programs": programs, "golden": [], "defaults": defaults}
     manifest = manifest.model_copy(update={**said, "files": hashed_files(out)})
