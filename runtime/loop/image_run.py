@@ -9,7 +9,7 @@ not (ONNX Runtime, one slot among four).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,11 +19,9 @@ from .conditions import PROMPT, count, of_steps, with_vectors
 from .engine import Engine
 from .loop import first_state
 from .noise import NoiseSource
-from .prompts import Prompt
 from .tables import ImageTables, gather
+from .text_graphs import TextGraphs
 
-# Prompts and a latent's H, W -> what a step reads of them (text_graphs.py).
-OfPrompts = Callable[[Sequence[Prompt], tuple[int, int], threading.Event | None], Mapping[str, np.ndarray]]
 MODULATION_BYTES = 8 << 20  # adaLN rows that an image holds: those of its next steps; a row of DiT-XL is 0.8 MB
 
 
@@ -37,6 +35,7 @@ class ImageRun:
         self.program, self.tables, self.noise = program, tables, noise
         self.step = 0  # steps done
         self.state = first_state(program, noise, given)[0]  # [K, C, H, W]
+        self.contexts: dict[str, dict[str, np.ndarray]] = {}  # of its prompts, by their keys, once it is prepared
         self._modulation = np.empty((0, count(tables.conditions), 0), np.float32)  # [steps, R, M]
         self._modulation_from = 0  # the step of its first row
 
@@ -68,9 +67,23 @@ class ImageRun:
         return self.noise.step(self.step)[0] if self.program.draws_noise(self.step) else None
 
 
+def prepare(text: TextGraphs, run: ImageRun, cancel: threading.Event | None = None) -> None:
+    """What steps read of its prompts. Raises Cancelled, RequestError."""
+    run.contexts = {prompt.key: text.context(prompt, cancel) for prompt in run.tables.prompts}
+
+
+def is_prepared(text: TextGraphs, run: ImageRun) -> bool:
+    """Whether nothing is to be encoded for it: there are no prompts, or they were used before."""
+    found = {prompt.key: text.known(prompt) for prompt in run.tables.prompts}
+    known = {key: context for key, context in found.items() if context is not None}
+    if len(known) == len(found):
+        run.contexts.update(known)
+    return len(known) == len(found)
+
+
 def advance(
     engine: Callable[[str], Engine],
-    of_prompts: OfPrompts,
+    text: TextGraphs,
     runs: Sequence[ImageRun],
     width: int,
     cancel: threading.Event | None = None,
@@ -85,24 +98,25 @@ def advance(
     if cancel is not None and cancel.is_set():
         raise Cancelled(f"stopped before the next step of {len(runs)} image(s)")
     moving = [run for run in runs if not run.done]
-    _modulate(engine("conditioner"), of_prompts, [run for run in moving if run.modulation() is None], width, cancel)
+    for run in moving:
+        if run.tables.prompts and not run.contexts:
+            prepare(text, run, cancel)
+    _modulate(engine("conditioner"), [run for run in moving if run.modulation() is None], width, cancel)
     together: dict[tuple[str, tuple[int, ...]], list[ImageRun]] = {}
     for run in moving:
         together.setdefault((run.program.graph_of(run.step), run.state.shape), []).append(run)
     for (graph, _), some in together.items():
         for first in range(0, len(some), a_call or len(some)):
-            _step(engine(graph), of_prompts, some[first : first + (a_call or len(some))], width, cancel)
+            _step(engine(graph), text, some[first : first + (a_call or len(some))], width, cancel)
 
 
-def _modulate(
-    engine: Engine, of_prompts: OfPrompts, runs: Sequence[ImageRun], width: int, cancel: threading.Event | None
-) -> None:
+def _modulate(engine: Engine, runs: Sequence[ImageRun], width: int, cancel: threading.Event | None) -> None:
     """The adaLN rows of the next steps of each, in one call of the conditioner."""
     if not runs:
         return
     steps = [run.steps_to_modulate(width) for run in runs]
     parts = [
-        with_vectors(of_steps(run.tables.conditions, run.step, run.step + some), _vectors(run, of_prompts, cancel))
+        with_vectors(of_steps(run.tables.conditions, run.step, run.step + some), _vectors(run))
         for run, some in zip(runs, steps, strict=True)
     ]
     sizes = [some * count(run.tables.conditions) for run, some in zip(runs, steps, strict=True)]
@@ -114,20 +128,21 @@ def _modulate(
         run.set_modulation(own.reshape(some, -1, width))
 
 
-def _vectors(run: ImageRun, of_prompts: OfPrompts, cancel: threading.Event | None) -> np.ndarray | None:
+def _vectors(run: ImageRun) -> np.ndarray | None:
     """[R, Q] of the image's own prompts, where the conditioner reads them."""
     if PROMPT not in run.tables.conditions:
         return None
-    return of_prompts(run.tables.prompts, run.state.shape[2:], cancel)["vector"]
+    return np.concatenate([run.contexts[prompt.key]["vector"] for prompt in run.tables.prompts])
 
 
 def _step(
-    engine: Engine, of_prompts: OfPrompts, runs: Sequence[ImageRun], width: int, cancel: threading.Event | None
+    engine: Engine, text: TextGraphs, runs: Sequence[ImageRun], width: int, cancel: threading.Event | None
 ) -> None:
     """Of images with as many slots and one size."""
     tables = gather([run.tables.at(run.step) for run in runs])
     latent = runs[0].state.shape[1:]
-    told = of_prompts(tables.prompts, latent[1:], cancel) if tables.prompts else {}
+    contexts = {key: own for run in runs for key, own in run.contexts.items()}
+    told = text.joined(tables.prompts, lambda prompt: contexts[prompt.key], latent[1:]) if tables.prompts else {}
     told = {name: values for name, values in told.items() if name != "vector"}  # the rows of modulation have it
     state = np.stack([run.state for run in runs])
     noise, next_state = np.zeros((len(runs), *latent), dtype=np.float32), np.empty_like(state)

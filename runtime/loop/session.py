@@ -16,7 +16,7 @@ from .device_loop import DeviceLoop
 from .engine import Engine, EngineOptions
 from .given import FromLatent, encoded
 from .host_loop import HostLoop
-from .image_run import ImageRun, advance
+from .image_run import ImageRun, advance, is_prepared, prepare
 from .loop import Loop, Told
 from .noise import NoiseSource, SeededNoise
 from .prompts import Prompt
@@ -143,6 +143,17 @@ class Session:
         tables = image_tables(program, manifest.model, subject, guidance, away_from, besides)
         return ImageRun(program, tables, SeededNoise([seed], shape), None if given is None else given[None])
 
+    def prepare(self, run: ImageRun, cancel: threading.Event | None = None) -> None:
+        """Encodes the run's prompts, as its first `advance` does otherwise. For another thread than `advance`'s, too.
+
+        Raises Cancelled, RequestError.
+        """
+        prepare(self._host.text, run, cancel)
+
+    def is_prepared(self, run: ImageRun) -> bool:
+        """Whether `prepare` has nothing to do, as where the run has no prompts. For any thread."""
+        return is_prepared(self._host.text, run)
+
     def advance(
         self, runs: Sequence[ImageRun], cancel: threading.Event | None = None, a_call: int | None = None
     ) -> None:
@@ -153,7 +164,7 @@ class Session:
         """
         if self._options.plans is not None:
             raise RequestError("plans run whole programs: sample step by step with the bundle's ONNX graphs")
-        advance(self.engine, self._host.text.inputs, runs, self.bundle.manifest.modulation_width, cancel, a_call)
+        advance(self.engine, self._host.text, runs, self.bundle.manifest.modulation_width, cancel, a_call)
 
     def images(self, latents: np.ndarray) -> np.ndarray:
         """latents [B, C, H, W] float32 -> uint8 [B, h, w, 1 or 3]. Raises RequestError without a decoder."""

@@ -34,22 +34,26 @@ class TextGraphs:
         self._contexts: dict[str, Arrays] = {}  # the one used last is the last
         self._of_sizes: dict[tuple[int, int], np.ndarray] = {}  # likewise
         self._batches: dict[tuple[str, ...], Arrays] = {}  # likewise: contexts end to end, by the prompts of a batch
+        self._lock = threading.Lock()  # of `_contexts`
 
     def inputs(
         self, prompts: Sequence[Prompt], latent: tuple[int, int], cancel: threading.Event | None = None
     ) -> Arrays:
         """context [P, T, W] of a batch, and context_bias [P, T], vector [P, Q], position [h, w, Dp] where the model has
         them. latent: H, W. Arrays of the same prompts are the same ones as long as they are kept."""
-        told = self._together(prompts, cancel)
+        return self.joined(prompts, lambda prompt: self.context(prompt, cancel), latent)
+
+    def joined(self, prompts: Sequence[Prompt], of: Callable[[Prompt], Arrays], latent: tuple[int, int]) -> Arrays:
+        """`inputs` by the context of each prompt."""
+        told = self._together(prompts, of)
         return told | ({"position": self._positions(latent)} if "position" in self._bundle.manifest.graphs else {})
 
-    def _together(self, prompts: Sequence[Prompt], cancel: threading.Event | None) -> Arrays:
+    def _together(self, prompts: Sequence[Prompt], of: Callable[[Prompt], Arrays]) -> Arrays:
         """The contexts of a batch end to end: gathered once while its prompts are the same, step after step."""
         keys = tuple(prompt.key for prompt in prompts)
         told = self._batches.pop(keys, None)
         if told is None:
-            found = [self._context(prompt, cancel) for prompt in prompts]
-            self._forget(set(keys))
+            found = [of(prompt) for prompt in prompts]
             told = found[0] if len(found) == 1 else {n: np.concatenate([own[n] for own in found]) for n in found[0]}
         self._batches[keys] = told
         while len(self._batches) > 1 and _bytes(self._batches) > CONTEXT_BYTES:
@@ -83,9 +87,9 @@ class TextGraphs:
             rows["hidden"] = np.delete(rows["hidden"], slice(1, 1 + info.instruction.left_out), axis=0)
         return {f"{name}{suffix}": values for name, values in rows.items()}
 
-    def _context(self, prompt: Prompt, cancel: threading.Event | None) -> Arrays:
-        """What the graph `context` makes of one prompt, [1, ...] each, computed once."""
-        found = self._contexts.pop(prompt.key, None)
+    def context(self, prompt: Prompt, cancel: threading.Event | None = None) -> Arrays:
+        """What the graph `context` makes of one prompt, [1, ...] each, computed once. From any thread."""
+        found = self.known(prompt)
         if found is None:
             text, rows, given = text_of(self._bundle), self.rows(prompt, cancel), {}
             for suffix, info in text.encoders.items():
@@ -96,8 +100,18 @@ class TextGraphs:
                         given[f"mask{suffix}"] = _mask(info.tokens, len(rows[name]))
             found = {name: np.empty(shape, np.float32) for name, shape in self._shapes().items()}
             self._engine("context").run(given, found, cancel)
-        self._contexts[prompt.key] = found
+            with self._lock:
+                self._contexts[prompt.key] = found
+                self._forget()
         return found
+
+    def known(self, prompt: Prompt) -> Arrays | None:
+        """`context` of one that was used before, unless it is forgotten. From any thread."""
+        with self._lock:
+            found = self._contexts.pop(prompt.key, None)
+            if found is not None:
+                self._contexts[prompt.key] = found
+            return found
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """By name the shapes of what the graph `context` makes of one prompt."""
@@ -108,11 +122,11 @@ class TextGraphs:
                 shapes[name] = (1, *(tokens if size is None else size for size in shape[1:]))
         return shapes
 
-    def _forget(self, used: set[str]) -> None:
-        """The prompts that were used longest ago, where they are too many; none of those `used` now."""
+    def _forget(self) -> None:
+        """The prompts that were used longest ago, where they are too many; never the last."""
         total = _bytes(self._contexts)
-        for key in list(self._contexts):
-            if total > CONTEXT_BYTES and key not in used:
+        for key in list(self._contexts)[:-1]:
+            if total > CONTEXT_BYTES:
                 total -= self._contexts.pop(key)["context"].nbytes
 
     def _positions(self, latent: tuple[int, int]) -> np.ndarray:

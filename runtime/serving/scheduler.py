@@ -19,7 +19,8 @@ from ..samplers.program import with_x0_slot
 from .calls import images_a_call
 from .decoding import Decoding
 from .options import Limits
-from .ticket import Asked, LateError, Ticket
+from .preparing import Preparing
+from .ticket import ENDED, Asked, LateError, Ticket
 from .waiting import BusyError, Waiting, retry_after
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Scheduler:
         self._decoding = Decoding(self.sessions)
         self._more = threading.Condition()  # guards the queues, and `_closing`
         self._closing = False
+        self._preparing = Preparing(self.sessions, self._more, self._unready)
         self._freeing = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="ditedge-stepping", daemon=True)
 
@@ -97,7 +99,7 @@ class Scheduler:
                 raise ClosingError("the server is being stopped: it takes nothing new on")
             self._check_room(lane, len(tickets))
             lane.waiting.add(tickets)
-            self._more.notify()
+            self._more.notify_all()
         return tickets
 
     def a_call(self, model: str) -> int:
@@ -121,12 +123,13 @@ class Scheduler:
         """Takes nothing new on, and ends. drain: what was promised is made first, for so many `seconds`."""
         with self._more:
             self._closing = True
-            self._more.notify()
+            self._more.notify_all()
         if self._thread.is_alive() and drain:
             self._thread.join(seconds)
         self._cancel_all()
         if self._thread.ident is not None:
             self._thread.join()
+        self._preparing.close()
         self._decoding.close()
         with self._freeing:  # a signal and the server's own end may both come here
             for session in self.sessions.values():
@@ -152,7 +155,13 @@ class Scheduler:
         run = session.start(
             given, asked.subject, asked.seed, guidance=asked.guidance, away_from=asked.away_from, size=asked.size
         )
-        return Ticket(model, replace(asked, deadline=deadline), run, on_end=self._on_end)
+        ready = session.is_prepared(run)
+        return Ticket(model, replace(asked, deadline=deadline), run, on_end=self._on_end, ready=ready)
+
+    def _unready(self) -> Ticket | None:
+        """Whose prompts are to be encoded next."""
+        found = (lane.waiting.unready(self.limits.max_batch) for lane in self._lanes.values())
+        return next(filter(None, found), None)
 
     def _check_room(self, lane: _Lane, more: int) -> None:
         """Raises BusyError, with the time when a place may be free."""
@@ -174,7 +183,7 @@ class Scheduler:
                 if not self._anybody():
                     return
             if not self.turn():
-                time.sleep(0.002)  # everybody waits for the decoder
+                time.sleep(0.002)  # everybody waits for the decoder, or for the encoder of prompts
 
     def _anybody(self) -> bool:
         return any(lane.running or len(lane.waiting) for lane in self._lanes.values())
@@ -193,12 +202,13 @@ class Scheduler:
         for lane in self._lanes.values():
             with self._more:
                 waiting = lane.waiting.tickets
-                gone = [ticket for ticket in (*waiting, *lane.running) if not ticket.wanted or ticket.late(now)]
+                both = (*waiting, *lane.running)
+                gone = [ticket for ticket in both if not ticket.wanted or ticket.late(now) or ticket.state in ENDED]
                 if not gone:
                     continue
                 lane.waiting.keep([ticket for ticket in waiting if ticket not in gone])
                 lane.running = [ticket for ticket in lane.running if ticket not in gone]
-            for ticket in gone:
+            for ticket in gone:  # those whose prompts failed have ended already
                 ticket.end(None, _why(ticket))
 
     def _admit(self, now: float) -> None:
@@ -210,6 +220,8 @@ class Scheduler:
             with self._more:
                 admitted = lane.waiting.take(room)
                 lane.running = [*lane.running, *admitted]
+                if admitted:
+                    self._more.notify_all()  # there is room for prompts to be encoded
             for ticket in admitted:
                 ticket.started, ticket.state = now, "running"
 

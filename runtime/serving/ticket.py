@@ -64,13 +64,14 @@ class Ticket:
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None  # its first step began
     ended: float | None = None
+    ready: bool = True  # to take steps; not before its prompts are encoded
     state: State = "queued"
     step: int = 0
     together: int = 0  # images in its last step, itself among them
     estimate: Estimate | None = None
     image: np.ndarray | None = None  # uint8 [h, w, 1 or 3]
     error: Exception | None = None
-    _cancelled: threading.Event = field(default_factory=threading.Event)
+    cancelled: threading.Event = field(default_factory=threading.Event)  # set: nobody wants it
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ended: threading.Event = field(default_factory=threading.Event)
     _listeners: tuple[Callable[[Ticket], None], ...] = ()  # told of each change
@@ -87,14 +88,14 @@ class Ticket:
 
     @property
     def wanted(self) -> bool:
-        return not self._cancelled.is_set()
+        return not self.cancelled.is_set()
 
     def late(self, now: float) -> bool:
         return self.asked.deadline is not None and now > self.submitted + self.asked.deadline
 
     def cancel(self) -> None:
         """It takes no further step: one that runs is finished. An image that is there stays."""
-        self._cancelled.set()
+        self.cancelled.set()
 
     def listen(self, told: Callable[[Ticket], None], end_only: bool = False) -> None:
         """told(ticket) after each change from now on, or the end, in the thread that made it; at once after the end.

@@ -44,8 +44,19 @@ class Waiting:
             heapq.heappush(self._heap, (ticket.rank, next(self._count), ticket))
 
     def take(self, count: int) -> list[Ticket]:
-        """The first ones, no longer waiting."""
-        return [heapq.heappop(self._heap)[2] for _ in range(max(0, min(count, len(self._heap))))]
+        """The first ones that are ready, no longer waiting."""
+        taken, others = [], []
+        while self._heap and len(taken) < count:
+            entry = heapq.heappop(self._heap)
+            (taken if entry[2].ready else others).append(entry)
+        for entry in others:
+            heapq.heappush(self._heap, entry)
+        return [ticket for *_, ticket in taken]
+
+    def unready(self, ahead: int) -> Ticket | None:
+        """Whose prompts are to be encoded next: of so many who come first, the first who is not ready."""
+        first = (entry[2] for entry in heapq.nsmallest(ahead, self._heap))
+        return next((ticket for ticket in first if not ticket.ready and ticket.state == "queued"), None)
 
     def keep(self, wanted: Sequence[Ticket]) -> None:
         """Only those of them that are in `wanted`."""

@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ditedge.runtime import Session, generate, open_bundle
+from ditedge.runtime import Cancelled, Session, generate, open_bundle
 from ditedge.runtime.loop.engine import EngineOptions
 from ditedge.runtime.serving.meaning import images_of
+from ditedge.runtime.serving.options import Limits
 from ditedge.runtime.serving.scheduler import Scheduler
 from ditedge.runtime.serving.service import Service
+from ditedge.runtime.serving.ticket import Ticket
 from ditedge.runtime.serving.wishes import Wish
 from tests.conftest import BUNDLES, PIXART
 from tests.runtime.pictures.test_instruction import with_instruction
 from tests.runtime.serving.serving import client, decoded, pixels
+from tests.runtime.serving.test_scheduler import SECONDS, Slow, wait_for
 from tests.test_cli import ditedge
 
 pytest.importorskip("tokenizers", reason="ditedge[text] is not installed")
@@ -53,7 +56,9 @@ def test_images_of_other_words_and_sizes_share_steps(instructed: bool, tmp_path:
     tickets = []
     for wish in WISHES:  # one turn apart
         _, images = images_of(service, Wish(**wish))
-        tickets += scheduler.submit(PIXART, images)
+        [ticket] = scheduler.submit(PIXART, images)
+        wait_for(lambda ticket=ticket: ticket.ready)
+        tickets.append(ticket)
         scheduler.turn()
     assert [ticket.together for ticket in tickets] == [3, 3, 3]
     while scheduler.turn():
@@ -61,6 +66,43 @@ def test_images_of_other_words_and_sizes_share_steps(instructed: bool, tmp_path:
     for ticket, wish in zip(tickets, WISHES, strict=True):
         assert np.array_equal(ticket.result(60), alone(scheduler.sessions[PIXART], wish)), wish
     scheduler.close()
+
+
+def test_a_slow_text_encoder_holds_up_no_step() -> None:
+    """Who has no words yet waits; others come before; one that is cancelled, or overflows, frees the encoder."""
+    bundle = open_bundle(FOLDER)
+    with Session(bundle) as plain:
+        text = Slow(plain.engine("text"))
+        scheduler = Scheduler({PIXART: Session(bundle, engines={"text": text})}, Limits(a_call=4))
+        service = Service(scheduler, {PIXART: bundle})
+
+        def submit(wish: dict) -> Ticket:
+            return scheduler.submit(PIXART, images_of(service, Wish(**wish))[1])[0]
+
+        text.may.set()
+        scheduler.start()
+        submit(WISHES[0]).result(SECONDS)
+        text.may.clear()
+        new, known = submit(WISHES[2]), submit({**WISHES[0], "priority": -1})
+        assert text.called.wait(SECONDS)
+        assert known.result(SECONDS) is not None and (new.state, new.ready) == ("queued", False)
+        text.may.set()
+        assert np.array_equal(new.result(SECONDS), alone(plain, WISHES[2]))
+
+        text.may.clear()
+        text.called.clear()
+        gone = submit({**WISHES[0], "prompt": "gone"})
+        assert text.called.wait(SECONDS)
+        gone.cancel()
+        with pytest.raises(Cancelled, match="after step 0"):
+            gone.result(SECONDS)
+        scheduler.sessions[PIXART].prepare = lambda *given: 1 / 0
+        broken = submit({**WISHES[0], "prompt": "broken"})
+        text.may.set()
+        with pytest.raises(ZeroDivisionError):
+            broken.result(SECONDS)
+        wait_for(lambda: not scheduler.waiting(PIXART))
+        scheduler.close()
 
 
 def test_a_picture_of_words_is_the_file_that_run_writes(server, tmp_path) -> None:
