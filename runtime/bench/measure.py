@@ -141,6 +141,7 @@ def _row(contender: Contender, laps: Laps | EngineError, base: Laps, head: Conte
     if isinstance(laps, EngineError):
         return _failed(replace(contender, failure=str(laps)))
     drift = None if contender is head else _drift(head.drift_file, contender.drift_file)
+    drift = laps.facts.get("drift", drift)  # of one that has measured it itself
     row = measured(contender.name, laps, base, batch, steps, drift=drift, limit=contender.limit)
     return row.model_copy(update={"megabytes": contender.megabytes})
 
