@@ -14,6 +14,7 @@ help:
 	@echo "make test       set up and run the tests (make test-slow: the rest; make test-gpu: what needs a GPU)"
 	@echo "make gpu-pack   what a GPU machine without a network needs for tests/gpu/gpu_check.py, and the command to run there"
 	@echo "make check      lint, typing, test"
+	@echo "make bench      docs/benchmarks.md and docs/performance.md measured again (half an hour; make peers: other runtimes)"
 	@echo "make cpp        libditedge, the C and C++ runtime (TENSORRT_ROOT=/usr: with plans)"
 	@echo "make fuzz       five minutes of hostile files, half for C++, half for Python; make test-aarch64, test-avx2: under qemu"
 	@echo "make verdicts   10,000 documents (COUNT=): Python and C++ take the same ones"
@@ -98,6 +99,17 @@ gpu-pack: $(DEMO)/fashion/manifest.json $(VENV)/test.stamp
 # The same for examples/train.py: its images instead of the bundle.
 gpu-pack-training: $(VENV)/demo.stamp
 	@$(BIN)/python tools/gpu_pack.py --training
+
+# Other runtimes beside ours (bench/peers): on top of the environment, since they share PyTorch; what has no wheel is left out.
+.PHONY: peers
+PEERS := $(BUILD)/peers
+peers: $(VENV)/test.stamp
+	@test -x $(PEERS)/bin/python || $(BIN)/python -m venv --without-pip $(PEERS)
+	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > "$$($(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/ditedge.pth"
+	@for list in bench/peers/requirements-*.txt; do \
+	  $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $$list || echo "$$list: left out"; \
+	done
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -82,8 +82,9 @@ def compare(given: argparse.Namespace, folder: Path, report: Callable[..., None]
         what = f"one guided step of DiT-{given.size}/2 at 256"
         export(given.size, checkpoint, bundle)
     settings = BenchSettings(
-        given.batch, given.threads, given.spin, given.repeats, given.seconds, 4.0, drift_steps=4, at_once=given.at_once
-    )
+        batch=given.batch, threads=given.threads, spin=given.spin, repeats=given.repeats, seconds=given.seconds,
+        guidance=4.0, drift_steps=4, at_once=given.at_once,
+    )  # fmt: skip
     first, request = open_bundle(bundle), BenchRequest(settings=settings)
     contenders = [
         contender_of(f"{name} on {provider}", path, provider, request, first, folder / f"{name}-{provider}.npy")

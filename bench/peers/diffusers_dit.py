@@ -25,8 +25,11 @@ def make(task: Task, variant: str) -> Evaluate:
         sample_size=config.input_size,
         patch_size=config.patch_size,
         num_embeds_ada_norm=config.num_classes,
+        norm_eps=config.mlp_norm_eps,
     )
     model.load_state_dict(with_their_names(task.model.state_dict(), config.depth), strict=True)
+    for block in model.transformer_blocks:  # facebookresearch/DiT's frequencies where the weights are for those
+        block.norm1.emb.time_proj.downscale_freq_shift = 128 - config.frequency_divisor
     model.eval().requires_grad_(False)
 
     @torch.no_grad()

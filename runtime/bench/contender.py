@@ -87,7 +87,7 @@ def bundle_parts(path: Path, options: EngineOptions, wanted: Wanted, sha256: str
     bundle = open_bundle(path, trusted_keys=None if sha256 is None else ())
     if sha256 not in (None, bundle.sha256):
         raise BundleError(f"{path} was replaced while its speed was measured: compare again")
-    options, job = options_for(path, options), _job(bundle, wanted)
+    options, job = options_for(path, options), job_of(bundle, wanted.batch, wanted.guidance)
     on_device = options.plans is not None or options.provider == engine_ort_cuda.PROVIDER
     parts, latents = (_device_parts if on_device else _host_parts)(bundle, options, job, wanted)
     facts: dict[str, Any] = {"steps": job.program.steps, "evaluations": job.evaluations}
@@ -97,7 +97,7 @@ def bundle_parts(path: Path, options: EngineOptions, wanted: Wanted, sha256: str
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """A batch of images that the work is done for."""
 
     bundle: Bundle
@@ -122,15 +122,15 @@ class _Job:
         return len(tables.evaluations[tables.evaluations_of[self.program.steps // 2]].sample)
 
 
-def _job(bundle: Bundle, wanted: Wanted) -> _Job:
+def job_of(bundle: Bundle, batch: int, guidance: float) -> Job:
     """Of every class in turn, or one prompt of nothing; no text encoder is asked."""
     subject, away_from, size = any_subject(bundle)
     classes = bundle.manifest.model.num_classes
-    subjects: list[Subject] = [subject] * wanted.batch
+    subjects: list[Subject] = [subject] * batch
     if bundle.manifest.text is None:
-        subjects = [i % classes for i in range(wanted.batch)]
-    others = None if away_from is None else [away_from] * wanted.batch
-    return _Job(bundle, bundle.program(), subjects, others, wanted.guidance, size)
+        subjects = [i % classes for i in range(batch)]
+    others = None if away_from is None else [away_from] * batch
+    return Job(bundle, bundle.program(), subjects, others, guidance, size)
 
 
 def _short(bundle: Bundle, steps: int) -> Program:
@@ -144,7 +144,7 @@ def _short(bundle: Bundle, steps: int) -> Program:
 Latents = Callable[[Program], np.ndarray]
 
 
-def _host_parts(bundle: Bundle, options: EngineOptions, job: _Job, wanted: Wanted) -> tuple[dict[str, Part], Latents]:
+def _host_parts(bundle: Bundle, options: EngineOptions, job: Job, wanted: Wanted) -> tuple[dict[str, Part], Latents]:
     """Every graph's own time."""
     loop, tables, middle = HostLoop(bundle, options), job.tables(job.program), job.program.steps // 2
     state = first_state(job.program, job.noise)
@@ -185,7 +185,7 @@ class _Clocked:
         pass  # it is another loop's
 
 
-def _outside(bundle: Bundle, options: EngineOptions, job: _Job, loop: HostLoop) -> float:
+def _outside(bundle: Bundle, options: EngineOptions, job: Job, loop: HostLoop) -> float:
     """Seconds a step that a short run spends outside its engines: noise, tables, buffers, Python."""
     program = _short(bundle, LOOP_STEPS)
     clocked = {name: _Clocked(loop.engine(name)) for name in loop.engines}
@@ -196,7 +196,7 @@ def _outside(bundle: Bundle, options: EngineOptions, job: _Job, loop: HostLoop) 
     return (whole - sum(engine.seconds for engine in clocked.values())) / program.steps
 
 
-def _device_parts(bundle: Bundle, options: EngineOptions, job: _Job, wanted: Wanted) -> tuple[dict[str, Part], Latents]:
+def _device_parts(bundle: Bundle, options: EngineOptions, job: Job, wanted: Wanted) -> tuple[dict[str, Part], Latents]:
     """A step as its share of a whole run, all of it enqueued at once: that of the conditioner is in it."""
     session = Session(bundle, options)
 

@@ -72,7 +72,8 @@ def contender_of(
         bundle = open_bundle(path, trusted_keys=request.trusted_keys or None)
     except DitedgeError as error:
         return Contender(name, failure=str(error))
-    options = EngineOptions("cpu" if provider == "plan" else provider, settings.threads, settings.spin)
+    name_of = "cpu" if provider == "plan" else provider
+    options = EngineOptions(name_of, settings.threads, settings.spin, cuda_graphs=settings.cuda_graphs)
     wanted = Wanted(drift_steps=settings.drift_steps, drift_file=str(drift_file))
     command = bundle_contender(path, options, settings.batch, guidance_of(settings, first), bundle.sha256, wanted)
     graphs = [graph for graph in ("conditioner", "context", "step") if graph in bundle.manifest.graphs]

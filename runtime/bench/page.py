@@ -38,7 +38,7 @@ def page_of(record: Record) -> str:
                  + "".join(f' <span class="key {css}">{name}</span>' for name, css in SHARES.items())),
         _section("Everything", table(HEADS, [cells(row) for row in record.rows], [row.status for row in record.rows]),
                  "Drift: relative error of the latents of a short run against the first contender's. Loop: the share "
-                 "of a step outside the engine. Busy: processors in use during a step."),
+                 "of a step outside the engine. First: the first call of all. Busy: processors in use during a step."),
         _section("Part by part", table(PART_HEADS, [part_cells(row) for row in ran]), "Median of a call (95th "
                  "percentile): the conditioner of a whole program, the context of a batch's prompts, one step, the "
                  "pictures of a batch."),

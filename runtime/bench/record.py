@@ -40,6 +40,7 @@ class Row(Strict):
     reason: str = ""  # why it is wrong, or failed
     megabytes: Positive | None = None  # of conditioner, context and step on disk
     load_seconds: Positive | None = None
+    first_ms: Positive | None = None  # of the first call of its step: what is captured or compiled then is in it
     peak_megabytes: Positive | None = None  # of resident memory
     busy: Positive | None = None  # processors in use during a step, on average
     drift: Positive | None = None  # ||x - first|| / ||first|| of the latents of a short run
@@ -107,6 +108,7 @@ def measured(name: str, laps: Laps, first: Laps, batch: int, steps: int, *, drif
         reason=reason if wrong else "",
         megabytes=laps.facts.get("megabytes"),
         load_seconds=laps.load_seconds,
+        first_ms=1000 * laps.first["step"] if "step" in laps.first else None,
         peak_megabytes=laps.peak_bytes / 1e6,
         busy=laps.busy.get("step"),
         drift=told,

@@ -24,6 +24,9 @@ class BenchSettings:
     spin: bool = field(
         default=False, metadata=option("--spin", help="ONNX Runtime's idle threads wait busily, as with `run --spin`.")
     )
+    cuda_graphs: bool = field(
+        default=True, metadata=option("--cuda-graph/--no-cuda-graph", help="Plans: replay steps, or enqueue each.")
+    )
     repeats: int = field(default=9, metadata=option("--repeats", help="Rounds of turns.", range=REPEATS))
     seconds: int = field(
         default=0,

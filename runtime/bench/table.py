@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from .record import Record, Row, Timing
 
 HEADS = ("contender", "status", "MB", "drift", "step ms", "p95", "image ms", "images/s", "against the first",
-         "loop", "load s", "peak MB", "busy")  # fmt: skip
+         "loop", "load s", "first ms", "peak MB", "busy")  # fmt: skip
 PART_HEADS = ("contender", "conditioner ms", "context ms", "step ms", "decoder ms")
 
 
@@ -39,6 +39,7 @@ def cells(row: Row) -> list[str]:
         ratio(row),
         _number(row.loop_share, "{:.1%}"),
         _number(row.load_seconds, "{:.2f}"),
+        "" if row.first_ms is None else figures(row.first_ms),
         _number(row.peak_megabytes, "{:.0f}"),
         _number(row.busy, "{:.1f}"),
     ]

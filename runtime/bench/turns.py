@@ -54,6 +54,7 @@ class Laps:
     load_seconds: float
     busy: Mapping[str, float]
     facts: Mapping[str, Any]
+    first: Mapping[str, float] = field(default_factory=dict)  # seconds of the first call of all, by part
 
     def rounds(self, part: str) -> list[float]:
         """Seconds a call, of each round."""
@@ -142,7 +143,8 @@ class _Runner:
         if self.failure is not None:
             return self.failure
         busy = {part: cpu / max(wall, 1e-9) for part, (wall, cpu) in self._used.items()}
-        return Laps(self._calls, self._peak, self._ready["load_seconds"], busy, self._ready["facts"])
+        ready = self._ready
+        return Laps(self._calls, self._peak, ready["load_seconds"], busy, ready["facts"], ready["first"])
 
     def close(self) -> None:
         self._worker.close()
@@ -221,7 +223,9 @@ def serve(make: Callable[[], Made]) -> None:
         made = make()
         load = time.perf_counter() - begun
         warm = {name: _warm(part) for name, part in made.parts.items()}
-        replies.write(json.dumps({"load_seconds": load, "parts": warm, "facts": dict(made.facts)}) + "\n")
+        first, second = ({name: both[i] for name, both in warm.items()} for i in range(2))
+        ready = {"load_seconds": load, "first": first, "parts": second, "facts": dict(made.facts)}
+        replies.write(json.dumps(ready) + "\n")
         for part, count in map(json.loads, sys.stdin):
             begun, cpu = time.perf_counter(), time.process_time()
             seconds = _calls(made.parts[part], count)
@@ -234,12 +238,13 @@ def serve(make: Callable[[], Made]) -> None:
         replies.write(json.dumps({"error": kind + " ".join(str(error).split())[:500]}) + "\n")
 
 
-def _warm(part: Part) -> float:
-    """Calls it twice -> seconds that the second one took, whatever it counts."""
-    part()
-    start = time.perf_counter()
-    part()
-    return time.perf_counter() - start
+def _warm(part: Part) -> tuple[float, float]:
+    """Seconds of the first call and of the second one, whatever it counts."""
+    marks = [time.perf_counter()]
+    for _ in range(2):
+        part()
+        marks.append(time.perf_counter())
+    return marks[1] - marks[0], marks[2] - marks[1]
 
 
 def _calls(part: Part, count: int) -> list[float]:
