@@ -16,7 +16,7 @@ from text_captions import TRAINED, Caption, Garment, brightness_groups, caption
 from text_encoder import fetch
 from torch import Tensor
 
-CAPTION_DROPOUT, TOKEN_DROPOUT, ROW_NOISE = 0.1, 0.1, 0.1  # shares, and parts of the rows' own spread
+CAPTION_DROPOUT, TOKEN_DROPOUT, ROW_NOISE = 0.1, 0.02, 0.05  # shares, and parts of the rows' own spread
 TOKENS = 32  # of a caption at most
 WIDTH = 384  # of the text encoder's rows
 
