@@ -22,6 +22,7 @@ from .tables import StepTables
 from .text_graphs import TextGraphs
 
 MODULATION_BYTES = 64 << 20  # adaLN rows held at a time; a row of DiT-XL is 0.8 MB
+CACHED_BYTES = 4 << 20  # of a block's widest numbers that a processor's caches hold (docs/performance.md)
 
 
 def decode_images(engine: Engine, latents: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
@@ -73,13 +74,15 @@ class HostLoop:
         state, blend = first_state(program, noise), blend_of(program, noise)
         next_state, silent = np.empty_like(state), np.zeros_like(state[:, 0])
         told = self.text.inputs(tables.prompts, state.shape[3:], cancel) if tables.prompts else {}
-        vectors = told.pop("vector", None)
+        vectors, parts = told.pop("vector", None), self._parts(tables, state.shape[3:])
         for step, modulation in enumerate(self.modulations(tables, vectors, cancel)):
             if cancel is not None and cancel.is_set():
                 raise Cancelled(f"stopped before step {step + 1} of {program.steps}")
             drawn = noise.step(step) if program.draws_noise(step) else silent
-            inputs = {"state": state, "modulation": modulation, "noise": drawn, **tables.inputs(step), **told}
-            self.engine(program.graph_of(step)).run(inputs, {"next_state": next_state}, cancel)
+            for images, own in parts:
+                inputs = {"state": state[images], "modulation": modulation, "noise": drawn[images]}
+                inputs |= {**own.inputs(step), **told}
+                self.engine(program.graph_of(step)).run(inputs, {"next_state": next_state[images]}, cancel)
             if blend is None:
                 state, next_state = next_state, state
             else:
@@ -87,6 +90,22 @@ class HostLoop:
             if on_step is not None:
                 on_step(StepEvent(step + 1, program.steps, state))
         return state[:, 0].copy()
+
+    def _parts(self, tables: StepTables, size: tuple[int, ...]) -> list[tuple[slice, StepTables]]:
+        """The batch in pieces, each for one call of the step graph. size: H, W of the latent.
+
+        A processor is full with one image. More share a call while their numbers fit its caches; beyond, each would
+        cost a quarter more. An image is the same in any piece.
+        """
+        count = tables.batch
+        if self._options.provider == EngineOptions.provider:
+            model = self.bundle.manifest.model
+            tokens = size[0] * size[1] // model.patch_size**2
+            most = max(len(some.sample) for some in tables.evaluations)
+            each = 4 * tokens * model.hidden_size * model.mlp_ratio * most / tables.batch
+            count = max(1, int(CACHED_BYTES / each)) if each else count
+        pieces = [slice(first, min(first + count, tables.batch)) for first in range(0, tables.batch, count)]
+        return [(piece, tables.of_images(piece)) for piece in pieces]
 
     def step_inputs(
         self, tables: StepTables, step: int, state: np.ndarray, noise: np.ndarray | None = None

@@ -8,7 +8,7 @@ makes the same (cpp/src/tables.cpp).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -97,6 +97,13 @@ class Evaluations:
     combine: np.ndarray  # [B, E, O] float32
     prompt: np.ndarray | None = None  # [E] int64, rows of the batch's prompts; None: the model takes none
 
+    def of_images(self, images: slice) -> Evaluations:
+        """Those of some of the batch's images, in their order."""
+        own = (self.sample >= images.start) & (self.sample < images.stop)
+        combine = np.ascontiguousarray(self.combine[images][:, own])
+        prompt = None if self.prompt is None else self.prompt[own]
+        return Evaluations(self.sample[own] - images.start, self.condition[own], combine, prompt)
+
 
 @dataclass(frozen=True)
 class StepTables:
@@ -124,6 +131,15 @@ class StepTables:
     def rows(self) -> int:
         """R: rows of modulation that a step has."""
         return count(self.conditions)
+
+    def of_images(self, images: slice) -> StepTables:
+        """The same steps of some of the images, which read the same rows of modulation and of prompts."""
+        return replace(
+            self,
+            rows_of=self.rows_of[images],
+            evaluations=tuple(some.of_images(images) for some in self.evaluations),
+            **{name: getattr(self, name)[:, images] for name in STEP_TABLES},
+        )
 
     def inputs(self, step: int) -> dict[str, np.ndarray]:
         """Views, not copies: what step `step` binds."""
