@@ -6,9 +6,11 @@ Plain ASGI, around the application: nothing of a request is parsed before.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from .service import Service
 
@@ -70,6 +72,7 @@ class Guard:
             if self._requests > MOST_REQUESTS:
                 raise Refused(429, "too_many", f"{MOST_REQUESTS} requests are being answered: try again")
             scope["ditedge.key"] = self._key(scope["path"], scope["method"], headers)
+            self._check_host(headers)
             _check_origin(scope["method"], headers)
             body = await _body(scope["method"], headers, receive)
         except Refused as refusal:
@@ -86,6 +89,36 @@ class Guard:
         if key is None and not free:
             raise Refused(401, "invalid_api_key", "this server wants a key: send 'Authorization: Bearer KEY'")
         return key
+
+    def _check_host(self, headers: Mapping[str, str]) -> None:
+        """A name that somebody else gave this machine, so that a page of his is from here, is none. Raises Refused.
+
+        Where keys are asked for, no such page has one.
+        """
+        name = _host_name(headers.get("host", "localhost"))
+        if self._service.keys or name in self._service.hosts or name == "localhost" or _is_address(name):
+            return
+        raise Refused(
+            421,
+            "unknown_host",
+            f"this server is not known as '{name[:100]}': start it with --allowed-host {name[:100]}",
+        )
+
+
+def _host_name(host: str) -> str:
+    """ "[::1]:8000" -> "::1"; as it is where it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or host
+    except ValueError:
+        return host
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _headers(scope: Mapping[str, Any]) -> dict[str, str]:

@@ -51,6 +51,14 @@ class ServeRequest:
     api_key_file: Path | None = field(
         default=None, metadata=option("--api-key-file", help="A file with a key a line; requests have to bring one.")
     )
+    allowed_hosts: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
+            "--allowed-host",
+            help="A name of this machine, or of the proxy before it; repeat it. Without keys, other names are refused.",
+            metavar="NAME",
+        ),
+    )
     drain: int = field(
         default=30,
         metadata=option("--drain", help="Seconds for what is begun when the server is stopped.", range=(0, 3600)),

@@ -51,7 +51,8 @@ def served(request: ServeRequest) -> Served:
     sessions = {bundle.manifest.name: Session(bundle, options_for(path, request.options)) for path, bundle in opened}
     scheduler = Scheduler(sessions, request.limits, metrics.observe)
     metrics.watch(scheduler)
-    service = Service(scheduler, bundles, request.max_steps, request.max_images, keys)
+    hosts = frozenset(name.lower() for name in (*request.allowed_hosts, request.host))
+    service = Service(scheduler, bundles, request.max_steps, request.max_images, keys, hosts)
 
     app = application(service, metrics, lambda: _end(scheduler, request))
     scheduler.start()

@@ -31,13 +31,17 @@ class UnknownJobError(RequestError):
 
 @dataclass(frozen=True)
 class Service:
-    """bundles: by name, the default one first. keys: SHA-256 of each; empty: none is asked for."""
+    """bundles: by name, the default one first. keys: SHA-256 of each; empty: none is asked for.
+
+    hosts: names that requests may call this machine by, beside localhost and addresses.
+    """
 
     scheduler: Scheduler
     bundles: Mapping[str, Bundle]
     max_steps: int = 1000
     max_images: int = 16
     keys: tuple[bytes, ...] = ()
+    hosts: frozenset[str] = frozenset()
     jobs: Jobs = field(default_factory=Jobs)
     _tokenizers: dict[str, Tokenizer] = field(default_factory=dict)  # by the name of the model
     _tokenizing: threading.Lock = field(default_factory=threading.Lock)

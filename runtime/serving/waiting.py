@@ -45,7 +45,8 @@ class Waiting:
 
     def take(self, count: int) -> list[Ticket]:
         """The first ones that are ready, no longer waiting."""
-        taken, others = [], []
+        taken: list[tuple[float, int, Ticket]] = []
+        others: list[tuple[float, int, Ticket]] = []
         while self._heap and len(taken) < count:
             entry = heapq.heappop(self._heap)
             (taken if entry[2].ready else others).append(entry)

@@ -118,14 +118,24 @@ class Arrays:
             return False
 
     def finish(self, report: Report = silent) -> Path:
-        """A part at a time: the set may be larger than memory. The parts are removed."""
+        """A part at a time: the set may be larger than memory. The parts are removed.
+
+        Two shards that end in the same moment both do it: the same bytes, and one removes what the other still reads.
+        """
+        try:
+            self._join(report)
+        except (RequestError, FileNotFoundError):
+            if not self.complete():
+                raise
+        shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+        return self.whole
+
+    def _join(self, report: Report) -> None:
         first = self._read(0)
         labels = np.array([self.plan.label(image) for image in range(self.plan.count)], dtype=np.int64)
         with written_atomically(self.whole) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             _add(archive, "arr_0", (self.plan.count, *first.shape[1:]), first.dtype, self._parts(report))
             _add(archive, "arr_1", labels.shape, labels.dtype, iter([labels]))
-        shutil.rmtree(self.folder / PARTS)
-        return self.whole
 
     def _parts(self, report: Report) -> Iterator[np.ndarray]:
         for batch in range(self.plan.batches):

@@ -47,9 +47,10 @@ def sample_set(request: SampleSetRequest, report: Report = silent) -> Done:
     gaps = [batch for batch in shard.batches(plan) if batch not in there]
     if gaps:
         _fill(request, bundle, plan, place, gaps, report)
-    return _done(
-        request.out, plan, place, sum(len(plan.images(batch)) for batch in gaps), _missing(plan, there, gaps), report
-    )
+    missing = _missing(plan, there, gaps)
+    if _came_meanwhile(place, missing):
+        missing = set()
+    return _done(request.out, plan, place, sum(len(plan.images(batch)) for batch in gaps), missing, report)
 
 
 def merge(request: MergeRequest, report: Report = silent) -> Done:
@@ -84,6 +85,12 @@ def _there(place: Place, batches: range, report: Report) -> set[int]:
 
 def _missing(plan: SetPlan, there: Iterable[int], made: Iterable[int]) -> set[int]:
     return set(range(plan.batches)) - {*there, *made}
+
+
+def _came_meanwhile(place: Place, missing: set[int]) -> bool:
+    """Whether other shards that write into the same folder have made all that was missing."""
+    joined = isinstance(place, Arrays) and place.complete()
+    return bool(missing) and (joined or all(place.has(batch) for batch in sorted(missing)))
 
 
 def _fill(

@@ -29,7 +29,13 @@ def client(*folders: Path, **asked: Any) -> Iterator[Any]:
     from ditedge.runtime.serving.server import served
 
     limits = Limits(**{name: asked.pop(name) for name in ("max_batch", "max_queue", "max_seconds") if name in asked})
-    request = ServeRequest(tuple(folders), limits=limits, options=EngineOptions(threads=1), drain=0, **asked)
+    request = ServeRequest(
+        tuple(folders),
+        limits=limits,
+        options=EngineOptions(threads=1),
+        drain=0,
+        **{"allowed_hosts": ("testserver",), **asked},
+    )
     server = served(request)
     with TestClient(server.app, raise_server_exceptions=False) as one:
         one.service = server.service

@@ -47,6 +47,23 @@ def test_long_requests(server) -> None:
     assert answer.status_code == 413  # nothing said how long it would be
 
 
+def test_names_that_others_gave_this_machine(server, locked) -> None:
+    """What a page of somebody's sends after his name server said that he is here; with keys it has none."""
+    for host, status in {
+        "evil.example": 421, "evil.example:8000": 421, "localhost.evil.example": 421, "": 421, "[": 421, "a b": 421,
+        "localhost": 200, "localhost:8000": 200, "127.0.0.1:8000": 200, "[::1]:8000": 200, "192.168.0.7": 200,
+        "testserver": 200, "TestServer:80": 200,
+    }.items():  # fmt: skip
+        answer = server.get("/v1/models", headers={"host": host})
+        assert answer.status_code == status, host
+        assert server.get("/", headers={"host": host}).status_code == status
+    assert "this server is not known as 'evil.example': start it with --allowed-host" in str(
+        server.get("/", headers={"host": "evil.example"}).json()
+    )
+    headers = {"host": "evil.example", "authorization": f"Bearer {KEYS[0]}"}
+    assert locked.get("/v1/models", headers=headers).status_code == 200
+
+
 def test_other_kinds_of_content(server) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         answer = server.post(IMAGES, content=b'{"prompt": "1"}', headers={"content-type": kind})

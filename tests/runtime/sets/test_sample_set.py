@@ -21,6 +21,7 @@ from PIL import Image
 from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.errors import RequestError
 from ditedge.runtime.samplers.settings import SamplerSettings
+from ditedge.runtime.sets.places import Arrays
 from ditedge.runtime.sets.plan import Shard, shard_of
 from ditedge.runtime.sets.request import MergeRequest, SampleSetRequest
 from ditedge.runtime.sets.sample import Done, merge, sample_set
@@ -157,6 +158,44 @@ def test_what_does_not_fit(gray: Path, golden_bundle, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="there is nothing to merge"):
         merge(MergeRequest(tmp_path / "m", ()))
     assert shard_of("3/8") == Shard(3, 8)
+
+
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_shards_that_fill_one_folder_at_the_same_time(gray: Path, tmp_path: Path, form: str) -> None:
+    """The second is made while the first samples, and ends before: who ends last makes the set whole."""
+    whole = made(gray, tmp_path / "whole", format=form)
+    others: list[Done] = []
+
+    def meanwhile(what: str, done: int, total: int) -> None:
+        if what == "sampling" and not others:
+            others.append(made(gray, tmp_path / "both", format=form, shard="2/2"))
+
+    last = sample_set(
+        SampleSetRequest(gray, out=tmp_path / "both", **{**FAST, "format": form, "shard": "1/2"}), meanwhile
+    )
+    assert others[0].whole is None and last.missing == 0 and last.sha256 == whole.sha256
+    assert content(tmp_path / "both") == content(tmp_path / "whole")
+
+
+def test_shards_that_end_in_the_same_moment(gray: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both join the parts, and one removes them while the other reads."""
+    whole = made(gray, tmp_path / "whole", format="npz")
+    for i in (1, 2):
+        monkeypatch.setattr("ditedge.runtime.sets.sample._came_meanwhile", lambda *_: False)  # neither saw the other
+        made(gray, tmp_path / "both", format="npz", shard=f"{i}/2")
+    place = Arrays(tmp_path / "both", whole.plan)
+    began = []
+
+    def meanwhile(what: str, done: int, total: int) -> None:
+        if not began:
+            began.append(done)
+            place.finish()
+
+    assert place.finish(meanwhile) == tmp_path / "both" / "samples.npz"
+    assert content(tmp_path / "both") == content(tmp_path / "whole")
+    (tmp_path / "both" / "samples.npz").write_bytes(b"damaged")
+    with pytest.raises(RequestError, match="is damaged: run the same command again"):
+        place.finish()
 
 
 def test_the_commands(gray: Path, tmp_path: Path) -> None:
