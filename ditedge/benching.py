@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .failures import UserError, importing_extra
 from .options import command
 from .terminal import print_json, printable, progress, say
 
@@ -46,8 +47,14 @@ def add_bench(group: click.Group) -> None:
 
 def measured(request: BenchRequest, report: Report) -> Record:
     """By the runtime alone, or, with --all, with what makes other precisions."""
+    if request.every:
+        with importing_extra("calibrate"):
+            from ditedge.calibration.every import bench_every
+        return bench_every(request, report)
     from ditedge.runtime.bench.measure import bench
 
+    if request.keep is not None:
+        raise UserError(f"--keep {request.keep} is for the bundles of --all: leave it out")
     return bench(request, report)
 
 

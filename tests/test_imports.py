@@ -101,7 +101,7 @@ ROOMS = (
     *("calibration.pool", "calibration.graph", "calibration.statistics", "calibration.formats", "calibration.quality"),
     *("calibration.layers", "calibration.options", "calibration.plan", "calibration.kept", "calibration.derived"),
     "calibration.encoder",
-    *("calibration.convert", "calibration.quantize", "calibration.tune", "calibration"),
+    *("calibration.convert", "calibration.quantize", "calibration.every", "calibration.tune", "calibration"),
     *("export.networks", "export.sources", "export.options", "export.graphs", "export.truth", "export.schedulers"),
     *(
         "export.manifests",

@@ -28,7 +28,7 @@ from ditedge.runtime import open_bundle  # noqa: E402
 from ditedge.runtime.bench.measure import Contender, contender_of, measure  # noqa: E402
 from ditedge.runtime.bench.page import write_page  # noqa: E402
 from ditedge.runtime.bench.record import Record  # noqa: E402
-from ditedge.runtime.bench.request import BenchRequest, BenchSettings  # noqa: E402
+from ditedge.runtime.bench.request import BenchSettings  # noqa: E402
 from ditedge.runtime.errors import DitedgeError  # noqa: E402
 from ditedge.runtime.files import write_text  # noqa: E402
 from ditedge.runtime.plans.library import first_gpu  # noqa: E402
@@ -85,9 +85,9 @@ def compare(given: argparse.Namespace, folder: Path, report: Callable[..., None]
         batch=given.batch, threads=given.threads, spin=given.spin, repeats=given.repeats, seconds=given.seconds,
         guidance=4.0, drift_steps=4, at_once=given.at_once,
     )  # fmt: skip
-    first, request = open_bundle(bundle), BenchRequest(settings=settings)
+    first = open_bundle(bundle)
     contenders = [
-        contender_of(f"{name} on {provider}", path, provider, request, first, folder / f"{name}-{provider}.npy")
+        contender_of(f"{name} on {provider}", path, provider, settings, first, folder / f"{name}-{provider}.npy")
         for name, path in (("ditedge float32", bundle), ("ditedge int8", given.int8))
         for provider in given.provider or ("cpu", "openvino")
         if path is not None

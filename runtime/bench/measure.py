@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,7 +48,8 @@ def bench(request: BenchRequest, report: Report = silent) -> Record:
     """Measures every bundle on every provider. Raises RequestError for what cannot be asked; failures are rows."""
     if not request.engines:
         raise RequestError("nothing to measure: give --engine BUNDLE, or several")
-    first = open_bundle(request.engines[0], trusted_keys=request.trusted_keys or None)
+    settings, keys = request.settings, request.trusted_keys or None
+    first = open_bundle(request.engines[0], trusted_keys=keys)
     with tempfile.TemporaryDirectory() as scratch:
         pairs = [
             (f"{path.absolute().name} on {provider}", path, provider)
@@ -56,20 +57,28 @@ def bench(request: BenchRequest, report: Report = silent) -> Record:
             for provider in (("plan",) if path.suffix == ".plan" else request.providers or ("cpu",))
         ]
         contenders = [
-            contender_of(name, path, provider, request, first, Path(scratch) / f"{i}.npy")
+            contender_of(name, path, provider, settings, first, Path(scratch) / f"{i}.npy", keys)
             for i, (name, path, provider) in enumerate(pairs)
         ]
         what = f"one step of {first.manifest.name}, {first.program().name}"
-        return measure(contenders, request.settings, what, first, report)
+        return measure(contenders, settings, what, first, report)
 
 
 def contender_of(
-    name: str, path: Path, provider: str, request: BenchRequest, first: Bundle, drift_file: Path
+    name: str,
+    path: Path,
+    provider: str,
+    settings: BenchSettings,
+    first: Bundle,
+    drift_file: Path,
+    keys: Iterable[Path] | None = None,
 ) -> Contender:
-    """A bundle on a provider ("plan": what the path names). One that cannot be opened has failed already."""
-    settings = request.settings
+    """A bundle on a provider ("plan": what the path names). One that cannot be opened has failed already.
+
+    keys: as `trusted_keys` of `open_bundle`.
+    """
     try:
-        bundle = open_bundle(path, trusted_keys=request.trusted_keys or None)
+        bundle = open_bundle(path, trusted_keys=keys)
     except DitedgeError as error:
         return Contender(name, failure=str(error))
     name_of = "cpu" if provider == "plan" else provider

@@ -15,7 +15,7 @@ from bench.peers.child import inputs_of
 from ditedge.export.sources.read import read_source
 from ditedge.runtime import open_bundle
 from ditedge.runtime.bench.measure import Contender, contender_of, measure
-from ditedge.runtime.bench.request import BenchRequest, BenchSettings
+from ditedge.runtime.bench.request import BenchSettings
 from tests.conftest import BUNDLES, GOLDEN, ROOT
 
 CHECKPOINT, HEADS = GOLDEN / "gray1_cfg" / "model.pt", 2
@@ -74,7 +74,7 @@ def test_peers_take_turns_with_a_bundle(tmp_path: Path) -> None:
     child = ROOT / "bench" / "peers" / "child.py"
     settings = BenchSettings(threads=1, repeats=2, drift_steps=2)
     first = open_bundle(BUNDLES / "gray1_cfg")
-    contenders = [contender_of("ours", first.folder, "cpu", BenchRequest(settings=settings), first, tmp_path / "x.npy")]
+    contenders = [contender_of("ours", first.folder, "cpu", settings, first, tmp_path / "x.npy")]
     for name in ("CUDA: PyTorch bf16, CUDA graph", "PyTorch eager float32"):
         told = [name, CHECKPOINT, HEADS, 1, 1, tmp_path]
         contenders.append(Contender(name, [sys.executable, str(child), *map(str, told)], limit=PEERS[name].rounding))
