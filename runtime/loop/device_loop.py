@@ -22,9 +22,10 @@ from .device_run import Batch, Run
 from .device_tables import RunShape, run_shape
 from .engine import Engine, EngineOptions
 from .engine_ort_cuda import open_graphs
-from .engine_trt import Context, Gpu, check_fits, check_plans, check_shape, check_size, load_plans
+from .engine_trt import Context, Gpu, check_plans, load_plans
 from .loop import Told, first_state
 from .noise import NoiseSource
+from .plan_limits import check_fits, check_shape, check_size
 from .tables import StepTables
 from .text_graphs import TextGraphs
 

@@ -15,8 +15,7 @@ import numpy as np
 
 from ..bundle.held_files import HeldFile, check_all
 from ..bundle.open import Bundle
-from ..bundle.text_info import TextInfo
-from ..errors import BundleError, EngineError, RequestError
+from ..errors import BundleError, EngineError
 from ..plans.kernels import keep_kernels, kernel_file, read_kernels
 from ..plans.library import (
     NAMES,
@@ -128,56 +127,6 @@ def check_plans(bundle: Bundle, folder: Path, gpu: Gpu) -> tuple[BuildRecord, di
     if "STRIP_PLAN" in record.flags:
         raise EngineError(f"{path}: the plans were built without weights, which this version cannot run: {again}")
     return record, files
-
-
-def check_fits(record: BuildRecord, batch: int, rows: int) -> None:
-    """A batch, and the distinct labels of one step, against what was built. Raises RequestError naming the flag."""
-    if batch > record.max_batch:
-        raise RequestError(
-            f"a batch of {batch} is more than the plans were built for, {record.max_batch}: "
-            f"use --batch {record.max_batch}, or build with --max-batch {batch}"
-        )
-    if rows > record.max_rows:
-        raise RequestError(
-            f"a batch with {rows} distinct conditions is more than the plans were built for, {record.max_rows}: "
-            f"use a smaller --batch, or build with --max-rows {rows}"
-        )
-
-
-def check_size(record: BuildRecord, latent: tuple[int, ...], text: TextInfo) -> None:
-    """H and W of a model that takes prompts against what was built. Raises RequestError naming the flag."""
-    limits = [profile["state"] for profile in record.plans["step"].profiles if "state" in profile]
-    if any(all(map(_between, some.min[3:], latent, some.max[3:])) for some in limits):
-        return
-
-    def said(height: int, width: int) -> str:
-        return f"{width * text.factor}x{height * text.factor}"
-
-    built = list(dict.fromkeys(said(*some.max[3:]) for some in limits))
-    raise RequestError(
-        f"the plans were built for pictures of {', '.join(built)}, and not of {said(*latent)}: "
-        f"use --size {built[0]}, or build with --size {said(*latent)}"
-    )
-
-
-def check_shape(record: BuildRecord, graph: str, profile: int, tensor: str, shape: tuple[int, ...]) -> None:
-    """One input's shape against an optimisation profile. Raises RequestError."""
-    plan = record.plans[graph]  # type: ignore[index]
-    limits = plan.profiles[profile].get(tensor) if plan.profiles else None
-    if limits is None:
-        return
-    inside = len(shape) == len(limits.min) and all(map(_between, limits.min, shape, limits.max))
-    if not inside:
-        slots = tensor in ("state", "mix") and shape[1] > limits.max[1]
-        remedy = "choose a sampler with fewer state slots (a lower --order, no previews)" if slots else "build again"
-        raise RequestError(
-            f"{plan.file}: input {tensor} is {list(shape)}, and the plan was built for {limits.min} to {limits.max}: "
-            f"{remedy}"
-        )
-
-
-def _between(low: int, value: int, high: int) -> bool:
-    return low <= value <= high
 
 
 def load_plans(record: BuildRecord, files: Mapping[str, HeldFile], gpu: Gpu) -> dict[str, Plan]:

@@ -277,7 +277,6 @@ class DoubleContext:
         gpu.demand(gpu.capture is None or self.warm, "captured before its first enqueue")
         self.warm = self.warm or gpu.capture is None
         shapes, addresses, (scratch, size) = dict(self.shapes), dict(self.addresses), self.memory
-        made = dict(self.made)
         gpu.bound.append(addresses)
         gpu.find(scratch, size)
         noise = np.random.default_rng(len(gpu.bound)).integers(0, 256, size, dtype=np.uint8)
@@ -293,8 +292,7 @@ class DoubleContext:
             gpu.write(scratch, noise)
             for name, output in zip(plan.outputs, plan.session.run(plan.outputs, feeds), strict=True):
                 start = addresses[name]
-                said = made.get(name, output.shape)  # TensorRT's own adapter passes it to nobody
-                gpu.demand(output.shape == said, f"output {name} is {output.shape}, not {said}")
+                gpu.demand(output.shape == self.made.get(name, output.shape), f"output {name} is {output.shape}")
                 overlap = any(start < base + length and base < start + output.nbytes for base, length in regions)
                 gpu.demand(not overlap, f"output {name} lies over an input or the scratch memory")
                 gpu.write(start, np.ascontiguousarray(output).reshape(-1).view(np.uint8))
