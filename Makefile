@@ -100,6 +100,10 @@ gpu-pack: $(DEMO)/fashion/manifest.json $(VENV)/test.stamp
 gpu-pack-training: $(VENV)/demo.stamp
 	@$(BIN)/python tools/gpu_pack.py --training
 
+.PHONY: bench
+bench: peers $(DEMO)/fashion/manifest.json  # docs/benchmarks.md and docs/performance.md: measured again on this machine
+	$(PEERS)/bin/python bench/publish.py
+
 # Other runtimes beside ours (bench/peers): on top of the environment, since they share PyTorch; what has no wheel is left out.
 .PHONY: peers
 PEERS := $(BUILD)/peers

@@ -148,12 +148,11 @@ def _host_parts(bundle: Bundle, options: EngineOptions, job: Job, wanted: Wanted
     """Every graph's own time."""
     loop, tables, middle = HostLoop(bundle, options), job.tables(job.program), job.program.steps // 2
     state = first_state(job.program, job.noise)
-    inputs = loop.step_inputs(tables, middle, state, job.noise.step(middle))
-    outputs, engine = {"next_state": np.empty_like(state)}, loop.engine("step")
+    calls, engine = _calls_of_step(loop, tables, middle, state, job.noise.step(middle)), loop.engine("step")
     told = loop.text.inputs(tables.prompts, state.shape[3:]) if tables.prompts else {}
     parts: dict[str, Part] = {
         "conditioner": lambda: deque(loop.modulations(tables, told.get("vector")), maxlen=0),
-        "step": lambda: engine.run(inputs, outputs),
+        "step": lambda: [engine.run(inputs, outputs) for inputs, outputs in calls],
         "loop": lambda: _outside(bundle, options, job, loop),
     }
     if tables.prompts:
@@ -163,6 +162,22 @@ def _host_parts(bundle: Bundle, options: EngineOptions, job: Job, wanted: Wanted
         parts["decoder"] = lambda: loop.images("decoder", state[:, 0])
     latents = lambda program: loop.latents(program, job.tables(program), job.noise)  # noqa: E731
     return {name: parts[name] for name in PARTS if name in parts and name in wanted.parts}, latents
+
+
+Arrays = dict[str, np.ndarray]
+
+
+def _calls_of_step(
+    loop: HostLoop, tables: StepTables, step: int, state: np.ndarray, noise: np.ndarray
+) -> list[tuple[Arrays, Arrays]]:
+    """Inputs and outputs of each call that the loop makes in one step: of a large batch there are several."""
+    whole, next_state = loop.step_inputs(tables, step, state, noise), np.empty_like(state)
+    own = {name: whole.pop(name) for name in ("state", "noise")}
+    return [
+        ({**whole, **piece.inputs(step), **{name: array[images] for name, array in own.items()}},
+         {"next_state": next_state[images]})
+        for images, piece in loop.pieces(tables, state.shape[3:])
+    ]  # fmt: skip
 
 
 class _Clocked:

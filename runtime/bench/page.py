@@ -32,8 +32,8 @@ def page_of(record: Record) -> str:
     parts = [
         f"<header><p class=kicker>ditedge benchmark</p><h1>{escape(record.what)}</h1>"
         f"<p class=lead>{escape(what)}.</p><p class=lead>{escape(where)}</p></header>",
-        _section("One step", _steps(ran), "Median of all calls; the line ends at the 95th percentile. Beside it how "
-                 "much faster than the first contender, round by round, least and most."),
+        _section("One step", step_chart(ran), "Median of all calls; the line ends at the 95th percentile. Beside it "
+                 "how much faster than the first contender, round by round, least and most."),
         _section("One image", _images(ran, record.steps), "What its milliseconds are spent on."
                  + "".join(f' <span class="key {css}">{name}</span>' for name, css in SHARES.items())),
         _section("Everything", table(HEADS, [cells(row) for row in record.rows], [row.status for row in record.rows]),
@@ -69,7 +69,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], css: Sequence[str
     return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{inside}</tbody></table></div>"
 
 
-def _steps(rows: Sequence[Row]) -> str:
+def step_chart(rows: Sequence[Row]) -> str:
     bars = []
     for row in rows:
         step = row.parts["step"]

@@ -74,7 +74,7 @@ class HostLoop:
         state, blend = first_state(program, noise), blend_of(program, noise)
         next_state, silent = np.empty_like(state), np.zeros_like(state[:, 0])
         told = self.text.inputs(tables.prompts, state.shape[3:], cancel) if tables.prompts else {}
-        vectors, parts = told.pop("vector", None), self._parts(tables, state.shape[3:])
+        vectors, parts = told.pop("vector", None), self.pieces(tables, state.shape[3:])
         for step, modulation in enumerate(self.modulations(tables, vectors, cancel)):
             if cancel is not None and cancel.is_set():
                 raise Cancelled(f"stopped before step {step + 1} of {program.steps}")
@@ -91,7 +91,7 @@ class HostLoop:
                 on_step(StepEvent(step + 1, program.steps, state))
         return state[:, 0].copy()
 
-    def _parts(self, tables: StepTables, size: tuple[int, ...]) -> list[tuple[slice, StepTables]]:
+    def pieces(self, tables: StepTables, size: tuple[int, ...]) -> list[tuple[slice, StepTables]]:
         """The batch in pieces, each for one call of the step graph. size: H, W of the latent.
 
         A processor is full with one image. More share a call while their numbers fit its caches; beyond, each would

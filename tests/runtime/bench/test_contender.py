@@ -56,3 +56,29 @@ def test_a_short_run_leaves_its_latents(tmp_path: Path) -> None:
     program = open_bundle(bundle).program(steps=4)
     expected = generate(open_bundle(bundle), [0, 1], [0, 1], program=program, guidance=3.0, output="latents")
     assert np.array_equal(np.load(file), expected)
+
+
+@pytest.mark.parametrize("cached", [1, 1 << 40])
+def test_a_step_of_a_large_batch_is_what_the_loop_does(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many calls of the engine, with the same numbers: in pieces that caches hold, or all at once."""
+    from ditedge.runtime.loop import host_loop
+
+    monkeypatch.setattr(host_loop, "CACHED_BYTES", cached)
+    seen: list[int] = []
+    real = host_loop.open_engine
+
+    def spied(graph: object, options: object) -> object:
+        engine = real(graph, options)
+        run = engine.run
+
+        def counted(inputs: dict, outputs: dict) -> None:
+            seen.extend([len(outputs["next_state"])] if "next_state" in outputs else [])
+            run(inputs, outputs)
+
+        engine.run = counted
+        return engine
+
+    monkeypatch.setattr(host_loop, "open_engine", spied)
+    made = bundle_parts(BUNDLES / "gray1_cfg", EngineOptions(threads=1), Wanted(3, 2.0, ("step",)))
+    made.parts["step"]()
+    assert seen == ([1, 1, 1] if cached == 1 else [3])
