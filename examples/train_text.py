@@ -7,8 +7,8 @@ As PixArt-alpha did (arXiv:2310.00426, section 2.3), it starts from a class-cond
 dit.safetensors`: self-attention, MLPs and embedders are taken over, adaLN becomes adaLN-single, and cross-attention to
 the token rows of a frozen text encoder (examples/text_encoder.py) begins with an output of zero. The same DiT then
 teaches: the objective is the mean squared error of what it predicts for each garment by itself, with more weight where
-noise is strong, since captions are decided there, and of what its blocks add to their tokens (hints, arXiv:1412.6550);
-one caption in ten is empty, for guidance. Interrupted, the same
+noise is strong, since captions are decided there, of what its blocks add to their tokens (hints, arXiv:1412.6550), and
+of what leads to another class; one caption in ten is empty, for guidance. Interrupted, the same
 command goes on from the last checkpoint. The result is a diffusers pipeline folder without a VAE and without the text
 encoder: the weights' average, in float16.
 """
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 from captioned_images import TOKENS, Batch, Data, batch, read_data, write_captions
-from fashion_mnist import IMAGE_SIZE
+from fashion_mnist import CLASSES, IMAGE_SIZE
 from pixart_of_dit import initialize, read_teacher
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--singles", type=float, default=0.1, help="share of batches with pictures of one garment")
     parser.add_argument("--hint-weight", type=float, default=0.5, help="of the error of the blocks' tokens, relative")
+    parser.add_argument("--confusion-weight", type=float, default=0.05, help="of errors that lead to another class")
     parser.add_argument("--captions", type=int, default=60000)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--warmup-steps", type=int, default=100)
@@ -146,7 +147,7 @@ def position_of(model: PixArt, rows: int, columns: int, device: torch.device) ->
 
 
 def train_step(run: Run, diffusion: Diffusion, data: Data, kind: int) -> Tensor:
-    """kind: 1 or 2 garments -> [2]: the mean squared error without weights, that of the hints; on the device."""
+    """kind: 1 or 2 garments -> [3]: mean squared error without weights, that of the hints, confusion; on the device."""
     args = run.args
     run.optimizer.param_groups[0]["lr"] = learning_rate(args, run.step, run.seconds)
     drawn = batch(args.batch_size, data, kind)
@@ -160,29 +161,53 @@ def train_step(run: Run, diffusion: Diffusion, data: Data, kind: int) -> Tensor:
         heard.clear()
     with torch.autocast(args.device.split(":")[0], torch.bfloat16):
         output = predicted(run.model, x, t, drawn.hidden, drawn.mask)
-        wanted = taught(run.teacher, x, t, drawn, noise)
+        other = by_halves(run.teacher, x, t, another(drawn.said))
+        run.hints[1].clear()
+        own = by_halves(run.teacher, x, t, drawn.said)
+    wanted = with_brightness(own, drawn, noise)
     error = (output.float() - wanted).square().mean(dim=(1, 2, 3))
     snr = (diffusion.signal[t] / diffusion.noise[t]).square().flatten()
     run.optimizer.zero_grad()
     hints = hint_error(run, x.shape[2] // run.model.config.patch_size, kind)
-    ((error * (snr + 0.01) ** -0.5).mean() + args.hint_weight * hints).backward()
+    confused = confusion(output.float() - own, other - own, kind)
+    loss = (error * (snr + 0.01) ** -0.5).mean() + args.hint_weight * hints + args.confusion_weight * confused
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     run.optimizer.step()
     update_ema(run.ema, run.model, min(args.ema_decay, (1 + run.step) / (10 + run.step)))
     run.step += 1
-    return torch.stack([error.mean(), hints]).detach()
+    return torch.stack([error.mean(), hints, confused]).detach()
 
 
 @torch.no_grad()
-def taught(teacher: DiT, x: Tensor, t: Tensor, drawn: Batch, noise: Tensor) -> Tensor:
-    """What the class-conditional DiT predicts for each half by itself, [N, 1, H, W]; in part the noise itself where
-    the caption says more than a class. Halves are independent of each other once their classes are known, and a
-    prediction has not the noise's own randomness: the same is learned from far fewer pictures."""
-    kind = drawn.said.shape[1]
-    found = teacher(torch.cat(x.chunk(kind, dim=3)), t.repeat(kind), drawn.said.T.flatten())[:, :1].float()
-    found = torch.cat(found.chunk(kind), dim=3)
+def by_halves(teacher: DiT, x: Tensor, t: Tensor, said: Tensor) -> Tensor:
+    """What the class-conditional DiT predicts for each half by itself, of the class said [N, garments]: [N, 1, H, W].
+
+    Halves are independent of each other once their classes are known, and a prediction has not the noise's own
+    randomness: the same is learned from far fewer pictures."""
+    kind = said.shape[1]
+    found = teacher(torch.cat(x.chunk(kind, dim=3)), t.repeat(kind), said.T.flatten())[:, :1].float()
+    return torch.cat(found.chunk(kind), dim=3)
+
+
+def another(said: Tensor) -> Tensor:
+    """A class, or none, that is not the one said: uniformly."""
+    return (said + torch.randint_like(said, 1, len(CLASSES) + 1)) % (len(CLASSES) + 1)
+
+
+def with_brightness(own: Tensor, drawn: Batch, noise: Tensor) -> Tensor:
+    """In part the noise itself where the caption says more than a class."""
     part = BRIGHTNESS * drawn.bright.repeat_interleave(IMAGE_SIZE, dim=1)[:, None, None]
-    return found + part * (noise - found)
+    return own + part * (noise - own)
+
+
+def confusion(error: Tensor, other: Tensor, kind: int) -> Tensor:
+    """How far the error [N, 1, H, W] leads to what another class would predict (other: less what is right): squared, 1
+    where all the way, the mean over halves. Classes that look alike differ by little, which guidance makes
+    large: the mean squared error says nearly nothing of it."""
+    error, other = (torch.cat(each.chunk(kind, dim=3)).flatten(1) for each in (error, other))
+    size = other.square().sum(1)
+    return ((error * other).sum(1) / (size + 0.1 * size.mean())).square().mean()
 
 
 def write_pipeline(model: PixArt, out: Path) -> None:
@@ -227,11 +252,11 @@ def train(args: argparse.Namespace) -> None:
     while not run.ended:
         errors.append(train_step(run, diffusion, data, 1 if kinds.random() < args.singles else 2))
         if run.step % 50 == 0 or run.step < 10:  # to look at a number is to wait for the device
-            (mse, hints), errors = torch.stack(errors).mean(0).tolist(), []
+            (mse, hints, confused), errors = torch.stack(errors).mean(0).tolist(), []
             run.seconds = time.monotonic() - run.began
             speed = (run.step - first) * args.batch_size / (run.seconds - begun)
-            errors_said = f"mse {mse:.4f}, hints {hints:.3f}"
-            print(f"step {run.step}: {errors_said}, {run.seconds:.0f} s, {speed:.1f} pictures a second", flush=True)
+            said = f"mse {mse:.4f}, hints {hints:.3f}, confusion {confused:.3f}"
+            print(f"step {run.step}: {said}, {run.seconds:.0f} s, {speed:.1f} pictures a second", flush=True)
         if run.step % args.save_every == 0 or run.ended:
             state = {name: part.state_dict() for name, part in run.parts().items()}
             save(args.out / "checkpoint.pt", state | {"step": run.step, "seconds": run.seconds})

@@ -21,7 +21,7 @@ from text_captions import (
     caption,
     caption_of,
 )
-from train_text import BRIGHTNESS, CONFIG, predicted, taught
+from train_text import BRIGHTNESS, CONFIG, another, by_halves, confusion, predicted, with_brightness
 
 from ditedge.export.networks.pixart import PixArt
 from ditedge.runtime.loop.verify import relative_error
@@ -111,7 +111,7 @@ def test_each_half_is_taught_by_itself() -> None:
     x, noise = (torch.randn(2, 1, 32, 64, generator=generator) for _ in range(2))
     t, said = torch.tensor([100, 700]), torch.tensor([[3, 4], [10, 7]])
     drawn = Batch(x, x, said, said, torch.tensor([[False, True], [False, False]]))
-    found = taught(teacher, x, t, drawn, noise)
+    found = with_brightness(by_halves(teacher, x, t, said), drawn, noise)
     for picture, half, label in ((0, 0, 3), (0, 1, 4), (1, 0, 10), (1, 1, 7)):
         place = slice(32 * half, 32 * half + 32)
         alone = teacher(x[picture : picture + 1, :, :, place], t[picture : picture + 1], torch.tensor([label]))
@@ -125,3 +125,19 @@ def test_a_caption_remembers_its_garments() -> None:
     garments = (Garment(3, "dark"), Garment(7))
     made = caption_of(TRAINED, random.Random(0), garments)
     assert isinstance(made, Caption) and made.garments == garments
+
+
+def test_confusion_is_the_part_of_another_class() -> None:
+    generator = torch.Generator().manual_seed(4)
+    other = torch.randn(3, 1, 32, 64, generator=generator)
+    for part in (0.0, 0.5, 1.0):
+        found = confusion(part * other, other, 2)
+        assert abs(found.item() - (part / 1.1) ** 2) < 0.01  # halves of nearly one size: 0.1 of it is added
+    across = torch.randn(3, 1, 32, 64, generator=generator)
+    assert confusion(across, other, 2) < 0.01
+
+
+def test_another_class_is_another() -> None:
+    said = torch.tensor([[3, 10]] * 500)
+    found = another(said)
+    assert not (found == said).any() and set(found.flatten().tolist()) == set(range(11))
