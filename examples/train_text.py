@@ -53,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--singles", type=float, default=0.1, help="share of batches with pictures of one garment")
     parser.add_argument("--hint-weight", type=float, default=0.5, help="of the error of the blocks' tokens, relative")
-    parser.add_argument("--confusion-weight", type=float, default=0.05, help="of errors that lead to another class")
+    parser.add_argument("--confusion-weight", type=float, default=0.5, help="of errors that lead to another class")
     parser.add_argument("--captions", type=int, default=60000)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--warmup-steps", type=int, default=100)
