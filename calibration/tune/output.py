@@ -8,9 +8,9 @@ from pathlib import Path
 from ...runtime.bundle.open import open_bundle
 from ...runtime.files import write_text
 from ...runtime.samplers.program import write_program
+from .finals import Result
 from .record import Found, Tuned
 from .request import TuneRequest
-from .tune import Result
 from .writing import add_programs
 
 RECORD = "tune.json"
@@ -22,14 +22,14 @@ def write_result(request: TuneRequest, result: Result) -> tuple[Tuned, list[Path
     Raises RequestError, BundleError.
     """
     folder, written = request.folder, []
-    for one in result.tuned.programs:
-        path = folder / str(one.file)
-        write_program(result.programs[one.engine, one.name], path)
+    for one in result.programs:
+        path = folder / str(one.found.file)
+        write_program(one.program, path)
         written.append(path)
     tuned = result.tuned
     if request.write:
         for path, engine in zip(request.engine, tuned.engines, strict=True):
-            own = {name: program for (of, name), program in result.programs.items() if of == engine}
+            own = {one.found.name: one.program for one in result.programs if one.found.engine == engine}
             if own:
                 bundle = open_bundle(path)
                 add_programs(bundle, own)

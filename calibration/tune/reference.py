@@ -10,7 +10,7 @@ import numpy as np
 
 from ...runtime.bundle.open import Bundle
 from ...runtime.errors import RequestError
-from ...runtime.files import sha256_of_file
+from ...runtime.files import sha256_of_file, written_atomically
 from ...runtime.loop.session import Session
 from ...runtime.report import Report
 from ..pool import Pool
@@ -23,6 +23,7 @@ from .request import FRESH, TuneRequest
 
 MANY_STEPS = 50  # of the model's own samples
 OWN = "the model's own samples"
+OWN_FILE = "own-samples.npy"  # their features
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ class Sight:
         shape = bundle.manifest.picture_size(_picture_graph(bundle))
         return reference_features(self.path, self.extractor, shape, report)
 
-    def own(self, session: Session, pool: Pool, report: Report, note: Callable[[str], object]) -> np.ndarray:
-        """Features [count, F] of the model's many-step samples. Raises RequestError where they overflow."""
+    def own(
+        self, session: Session, pool: Pool, report: Report, note: Callable[[str], object], folder: Path
+    ) -> np.ndarray:
+        """Features [count, F] of the model's many-step samples, kept in `folder`. Raises RequestError for overflows."""
         program = session.bundle.program(steps=MANY_STEPS)
         name = session.bundle.folder.absolute().name
         note(
@@ -52,10 +55,17 @@ class Sight:
             f"({program.name}), in features of an untrained network. They say what few steps change, not how real "
             "pictures look, and guidance at every step counts as right"
         )
+        kept = folder / OWN_FILE
+        if kept.is_file():
+            found = np.load(kept)
+            if found.shape[0] == self.count:
+                return found
         drawn = Drawn()
         judge = Judge(pool, self.see, np.zeros((0, 0)), self.batch, report)
         if not judge.draw(session, program, self.seed, self.count, drawn):
             raise RequestError(f"{session.bundle.folder}: its own pictures of {program.name} overflowed")
+        with written_atomically(kept, is_result=False) as temporary, temporary.open("wb") as file:
+            np.save(file, np.concatenate(drawn.features))
         return np.concatenate(drawn.features)
 
 

@@ -57,6 +57,14 @@ class TuneRequest:
         default=200,
         metadata=option("--trials", help="Programs to try; with more, a finished search goes on.", range=(1, 100_000)),
     )
+    refine: int = field(
+        default=40,
+        metadata=option(
+            "--refine",
+            help="Programs to try beside each of the best, their times and guidance moved freely; 0 is none.",
+            range=(0, 100_000),
+        ),
+    )
     rungs: tuple[str, ...] = field(
         default=("32", "200", "2000"),
         metadata=option(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,8 +20,6 @@ from .costs import Costs
 from .front import GOOD_SHARE, promising
 from .judge import Drawn, Judge
 from .shapes import Shape, program_of
-from .space import Space
-from .starts import STARTS
 
 STARTUP = 24  # trials at random, before TPE has something to learn from
 BAD = 1e30  # the distance of a program that cannot be made, or makes no pictures
@@ -48,12 +46,15 @@ class Candidate:
     distance: float
 
 
-def begin_study(storage: Any, name: str, space: Space, seed: int) -> Any:
-    """The Optuna study of this name in the storage, as it was left. A trial that a dead process left is failed."""
+def begin_study(storage: Any, name: str, starts: Sequence[Mapping[str, Any]], single: bool, seed: int) -> Any:
+    """The Optuna study of this name in the storage, as it was left. A trial that a dead process left is failed.
+
+    starts: what it tries first. single: distance is its one objective; else cost and distance are two.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directions = ["minimize"] if space.budget is not None else ["minimize", "minimize"]
+    directions = ["minimize"] * (1 if single else 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what Optuna calls experimental
         study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, directions=directions)
@@ -64,8 +65,8 @@ def begin_study(storage: Any, name: str, space: Space, seed: int) -> Any:
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     if not study.trials:
-        for values in STARTS:
-            study.enqueue_trial(space.start(values))
+        for values in starts:
+            study.enqueue_trial(dict(values))
     return study
 
 
@@ -78,7 +79,7 @@ def tried(study: Any) -> list[Any]:
 
 def search(
     study: Any,
-    space: Space,
+    ask: Callable[[Any], tuple[int, Shape] | None],
     contenders: Sequence[Contender],
     judge: Judge,
     rungs: tuple[int, int],
@@ -86,14 +87,17 @@ def search(
     trials: int,
     report: Report = silent,
 ) -> None:
-    """Tries programs until there are `trials`. What is done is in the storage, whatever ends this."""
+    """Tries programs until there are `trials`. What is done is in the storage, whatever ends this.
+
+    ask: of a trial, (which contender, the shape), or None where nothing can be made.
+    """
     done, best = len(tried(study)), math.inf
     for one in tried(study):
         best = min(best, one.user_attrs.get("distance", math.inf) if one.user_attrs.get("rung") else math.inf)
     while done < trials:
         report(_told(best), done, trials)
         trial = study.ask()
-        said = space.shape(trial)
+        said = ask(trial)
         distance = BAD if said is None else _climb(study, trial, contenders[said[0]], said, judge, rungs, seed)
         best = min(best, distance)
         done += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -13,9 +13,11 @@ from ...runtime.bundle.open import Bundle
 from ...runtime.samplers import deis, dpm_solver, flow_grid_from_sigmas, grid_from_sigmas, lms, unipc
 from ...runtime.samplers.edm import edm_grid_from_sigmas
 from ...runtime.samplers.grid import Grid, sigmas_at, timesteps_at
+from ...runtime.samplers.optimised import optimised_log_snr
 from ...runtime.samplers.process import EDM_SIGMAS
 from ...runtime.samplers.program import Program
 from ...runtime.samplers.schedule import positive_snr
+from ...runtime.samplers.spacing import OPTIMISED
 
 SOLVERS: Mapping[str, Callable[..., Program]] = {
     "ddim": partial(dpm_solver, order=1),
@@ -29,7 +31,7 @@ SOLVERS: Mapping[str, Callable[..., Program]] = {
     "lms2": partial(lms, order=2),
     "lms3": partial(lms, order=3),
 }
-SPACINGS = ("timestep", "log-snr", "karras")
+SPACINGS = ("timestep", "log-snr", "karras", OPTIMISED)
 FLOW_RATIOS = (999.0, 0.001)  # of a flow: from 1 - 1 / 1000 of noise, as multistep solvers begin
 LEAST_GUIDANCE = 1e-3  # above 1, of a guided step: less is none
 
@@ -50,6 +52,7 @@ class Shape:
     ramp: float  # (guidance - 1) of the last of them over that of the first
     gaps: tuple[float, ...] = ()  # logarithms, by which gaps between the points (in log ratio) grow; one each, or none
     factors: tuple[float, ...] = ()  # logarithms, by which (guidance - 1) of a guided step grows; one each, or none
+    columns: int = 0  # estimates of x0 that least squares weigh in each row (fit.py); 0: the sampler's own weights
 
 
 def can_guide(bundle: Bundle) -> bool:
@@ -76,11 +79,20 @@ def points(shape: Shape, bundle: Bundle) -> np.ndarray:
     if shape.spacing == "karras":
         ends = shape.first ** (1 / shape.rho), shape.last ** (1 / shape.rho)
         ratios = (ends[0] + share * (ends[1] - ends[0])) ** shape.rho
-    elif shape.spacing == "log-snr" or bundle.manifest.model.prediction == "edm":
+    elif shape.spacing == OPTIMISED and shape.steps > 2:
+        ratios = _optimised(shape.first, shape.last, shape.steps, 3 if shape.sampler.endswith("3") else 2)
+    elif shape.spacing in ("log-snr", OPTIMISED) or bundle.manifest.model.prediction == "edm":
         ratios = np.exp(math.log(shape.first) + share * math.log(shape.last / shape.first))
     else:
         ratios = _even_timesteps(shape, bundle, share)
     return _stretched(ratios, shape.gaps)
+
+
+@lru_cache(maxsize=256)
+def _optimised(first: float, last: float, steps: int, order: int) -> np.ndarray:
+    """Between the ends, which are searched; a step from the last to 0 follows. Raises ProgramError."""
+    ratios = np.exp(-optimised_log_snr(-math.log(first), -math.log(last), steps - 1, order))
+    return np.concatenate([[first], ratios[1:-1], [last]])
 
 
 def _even_timesteps(shape: Shape, bundle: Bundle, share: np.ndarray) -> np.ndarray:
@@ -104,9 +116,9 @@ def _stretched(ratios: np.ndarray, gaps: tuple[float, ...]) -> np.ndarray:
     return np.exp(np.concatenate([logs[:1], moved]))
 
 
-def grid_of(shape: Shape, bundle: Bundle) -> Grid:
-    """The points on the model's own process. Raises ProgramError."""
-    ratios, schedule, model = points(shape, bundle), bundle.schedule, bundle.manifest.model
+def grid_of_ratios(ratios: np.ndarray, bundle: Bundle) -> Grid:
+    """Points [N] on the model's own process, and the image behind them. Raises ProgramError."""
+    schedule, model = bundle.schedule, bundle.manifest.model
     if schedule is not None:
         schedule = positive_snr(schedule)
         return grid_from_sigmas(schedule, ratios, timesteps_at(schedule, ratios))
@@ -124,12 +136,17 @@ def guidance_of(shape: Shape) -> np.ndarray:
     return guidance
 
 
-def program_of(shape: Shape, bundle: Bundle) -> Program:
-    """The candidate's program; its factors are of the bundle's default guidance. Raises ProgramError."""
-    program = SOLVERS[shape.sampler](grid_of(shape, bundle), prediction=bundle.manifest.model.prediction)
+def guidance_factors(shape: Shape, bundle: Bundle) -> np.ndarray:
+    """The column `guidance` of a program [steps]: parts of the bundle's default guidance."""
     above = bundle.manifest.defaults.guidance - 1
-    factors = (guidance_of(shape) - 1) / above if can_guide(bundle) else np.zeros(shape.steps)
-    return replace(program, guidance=factors, process=bundle.process)
+    return (guidance_of(shape) - 1) / above if can_guide(bundle) else np.zeros(shape.steps)
+
+
+def program_of(shape: Shape, bundle: Bundle) -> Program:
+    """The candidate's program, with its sampler's own weights. Raises ProgramError."""
+    grid, prediction = grid_of_ratios(points(shape, bundle), bundle), bundle.manifest.model.prediction
+    program = SOLVERS[shape.sampler](grid, prediction=prediction)
+    return replace(program, guidance=guidance_factors(shape, bundle), process=bundle.process)
 
 
 def passes_of(program: Program, bundle: Bundle) -> int:

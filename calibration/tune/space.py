@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...runtime.bundle.open import Bundle
 from .costs import PASSES, Costs
 from .request import Budget
 from .shapes import SOLVERS, SPACINGS, Shape, can_guide, ratios_of_model
+from .starts import STARTS
 
 FEWEST_PASSES, MOST_PASSES = 4, 40  # where no budget says how many
 SCALES, RAMPS, RHOS, SHARES = (1.2, 10.0), (0.1, 4.0), (1.5, 30.0), (0.0, 1.0)
+GAPS, FACTORS, ENDS = 0.6, 0.7, 0.3  # logarithms by which gaps, guidance and the ends move in a neighbourhood
 BEGIN, END = 12.0, 100.0  # the first ratio is at least this, and the last at least this times the smallest
 
 
@@ -50,8 +52,11 @@ class Space:
         )
         return (engine, shape) if steps else None
 
-    def start(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """A start of `starts.py` inside this space."""
+    def starts(self) -> list[dict[str, Any]]:
+        """What a search tries first (`starts.py`), inside this space."""
+        return [self._inside(values) for values in STARTS]
+
+    def _inside(self, values: Mapping[str, Any]) -> dict[str, Any]:
         ranges = {
             "first": self.firsts,
             "last": self.lasts,
@@ -69,6 +74,35 @@ class Space:
 
     def _passes(self, trial: Any) -> float:
         return float(trial.suggest_int("passes", FEWEST_PASSES, MOST_PASSES, log=True))
+
+
+@dataclass(frozen=True)
+class Around:
+    """The neighbourhood of a shape: its steps and the guided ones stay, so what it costs does."""
+
+    engine: int
+    shape: Shape
+    space: Space
+
+    def ask(self, trial: Any) -> tuple[int, Shape]:
+        """(which engine, the shape) of an Optuna trial: every gap, every guided step and both ends move freely."""
+        shape, gaps = self.shape, self.shape.steps - 1
+        return self.engine, replace(
+            shape,
+            first=self._moved(trial, "first", shape.first, self.space.firsts),
+            last=self._moved(trial, "last", shape.last, self.space.lasts),
+            gaps=tuple(trial.suggest_float(f"gap {i}", -GAPS, GAPS) for i in range(gaps)),
+            factors=tuple(trial.suggest_float(f"factor {i}", -FACTORS, FACTORS) for i in range(shape.guided)),
+        )
+
+    def start(self) -> dict[str, Any]:
+        """The shape as it is."""
+        names = ["first", "last", *(f"gap {i}" for i in range(self.shape.steps - 1))]
+        return dict.fromkeys([*names, *(f"factor {i}" for i in range(self.shape.guided))], 0.0)
+
+    def _moved(self, trial: Any, name: str, value: float, bounds: tuple[float, float]) -> float:
+        moved = value * math.exp(trial.suggest_float(name, -ENDS, ENDS))
+        return min(max(moved, bounds[0]), bounds[1])
 
 
 def space_of(bundle: Bundle, engines: tuple[str, ...], costs: tuple[Costs, ...], budget: Budget | None) -> Space:

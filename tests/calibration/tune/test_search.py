@@ -64,26 +64,26 @@ def known(gray: Path, folder: Path, budget: Budget | None, trials: int, judge: K
     costs = Costs(0.01, 0.02, 0.001)
     space = space_of(bundle, ("gray",), (costs,), budget)
     with opened_storage(folder / JOURNAL) as storage:
-        study = begin_study(storage, "search", space, 0)
-        search(study, space, [Contender("gray", bundle, None, costs)], judge, (4, 8), 0, trials)  # type: ignore[arg-type]
+        study = begin_study(storage, "search", space.starts(), budget is not None, 0)
+        search(study, space.shape, [Contender("gray", bundle, None, costs)], judge, (4, 8), 0, trials)  # type: ignore[arg-type]
         return study
 
 
 def test_with_a_budget_the_best_is_found_and_most_trials_end_early(golden_bundle, tmp_path: Path) -> None:
     judge = Known()
-    study = known(golden_bundle("gray1_cfg"), tmp_path, Budget(12, passes=True), 90, judge)
+    study = known(golden_bundle("gray1_cfg"), tmp_path, Budget(12, passes=True), 70, judge)
     best = candidates(study)[0]
     steps, guided = best.shape.steps, best.shape.guided
     assert steps + guided == 12 and best.cost == pytest.approx(0.001 + (steps - guided) * 0.01 + guided * 0.02)
-    assert best.distance < 8 / 9 + 0.35, "8 steps of which 40 % are guided, from 40 to 0.3, leave 8/9"
-    assert judge.drawn.count(4) == 90 and judge.drawn.count(8) < 70
+    assert best.distance < 8 / 9 + 0.5, "8 steps of which 40 % are guided, from 40 to 0.3, leave 8/9"
+    assert judge.drawn.count(4) == 70 and judge.drawn.count(8) < 55
 
 
 def test_without_one_the_front_goes_from_few_to_many_passes(golden_bundle, tmp_path: Path) -> None:
-    study = known(golden_bundle("gray1_cfg"), tmp_path, None, 90, Known())
+    study = known(golden_bundle("gray1_cfg"), tmp_path, None, 60, Known())
     found = candidates(study)
     best = [found[i] for i in front([(one.cost, one.distance) for one in found])]
-    assert len(best) >= 4 and best[0].shape.steps <= 6 and best[-1].shape.steps >= 12
+    assert len(best) >= 4 and best[0].shape.steps <= 6 and best[-1].cost > 2 * best[0].cost and best[-1].distance < 1.5
     assert all(a.cost < b.cost and a.distance > b.distance for a, b in itertools.pairwise(best))
 
 

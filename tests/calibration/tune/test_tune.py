@@ -26,7 +26,7 @@ from tests.calibration.quality.test_compare import feature_model
 from tests.calibration.variants import rounded, variant
 from tests.conftest import ROOT
 
-QUICK = ("--rungs", "3,6,9", "--trials", 8, "--batch", 8)
+QUICK = ("--rungs", "3,6,9", "--trials", 8, "--refine", 2, "--batch", 8)
 
 
 def ditedge(*arguments: object) -> Result:
@@ -103,12 +103,24 @@ def test_after_a_kill_the_trials_are_there(gray_bundle: Path, tmp_path: Path) ->
             if what.startswith("trials") and done == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
         folder = Path(sys.argv[1])
-        tune(TuneRequest((folder / "gray",), "6passes", rungs=("3", "6", "9"), trials=8, out=folder / "t"), report)
+        tune(TuneRequest((folder / "gray",), "6passes", rungs=("3", "6", "9"), trials=8, refine=0, out=folder / "t"), report)
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     killed = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, capture_output=True)
     assert killed.returncode == -9, killed.stderr
-    tune = ("tune", "--engine", gray_bundle, "--rungs", "3,6,9", "--out", tmp_path / "t", "--budget", "6passes")
+    tune = (
+        "tune",
+        "--engine",
+        gray_bundle,
+        "--rungs",
+        "3,6,9",
+        "--refine",
+        0,
+        "--out",
+        tmp_path / "t",
+        "--budget",
+        "6passes",
+    )
     assert document(*tune, "--trials", 4)["trials"] == 4, "nothing was left to try"
     assert document(*tune, "--trials", 6)["trials"] == 6
 
