@@ -140,7 +140,7 @@ def _pictures(comparison: Comparison) -> str:
         ("Difference", f"{DIFFERENCE_GAIN} times |A - B|, black is equal", difference(a, b)),
     ]
     figures = "".join(
-        f'<figure><img alt="{name}: {len(images)} pictures" src="{_data_uri(images, columns)}">'
+        f'<figure><img alt="{name}: {len(images)} pictures" src="{data_uri(images, columns)}">'
         f"<figcaption><b>{name}</b> {text}</figcaption></figure>"
         for name, text, images in grids
     )
@@ -153,7 +153,7 @@ def _pictures(comparison: Comparison) -> str:
     )
 
 
-def _data_uri(images: np.ndarray, columns: int) -> str:
+def data_uri(images: np.ndarray, columns: int) -> str:
     """uint8 [n, h, w, 1 or 3] -> one PNG of all, as a data URI."""
     from PIL import Image
 

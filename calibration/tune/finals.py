@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from ditedge import __version__
 
 from ...runtime.errors import RequestError
@@ -13,7 +15,8 @@ from ...runtime.samplers.program import Program
 from .closer import finalists
 from .costs import seconds_of_program
 from .front import front
-from .judge import Drawn, Measured, program_key
+from .judge import Drawn, Measured, latents_of, pictures, program_key
+from .page import PICTURES
 from .record import Figures, Found, Tuned
 from .reference import judged_by
 from .request import TuneRequest
@@ -39,6 +42,7 @@ class Result:
     tuned: Tuned
     programs: tuple[Final, ...]
     missed: str | None
+    pictures: tuple[np.ndarray, ...]  # uint8 [PICTURES, h, w, 1 or 3] of the default program, and of each of those
 
 
 def result_of(work: Work) -> Result:
@@ -51,7 +55,20 @@ def result_of(work: Work) -> Result:
     chosen, missed = chosen_of(work.request, measured)
     on_front = {id(chosen[i]) for i in front(_points(chosen))}
     finals = tuple(_told(one, id(one) in on_front) for one in chosen)
-    return Result(_tuned(work, baseline, [one.found for one in finals], found), finals, missed)
+    shown = [
+        (baseline.engine, work.contenders[0].bundle.program()),
+        *((one.found.engine, one.program) for one in finals),
+    ]
+    pictures_of = tuple(_pictures(work, engine, program) for engine, program in shown)
+    tuned = _tuned(work, baseline, [one.found for one in finals], [one.found for one in measured], found)
+    return Result(tuned, finals, missed, pictures_of)
+
+
+def _pictures(work: Work, engine: str, program: Program) -> np.ndarray:
+    """The first of the last rung."""
+    session = next(one.session for one in work.contenders if one.name == engine)
+    count = min(PICTURES, work.request.images[2])
+    return pictures(session, latents_of(session, work.judge.pool, program, work.request.seed, 0, count))
 
 
 def _final(work: Work, shape: Shape, engine: int) -> Final:
@@ -131,7 +148,9 @@ def _told(one: Final, on_front: bool) -> Final:
     return Final(found, replace(one.program, made=made))
 
 
-def _tuned(work: Work, baseline: Found, programs: list[Found], found: Sequence[Candidate]) -> Tuned:
+def _tuned(
+    work: Work, baseline: Found, programs: list[Found], measured: list[Found], found: Sequence[Candidate]
+) -> Tuned:
     request, trials = work.request, tried(work.study)
     return Tuned(
         made_by=f"ditedge {__version__}",
@@ -150,5 +169,6 @@ def _tuned(work: Work, baseline: Found, programs: list[Found], found: Sequence[C
         costs=[asdict(one.costs) for one in work.contenders],
         baseline=baseline,
         programs=programs,
+        measured=measured,
         trial_points=[(one.cost, one.distance) for one in found],
     )

@@ -1,4 +1,4 @@
-"""What a search leaves: tune.json, program files, and programs in the bundles; and the table that is printed."""
+"""What a search leaves: tune.json, report.html, program files, programs in the bundles; and the printed table."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from ...runtime.bundle.open import open_bundle
 from ...runtime.files import write_text
 from ...runtime.samplers.program import write_program
 from .finals import Result
+from .page import tune_page
 from .record import Found, Tuned
 from .request import TuneRequest
 from .writing import add_programs
 
-RECORD = "tune.json"
+RECORD, PAGE = "tune.json", "report.html"
 
 
 def write_result(request: TuneRequest, result: Result) -> tuple[Tuned, list[Path]]:
@@ -37,7 +38,8 @@ def write_result(request: TuneRequest, result: Result) -> tuple[Tuned, list[Path
         programs = [one.model_copy(update={"written": True}) for one in tuned.programs]
         tuned = tuned.model_copy(update={"programs": programs})
     write_text(folder / RECORD, tuned.model_dump_json(indent=1) + "\n")
-    return tuned, [folder / RECORD, *written]
+    write_text(folder / PAGE, tune_page(tuned, result.pictures))
+    return tuned, [folder / PAGE, folder / RECORD, *written]
 
 
 def table(tuned: Tuned) -> Iterator[str]:

@@ -68,4 +68,5 @@ class Tuned(Strict):
     costs: list[dict[str, float]]  # of each engine: seconds of a step with one and with two evaluations, and the rest
     baseline: Found
     programs: list[Found]
+    measured: list[Found]  # on the last rung: those and the others
     trial_points: list[tuple[Finite, Finite]]  # (seconds, distance on the search's last rung) of every trial there

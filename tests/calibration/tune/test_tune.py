@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import shutil
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from ditedge.calibration import accuracy, frechet_distance, image_features
 from ditedge.calibration.tune import writing
@@ -23,6 +26,7 @@ from ditedge.cli import main
 from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.errors import RequestError
 from tests.calibration.quality.test_compare import feature_model
+from tests.calibration.quality.test_report import Page
 from tests.calibration.variants import rounded, variant
 from tests.conftest import ROOT
 
@@ -70,6 +74,7 @@ def test_what_is_found_is_in_the_bundle_and_plays_as_it_was_measured(
     assert found["figures"]["distance"] == pytest.approx(frechet_distance(mine, theirs), rel=1e-6)
     assert found["figures"]["accuracy"] == accuracy(logits, np.arange(9) % 10) and found["seconds"] > 0
     assert program.made["tune"]["distance"] == found["figures"]["distance"]
+    check_page(tmp_path / "t" / "report.html", told, images)
 
     picture, again = tmp_path / "p.png", tmp_path / "again.png"
     alone = tmp_path / "t" / found["file"]
@@ -78,6 +83,20 @@ def test_what_is_found_is_in_the_bundle_and_plays_as_it_was_measured(
         assert ditedge(*run, "--program", name, "-o", out).exit_code == 0
     assert ditedge("run", "--engine", gray_bundle, "--like", picture, "-o", again).exit_code == 0
     assert picture.read_bytes() == again.read_bytes()
+
+
+def check_page(path: Path, told: Any, images: np.ndarray) -> None:
+    """Well-formed, nothing from outside, a point for every measured program, and the program's pictures themselves."""
+    shown = Page(path.read_text())
+    assert not [value for _, attrs in shown.elements for key, value in attrs.items() if key in ("href", "src") and not (value or "").startswith("data:")]  # fmt: skip
+    dots = [attrs for tag, attrs in shown.elements if tag == "circle"]
+    assert len(dots) == len(told["measured"]) + 1 + len(told["trial_points"])
+    assert f"{told['programs'][0]['figures']['distance']:.4g}" in shown.text
+    sources = [str(attrs["src"]) for tag, attrs in shown.elements if tag == "img"]
+    assert len(sources) == 2
+    with Image.open(io.BytesIO(base64.b64decode(sources[1].partition(",")[2]))) as picture:
+        pixels = np.asarray(picture)[::16, ::16]  # 8 pixels are shown as 128
+    assert np.array_equal(pixels[:8, :8], images[0, ..., 0])
 
 
 def test_a_search_goes_on_and_measures_nothing_twice(gray_bundle: Path, tmp_path: Path) -> None:
