@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
-from ...runtime.errors import ProgramError
+from ...runtime.errors import ProgramError, RequestError
 from .front import front, spread
 from .judge import Drawn, program_key
-from .search import BAD, Candidate, begin_study, candidates, search
+from .record import read_tuned
+from .search import BAD, Candidate, begin_study, candidates, search, shape_from
 from .shapes import Shape
 from .space import Around
 from .storage import remembered
@@ -17,17 +19,40 @@ from .work import Work
 REFINED = 2  # programs of each engine whose neighbourhood is searched, with a budget
 FRONT = 6  # without one: programs along the front
 COLUMNS = (2, 3)  # estimates of x0 that least squares weigh
-FINALISTS = 4  # programs of each engine that the last rung measures, with a budget
 LENT = 2  # of each other engine's
 
 
 def best_of(work: Work, found: Sequence[Candidate], engine: int, count: int) -> list[Candidate]:
     """With a budget the `count` of the least distance; without one, the front of cost and distance."""
-    own = [one for one in found if one.engine == engine]
+    own = sorted((one for one in found if one.engine == engine), key=lambda one: (one.distance, one.cost))
     if work.space.budget is not None:
         return own[:count]
     own = [own[i] for i in front([(one.cost, one.distance) for one in own])]
     return [own[i] for i in spread([one.cost for one in own], FRONT)]
+
+
+def shapes_of(path: Path) -> list[Shape]:
+    """Of what a search measured on its last rung. Raises RequestError."""
+    try:
+        return list(dict.fromkeys(shape_from(one.shape) for one in read_tuned(path).measured))
+    except (TypeError, ProgramError) as error:
+        raise RequestError(f"{path}: has a program that cannot be made ({error}): search again") from None
+
+
+def given(work: Work) -> list[Candidate]:
+    """What the search of --start measured, on every engine that can afford it: measured here as a trial is."""
+    if work.request.start is None:
+        return []
+    shapes = shapes_of(work.request.start)
+    pairs = [
+        (shape, engine) for shape in shapes for engine in range(len(work.contenders)) if work.affords(shape, engine)
+    ]
+    found = []
+    for i, (shape, engine) in enumerate(pairs):
+        work.report("programs of --start", i, len(pairs))
+        cost = work.contenders[engine].costs.of(shape.steps, shape.guided)
+        found.append(Candidate(-1 - i, engine, shape, cost, _measured(work, shape, engine)))
+    return [one for one in found if one.distance < BAD]
 
 
 def neighbours(work: Work, best: Candidate) -> list[Candidate]:
@@ -46,25 +71,24 @@ def neighbours(work: Work, best: Candidate) -> list[Candidate]:
 
 def fits(work: Work, best: Candidate) -> list[Candidate]:
     """The same points and guidance with rows by least squares, where that measures better."""
-    tried = []
-    for columns in COLUMNS:
-        shape = replace(best.shape, columns=min(columns, best.shape.steps))
-        distance = remembered(
-            work.study, f"fit {best.engine} {shape}", lambda shape=shape: _distance(work, shape, best.engine)
-        )  # type: ignore[misc]
-        tried.append(replace(best, shape=shape, distance=distance))
+    shapes = [replace(best.shape, columns=min(columns, best.shape.steps)) for columns in COLUMNS]
+    tried = [replace(best, shape=shape, distance=_measured(work, shape, best.engine)) for shape in shapes]
     return [one for one in tried if one.distance < best.distance]
 
 
-def _distance(work: Work, shape: Shape, engine: int) -> float:
-    """On the search's last rung."""
-    drawn, contender = Drawn(), work.contenders[engine]
-    try:
-        program = work.program(shape, engine)
-    except ProgramError:
-        return BAD
-    finite = work.judge.draw(contender.session, program, work.seed, work.request.images[1], drawn)
-    return work.judge.distance(drawn) if finite else BAD
+def _measured(work: Work, shape: Shape, engine: int) -> float:
+    """Distance on the search's last rung, never measured twice; BAD where it has none."""
+
+    def measure() -> float:
+        drawn, contender = Drawn(), work.contenders[engine]
+        try:
+            program = work.program(shape, engine)
+        except ProgramError:
+            return BAD
+        finite = work.judge.draw(contender.session, program, work.seed, work.request.images[1], drawn)
+        return work.judge.distance(drawn) if finite else BAD
+
+    return float(remembered(work.study, f"distance {engine} {sorted(asdict(shape).items())}", measure))
 
 
 def finalists(work: Work, found: Sequence[Candidate]) -> list[tuple[Shape, int]]:
@@ -76,8 +100,9 @@ def finalists(work: Work, found: Sequence[Candidate]) -> list[tuple[Shape, int]]
         if work.space.budget is None:
             chosen[engine] = [*best, *moved]
         else:
-            every = sorted([*best_of(work, found, engine, FINALISTS), *moved], key=lambda one: one.distance)
-            chosen[engine] = [*best[:1], *every][: 1 + FINALISTS]
+            most = work.request.finalists
+            every = sorted([*best_of(work, found, engine, most), *moved], key=lambda one: one.distance)
+            chosen[engine] = [*every[: max(1, most - 1)], *best[:1]] if most > 1 else every[:1]
     pairs = [
         (one.shape, engine)
         for engine in chosen

@@ -12,7 +12,7 @@ from ditedge import __version__
 
 from ...runtime.errors import RequestError
 from ...runtime.samplers.program import Program
-from .closer import finalists
+from .closer import finalists, given
 from .costs import seconds_of_program
 from .front import front
 from .judge import Drawn, Measured, latents_of, pictures, program_key
@@ -42,15 +42,17 @@ class Result:
     tuned: Tuned
     programs: tuple[Final, ...]
     missed: str | None
-    pictures: tuple[np.ndarray, ...]  # uint8 [PICTURES, h, w, 1 or 3] of the default program, and of each of those
+    pictures: tuple[
+        np.ndarray, ...
+    ]  # uint8 [PICTURES, h, w, 1 or 3] of the default program, where it was measured, and of each of those
 
 
 def result_of(work: Work) -> Result:
     """Measures what the search found. Raises RequestError where no trial made pictures."""
-    found = candidates(work.study)
+    found = [*candidates(work.study), *given(work)]
     if not found:
-        raise RequestError(f"none of {work.request.trials} trials made pictures: try the bundle with `ditedge verify`")
-    baseline = _baseline(work)
+        raise RequestError(f"none of {work.request.trials} trials made pictures: try more, or `ditedge verify`")
+    baseline = _baseline(work) if work.request.baseline else None
     measured = [_final(work, shape, engine) for shape, engine in finalists(work, found)]
     chosen, missed = chosen_of(work.request, measured)
     on_front = {id(chosen[i]) for i in front(_points(chosen))}
@@ -149,7 +151,7 @@ def _told(one: Final, on_front: bool) -> Final:
 
 
 def _tuned(
-    work: Work, baseline: Found, programs: list[Found], measured: list[Found], found: Sequence[Candidate]
+    work: Work, baseline: Found | None, programs: list[Found], measured: list[Found], found: Sequence[Candidate]
 ) -> Tuned:
     request, trials = work.request, tried(work.study)
     return Tuned(

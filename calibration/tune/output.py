@@ -50,7 +50,7 @@ def table(tuned: Tuned) -> Iterator[str]:
         f"the search never saw; Frechet distance to {judged.reference} ({judged.reference_count})"
     )
     yield f"{'program':28} {'passes':>6} {'steps':>6} {'guided':>6} {'s an image':>11} {'distance':>18} {'accuracy':>9}"
-    for one in (tuned.baseline, *tuned.programs):
+    for one in (*([tuned.baseline] if tuned.baseline else []), *tuned.programs):
         yield _row(one)
 
 

@@ -45,11 +45,12 @@ def _cards(tuned: Tuned) -> str:
         return ""
     best, base = min(tuned.programs, key=lambda one: one.figures.distance), tuned.baseline
     cards = [
-        ("Distance", f"{best.figures.distance:.3g}", f"{base.name}: {base.figures.distance:.3g}"),
-        ("Passes", str(best.passes), f"{base.name}: {base.passes}"),
-        ("An image", _time(best.seconds), f"{base.name}: {_time(base.seconds)}"),
-        ("Faster", f"{base.seconds / best.seconds:.1f}x", f"{escape(best.engine)}: {best.name}"),
+        ("Distance", f"{best.figures.distance:.3g}", f"{base.name}: {base.figures.distance:.3g}" if base else ""),
+        ("Passes", str(best.passes), f"{base.name}: {base.passes}" if base else ""),
+        ("An image", _time(best.seconds), f"{base.name}: {_time(base.seconds)}" if base else ""),
     ]
+    if base is not None:
+        cards.append(("Faster", f"{base.seconds / best.seconds:.1f}x", f"than {base.name}"))
     inside = "".join(
         f"<div class=card><p class=name>{name}</p><p class=value>{value}</p><p class=note>{escape(note)}</p></div>"
         for name, value, note in cards
@@ -61,8 +62,10 @@ def _front(tuned: Tuned) -> str:
     measured = [
         Mark(one.seconds, one.figures.distance, _called(one), "found", one.figures.noise) for one in tuned.measured
     ]
-    base = tuned.baseline
-    marks = [*measured, Mark(base.seconds, base.figures.distance, base.name, "default", base.figures.noise)]
+    marks = [
+        *measured,
+        *(Mark(one.seconds, one.figures.distance, one.name, "default", one.figures.noise) for one in _base(tuned)),
+    ]
     front = [(one.seconds, one.figures.distance) for one in tuned.programs if one.on_front]
     tried = [Mark(seconds, distance, "", "tried") for seconds, distance in tuned.trial_points]
     found = plot(marks, sorted(front), "seconds of one image on this machine", "Frechet distance")
@@ -80,11 +83,13 @@ def _front(tuned: Tuned) -> str:
 
 
 def _shown(tuned: Tuned, pictures: Sequence[np.ndarray]) -> str:
+    if not pictures:
+        return ""
     figures = "".join(
         f'<figure><img alt="pictures of {escape(one.name)}" src="{data_uri(images, COLUMNS)}"><figcaption>'
         f"<b>{escape(_called(one))}</b> {one.passes} passes, {_time(one.seconds)}, {one.figures.distance:.3g}"
         "</figcaption></figure>"
-        for one, images in zip((tuned.baseline, *tuned.programs), pictures, strict=True)
+        for one, images in zip((*_base(tuned), *tuned.programs), pictures, strict=True)
     )
     last = tuned.seed + len(pictures[0]) - 1
     return (
@@ -94,7 +99,7 @@ def _shown(tuned: Tuned, pictures: Sequence[np.ndarray]) -> str:
 
 
 def _table(tuned: Tuned) -> str:
-    rows = "".join(f"<tr>{''.join(_cells(one))}</tr>" for one in (tuned.baseline, *tuned.programs))
+    rows = "".join(f"<tr>{''.join(_cells(one))}</tr>" for one in (*_base(tuned), *tuned.programs))
     names = ("passes", "steps", "guided", "an image", "distance", "kernel x 1000", "accuracy")
     head = "".join(f"<th>{name}</th>" for name in names)
     return (
@@ -124,6 +129,10 @@ def _how(tuned: Tuned) -> str:
         ("Made by", escape(tuned.made_by)),
     ]
     return f"<footer><dl>{''.join(f'<dt>{name}</dt><dd>{text}</dd>' for name, text in rows)}</dl></footer>"
+
+
+def _base(tuned: Tuned) -> list[Found]:
+    return [] if tuned.baseline is None else [tuned.baseline]
 
 
 def _called(one: Found) -> str:

@@ -78,4 +78,4 @@ def _dot(mark: Mark, x: Callable[[float], float], y: Callable[[float], float]) -
             f'y2="{y(mark.y + mark.noise):.1f}"/>'
         )
     title = f"<title>{escape(mark.name)}: {mark.x:.3g}, {mark.y:.4g}</title>" if mark.name else ""
-    return f'{bar}<circle class="{mark.kind}" cx="{x(mark.x):.1f}" cy="{y(mark.y):.1f}" r="4">{title}</circle>'
+    return f'<g>{title}{bar}<circle class="{mark.kind}" cx="{x(mark.x):.1f}" cy="{y(mark.y):.1f}" r="4"/></g>'

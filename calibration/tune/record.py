@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from ...runtime.errors import RequestError
+from ...runtime.json_files import read_json, validated
 from ..quality.metric import Count, Finite, Positive, Strict
+
+MAX_BYTES = 64 << 20
 
 
 class Figures(Strict):
@@ -66,7 +73,14 @@ class Tuned(Strict):
     seconds: Positive  # of the searching, all runs together
     machine: str
     costs: list[dict[str, float]]  # of each engine: seconds of a step with one and with two evaluations, and the rest
-    baseline: Found
+    baseline: Found | None  # the first engine's default program
     programs: list[Found]
     measured: list[Found]  # on the last rung: those and the others
-    trial_points: list[tuple[Finite, Finite]]  # (seconds, distance on the search's last rung) of every trial there
+    trial_points: list[
+        Annotated[tuple[Finite, Finite], Field(strict=False)]
+    ]  # (seconds, distance on the search's last rung) of every trial there
+
+
+def read_tuned(path: Path) -> Tuned:
+    """tune.json -> Tuned. Raises RequestError naming the file and the field."""
+    return validated(Tuned, read_json(path, MAX_BYTES, RequestError), f"{path}: not what `tune` writes", RequestError)

@@ -29,7 +29,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """How to search. The first engine's default program is measured beside what is found."""
+    """How to search."""
 
     engine: tuple[Path, ...] = field(
         metadata=option("--engine", help="Bundle to find programs for; repeat it: its other precisions take part.")
@@ -55,7 +55,11 @@ class TuneRequest:
     prompts: Path | None = field(default=None, metadata=PROMPTS)
     trials: int = field(
         default=200,
-        metadata=option("--trials", help="Programs to try; with more, a finished search goes on.", range=(1, 100_000)),
+        metadata=option("--trials", help="Programs to try; with more, a finished search goes on.", range=(0, 100_000)),
+    )
+    start: Path | None = field(
+        default=None,
+        metadata=option("--start", help="tune.json of another search: what it measured takes part in this one."),
     )
     refine: int = field(
         default=40,
@@ -73,6 +77,18 @@ class TuneRequest:
             "[default: 32,200,2000]",
             metavar="A,B,C",
             commas=True,
+        ),
+    )
+    finalists: int = field(
+        default=4,
+        metadata=option(
+            "--finalists", help="Programs of each engine that the last rung measures, with a budget.", range=(1, 1000)
+        ),
+    )
+    baseline: bool = field(
+        default=True,
+        metadata=option(
+            "--baseline/--no-baseline", help="Measure the first bundle's default program, too. [default: yes]"
         ),
     )
     seed: int = field(
@@ -118,6 +134,8 @@ class TuneRequest:
             raise RequestError("--features and --reference belong together: give both, or neither")
         if self.min_quality is not None and not self.min_quality > 0:
             raise RequestError(f"--min-quality {self.min_quality:g}: a distance is above 0")
+        if self.trials == 0 and self.start is None:
+            raise RequestError("--trials 0 is for what another search found: give its --start, too")
         if self.seed + FRESH + rungs[1] + rungs[2] > 2**64:
             raise RequestError(f"--seed {self.seed}: the seeds of a search from there on end above 2**64")
 

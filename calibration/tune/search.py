@@ -98,7 +98,11 @@ def search(
         report(_told(best), done, trials)
         trial = study.ask()
         said = ask(trial)
-        distance = BAD if said is None else _climb(study, trial, contenders[said[0]], said, judge, rungs, seed)
+        if said is None:
+            study.tell(trial, [BAD] * len(study.directions))
+            distance = BAD
+        else:
+            distance = _climb(study, trial, contenders[said[0]], said, judge, rungs, seed)
         best = min(best, distance)
         done += 1
     report(_told(best), done, trials)

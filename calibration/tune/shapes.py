@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 import numpy as np
 
 from ...runtime.bundle.open import Bundle
+from ...runtime.errors import ProgramError
 from ...runtime.samplers import deis, dpm_solver, flow_grid_from_sigmas, grid_from_sigmas, lms, unipc
 from ...runtime.samplers.edm import edm_grid_from_sigmas
 from ...runtime.samplers.grid import Grid, sigmas_at, timesteps_at
@@ -53,6 +54,22 @@ class Shape:
     gaps: tuple[float, ...] = ()  # logarithms, by which gaps between the points (in log ratio) grow; one each, or none
     factors: tuple[float, ...] = ()  # logarithms, by which (guidance - 1) of a guided step grows; one each, or none
     columns: int = 0  # estimates of x0 that least squares weigh in each row (fit.py); 0: the sampler's own weights
+
+    def __post_init__(self) -> None:
+        """Raises ProgramError, TypeError: a shape may come from a file."""
+        numbers = (self.rho, self.first, self.last, self.scale, self.ramp, *self.gaps, *self.factors)
+        if self.sampler not in SOLVERS or self.spacing not in SPACINGS or not all(map(math.isfinite, numbers)):
+            raise ProgramError(f"sampler '{self.sampler}' on spacing '{self.spacing}' is not known")
+        if not (0 < self.last < self.first and self.rho > 0 and self.scale >= 1 and self.ramp > 0):
+            raise ProgramError("a shape goes from a larger to a smaller ratio, and is not guided backwards")
+        if not (self.steps >= 1 and 0 <= self.start and 0 <= self.guided <= self.steps - self.start):
+            raise ProgramError(f"{self.guided} guided steps from step {self.start} on are not among {self.steps}")
+        if (len(self.gaps), len(self.factors)) not in _lengths(self) or not 0 <= self.columns <= self.steps:
+            raise ProgramError("gaps, factors or columns are not as many as the steps")
+
+
+def _lengths(shape: Shape) -> list[tuple[int, int]]:
+    return [(gaps, factors) for gaps in (0, shape.steps - 1) for factors in (0, shape.guided)]
 
 
 def can_guide(bundle: Bundle) -> bool:

@@ -38,7 +38,9 @@ class Space:
         costs = PASSES if in_passes else self.costs[engine]
         share = trial.suggest_float("share", *SHARES) if self.guided else 0.0
         steps, guided = costs.steps_within(most, share)
-        shape = Shape(
+        if not steps:
+            return None
+        return engine, Shape(
             sampler=trial.suggest_categorical("sampler", list(SOLVERS)),
             spacing=trial.suggest_categorical("spacing", list(SPACINGS)),
             rho=trial.suggest_float("rho", *RHOS, log=True),
@@ -50,7 +52,6 @@ class Space:
             scale=trial.suggest_float("scale", *SCALES, log=True) if self.guided else 1.0,
             ramp=trial.suggest_float("ramp", *RAMPS, log=True) if self.guided else 1.0,
         )
-        return (engine, shape) if steps else None
 
     def starts(self) -> list[dict[str, Any]]:
         """What a search tries first (`starts.py`), inside this space."""

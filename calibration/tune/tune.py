@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...runtime.report import Report, silent
+from .closer import shapes_of
 from .finals import Result, result_of
 from .request import TuneRequest
 from .search import search
@@ -19,6 +20,8 @@ def tune(request: TuneRequest, report: Report = silent, note: Callable[[str], ob
 
     note: told what the distances are, where that is not said by the options.
     """
+    if request.start is not None:
+        shapes_of(request.start)  # fails now
     with begun(request, report, note) as work:
         rungs = request.images[:2]
         search(work.study, work.space.shape, work.contenders, work.judge, rungs, work.seed, request.trials, report)

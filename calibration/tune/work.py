@@ -19,7 +19,7 @@ from ...runtime.report import Report
 from ...runtime.samplers.program import Program
 from ..pool import Pool, pool_of
 from ..quality.comparable import differences
-from .costs import Costs, check_affordable, measured_costs
+from .costs import PASSES, Costs, check_affordable, measured_costs
 from .fit import fitted_program
 from .judge import Judge
 from .reference import seen_by
@@ -49,10 +49,12 @@ class Work:
         return self.request.seed + FRESH
 
     def affords(self, shape: Shape, engine: int) -> bool:
-        """Whether the shape keeps the budget on that engine, too."""
+        """Whether the shape keeps the budget on that engine."""
         budget = self.space.budget
-        seconds = self.contenders[engine].costs.of(shape.steps, shape.guided)
-        return budget is None or budget.passes or seconds <= budget.most
+        if budget is None:
+            return True
+        costs = PASSES if budget.passes else self.contenders[engine].costs
+        return costs.of(shape.steps, shape.guided) <= budget.most * (1 + 1e-9)
 
     def program(self, shape: Shape, engine: int) -> Program:
         """Of a shape on one of the engines; rows that least squares weigh are fitted once. Raises ProgramError."""

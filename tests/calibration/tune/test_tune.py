@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 
 from ditedge.calibration import accuracy, frechet_distance, image_features
 from ditedge.calibration.tune import writing
+from ditedge.calibration.tune.record import Figures, Found, Judged, Tuned, read_tuned
 from ditedge.calibration.tune.storage import JOURNAL
 from ditedge.calibration.tune.writing import add_programs
 from ditedge.cli import main
@@ -27,6 +29,7 @@ from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.errors import RequestError
 from tests.calibration.quality.test_compare import feature_model
 from tests.calibration.quality.test_report import Page
+from tests.calibration.tune.test_search import SHAPE
 from tests.calibration.variants import rounded, variant
 from tests.conftest import ROOT
 
@@ -158,6 +161,19 @@ def test_two_precisions_have_programs_of_their_own(gray_bundle: Path, tmp_path: 
         assert names == {name for name in open_bundle(folder).programs if name.startswith("tuned-")}
 
 
+def test_what_one_search_measured_takes_part_in_another(gray_bundle: Path, tmp_path: Path) -> None:
+    """Of another precision, without a trial of its own; the default program is left out where nobody asks for it."""
+    first = document("tune", "--engine", gray_bundle, *QUICK, "--budget", "6passes", "--out", tmp_path / "a")
+    coarse = variant(gray_bundle, tmp_path / "coarse", rounded(15))
+    start = ("--start", tmp_path / "a" / "tune.json", "--trials", 0, "--refine", 0, "--no-baseline")
+    told = document("tune", "--engine", coarse, *QUICK, "--budget", "6passes", "--out", tmp_path / "b", *start)
+    shapes = [{**one["shape"], "columns": 0} for one in first["measured"]]
+    assert told["trials"] == 0 and told["baseline"] is None and told["programs"]
+    assert all({**one["shape"], "columns": 0} in shapes for one in told["measured"])
+    fewer = ditedge("tune", "--engine", coarse, *QUICK, "--budget", "2passes", "--out", tmp_path / "c", *start)
+    assert fewer.exit_code == 2 and "none of 0 trials made pictures" in fewer.stderr
+
+
 def test_the_cheapest_that_is_good_enough_or_a_sentence(gray_bundle: Path, tmp_path: Path) -> None:
     tune = ("tune", "--engine", gray_bundle, *QUICK, "--budget", "12passes", "--out", tmp_path / "t")
     every = document(*tune, "--min-quality", 1e9)["programs"]
@@ -192,6 +208,23 @@ def test_the_bundle_is_whole_at_every_moment(gray_bundle: Path, monkeypatch: pyt
     assert here == {"manifest.json", *last.manifest.files} and len(files) == len(last.manifest.files) + 1
 
 
+def bent(folder: Path, **changes: object) -> Path:
+    """A tune.json with one measured program, whose shape is changed."""
+    figures = Figures(images=9, seed=0, distance=1.0, noise=0.1, kernel=0.0, accuracy=None)
+    shape = {**asdict(SHAPE), **changes}
+    found = Found(name="tuned-8", engine="gray", file=None, passes=8, steps=6, guided=2, seconds=1.0, figures=figures, shape=shape)  # fmt: skip
+    judged = Judged(features=None, features_sha256=None, dimensions=96, reference="own", reference_count=9)
+    tuned = Tuned(
+        made_by="test", engines=["gray"], engine_sha256=["0"], guidance=4.0, budget=None, min_quality=None,
+        judged=judged, rungs=[3, 6, 9], seed=0, trials=1, pruned=0, seconds=1.0, machine="test", costs=[{}],
+        baseline=None, programs=[], measured=[found], trial_points=[(1.0, 2.0)],
+    )  # fmt: skip
+    path = folder / "tune.json"
+    path.write_text(tuned.model_dump_json())
+    assert read_tuned(path) == tuned
+    return path
+
+
 BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "a budget of nothing": (lambda f: ["--budget", "0s"], "--budget 0s: give seconds"),
     "one pass": (lambda f: ["--budget", "1passes"], "--budget of 1 passes: two steps take 2 passes"),
@@ -203,6 +236,15 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "prompts for classes": (lambda f: ["--prompts", f / "p.txt"], "takes classes: leave --prompts"),
     "the same bundle twice": (lambda f: ["--engine", f / "gray"], "two bundles are called 'gray'"),
     "two models": (lambda f: ["--engine", f / "latent"], "cannot be tuned together: latent channels 1 and 4"),
+    "no trials": (lambda f: ["--trials", 0], "--trials 0 is for what another search found: give its --start"),
+    "a start that is not there": (lambda f: ["--start", f / "no.json"], "no.json: No such file"),
+    "a start of something else": (
+        lambda f: ["--start", f / "gray" / "manifest.json"],
+        "manifest.json: not what `tune` writes: ",
+    ),
+    "a start of no shape": (lambda f: ["--start", bent(f, sampler="magic")], "has a program that cannot be made"),
+    "a start of text": (lambda f: ["--start", bent(f, rho="x")], "has a program that cannot be made"),
+    "a start with another field": (lambda f: ["--start", bent(f, more=1)], "has a program that cannot be made"),
     "seeds that end": (lambda f: ["--seed", 2**64 - 1], "end above 2**64"),
     "a file as folder": (lambda f: ["--out", f / "gray" / "manifest.json"], "cannot write"),
     "a signed bundle": (
