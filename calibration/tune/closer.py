@@ -57,8 +57,8 @@ def given(work: Work) -> list[Candidate]:
 
 def neighbours(work: Work, best: Candidate) -> list[Candidate]:
     """What a search around a program found, best first; the program itself is tried first."""
-    around = Around(best.engine, best.shape, work.space)
-    name = f"around {best.engine} {best.number}"
+    around = Around(best.engine, replace(best.shape, gaps=(), factors=()), work.space)
+    name = f"around {best.engine} {program_key(work.program(around.shape, best.engine))}"
     study = begin_study(work.storage, name, [around.start()], True, work.request.seed)
     rungs = work.request.images[:2]
 
@@ -118,6 +118,8 @@ def finalists(work: Work, found: Sequence[Candidate]) -> list[tuple[Shape, int]]
 
 def _beside(work: Work, start: Candidate) -> list[Candidate]:
     """The best beside a program, with a budget the best two; and what least squares make of the best."""
-    near = neighbours(work, start) if work.request.refine else []
+    if not work.request.refine or start.shape.columns:
+        return []
+    near = neighbours(work, start)
     best = min([start, *near], key=lambda one: one.distance)
     return [*near[: 1 if work.space.budget is None else 2], *fits(work, best)]

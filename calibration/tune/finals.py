@@ -57,10 +57,9 @@ def result_of(work: Work) -> Result:
     chosen, missed = chosen_of(work.request, measured)
     on_front = {id(chosen[i]) for i in front(_points(chosen))}
     finals = tuple(_told(one, id(one) in on_front) for one in chosen)
-    shown = [
-        (baseline.engine, work.contenders[0].bundle.program()),
-        *((one.found.engine, one.program) for one in finals),
-    ]
+    shown = [(one.found.engine, one.program) for one in finals]
+    if baseline is not None:
+        shown.insert(0, (baseline.engine, work.contenders[0].bundle.program()))
     pictures_of = tuple(_pictures(work, engine, program) for engine, program in shown)
     tuned = _tuned(work, baseline, [one.found for one in finals], [one.found for one in measured], found)
     return Result(tuned, finals, missed, pictures_of)

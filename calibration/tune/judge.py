@@ -73,14 +73,15 @@ class Judge:
         return True
 
     def distance(self, drawn: Drawn) -> float:
-        return frechet_distance(np.concatenate(drawn.features), self.reference)
+        """Frechet distance as far as it does not depend on the number of pictures: what few of them are compared by."""
+        return endless_distance(np.concatenate(drawn.features), self.reference)
 
     def measured(self, drawn: Drawn) -> Measured:
         """All figures, with their noise."""
         features = np.concatenate(drawn.features)
         return Measured(
             images=len(features),
-            distance=self.distance(drawn),
+            distance=frechet_distance(features, self.reference),
             noise=jackknife(lambda kept: frechet_distance(features[kept], self.reference), len(features)),
             kernel=kernel_distance(features, self.reference)[0],
             accuracy=self._accuracy(drawn),
@@ -90,6 +91,22 @@ class Judge:
         if not drawn.logits or not isinstance(self.pool.of[0], int):
             return None
         return accuracy(np.concatenate(drawn.logits), np.array(self.pool.cycled(0, drawn.images)))
+
+
+def endless_distance(features: np.ndarray, reference: np.ndarray, halvings: int = 3) -> float:
+    """The Frechet distance of endlessly many pictures, from n: 2 d(n) - d(n / 2), as it falls with 1 / n.
+
+    Chong & Forsyth 2020, "Effectively Unbiased FID". A distance of few pictures is too large by what their features
+    vary, and so it prefers programs whose pictures are all alike: strong guidance wins by it at 32 pictures, and loses
+    at 2,000. features [n, F]; may be below 0.
+    """
+    rng, count = np.random.default_rng(0), len(features)
+    orders = [rng.permutation(count) for _ in range(halvings)]
+    halves = [half for order in orders for half in (order[: count // 2], order[count // 2 :]) if len(half) > 1]
+    if not halves:
+        return frechet_distance(features, reference)
+    half = float(np.mean([frechet_distance(features[some], reference) for some in halves]))
+    return 2 * frechet_distance(features, reference) - half
 
 
 def latents_of(session: Session, pool: Pool, program: Program, seed: int, first: int, size: int) -> np.ndarray:

@@ -70,15 +70,15 @@ def _front(tuned: Tuned) -> str:
     tried = [Mark(seconds, distance, "", "tried") for seconds, distance in tuned.trial_points]
     found = plot(marks, sorted(front), "seconds of one image on this machine", "Frechet distance")
     search = plot(
-        tried, [], "seconds of one image, from the cost of its steps", f"distance of {tuned.rungs[1]} pictures"
+        tried, [], "seconds of one image, from the cost of its steps", "Frechet distance, of endlessly many pictures"
     )
     return (
         "<section><h2>The front</h2><p class=note>Frechet distance to "
         f"{escape(tuned.judged.reference)}, lower is better; bars are one standard error of the seeds. "
         '<span class="key all">found</span> <span class="key default">the default program</span></p>'
         f"{found}</section><section><h2>What was tried</h2><p class=note>Of {tuned.trials} programs {tuned.pruned} "
-        f"ended after {tuned.rungs[0]} pictures. These made {tuned.rungs[1]}: a distance of few pictures is larger, so "
-        f'compare it with its like only. <span class="key tried">a trial</span></p>{search}</section>'
+        f"ended after {tuned.rungs[0]} pictures. These made {tuned.rungs[1]}, from which "
+        f'the distance of endlessly many is estimated. <span class="key tried">a trial</span></p>{search}</section>'
     )
 
 

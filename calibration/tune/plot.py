@@ -1,4 +1,4 @@
-"""A scatter of points as inline SVG, both axes logarithmic."""
+"""A scatter of points as inline SVG, on logarithmic axes; upwards an even one where a value is not above 0."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ class Mark:
 
 
 def plot(marks: Sequence[Mark], line: Sequence[tuple[float, float]], across: str, up: str) -> str:
-    """An <svg>; line: through some of the points. Marks that are not above 0 are left out."""
-    shown = [mark for mark in marks if mark.x > 0 and mark.y > 0 and math.isfinite(mark.x * mark.y)]
+    """An <svg>; line: through some of the points. Marks whose x is not above 0 are left out."""
+    shown = [mark for mark in marks if mark.x > 0 and math.isfinite(mark.x * mark.y)]
     if not shown:
         return "<p class=note>nothing to show</p>"
+    heights = [mark.y for mark in shown]
+    even = min(heights) <= 0
     x = _axis([mark.x for mark in shown], LEFT, WIDTH - RIGHT)
-    y = _axis([mark.y for mark in shown], HEIGHT - BOTTOM, TOP)
-    rules = "".join(_rule(tick, y) for tick in ticks([mark.y for mark in shown]))
+    y = _axis(heights, HEIGHT - BOTTOM, TOP, even)
+    rules = "".join(_rule(tick, y) for tick in (even_ticks(heights) if even else ticks(heights)))
     numbers = "".join(
         f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 24}" text-anchor="middle">{tick:g}</text>'
         for tick in ticks([mark.x for mark in shown])
@@ -55,11 +57,20 @@ def ticks(values: Sequence[float]) -> list[float]:
     return inside or [float(f"{low:.2g}")]
 
 
-def _axis(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:
+def even_ticks(values: Sequence[float]) -> list[float]:
+    """Three to seven round numbers within the range of the values, evenly spaced."""
+    low, high = min(values), max(values)
+    step = 10.0 ** math.floor(math.log10(max(high - low, 1e-9)))
+    step = next(step * part for part in (1, 0.5, 0.2, 0.1) if (high - low) / (step * part) >= 3)
+    return [round(i * step, 9) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _axis(values: Sequence[float], start: float, end: float, even: bool = False) -> Callable[[float], float]:
     """From a value to its place; a margin of a twentieth at both ends."""
-    low, high = math.log(min(values)), math.log(max(values))
+    of = (lambda value: value) if even else math.log
+    low, high = of(min(values)), of(max(values))
     low, high = (low - 0.5, high + 0.5) if high - low < 1e-9 else (low - (high - low) / 20, high + (high - low) / 20)
-    return lambda value: start + (end - start) * (math.log(value) - low) / (high - low)
+    return lambda value: start + (end - start) * (of(value) - low) / (high - low)
 
 
 def _rule(tick: float, y: Callable[[float], float]) -> str:
@@ -72,7 +83,7 @@ def _rule(tick: float, y: Callable[[float], float]) -> str:
 def _dot(mark: Mark, x: Callable[[float], float], y: Callable[[float], float]) -> str:
     bar = ""
     if mark.noise > 0:
-        low = max(mark.y - mark.noise, mark.y / 2)
+        low = max(mark.y - mark.noise, mark.y / 2)  # which a logarithmic axis has
         bar = (
             f'<line class="noise" x1="{x(mark.x):.1f}" x2="{x(mark.x):.1f}" y1="{y(low):.1f}" '
             f'y2="{y(mark.y + mark.noise):.1f}"/>'

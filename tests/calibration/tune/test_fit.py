@@ -10,7 +10,7 @@ import pytest
 from ditedge.calibration.pool import pool_of
 from ditedge.calibration.tune.fit import _reference, fitted_program, least_squares
 from ditedge.calibration.tune.judge import latents_of
-from ditedge.calibration.tune.plot import Mark, plot, ticks
+from ditedge.calibration.tune.plot import Mark, even_ticks, plot, ticks
 from ditedge.calibration.tune.shapes import program_of
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.samplers.program import check_program
@@ -53,4 +53,7 @@ def test_a_plot_has_every_point_in_its_place() -> None:
     assert len(places) == 2 and places[0][0] < places[1][0] and places[0][1] < places[1][1]
     assert "<a>: 1, 2" in found.text
     assert "nothing to show" in plot([], [], "x", "y")
+    below = Page(plot([Mark(1.0, -0.5, "", "tried"), Mark(2.0, 1.0, "", "tried")], [], "x", "y"))
+    heights = [float(str(attrs["cy"])) for tag, attrs in below.elements if tag == "circle"]
+    assert heights[0] > heights[1] and even_ticks([-0.5, 1.0]) == [-0.5, 0.0, 0.5, 1.0]
     assert ticks([0.8, 12.0]) == [1, 2, 3, 5, 10] and ticks([1.0, 1.5]) == [1.0, 1.2, 1.4]

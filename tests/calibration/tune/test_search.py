@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ditedge.calibration.quality.distances import frechet_distance
 from ditedge.calibration.tune.costs import PASSES, Costs
 from ditedge.calibration.tune.front import front, promising, spread
-from ditedge.calibration.tune.judge import Drawn, jackknife
+from ditedge.calibration.tune.judge import Drawn, endless_distance, jackknife
 from ditedge.calibration.tune.own_features import own_features
 from ditedge.calibration.tune.request import Budget, TuneRequest, budget_from_text
 from ditedge.calibration.tune.search import Contender, begin_study, candidates, search, tried
@@ -181,6 +182,17 @@ def test_the_noise_of_a_mean_is_what_statistics_say() -> None:
     exact = samples.std(ddof=1) / math.sqrt(400)
     assert jackknife(lambda kept: float(samples[kept].mean()), 400, 400) == pytest.approx(exact)
     assert jackknife(lambda kept: float(samples[kept].mean()), 400) == pytest.approx(exact, rel=0.5)
+
+
+def test_a_distance_of_few_pictures_does_not_prefer_pictures_that_are_alike() -> None:
+    """Of features as they should be, and of such that vary by a fifth less: few samples order them the wrong way."""
+    rng = np.random.default_rng(4)
+    reference = rng.standard_normal((4000, 24))
+    same, alike = rng.standard_normal((32, 24)), 0.8 * rng.standard_normal((32, 24))
+    assert frechet_distance(same, reference) > frechet_distance(alike, reference)
+    assert endless_distance(same, reference) < endless_distance(alike, reference) - 1
+    many = 0.8 * rng.standard_normal((2000, 24))
+    assert endless_distance(many, reference) == pytest.approx(24 * 0.2**2, rel=0.1)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (3, 4, 3), (64, 96, 3)])
