@@ -85,7 +85,7 @@ class QuantizeOptions:
         default=True,
         metadata=option(
             "--decoder/--no-decoder",
-            help="A VAE's decoder, too: weights int8 on disk, a quarter of the size. [default: yes]",
+            help="A VAE's decoder, too: int8 arithmetic for ONNX Runtime, else int8 weights on disk. [default: yes]",
         ),
     )
     naive: bool = field(

@@ -91,10 +91,8 @@ def _of_network(
     def rewrite(folder: Path, scratch: Path) -> dict[str, Any]:
         info = _write_graphs(bundle, pool, plan, options, statistics, folder, scratch, report)
         if decoder:
-            report("quantising decoder.onnx")
-            psnr = quantise_decoder(bundle, folder / bundle.manifest.graphs["decoder"].file)
-            report(f"decoder with int8 weights: PSNR of the decoded pictures {psnr:.1f} dB")
-            info = info.model_copy(update={"decoder": "int8"})
+            file = folder / bundle.manifest.graphs["decoder"].file
+            info = info.model_copy(update={"decoder": quantise_decoder(bundle, file, options.form, report)})
         changes = (
             {} if encoder is None else quantise_encoders(bundle, encoder, options.prompts, folder, scratch, report)
         )

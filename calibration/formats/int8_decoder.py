@@ -1,7 +1,8 @@
-"""A VAE's decoder, mostly convolutions: their weights as int8 at rest, a quarter of the file. Arithmetic is as before.
+"""A VAE's decoder, mostly convolutions, in int8: arithmetic for ONNX Runtime, weights alone where that is not to be had.
 
-Every output channel has its own scale. Linears (attention's four) stay as they are: ONNX Runtime would make integer
-products of them (MatMulNBits), and they are a fiftieth of Stable Diffusion's decoder.
+Weights alone, "int8" in the manifest: a quarter of the file, turned back into floats when it runs. Every output channel
+has its own scale. Linears (attention's four) stay as they are: ONNX Runtime would make integer products of them
+(MatMulNBits), and they are a fiftieth of Stable Diffusion's decoder. Arithmetic, "int8-static": static_decoder.py.
 """
 
 from __future__ import annotations
@@ -15,18 +16,43 @@ import onnx_ir as ir
 from ...runtime.bundle.open import Bundle
 from ...runtime.errors import BundleError
 from ...runtime.loop.decoded import decoder_psnr, latents_to_decode
+from ...runtime.report import Report, silent
 from ..graph.qdq import SMALLEST_SCALE, zero_points
 from ..graph.surgery import constant, insert, load_graph, save_graph
+from .static_decoder import calibration_latents, static_int8
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 SMALLEST_HALF = 6e-8  # the smallest float16 above 0
 DECODER_PSNR = 32.0  # dB
+STATIC_PSNR = 35.0  # dB: below, the activations stay float32
+LARGEST_DEVIATION = 4.0  # of latents that can be a picture's: a VAE's, scaled, have 1. Networks of random weights make 300
+OTHERWISE = "leave the decoder alone (--no-decoder)"
 
 
-def quantise_decoder(bundle: Bundle, path: Path, least: float = DECODER_PSNR) -> float:
+def quantise_decoder(bundle: Bundle, path: Path, form: str, report: Report = silent) -> str:
+    """Writes the bundle's decoder in int8 to `path` -> what the manifest calls it.
+
+    Raises BundleError when not even int8 weights alone paint the same pictures.
+    """
+    report("quantising decoder.onnx")
+    latents = latents_to_decode(bundle)
+    if form == "onnxruntime" and bundle.manifest.vae is not None and bundle.manifest.vae.precision == "float32":
+        file, seen = bundle.graph_file("decoder"), latents[latents.std(axis=(1, 2, 3)) < LARGEST_DEVIATION]
+        static_int8(file, path, calibration_latents(seen[:-1], bundle.manifest.graph_bytes("decoder")))
+        psnr = decoder_psnr(path, bundle, seen, 0, OTHERWISE)
+        report(f"decoder in int8: PSNR of the decoded pictures {psnr:.1f} dB")
+        if psnr >= STATIC_PSNR:
+            return "int8-static"
+        report(f"decoder: below {STATIC_PSNR:g} dB only its weights become int8, which makes it smaller and not quicker")
+    psnr = int8_weights(bundle, path, latents)
+    report(f"decoder with int8 weights: PSNR of the decoded pictures {psnr:.1f} dB")
+    return "int8"
+
+
+def int8_weights(bundle: Bundle, path: Path, latents: np.ndarray) -> float:
     """Writes the bundle's decoder with int8 weights to `path` -> PSNR in dB of what it decodes.
 
-    Raises BundleError when the pictures are further apart than `least`.
+    Raises BundleError when the pictures are further apart than DECODER_PSNR.
     """
     model = load_graph(bundle.graph_file("decoder"))
     names = convolutions_at_rest(model)
@@ -34,7 +60,7 @@ def quantise_decoder(bundle: Bundle, path: Path, least: float = DECODER_PSNR) ->
     left = [node.name for node in load_graph(path).graph if node.op_type == "Conv" and node.inputs[1].is_initializer()]
     if not names or left:
         raise BundleError(f"{path.name}: {len(left)} convolutions kept their float weights, {len(names)} did not")
-    return decoder_psnr(path, bundle, latents_to_decode(bundle), least, "leave the decoder alone (--no-decoder)")
+    return decoder_psnr(path, bundle, latents, DECODER_PSNR, OTHERWISE)
 
 
 def convolutions_at_rest(model: Any) -> list[str]:

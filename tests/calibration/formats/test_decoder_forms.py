@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from ditedge.calibration import psnr
@@ -15,12 +18,14 @@ from ditedge.calibration.convert import convert_bundle
 from ditedge.calibration.formats import int8_decoder as decoder_module
 from ditedge.calibration.formats.half_decoder import halve_decoder
 from ditedge.calibration.formats.int8_decoder import quantise_decoder
+from ditedge.calibration.formats.static_decoder import calibration_latents
 from ditedge.calibration.options import ConvertOptions, QuantizeOptions
 from ditedge.calibration.quantize import quantize_bundle
 from ditedge.export import ExportOptions, bundle_from_checkpoint
 from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.errors import BundleError
+from ditedge.runtime.loop.decoded import decoded
 from tests.export.networks.vaes import LATENT, make_tiny, make_vae
 
 KINDS = ("kl", "tiny")
@@ -54,8 +59,9 @@ def pictures(folder: Path) -> np.ndarray:
     [("kl", "fp32"), ("tiny", "fp32"), pytest.param("kl", "fp16", marks=pytest.mark.slow)],
 )
 def test_quantize_stores_the_decoder_in_int8(latent_bundle, tmp_path: Path, kind: str, precision: str) -> None:
+    """Weights alone: for TensorRT, and where the decoder is in float16."""
     source, out = latent_bundle(kind, precision), tmp_path / "int8"
-    manifest = quantize_bundle(source, out, QuantizeOptions())
+    manifest = quantize_bundle(source, out, QuantizeOptions("int4", form="tensorrt"))
     assert manifest.quantization is not None and manifest.quantization.decoder == "int8"
     graph = ir.load(out / "decoder.onnx").graph
     convolutions = [node for node in graph if node.op_type == "Conv"]
@@ -65,6 +71,97 @@ def test_quantize_stores_the_decoder_in_int8(latent_bundle, tmp_path: Path, kind
     shrunk = (out / "decoder.onnx").stat().st_size / (source / "decoder.onnx").stat().st_size
     assert shrunk < (0.30 if precision == "float32" else 0.56)
     assert 38 < psnr(pictures(source), pictures(out)) < 60, "rounded, and not seen"
+
+
+def kernels(graph: Path, folder: Path) -> Counter[str]:
+    """What ONNX Runtime really computes, by operator."""
+    settings = onnxruntime.SessionOptions()
+    settings.optimized_model_filepath, settings.log_severity_level = str(folder / "optimised.onnx"), 4
+    onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
+
+
+def softened(bundle: Bundle, folder: Path) -> Bundle:
+    """The bundle with a decoder of a third of the contrast: random weights made it black and white, as no picture is."""
+    shutil.copytree(bundle.folder, folder)
+    model = ir.load(folder / "decoder.onnx")
+    last = [node for node in model.graph if node.op_type == "Conv"][-1]
+    for value in last.inputs[1:]:
+        value.const_value = ir.tensor(value.const_value.numpy() / np.float32(3), name=value.name)
+    ir.save(model, folder / "decoder.onnx")
+    return Bundle(folder, bundle.manifest, "")
+
+
+@pytest.fixture(scope="module")
+def static(latent_bundle, tmp_path_factory: pytest.TempPathFactory):
+    """static(kind) -> the bundle and its decoder in int8 arithmetic, made once."""
+    folder = tmp_path_factory.mktemp("static")
+
+    @functools.cache
+    def make(kind: str) -> tuple[Bundle, Path]:
+        bundle, path = softened(open_bundle(latent_bundle(kind)), folder / kind), folder / f"{kind}.onnx"
+        assert quantise_decoder(bundle, path, "onnxruntime") == "int8-static"
+        return bundle, path
+
+    return make
+
+
+@pytest.mark.parametrize(("kind", "float_ones"), [("kl", 3), ("tiny", 2)])
+def test_a_decoder_computes_in_int8_on_the_cpu(static, tmp_path: Path, kind: str, float_ones: int) -> None:
+    """All but the first convolutions, of latents, and the last one, of colours."""
+    bundle, path = static(kind)
+    before, after = (kernels(file, tmp_path) for file in (bundle.graph_file("decoder"), path))
+    convolutions = before["Conv"] + before["FusedConv"]
+    assert (after["QLinearConv"], after["Conv"] + after["FusedConv"]) == (convolutions - float_ones, float_ones)
+    assert after["Resize"] == before["Resize"] + before["Upsample"], "rounded before it is repeated"
+    z = np.random.default_rng(3).standard_normal((3, 4, 8, 8)).astype(np.float32)
+    exact, made = decoded(bundle.graph_file("decoder"), bundle, z), decoded(path, bundle, z)
+    assert 36 < psnr(made, exact) < 60, "rounded, and not seen, in latents that calibration never saw"
+    assert np.array_equal(np.concatenate([decoded(path, bundle, one[None]) for one in z]), made), "alone as in a batch"
+
+
+def test_weights_of_the_decoder_cannot_saturate_sums(static) -> None:
+    """255 x 64 twice is below 32,768: kernels of AVX2, which add two products in 16 bits, are exact."""
+    weights = [
+        node.inputs[1].producer().inputs[0].const_value.numpy()
+        for node in ir.load(static("kl")[1]).graph
+        if node.op_type == "Conv" and not node.inputs[1].is_initializer()
+    ]
+    assert len(weights) > 5 and {weight.dtype for weight in weights} == {np.dtype(np.int8)}
+    assert max(np.abs(weight.astype(int)).max() for weight in weights) == 64
+    assert all(np.abs(weight.astype(int)).max(axis=(1, 2, 3)).min() >= 62 for weight in weights), "a scale per channel"
+
+
+def test_the_manifest_says_what_became_of_the_decoder(latent_bundle, tmp_path: Path) -> None:
+    manifest = quantize_bundle(latent_bundle("tiny"), tmp_path / "int8", QuantizeOptions())
+    assert manifest.quantization is not None and manifest.quantization.decoder == "int8-static"
+
+
+def test_a_decoder_whose_activations_do_not_suit_int8_keeps_them(
+    latent_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_module, "STATIC_PSNR", 90.0)
+    told: list[str] = []
+
+    def report(what: str, done: int = 0, total: int = 0) -> None:
+        told.append(what)
+
+    bundle = open_bundle(latent_bundle("tiny"))
+    assert quantise_decoder(bundle, tmp_path / "d.onnx", "onnxruntime", report) == "int8"
+    assert "decoder: below 90 dB only its weights become int8, which makes it smaller and not quicker" in told
+    assert {node.op_type for node in ir.load(tmp_path / "d.onnx").graph}.isdisjoint({"QuantizeLinear"})
+
+
+def test_calibration_has_flat_areas_and_noise() -> None:
+    """A tiny decoder has no norms: its ranges are those of flat colours, which white noise never shows."""
+    own = np.zeros((2, 4, 24, 40), np.float32)
+    latents = calibration_latents(own, decoder_bytes=5_000_000)
+    assert latents.shape == (34, 4, 24, 40) and latents.dtype == np.float32 and not latents[:2].any()
+    assert len(calibration_latents(own, decoder_bytes=198_000_000)) == 10
+    assert 0.9 < latents[2:].std() < 1.1, "as the network makes them"
+    means = np.abs(latents[2:].mean(axis=(2, 3)))
+    assert means.max() > 1 and np.median(means) < 0.5
+    assert np.array_equal(latents, calibration_latents(own, decoder_bytes=5_000_000)), "the same for everybody"
 
 
 def test_the_decoder_can_be_left_alone(latent_bundle, tmp_path: Path) -> None:
@@ -82,11 +179,12 @@ def test_a_decoder_that_paints_something_else_is_refused(
     latent_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = open_bundle(latent_bundle("tiny"))
+    monkeypatch.setattr(decoder_module, "DECODER_PSNR", 90.0)
     with pytest.raises(BundleError, match=r"is \d+\.\d dB, at least 90 dB is allowed: leave the decoder alone"):
-        quantise_decoder(bundle, tmp_path / "d.onnx", least=90)
+        quantise_decoder(bundle, tmp_path / "d.onnx", "tensorrt")
     monkeypatch.setattr(decoder_module, "convolutions_at_rest", lambda model: [])
     with pytest.raises(BundleError, match=r"\d+ convolutions kept their float weights"):
-        quantise_decoder(bundle, tmp_path / "d.onnx")
+        quantise_decoder(bundle, tmp_path / "d.onnx", "tensorrt")
 
 
 @pytest.mark.parametrize(("kind", "name"), [("kl", "fp16"), ("tiny", "bf16")])
