@@ -1,4 +1,4 @@
-"""A VAE's decoder, mostly convolutions, in int8: arithmetic for ONNX Runtime, weights alone where that is not to be had.
+"""A VAE's decoder, mostly convolutions, in int8: arithmetic for ONNX Runtime, weights alone elsewhere.
 
 Weights alone, "int8" in the manifest: a quarter of the file, turned back into floats when it runs. Every output channel
 has its own scale. Linears (attention's four) stay as they are: ONNX Runtime would make integer products of them
@@ -25,7 +25,7 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 SMALLEST_HALF = 6e-8  # the smallest float16 above 0
 DECODER_PSNR = 32.0  # dB
 STATIC_PSNR = 35.0  # dB: below, the activations stay float32
-LARGEST_DEVIATION = 4.0  # of latents that can be a picture's: a VAE's, scaled, have 1. Networks of random weights make 300
+LARGEST_DEVIATION = 4.0  # of a picture's latents, which have 1 when they are scaled; random networks end at 300
 OTHERWISE = "leave the decoder alone (--no-decoder)"
 
 
@@ -43,7 +43,7 @@ def quantise_decoder(bundle: Bundle, path: Path, form: str, report: Report = sil
         report(f"decoder in int8: PSNR of the decoded pictures {psnr:.1f} dB")
         if psnr >= STATIC_PSNR:
             return "int8-static"
-        report(f"decoder: below {STATIC_PSNR:g} dB only its weights become int8, which makes it smaller and not quicker")
+        report(f"decoder: below {STATIC_PSNR:g} dB only its weights become int8: smaller and not quicker")
     psnr = int8_weights(bundle, path, latents)
     report(f"decoder with int8 weights: PSNR of the decoded pictures {psnr:.1f} dB")
     return "int8"

@@ -4,9 +4,9 @@ Convolutions get uint8 activations and int8 weights with a scale per output chan
 The first and the last ones, which read latents and make colours, stay float32: a thousandth of the work, and 14 dB of
 the picture (measured). So do attention and the norms' arithmetic. An upsampling repeats rounded numbers.
 
-Weights are -64 to 64, half of int8's steps: sums of two products then end before 16 bits do, so the quick kernels of AVX2
-are exact (`engine_ort.EXACT_SUMS` finds nothing to widen), 1.9 times as quick as those for all of int8. It costs the
-picture 0.04 dB (measured on a trained decoder, 46.0 dB): its loss is the activations'.
+Weights are -64 to 64, half of int8's steps: sums of two products then end before 16 bits do, so the quick kernels of
+AVX2 are exact (`engine_ort.EXACT_SUMS` finds nothing to widen), 1.9 times as quick as those for all of int8. It costs
+the picture 0.04 dB of 46.0 (measured on a trained decoder): the loss is the activations'.
 
 Scales are constants, so they have to suit every latent. Tiny decoders have no norms, and their ranges are those of the
 pictures' colours: white noise alone has no flat areas and clips them (28 dB), two pictures do as well (29 dB).
@@ -89,7 +89,7 @@ def inner_convolutions(model: Any) -> list[str]:
 
 
 class _Latents:
-    """What the quantiser reads, one latent at a time: an onnxruntime.quantization.CalibrationDataReader by its method."""
+    """What the quantiser reads, one latent at a time (a CalibrationDataReader by its method)."""
 
     def __init__(self, latents: np.ndarray) -> None:
         self._left = iter(latents)

@@ -115,7 +115,7 @@ def _match(norm: Any) -> GroupNorm | None:
 
 def _split_norm(model: Any, norm: GroupNorm, parts: int) -> None:
     last, size = norm.last, norm.channels // parts
-    restore = norm.x.producer() if norm.x.producer() is not None else None
+    restore = norm.x.producer()
     rounded = restore is not None and restore.op_type == "DequantizeLinear" and restore.inputs[0].producer() is not None
     whole = restore.inputs[0] if rounded else norm.x  # what is rounded is split while it is small
     outputs = []
@@ -143,7 +143,8 @@ def _one_part(model: Any, norm: GroupNorm, x: Any, part: int, parts: int, name: 
         assert array is not None
         return constant(model, f"{node.name}.{part}", np.split(array.reshape(-1, 1, 1), parts)[part].copy())
 
-    flat = insert(model, last, "Reshape", [x, constant(model, f"by_{groups}", np.array([0, groups, -1]))], f"{name}.flat")
+    by_group = constant(model, f"by_{groups}", np.array([0, groups, -1]))
+    flat = insert(model, last, "Reshape", [x, by_group], f"{name}.flat")
     ones, zeros = (constant(model, f"{text}_{groups}", np.full(groups, value, np.float32))
                    for text, value in (("ones", 1), ("zeros", 0)))  # fmt: skip
     normal = insert(model, last, "InstanceNormalization", [flat, ones, zeros], f"{name}.norm",

@@ -136,7 +136,9 @@ class QuantizationInfo(Strict):
     smoothing: Annotated[float, Field(ge=0, le=1)] | None  # SmoothQuant's alpha; None: not smoothed
     kept: Annotated[list[str], Field(max_length=MAX_KEPT)]  # linears of the step graph left in float32
     conditioner: str  # its weights at rest, "float32" or "int8"; its arithmetic is float32
-    decoder: str | None = None  # "int8-static": its convolutions' arithmetic; "int8": their weights at rest; None: as it was
+    decoder: str | None = (
+        None  # "int8-static": arithmetic of convolutions; "int8": their weights at rest; None: as it was
+    )
     source_bundle: Sha256  # manifest of the bundle it was made from
     calibration: Sha256 | None  # of the statistics: source bundle, program and set; None: nothing was collected
 
