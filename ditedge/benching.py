@@ -27,8 +27,7 @@ def add_bench(group: click.Group) -> None:
 
         \b
         Examples:
-          ditedge bench --engine fashion --engine fashion-int8
-          ditedge bench --engine dit-xl-2-256 --provider cpu --provider openvino --report bench.html
+          ditedge bench --engine fashion --engine fashion-int8 --provider cpu --provider openvino --report bench.html
           ditedge bench --engine fashion --all --repeats 5
         """
         from ditedge.runtime.bench.page import write_page
