@@ -146,7 +146,7 @@ def velocities(
     null, zero = torch.full_like(y, model.config.num_classes), torch.zeros_like(t)
     dropped = torch.rand_like(t) < guided.dropped
     doubled = [torch.cat([value, value]) for value in (x, t, zero)]
-    own, unconditional = model(*doubled, torch.cat([y, null])).float().chunk(2)
+    own, unconditional = model(doubled[0], doubled[1], torch.cat([y, null]), doubled[2]).float().chunk(2)
     kept = torch.where(guided.at(t) > 1, guided.kept, 0.0)
     scale = column(guided.at(t) * (1 - kept))
     mixed = scale * v + column(kept) * own + (1 - scale - column(kept)) * unconditional
@@ -163,7 +163,7 @@ def mean_flow_loss(
     noise = torch.randn_like(x0)
     x = (1 - column(t)) * x0 + column(t) * noise
     target, along, y = velocities(model, teacher, guided, x0, x, noise - x0, t, y)
-    u = model(x, t, t - r, y).float()
+    u = model(x, t, y, t - r).float()
     part = slice(unequal)
     change = derivative(model, x[part], t[part], (t - r)[part], y[part], along[part])
     target = torch.cat([target[part] - column((t - r)[part]) * change, target[unequal:]])
@@ -177,13 +177,13 @@ def derivative(model: MeanFlow, x: Tensor, t: Tensor, interval: Tensor, y: Tenso
     """du/dt where x moves with the velocity `along` and r stands still, [N, C, H, W] float32."""
     one = torch.ones_like(t)
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward derivative
-        _, change = torch.func.jvp(lambda *at: model(*at, y), (x, t, interval), (along, one, one))
+        _, change = torch.func.jvp(lambda x, t, h: model(x, t, y, h), (x, t, interval), (along, one, one))
     return change.float()
 
 
 def one_evaluation(model: MeanFlow, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
     """The image that x [N, C, H, W] at t [N] becomes in a single step."""
-    return x - column(t) * model(x, t, t, y).float()
+    return x - column(t) * model(x, t, y, t).float()
 
 
 @dataclass(frozen=True)

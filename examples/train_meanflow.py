@@ -54,7 +54,7 @@ from meanflow_losses import (
 from train import save, update_ema
 
 from ditedge.calibration import frechet_distance
-from ditedge.export.networks.meanflow import MeanFlow
+from ditedge.export.networks.meanflow import MeanFlow, MeanFlowConfig
 
 TEACHER = Path(__file__).resolve().parents[1] / "models" / "fashion-dit.safetensors"
 
@@ -113,7 +113,7 @@ class Run:
 def new_run(args: argparse.Namespace) -> Run:
     """The student and its adversary, both with the demo model's weights."""
     known = teacher_network(TEACHER, args.device)
-    model = MeanFlow(replace(known.config, learn_sigma=False)).to(args.device)
+    model = MeanFlow(MeanFlowConfig(**vars(replace(known.config, learn_sigma=False)))).to(args.device)
     begin(model, known, args.device)
     adversary = Adversary(known).to(args.device)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -204,7 +204,7 @@ def evaluate(run: Run, known: nn.Module, real: np.ndarray) -> dict[str, float]:
     for x, y in zip(noise.split(500), label.split(500), strict=True):
         t = torch.ones(len(y), device=y.device)
         one.append(one_evaluation(run.ema, x, t, y))
-        between = x - 0.5 * run.ema(x, t, t / 2, y)
+        between = x - 0.5 * run.ema(x, t, y, t / 2)
         two.append(one_evaluation(run.ema, between, t / 2, y))
     distances = [frechet_distance(features(known, torch.cat(made).clamp(-1, 1)), real) for made in (one, two)]
     measured = {"one": distances[0], "two": distances[1], "step": run.step, "seconds": round(run.seconds)}

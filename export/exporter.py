@@ -136,6 +136,7 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
     programs, default = write_programs(info, ready.schedule, ready.checkpoint.sampling, folder, steps)
     golden = write_golden(model, info, ready.schedule, folder, steps, report)
     guidance = ready.checkpoint.guidance or GOLDEN_GUIDANCE
+    guides = info.null_class is not None or "guidance" in ready.checkpoint.config.told
     return write_manifest(
         folder,
         name=name,
@@ -147,7 +148,7 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
         programs=programs,
         golden=golden,
         vae=vae_info(vae, precision) if vae is not None else None,
-        defaults=DefaultsInfo(program=default, guidance=guidance if info.null_class is not None else 1.0),
+        defaults=DefaultsInfo(program=default, guidance=guidance if guides else 1.0),
     )
 
 

@@ -14,7 +14,7 @@ from .sources.asked import Asked
 
 DEFAULT_OPSET = 20
 GOLDEN_STEPS = (2, 100)
-PREDICTIONS = ("epsilon", "x0", "v", "flow", "flow-to-data", "edm")
+PREDICTIONS = ("epsilon", "x0", "v", "flow", "flow-to-data", "mean-flow", "edm")
 VAE = option("--vae", help="VAE of a latent model: a diffusers folder, or a file of weights; TAESD too.")
 VAE_PRECISIONS = {"fp32": "float32", "fp16": "float16"}  # as the command line spells them -> as manifests do
 VAE_PRECISION = option("--vae-precision", help="Of the decoder's weights and arithmetic.", choices=(*VAE_PRECISIONS,))

@@ -35,6 +35,14 @@ class Conditioner(nn.Module):
         return self.network.conditioner(timestep, label)[:-1]
 
 
+class ToldConditioner(Conditioner):
+    """The same, with what the network is told besides: config.told, [U] float32 each."""
+
+    def forward(self, *given: Tensor) -> Tensor:  # type: ignore[override]
+        timestep, label, *told = (torch.cat([rows, rows[:1]]) for rows in given)
+        return self.network.conditioner(timestep, label, *told)[:-1]
+
+
 class Step(nn.Module):
     """One sampler step, network included. B samples, K state slots, E network evaluations, U modulation rows.
 

@@ -21,7 +21,7 @@ from ..networks.dit import Network
 from ..networks.vae import half_precision
 from ..sources.vae_checkpoint import VaeCheckpoint
 from .decoder import check_decoder
-from .modules import Conditioner, LatentDecoder, PixelDecoder, Step
+from .modules import Conditioner, LatentDecoder, PixelDecoder, Step, ToldConditioner
 from .preview import Preview
 from .to_onnx import onnx_from_module
 
@@ -64,12 +64,13 @@ def _graph_specs(model: Network, pixels: bool) -> list[GraphSpec]:
     config = model.config
     f32, i64 = torch.float32, torch.int64
     latent = (config.in_channels, config.input_size, config.input_size)
-    m = model.conditioner(torch.zeros(1), torch.zeros(1, dtype=i64)).shape[1]  # a custom network may have its own M
+    told = [torch.ones(1) for _ in config.told]
+    m = model.conditioner(torch.zeros(1), torch.zeros(1, dtype=i64), *told).shape[1]  # a custom one may have its own M
     specs = [
         GraphSpec(
             "conditioner",
-            Conditioner(model),
-            {"timestep": (f32, ("U",)), "label": (i64, ("U",))},
+            ToldConditioner(model) if config.told else Conditioner(model),
+            {"timestep": (f32, ("U",)), "label": (i64, ("U",)), **{name: (f32, ("U",)) for name in config.told}},
             (("modulation", f32, ("U", m)),),
         ),
         GraphSpec(
@@ -100,7 +101,7 @@ def _example(spec: GraphSpec, sizes: Mapping[str, int], seed: int, largest_times
             inputs[name] = 64 + 1000 * torch.rand(concrete, generator=generator)
         elif name == "guidance":
             inputs[name] = 1 + 9 * torch.rand(concrete, generator=generator)
-        elif name == "timestep":
+        elif name in ("timestep", "interval"):
             inputs[name] = torch.rand(concrete, generator=generator) * largest_timestep
         else:
             inputs[name] = torch.randn(concrete, generator=generator)

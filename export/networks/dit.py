@@ -49,6 +49,11 @@ class DiTConfig:
         return self.in_channels * (2 if self.learn_sigma else 1)
 
     @property
+    def told(self) -> tuple[str, ...]:
+        """Numbers that the conditioner reads after timestep and label: "interval", "guidance" (docs/format.md)."""
+        return ()
+
+    @property
     def tokens(self) -> int:
         return (self.input_size // self.patch_size) ** 2
 
@@ -68,7 +73,9 @@ class Network(Protocol):
 
     config: DiTConfig
 
-    def conditioner(self, timestep: Tensor, label: Tensor) -> Tensor: ...  # [U] float32, [U] int64 -> [U, M]
+    def conditioner(  # [U] float32, [U] int64, each of config.told [U] float32 -> [U, M]
+        self, timestep: Tensor, label: Tensor, *told: Tensor
+    ) -> Tensor: ...
     def trunk(self, x: Tensor, modulation: Tensor) -> Tensor: ...  # [N, C, H, W], [N, M] -> [N, O, H, W]
 
 
@@ -205,7 +212,7 @@ class DiT(nn.Module):
         own = config.depth - 1 if config.block_embedders else 0
         self.block_embedders = nn.ModuleList(Embedders(config) for _ in range(own))  # of blocks 1, 2 ...
 
-    def conditioner(self, timestep: Tensor, label: Tensor) -> Tensor:
+    def conditioner(self, timestep: Tensor, label: Tensor, *told: Tensor) -> Tensor:
         """timestep [U] float32 (0..999; 0..1 in flow models), label [U] int64 -> modulation [U, M] float32."""
         first = self.t_embedder(timestep) + self.y_embedder(label)  # of block 0 and of the final layer
         own = [first] + [embedders(timestep, label) for embedders in self.block_embedders]
@@ -227,8 +234,8 @@ class DiT(nn.Module):
         side = self.config.input_size // self.config.patch_size
         return unpatchified(tokens, self.config.patch_size, side, side)
 
-    def forward(self, x: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
-        return self.trunk(x, self.conditioner(timestep.float(), label))
+    def forward(self, x: Tensor, timestep: Tensor, label: Tensor, *told: Tensor) -> Tensor:
+        return self.trunk(x, self.conditioner(timestep.float(), label, *told))
 
 
 def sincos_position_embedding(config: DiTConfig) -> Tensor:

@@ -76,7 +76,7 @@ class MaskDiT(DiT):
         between = [self.decoder_layer] if self.encoder_depth < len(self.blocks) else []
         return [*self.blocks[: self.encoder_depth], *between, *self.blocks[self.encoder_depth :], self.final_layer]
 
-    def conditioner(self, timestep: Tensor, label: Tensor) -> Tensor:
+    def conditioner(self, timestep: Tensor, label: Tensor, *told: Tensor) -> Tensor:
         condition = self.t_embedder(timestep) + self.y_embedder(label)
         return torch.cat([layer.adaLN_modulation(condition) for layer in self.layers()], dim=1)  # type: ignore[operator]
 

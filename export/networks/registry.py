@@ -7,15 +7,19 @@ from typing import Any
 
 from . import repa
 from .dit import DiT, DiTConfig
+from .imeanflow import ImprovedConfig, ImprovedMeanFlow
 from .lightningdit import LightningConfig, LightningDiT
 from .maskdit import MaskConfig, MaskDiT
 from .mdtv2 import MdtConfig, MdtV2
+from .meanflow import MeanFlow, MeanFlowConfig
 
 NETWORKS: dict[type[DiTConfig], Callable[[Any], DiT]] = {
     DiTConfig: repa.network_of,
     LightningConfig: LightningDiT,
     MdtConfig: MdtV2,
     MaskConfig: MaskDiT,
+    MeanFlowConfig: MeanFlow,
+    ImprovedConfig: ImprovedMeanFlow,
 }
 
 

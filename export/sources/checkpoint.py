@@ -139,9 +139,10 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 def fitted_weights(state: dict[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
     """The weights of a DiT, see `fitted_tensors`; positions that were not saved are computed."""
-    state.setdefault("pos_embed", sincos_position_embedding(config))
     with torch.device("meta"):
         expected = network_of(config).state_dict()
+    if "pos_embed" in expected:
+        state.setdefault("pos_embed", sincos_position_embedding(config))
     return fitted_tensors(state, expected, "a DiT")
 
 

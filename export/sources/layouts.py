@@ -12,9 +12,11 @@ from torch import Tensor
 
 from .asked import Asked
 from .family import Described
+from .imeanflow import read as read_imeanflow
 from .lightningdit import read as read_lightningdit
 from .maskdit import read as read_maskdit
 from .mdtv2 import read as read_mdtv2
+from .meanflow import read as read_meanflow
 from .repa import read as read_repa
 from .settings import Settings
 from .shapes import config_from_shapes
@@ -23,6 +25,8 @@ FAMILIES: tuple[Callable[[dict[str, Tensor], Settings, Asked], Described | None]
     read_lightningdit,
     read_mdtv2,
     read_maskdit,
+    read_imeanflow,
+    read_meanflow,
     read_repa,
 )
 

@@ -31,6 +31,9 @@ def read_source(path: Path, **fields: Any) -> Checkpoint:
     asked = Asked(**fields)
     checkpoint = source_of(path, asked).read(path, asked)
     prediction, why = _prediction(path, checkpoint, asked.prediction)
+    if (prediction == "mean-flow") != ("interval" in checkpoint.config.told):
+        which = "is MeanFlow's" if "interval" in checkpoint.config.told else "has no embedder of how far a step goes"
+        raise CheckpointError(f"{path}: --prediction {prediction}: this network {which}; leave the option out")
     if prediction in FLOWS:
         checkpoint = without_variance(checkpoint)
         if checkpoint.config.learn_sigma:

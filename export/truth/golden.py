@@ -14,7 +14,14 @@ from ...runtime.loop.noise import SeededNoise
 from ...runtime.report import Report, silent
 from ...runtime.samplers.schedule import ScheduleInfo, respaced_timesteps
 from ..networks.dit import Network
-from .reference import edm_trajectory, flow_trajectory, guided_output, reference_trajectory, trained_alphas_cumprod
+from .reference import (
+    edm_trajectory,
+    flow_trajectory,
+    guided_output,
+    mean_flow_trajectory,
+    reference_trajectory,
+    trained_alphas_cumprod,
+)
 
 GOLDEN_TOLERANCE = 1e-4  # relative error at any step of a float32 trajectory; measured below 1e-5
 GOLDEN_GUIDANCE = 4.0
@@ -30,9 +37,11 @@ def write_golden(
     z = torch.from_numpy(source.initial())
     noise = torch.from_numpy(np.stack([source.step(i) for i in range(steps)]))
     y = torch.tensor(labels)
-    most, golden = GOLDEN_GUIDANCE if info.null_class is not None else 1.0, []
+    most, golden = GOLDEN_GUIDANCE if info.null_class is not None or "guidance" in model.config.told else 1.0, []
     runs = {"ddpm": ("ddpm", most), "ddim": ("ddim", 1.0)}
-    if info.prediction == "edm":
+    if info.prediction == "mean-flow":
+        runs = {"mean-flow": ("mean-flow", most), "mean-flow-unguided": ("mean-flow", 1.0)}
+    elif info.prediction == "edm":
         runs = {"edm-euler": ("edm-euler", most), "edm-euler-unguided": ("edm-euler", 1.0)}
     elif schedule is None:
         runs = {"flow-euler": ("flow-euler", most), "flow-euler-unguided": ("flow-euler", 1.0)}
@@ -40,14 +49,16 @@ def write_golden(
     done = 0
     for run, (sampler, guidance) in runs.items():
 
-        def network(x: Tensor, t: float, guidance: float = guidance) -> Tensor:
+        def network(x: Tensor, t: float, interval: float = 0.0, guidance: float = guidance) -> Tensor:
             nonlocal done
-            output = guided_output(model, x, t, y, guidance, info.guided_channels)
+            output = guided_output(model, x, t, y, guidance, info.guided_channels, interval)
             done += 1
             report("recording golden trajectories with PyTorch", done, steps * len(runs))
             return output
 
-        if info.prediction == "edm":
+        if info.prediction == "mean-flow":
+            x = mean_flow_trajectory(network, z, steps)
+        elif info.prediction == "edm":
             x = edm_trajectory(network, z, steps)
         elif schedule is None:
             x = flow_trajectory(network, z, steps, info.prediction == "flow-to-data")

@@ -17,8 +17,9 @@ DEFAULT_STEPS = 20  # of DPM-Solver++: what the table of docs/samplers.md says
 
 
 def golden_steps(info: ModelInfo, asked: int | None) -> int:
-    """Of the recorded trajectories. asked: by the user; None: as many as the model's size allows."""
-    return asked if asked is not None else 4 if info.is_large else 10
+    """Of the recorded trajectories. asked: by the user; None: as many as the model's kind and size allow."""
+    usual = 2 if info.prediction == "mean-flow" else 4 if info.is_large else 10
+    return asked if asked is not None else usual
 
 
 def write_programs(
@@ -82,6 +83,9 @@ def _wanted(
         return [("flow-euler", steps) for steps in sorted({flow.steps, golden})], f"flow-euler-{flow.steps}"
     if info.prediction == "edm":
         return [("edm-heun", 40), ("edm-heun", 18), ("edm-euler", golden)], "edm-heun-18"
+    if info.prediction == "mean-flow":
+        counts = sorted({1, 2, 4, golden})
+        return [*(("mean-flow", steps) for steps in counts), ("mean-consistency", 2)], "mean-flow-1"
     if schedule is None:
         return [("flow-euler", steps) for steps in (250, 50, 25, golden)], "flow-euler-50"
     usual = [("dpm++", DEFAULT_STEPS), ("ddpm", 250), ("ddpm", 50), ("ddim", 50), ("ddim", 25)]

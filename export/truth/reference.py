@@ -17,14 +17,21 @@ from ...runtime.samplers.schedule import ScheduleInfo
 from ..networks.dit import Network
 
 
-def guided_output(model: Network, x: Tensor, t: float, y: Tensor, guidance: float, guided_channels: int) -> Tensor:
-    """`forward_with_cfg` of models.py: guidance on the first `guided_channels` channels, the rest conditional."""
+def guided_output(
+    model: Network, x: Tensor, t: float, y: Tensor, guidance: float, guided_channels: int, interval: float = 0.0
+) -> Tensor:
+    """`forward_with_cfg` of models.py: guidance on the first `guided_channels` channels, the rest conditional.
+
+    interval: how far the step goes, of a network that is told. One that is told its guidance is evaluated once.
+    """
+    numbers = {"interval": interval, "guidance": guidance}
+    told = [torch.full((len(x),), numbers[name]) for name in model.config.told]
     timestep = torch.full((len(x),), float(t))
-    conditional = model.trunk(x, model.conditioner(timestep, y))
-    if guidance == 1.0:
+    conditional = model.trunk(x, model.conditioner(timestep, y, *told))
+    if guidance == 1.0 or "guidance" in model.config.told:
         return conditional
     null = torch.full_like(y, model.config.num_classes)
-    unconditional = model.trunk(x, model.conditioner(timestep, null))
+    unconditional = model.trunk(x, model.conditioner(timestep, null, *told))
     return guided(conditional, unconditional, guidance, guided_channels)
 
 
@@ -115,6 +122,20 @@ def flow_trajectory(network: Callable[[Tensor, float], Tensor], z: Tensor, steps
     for i in range(steps):
         change = network(x, i / steps if to_data else 1 - i / steps)[:, : z.shape[1]] / steps
         x = x + change if to_data else x - change
+        trajectory.append(x)
+    return torch.stack(trajectory)
+
+
+@torch.no_grad()
+def mean_flow_trajectory(network: Callable[[Tensor, float, float], Tensor], z: Tensor, steps: int) -> Tensor:
+    """`solver_step` of Gsunshine/meanflow's meanflow.py in equal steps from t = 1 (noise) to t = 0.
+
+    network(x, t, t - r) -> average velocity [B, C, H, W]; z [B, C, H, W] -> x after each step [N, B, C, H, W].
+    """
+    times = [1 - i / steps for i in range(steps + 1)]
+    x, trajectory = z, []
+    for t, r in zip(times, times[1:], strict=False):
+        x = x - (t - r) * network(x, t, t - r)
         trajectory.append(x)
     return torch.stack(trajectory)
 

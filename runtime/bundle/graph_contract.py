@@ -20,6 +20,7 @@ GRAPHS = ("conditioner", "step", "decoder", "preview")  # by their names in a ma
 PROMPT_GRAPHS = ("text", "text_2", "text_3", "text_4", "context", "position")
 IMAGE_GRAPHS = ("encoder", "blend")  # of a bundle that can start from a picture, beside those
 PLANNED = (*GRAPHS, "context", "position")  # that a build makes plans of
+INTERVAL, GUIDANCE = "interval", "guidance"  # numbers that a conditioner of classes may be told
 MAX_GRAPHS, MAX_TENSORS, MAX_RANK = 16, 16, 8
 MAX_WIDTH = 1 << 24  # M, numbers of a row of modulation
 MAX_PIXELS = 1 << 28  # of one image
@@ -113,7 +114,8 @@ def _contracts(
     """By graph: its inputs and outputs. The widths that only the manifest knows are taken from there, bounded."""
     m = _width(graphs, "conditioner", 2)
     f32, i64, sizes = "float32", "int64", latent if text is None else (latent[0], None, None)
-    told = [Tensor("label", i64, (None,))] if text is None else _told_of_prompts(graphs)
+    of_classes = [Tensor("label", i64, (None,)), *(Tensor(name, f32, (None,)) for name in (INTERVAL, GUIDANCE))]
+    told = of_classes if text is None else _told_of_prompts(graphs)
     contracts: dict[str, Contract] = {
         "conditioner": ([Tensor("timestep", f32, (None,)), *told], [Tensor("modulation", f32, (None, m))])
     }

@@ -18,7 +18,7 @@ from ..json_files import parse_json, validated
 from ..samplers.flow_settings import FlowInfo
 from ..samplers.process import NO_BETAS
 from ..samplers.schedule import ScheduleInfo
-from .graph_contract import MAX_PIXELS, GraphInfo, check_graphs, graphs_read
+from .graph_contract import GUIDANCE, INTERVAL, MAX_PIXELS, GraphInfo, check_graphs, graphs_read
 from .text_info import MAX_SIDE, TextInfo, unsaid
 
 MANIFEST_NAME = "manifest.json"
@@ -63,8 +63,8 @@ class ModelInfo(Strict):
         Annotated[int, Field(ge=0, le=MAX_CLASSES)] | None
     )  # label of "no class", None when the model was trained without label dropout
     learned_variance: bool
-    # flow: noise - x0 (REPA); -to-data: SiT's; edm: inside EDM's preconditioning
-    prediction: Literal["epsilon", "x0", "v", "flow", "flow-to-data", "edm"]
+    # flow: noise - x0 (REPA); -to-data: SiT's; mean-flow: its average over a step; edm: inside EDM's preconditioning
+    prediction: Literal["epsilon", "x0", "v", "flow", "flow-to-data", "mean-flow", "edm"]
     guided_channels: Count  # guidance applies to the first so many epsilon channels
     parameters: Count
     timestep_range: Annotated[tuple[Finite, Finite], Field(strict=False)] = (
@@ -173,6 +173,9 @@ class Manifest(Strict):
         if missing:
             raise ValueError(f"graph '{sorted(missing)[0]}' is missing")
         self._check_text()
+        told = {tensor.name for tensor in self.graphs["conditioner"].inputs}
+        if (INTERVAL in told) != (self.model.prediction == "mean-flow"):
+            raise ValueError(f"conditioner: '{INTERVAL}' is told where the prediction is mean-flow, and nowhere else")
         if self.labels and len(self.labels) != self.model.num_classes:
             raise ValueError(f"{len(self.labels)} labels for {self.model.num_classes} classes")
         for values in (self.vae.latents_mean, self.vae.latents_std) if self.vae is not None else ():
@@ -211,6 +214,11 @@ class Manifest(Strict):
         largest = self.text.largest
         if self.model.in_channels * largest**2 > MAX_LATENT or (largest * self.text.factor) ** 2 > MAX_PIXELS:
             raise ValueError(f"text: latents of {largest} x {largest} are too large")
+
+    @property
+    def tells_guidance(self) -> bool:
+        """Whether a model of classes is told its guidance as a number; of prompts `text.guidance` says it."""
+        return any(tensor.name == GUIDANCE for tensor in self.graphs["conditioner"].inputs)
 
     @property
     def modulation_width(self) -> int:

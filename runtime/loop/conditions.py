@@ -13,12 +13,14 @@ import numpy as np
 Conditions = Mapping[str, np.ndarray]  # name -> [N, R]: R records a step
 
 
-def class_conditions(timesteps: np.ndarray, labels: Sequence[int]) -> Conditions:
-    """timesteps [N], R labels -> timestep [N, R] float32 and label [N, R] int64: one record a label at every step."""
-    return {
-        "timestep": np.repeat(timesteps.astype(np.float32)[:, None], len(labels), axis=1),
-        "label": np.tile(np.array(labels, dtype=np.int64), (len(timesteps), 1)),
+def class_conditions(columns: Mapping[str, np.ndarray], labels: Sequence[int]) -> Conditions:
+    """What changes from step to step [N] by name, timestep among it, R labels -> each [N, R] float32 and label [N, R]
+    int64: one record a label at every step.
+    """
+    told = {
+        name: np.repeat(column.astype(np.float32)[:, None], len(labels), axis=1) for name, column in columns.items()
     }
+    return told | {"label": np.tile(np.array(labels, dtype=np.int64), (len(columns["timestep"]), 1))}
 
 
 PROMPT = "prompt"  # the condition that is a row of `vector`, of the run's prompts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from .tables import NOTHING, Besides, Mixed, Subject, parts_of
 from .tokenizing import Tokenizer
 
 Words = str | Prompt
+ONCE = "reads its guidance as a number and evaluates each step once"
 MOST_ALSO = 7  # of one image, beside what it is of: an evaluation each
 
 
@@ -44,6 +45,8 @@ def class_subjects(
     if any(given is not None for given in of_text):
         text_of(bundle)  # raises
     others = None if away_from is None else whole_numbers("class to guide away from", away_from)
+    if bundle.manifest.tells_guidance and any(other is not None for other in others or ()):
+        raise RequestError(f"{bundle.folder} {ONCE}: leave the class to guide away from out")
     return Subjects(whole_numbers("label", labels), others)
 
 
@@ -86,6 +89,8 @@ def with_also(bundle: Bundle, found: Subjects, also: Sequence[tuple[int | Words,
         if weight == 0 or not abs(weight) <= MAX_NUMBER:
             raise RequestError(f"weight {weight:g} of what the images are also of is not a number other than 0")
     if bundle.manifest.text is None:
+        if bundle.manifest.tells_guidance:
+            raise RequestError(f"{bundle.folder} {ONCE}: several classes have no weights there")
         others: Sequence[int | Prompt] = whole_numbers("label", [label for label, _ in also])  # type: ignore[misc]
         check_images(bundle.manifest.model, others, [0] * len(others), None)  # type: ignore[arg-type]
     else:
@@ -121,8 +126,8 @@ def is_guided(bundle: Bundle, guidance: float, negative: bool) -> bool:
     """
     kind = text_of(bundle).guidance
     if negative and kind != "true":
-        told = "reads its guidance as a number" if kind == "embedded" else "has no guidance"
-        raise RequestError(f"{bundle.folder} {told} and evaluates each step once: leave negative prompts out")
+        told = ONCE if kind == "embedded" else "has no guidance and evaluates each step once"
+        raise RequestError(f"{bundle.folder} {told}: leave negative prompts out")
     if kind == "none" and guidance != 1.0:
         raise RequestError(f"guidance {guidance:g}: {bundle.folder} has none: leave it out, or give 1")
     return kind == "true" and guidance != 1.0
@@ -169,20 +174,24 @@ def any_subject(bundle: Bundle) -> tuple[int | Prompt, Prompt | None, tuple[int,
 
 
 def told_besides(bundle: Bundle, guidance: float, size: tuple[int, int]) -> tuple[float, Besides]:
-    """What is left of guidance for a second evaluation, and what the conditioner is told beside the prompts.
+    """What is left of guidance for a second evaluation, and what the conditioner is told beside class or prompts.
 
     size: height and width of the picture in pixels. Raises RequestError for guidance that float32 cannot hold.
     """
     text = bundle.manifest.text
     if text is None:
-        return guidance, NOTHING
+        return (1.0, _told_guidance(guidance)) if bundle.manifest.tells_guidance else (guidance, NOTHING)
     told = {"height": float(size[0]), "width": float(size[1])}
     vectors = bundle.manifest.output_shape("context", "vector") is not None
     if text.guidance != "embedded":
         return guidance, Besides(told, vectors)
+    return 1.0, _told_guidance(guidance, told, vectors)
+
+
+def _told_guidance(guidance: float, told: Mapping[str, float] | None = None, vectors: bool = False) -> Besides:
     if not abs(guidance) <= MAX_NUMBER:
         raise RequestError(f"guidance {guidance:g} is not a finite number in float32")
-    return 1.0, Besides(told | {"guidance": guidance}, vectors)
+    return Besides({**(told or {}), "guidance": guidance}, vectors)
 
 
 def picture_of(bundle: Bundle, latent: tuple[int, int, int]) -> tuple[int, int]:

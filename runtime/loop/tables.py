@@ -23,7 +23,7 @@ STEP_TABLES = ("x0_from", "x0_bound", "log_sigma", "mix")  # the step graph's in
 
 @dataclass(frozen=True)
 class Besides:
-    """What a model that takes prompts is told beside them. vectors: its conditioner reads one of each prompt."""
+    """What a model is told beside classes or prompts. vectors: its conditioner reads one of each prompt."""
 
     scalars: Mapping[str, float] = field(default_factory=dict)  # of `text_info.SCALARS`
     vectors: bool = False
@@ -163,8 +163,9 @@ def image_tables(
     one. A step of factor f (the program's `guidance`) takes 1 + f (g - 1) for g. Of a `Mixed` each part has g times
     its weight, and the other one what is missing from 1.
     away_from: the class or prompt to guide away from; None is the null class.
-    besides: what is told where the subject is a prompt.
-    Raises RequestError when guidance is asked of a model without null class and there is nothing to guide away from.
+    besides: what else the conditioner is told.
+    Raises RequestError when guidance is asked of a model without null class and there is nothing to guide away from,
+    and for a program that does not say how far its steps go, where the model is to be told.
     """
     parts = parts_of(subject)
     evaluated, weights = _evaluated(program, model, guidance, [weight for _, weight in parts])
@@ -181,7 +182,7 @@ def image_tables(
     prompts = tuple(prompt for prompt in subjects if isinstance(prompt, Prompt))
     own = prompt_conditions(program.timestep, besides.scalars, len(prompts) if besides.vectors else 0)
     return ImageTables(
-        conditions=own if prompts else class_conditions(program.timestep, labels),
+        conditions=own if prompts else class_conditions(_columns(program, model, besides), labels),
         evaluated=evaluated[:, : len(subjects)],
         weights=weights[:, : len(subjects)],
         x0_from=program.x0_from.astype(np.float32),
@@ -190,6 +191,20 @@ def image_tables(
         mix=program.mix.astype(np.float32),
         prompts=prompts,
     )
+
+
+def _columns(program: Program, model: ModelInfo, besides: Besides) -> dict[str, np.ndarray]:
+    """What a conditioner of classes is told at every step, beside the class: each [N]."""
+    columns = {"timestep": program.timestep}
+    columns |= {name: np.full(program.steps, value) for name, value in besides.scalars.items()}
+    if model.prediction != "mean-flow":
+        return columns
+    if program.interval is None:
+        raise RequestError(
+            f"program '{program.name}' does not say how far its steps go ('interval'), which this model is told: make "
+            "one with sampler mean-flow"
+        )
+    return columns | {"interval": program.interval}
 
 
 def _evaluated(

@@ -17,6 +17,7 @@ from .euler import euler, euler_ancestral, heun
 from .flow import flow_grid, flow_grid_diffusers, flow_grid_dpm, flow_grid_from_sigmas, flow_heun, flow_sde
 from .grid import PREDICTIONS, Grid, grid_from_sigmas, grid_from_timesteps, sigmas_at, timesteps_at, x0_from
 from .guidance import step_sigmas, with_guidance_interval
+from .mean_flow import mean_consistency, mean_flow
 from .program import Program
 from .searched import flow_searched, searched
 from .unipc import unipc
@@ -42,6 +43,8 @@ SAMPLERS: dict[str, Callable[..., Program]] = {
     "flow-dpm++": partial(dpm_solver, prediction="flow"),
     "flow-scm": consistency,
     "flow-searched": flow_searched,
+    "mean-flow": mean_flow,
+    "mean-consistency": mean_consistency,
     "edm-euler": partial(euler, prediction="edm"),
     "edm-heun": partial(heun, prediction="edm"),
 }
@@ -71,6 +74,8 @@ __all__ = [
     "heun",
     "lcm",
     "lms",
+    "mean_consistency",
+    "mean_flow",
     "searched",
     "sigmas_at",
     "step_sigmas",

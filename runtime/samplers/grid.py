@@ -18,7 +18,7 @@ from .program import Program
 from .schedule import Schedule
 
 FINALS = ("zero", "sigma_min")
-PREDICTIONS = ("epsilon", "x0", "v", "flow", "flow-to-data", "edm")
+PREDICTIONS = ("epsilon", "x0", "v", "flow", "flow-to-data", "mean-flow", "edm")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def x0_from(grid: Grid, prediction: str) -> np.ndarray:
     """(a, b) with x0 = a x + b pred, [N, 2].
 
     epsilon: the noise. x0: the data. v = alpha eps - sigma x0 (Salimans & Ho 2022, appendix D). flow = eps - x0 (SD3,
-    diffusers) and flow-to-data = x0 - eps (SiT: time runs from noise to data): the velocity of flow matching.
+    diffusers) and flow-to-data = x0 - eps (SiT: time runs from noise to data): the velocity of flow matching; mean-flow
+    is read as flow: the x0 that a step of this velocity all the way would reach.
     edm: what c_skip and c_out make of it (edm.py), on whose grids (sigma_data alpha)^2 + sigma^2 = 1.
     """
     alpha, sigma = grid.alpha[:-1], grid.sigma[:-1]
@@ -128,8 +129,8 @@ def x0_from(grid: Grid, prediction: str) -> np.ndarray:
     if prediction == "v":
         scale = alpha**2 + sigma**2
         return np.stack([alpha / scale, -sigma / scale], axis=1)
-    if prediction in ("flow", "flow-to-data"):
-        sign = 1.0 if prediction == "flow" else -1.0
+    if prediction in ("flow", "flow-to-data", "mean-flow"):
+        sign = -1.0 if prediction == "flow-to-data" else 1.0
         return np.stack([one, -sign * sigma], axis=1) / (alpha + sigma)[:, None]
     if prediction == "edm":
         data = np.sqrt(1 - sigma**2)  # sigma_data alpha

@@ -24,7 +24,7 @@ def levels_of_program(program: Program) -> np.ndarray:
         before = np.stack([1 / a, -b / a], axis=1)
     elif prediction == "v":  # x0 = (alpha x - sigma v) / (alpha^2 + sigma^2)
         before = np.stack([a, -b], axis=1) / (a**2 + b**2)[:, None]
-    elif prediction in ("flow", "flow-to-data"):  # x0 = x -+ sigma v
+    elif prediction in ("flow", "flow-to-data", "mean-flow"):  # x0 = x -+ sigma v
         before = np.stack([1 - np.abs(b), np.abs(b)], axis=1)
     else:
         before = levels_of_process(program.timestep, program.process)

@@ -23,17 +23,18 @@ LOG_SNR_TOLERANCE = 1e-3
 LEAST = 2.0**-24  # of abar and of 1 - abar: what float32 holds of a cumulative product; see `positive_snr`
 
 # Predictions without betas -> what the network is told of noise, and of data
-FLOWS = {"flow": (1.0, 0.0), "flow-to-data": (0.0, 1.0)}
+FLOWS = {"flow": (1.0, 0.0), "flow-to-data": (0.0, 1.0), "mean-flow": (1.0, 0.0)}
 EDM_SIGMAS = (80.0, 0.002)  # Karras et al. 2022, table 1; EDM's networks are told log(sigma) / 4
 NO_BETAS = FLOWS | {"edm": (math.log(EDM_SIGMAS[0]) / 4, math.log(EDM_SIGMAS[1]) / 4)}
 
 
 class ProcessInfo(Strict):
     """The field `process` of a program. prediction "flow": noise - data (REPA, SD3); "flow-to-data" its opposite;
-    "edm": the network inside EDM's preconditioning.
+    "mean-flow": the average of "flow" over the interval that a step goes; "edm": the network inside EDM's
+    preconditioning.
     """
 
-    prediction: Literal["epsilon", "x0", "v", "flow", "flow-to-data", "edm"]
+    prediction: Literal["epsilon", "x0", "v", "flow", "flow-to-data", "mean-flow", "edm"]
     timestep_range: Annotated[
         tuple[Finite, Finite], Field(strict=False)
     ]  # what the network is told of pure noise, and of data

@@ -44,6 +44,7 @@ class Program:
         0.0,
         1.0,
     )  # slot 0 starts as init[0] given latent + init[1] unit noise, the others at 0
+    interval: np.ndarray | None = None  # [N] how far a step goes, in timesteps; None: the network is not told
     graph: tuple[str, ...] | None = None  # [N] which step graph a step runs; None: all run "step"
     made: dict[str, Any] = field(default_factory=dict)  # the settings it was made from
     process: ProcessInfo | None = None  # what it was made for; None: not known
@@ -87,9 +88,10 @@ def with_x0_slot(program: Program) -> Program:
 
 def write_program(program: Program, path: Path) -> None:
     """Program -> JSON (docs/format.md). Numbers keep full float64 precision."""
-    graph = {} if program.graph is None else {"graph": list(program.graph)}
+    some = {} if program.graph is None else {"graph": list(program.graph)}
+    some |= {} if program.interval is None else {"interval": program.interval.tolist()}
     text = json.dumps(
-        graph
+        some
         | {
             "version": PROGRAM_VERSION,
             "name": program.name,
@@ -129,6 +131,7 @@ def program_from_json(raw: bytes, path: Path) -> Program:
             made=_typed(data, "made", dict),
             process=process,
             graph=_graphs(data),
+            interval=None if data.get("interval") is None else _numbers(data, "interval", 1),
             init=tuple(_numbers(data, "init", 1).tolist()),
             x0_bound=float(_numbers(data, "x0_bound", 0)),
             **{key: _numbers(data, key, rank) for key, rank in RANKS.items()},
@@ -181,12 +184,13 @@ def check_program(program: Program) -> None:
         raise ProgramError(f"mix has {slots} slots, at most {MAX_SLOTS} are possible")
     matrices = (n, max(slots, 1), max(slots, 1) + 2)
     shapes = {"x0_from": (n, 2), "log_sigma": (n, 2), "mix": matrices, "guidance": (n,), "init": (2,)}
+    shapes |= {} if program.interval is None else {"interval": (n,)}
     for name, shape in shapes.items():
         if np.shape(getattr(program, name)) != shape:
             raise ProgramError(f"{name} has shape {np.shape(getattr(program, name))}, expected {shape}")
     if program.graph is not None and len(program.graph) != n:
         raise ProgramError(f"graph has {len(program.graph)} names, expected {n}")
-    for name in ("timestep", "x0_from", "log_sigma", "mix", "guidance", "init"):
+    for name in shapes:
         if not np.all(np.abs(getattr(program, name)) <= MAX_NUMBER):  # NaN is not, either
             raise ProgramError(f"{name} has a number that is not finite, or not within +-{MAX_NUMBER:g}")
     if program.guidance.min() < 0:

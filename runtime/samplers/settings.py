@@ -150,10 +150,10 @@ def _sigmas(program: Program, schedule: Schedule | None) -> np.ndarray:
 
 
 def samplers_for(prediction: str, *, betas: bool) -> list[str]:
-    """The samplers of models that predict this: EDM's, of a flow (betas False), or with betas."""
-    own = "edm" if prediction == "edm" else "any" if betas else "flow"
+    """The samplers of models that predict this: EDM's, of a flow or its average (betas False), or with betas."""
+    own = "any" if betas else {"edm": "edm", "mean-flow": "mean"}.get(prediction, "flow")
     kinds = {name: name.partition("-")[0] for name in SAMPLERS}
-    return [name for name, kind in kinds.items() if (kind if kind in ("edm", "flow") else "any") == own]
+    return [name for name, kind in kinds.items() if (kind if kind in ("edm", "flow", "mean") else "any") == own]
 
 
 def _points(

@@ -47,15 +47,17 @@ std::vector<Tensor> Conditions::inputs() const {
     return inputs;
 }
 
-Conditions class_conditions(const std::vector<double>& timesteps, const std::vector<std::int64_t>& labels) {
-    std::vector<float> times;
-    std::vector<std::int64_t> classes;
-    for (const double timestep : timesteps) {
-        times.insert(times.end(), labels.size(), static_cast<float>(timestep));
-        classes.insert(classes.end(), labels.begin(), labels.end());
+Conditions class_conditions(const Columns& columns, const std::vector<std::int64_t>& labels) {
+    Conditions conditions{static_cast<std::int64_t>(columns.front().second.size()), static_cast<std::int64_t>(labels.size()), {}};
+    for (const auto& [name, column] : columns) {
+        std::vector<float> values;
+        for (const double value : column) values.insert(values.end(), labels.size(), static_cast<float>(value));
+        conditions.values.push_back({name, std::move(values)});
     }
-    return {static_cast<std::int64_t>(timesteps.size()), static_cast<std::int64_t>(labels.size()),
-            {{"timestep", std::move(times)}, {"label", std::move(classes)}}};
+    std::vector<std::int64_t> classes;
+    for (std::int64_t step = 0; step < conditions.steps; ++step) classes.insert(classes.end(), labels.begin(), labels.end());
+    conditions.values.push_back({"label", std::move(classes)});
+    return conditions;
 }
 
 Conditions prompt_conditions(const std::vector<double>& timesteps, const Scalars& scalars, std::int64_t prompts) {

@@ -27,10 +27,11 @@ struct Conditions {
     std::vector<Tensor> inputs() const;
 };
 
-// One record a label at every step: timestep [N, R] and label [N, R].
-Conditions class_conditions(const std::vector<double>& timesteps, const std::vector<std::int64_t>& labels);
-
 using Scalars = std::vector<std::pair<const char*, float>>;
+using Columns = std::vector<std::pair<const char*, std::vector<double>>>;  // [N] each: what changes from step to step
+
+// One record a label at every step: timestep, which is the first of the columns, the others and label, [N, R] each.
+Conditions class_conditions(const Columns& columns, const std::vector<std::int64_t>& labels);
 
 constexpr const char* kPromptRow = "prompt";  // the condition that is a row of `vector`, of a run's prompts
 

@@ -137,7 +137,7 @@ void check_text(const Field& root, const Manifest& manifest) {
 Process read_process_of_model(const Field& root) {
     const Field model = root.at("model"), schedule = root.at("schedule");
     Process process;
-    process.prediction = model.at("prediction").one_of({"epsilon", "x0", "v", "flow", "flow-to-data", "edm"});
+    process.prediction = model.at("prediction").one_of({"epsilon", "x0", "v", "flow", "flow-to-data", "mean-flow", "edm"});
     const bool betas = process.prediction == "epsilon" || process.prediction == "x0" || process.prediction == "v";
     if (schedule.null() == betas) root.fail("a flow model or EDM's has no schedule, and every other model has one");
     if (model.has("timestep_range")) process.timestep_range = read_timestep_range(model.at("timestep_range"));
@@ -244,7 +244,8 @@ void check_graphs(const Field& root, Manifest& manifest) {
     const std::int64_t m = manifest.modulation_width = graphs.width("conditioner", graphs.shape("conditioner"), 2);
     std::map<std::string, Contract> contracts;
     std::vector<TensorInfo> conditions = {{"timestep", f32, {-1}}};
-    if (!open) conditions.push_back({"label", i64, {-1}});
+    if (!open)
+        for (const TensorInfo& told : {TensorInfo{"label", i64, {-1}}, {"interval", f32, {-1}}, {"guidance", f32, {-1}}}) conditions.push_back(told);
     else
         for (const TensorInfo& told : told_of_prompts(graphs)) conditions.push_back(told);
     contracts["conditioner"] = {conditions, {{"modulation", f32, {-1, m}}}};
@@ -308,6 +309,11 @@ const TensorInfo* Manifest::output(const std::string& graph, const char* name) c
     return nullptr;
 }
 
+bool Manifest::told(const char* name) const {
+    const std::vector<TensorInfo>& inputs = graphs.at("conditioner").inputs;
+    return std::any_of(inputs.begin(), inputs.end(), [&](const TensorInfo& tensor) { return tensor.name == name; });
+}
+
 ImageSize Manifest::picture_size(const std::string& graph, const Size& of_latent) const {
     const ImageSize& own = graph == "preview" ? preview : image;
     return text && own.channels != 0 ? ImageSize{of_latent.height * text->factor, of_latent.width * text->factor, own.channels} : own;
@@ -340,6 +346,9 @@ Manifest manifest_from_json(const std::string& text, const std::string& place) {
     for (const char* name : {"conditioner", "step"})
         if (manifest.graphs.count(name) == 0) root.fail(std::string("graph '") + name + "' is missing");
     check_text(root, manifest);
+    manifest.model.told_interval = manifest.process.prediction == "mean-flow";
+    if (manifest.told("interval") != manifest.model.told_interval)
+        root.fail("conditioner: 'interval' is told where the prediction is mean-flow, and nowhere else");
     if (manifest.text && manifest.text->empty) check_listed(root, manifest, *manifest.text->empty);
     for (const auto& [name, file] : root.at("programs").items(kMaxPrograms)) {
         check_listed(root, manifest, manifest.programs[name] = file.text());

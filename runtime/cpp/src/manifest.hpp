@@ -32,6 +32,7 @@ struct Size {
 struct ModelInfo {
     std::int64_t input_size, in_channels, out_channels, num_classes, guided_channels;
     std::optional<std::int64_t> null_class;
+    bool told_interval = false;  // its conditioner is told how far a step goes
 };
 
 struct ImageSize {
@@ -94,6 +95,8 @@ struct Manifest {
     Size latent() const { return {model.input_size, model.input_size}; }  // of training
     // The output of a graph that the bundle has, or null.
     const TensorInfo* output(const std::string& graph, const char* name) const;
+    bool told(const char* name) const;  // whether the conditioner has an input of that name
+    bool tells_guidance() const { return !text && told("guidance"); }  // a model of classes; of prompts `text` says it
     // What "decoder" or "preview" makes of a latent.
     ImageSize picture_size(const std::string& graph, const Size& of_latent) const;
 };

@@ -65,7 +65,7 @@ std::array<double, 2> read_timestep_range(const Field& field) {
 
 Process read_process(const Field& field) {
     Process process;
-    process.prediction = field.at("prediction").one_of({"epsilon", "x0", "v", "flow", "flow-to-data", "edm"});
+    process.prediction = field.at("prediction").one_of({"epsilon", "x0", "v", "flow", "flow-to-data", "mean-flow", "edm"});
     process.timestep_range = read_timestep_range(field.at("timestep_range"));
     process.schedule = read_schedule(field.at("schedule"));
     return process;

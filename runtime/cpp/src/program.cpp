@@ -61,6 +61,7 @@ Program program_from_json(const std::string& text, const std::string& place) {
         program.guidance.push_back(factor.number());
         if (program.guidance.back() < 0) factor.fail("is negative: 0 is no guidance");
     }
+    if (root.has("interval") && !root.at("interval").null()) program.interval = numbers(root.at("interval"), steps);
     if (root.has("graph") && !root.at("graph").null())
         for (const Field& name : rows("graph")) {
             program.graph.push_back(name.text());

@@ -18,6 +18,7 @@ struct Program {
     std::string name;
     std::int64_t steps = 0, slots = 0;
     std::vector<double> timestep;   // [N]
+    std::vector<double> interval;   // [N] how far a step goes, in timesteps; empty: the network is not told
     std::vector<double> x0_from;    // [N, 2]
     std::vector<double> log_sigma;  // [N, 2]
     std::vector<double> mix;        // [N, K, K + 2]

@@ -31,11 +31,21 @@ PromptPointer opened_for(const Bundle& bundle, const ditedge_prompt& prompt) {
     return prompt.prompt;
 }
 
-Subject class_subject(const Bundle& bundle, const Wanted& wanted) {
+void check_told(double guidance) {
+    if (!std::isfinite(static_cast<float>(guidance))) fail_request("guidance " + shown(guidance) + " is not a finite number in float32");
+}
+
+Subject class_subject(const Bundle& bundle, const Wanted& wanted, double guidance) {
     if (wanted.prompt != nullptr || wanted.negative != nullptr) text_of(bundle);  // throws
     check_label(bundle, wanted.label);
     if (wanted.away_from != -1) check_label(bundle, wanted.away_from);
-    return {wanted.label, wanted.away_from, nullptr, nullptr, {}, false};
+    Subject subject{wanted.label, wanted.away_from, nullptr, nullptr, {}, false};
+    if (!bundle.manifest.tells_guidance()) return subject;
+    if (wanted.away_from != -1)
+        fail_request(bundle.folder->path.string() + " reads its guidance as a number and evaluates each step once: leave the class to guide away from out");
+    check_told(guidance);
+    subject.told = {{"guidance", static_cast<float>(guidance)}};
+    return subject;
 }
 
 // Whether steps have a second evaluation, which leads away from another prompt. negative: one was given.
@@ -46,7 +56,7 @@ bool is_guided(const Bundle& bundle, double guidance, bool negative) {
         fail_request(place + (kind == "embedded" ? " reads its guidance as a number" : " has no guidance") +
                      " and evaluates each step once: leave negative prompts out");
     if (kind == "none" && guidance != 1.0) fail_request("guidance " + shown(guidance) + ": " + place + " has none: leave it out, or give 1");
-    if (kind == "embedded" && !std::isfinite(static_cast<float>(guidance))) fail_request("guidance " + shown(guidance) + " is not a finite number in float32");
+    if (kind == "embedded") check_told(guidance);
     return kind == "true" && guidance != 1.0;
 }
 
@@ -68,7 +78,7 @@ Subject prompt_subject(const Bundle& bundle, const Wanted& wanted, double guidan
 
 // nothing: the prompt of no words, read when it is wanted first.
 Subject subject_of(const Bundle& bundle, const Wanted& wanted, double guidance, const Size& latent, PromptPointer& nothing) {
-    return bundle.manifest.text ? prompt_subject(bundle, wanted, guidance, latent, nothing) : class_subject(bundle, wanted);
+    return bundle.manifest.text ? prompt_subject(bundle, wanted, guidance, latent, nothing) : class_subject(bundle, wanted, guidance);
 }
 
 }  // namespace
@@ -84,7 +94,8 @@ Size latent_of(const Bundle& bundle, std::int64_t width, std::int64_t height) {
 double guidance_of(const Bundle& bundle, double given) { return std::isnan(given) ? bundle.manifest.default_guidance : given; }
 
 double strength_of(const Bundle& bundle, double guidance) {
-    return bundle.manifest.text && bundle.manifest.text->guidance == "embedded" ? 1.0 : guidance;
+    const auto& text = bundle.manifest.text;
+    return (text ? text->guidance == "embedded" : bundle.manifest.tells_guidance()) ? 1.0 : guidance;
 }
 
 Subject subject_of(const Bundle& bundle, const Wanted& wanted, double guidance, const Size& latent) {

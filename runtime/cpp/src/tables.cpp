@@ -60,6 +60,18 @@ Evaluations evaluations_of_step(const std::vector<const ImageTables*>& images, c
     return some;
 }
 
+// What a conditioner of classes is told at every step, beside the class.
+Columns columns_of(const Program& program, const ModelInfo& model, const Subject& subject) {
+    Columns columns = {{"timestep", program.timestep}};
+    for (const auto& [name, value] : subject.told) columns.emplace_back(name, std::vector<double>(program.timestep.size(), value));
+    if (!model.told_interval) return columns;
+    if (program.interval.empty())
+        fail_request("program '" + program.name + "' does not say how far its steps go ('interval'), which this model is told: make "
+                     "one with sampler mean-flow");
+    columns.emplace_back("interval", program.interval);
+    return columns;
+}
+
 }  // namespace
 
 ImageTables image_tables(const Program& program, const ModelInfo& model, const Subject& subject, double guidance) {
@@ -96,7 +108,7 @@ ImageTables image_tables(const Program& program, const ModelInfo& model, const S
     } else {
         std::vector<std::int64_t> labels = {subject.label};
         if (any) labels.push_back(subject.away_from >= 0 ? subject.away_from : *model.null_class);
-        tables.conditions = class_conditions(program.timestep, labels);
+        tables.conditions = class_conditions(columns_of(program, model, subject), labels);
     }
     for (std::int64_t step = 0; step < program.steps; ++step) tables.draws.push_back(program.draws_noise(step));
     tables.x0_from = floats(program.x0_from);

@@ -17,7 +17,7 @@ namespace ditedge {
 struct Subject {
     std::int64_t label = 0, away_from = -1;  // -1: "no class"
     PromptPointer prompt, negative;          // null: the model takes classes; no negative: nothing guides
-    Scalars told;                            // to the conditioner beside timestep and prompts
+    Scalars told;                            // to the conditioner beside timestep and label or prompts
     bool vectors = false;                    // the conditioner reads the prompts' vectors
 };
 

@@ -1,4 +1,7 @@
-"""facebookresearch/DiT's and SiT's forward pass, written out from the papers: truth for every layout of its weights."""
+"""facebookresearch/DiT's and SiT's forward pass, written out from the papers: truth for every layout of its weights.
+
+And MeanFlow's (arXiv:2505.13447, section 4.4): the embedding of t - r is added to that of t.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def literal_dit(state: dict[str, Tensor], heads: int, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """x [N, C, H, W], t [N], y [N] -> all output channels [N, O, H, W]. Everything but `heads` is in the shapes."""
+def literal_dit(
+    state: dict[str, Tensor], heads: int, x: Tensor, t: Tensor, y: Tensor, interval: Tensor | None = None
+) -> Tensor:
+    """x [N, C, H, W], t [N], y [N] -> all output channels [N, O, H, W]. Everything but `heads` is in the shapes.
+
+    interval [N]: MeanFlow's t - r.
+    """
 
     def linear(name: str, value: Tensor) -> Tensor:
         return F.linear(value, state[f"{name}.weight"], state[f"{name}.bias"])
@@ -23,8 +31,12 @@ def literal_dit(state: dict[str, Tensor], heads: int, x: Tensor, t: Tensor, y: T
     tokens = F.conv2d(x, patches, state["x_embedder.proj.bias"], stride=patches.shape[2])
     side = tokens.shape[2]
     h = tokens.flatten(2).transpose(1, 2) + state["pos_embed"]
-    angle = t[:, None].float() * torch.exp(-math.log(10000) * torch.arange(half) / half)
-    c = linear("t_embedder.mlp.2", F.silu(linear("t_embedder.mlp.0", torch.cat([angle.cos(), angle.sin()], 1))))
+
+    def embedded(name: str, number: Tensor) -> Tensor:
+        angle = number[:, None].float() * torch.exp(-math.log(10000) * torch.arange(half) / half)
+        return linear(f"{name}.mlp.2", F.silu(linear(f"{name}.mlp.0", torch.cat([angle.cos(), angle.sin()], 1))))
+
+    c = embedded("t_embedder", t) + (embedded("h_embedder", interval) if interval is not None else 0)
     c = F.silu(c + state["y_embedder.embedding_table.weight"][y])
     for i in range(sum(key.endswith("attn.qkv.weight") for key in state)):
         name = f"blocks.{i}"
