@@ -12,6 +12,7 @@ from ...runtime.bundle.manifest import GoldenInfo, ModelInfo
 from ...runtime.files import write_tensors
 from ...runtime.loop.noise import SeededNoise
 from ...runtime.report import Report, silent
+from ...runtime.samplers.process import NO_BETAS
 from ...runtime.samplers.schedule import ScheduleInfo, respaced_timesteps
 from ..networks.dit import Network
 from .reference import (
@@ -38,13 +39,7 @@ def write_golden(
     noise = torch.from_numpy(np.stack([source.step(i) for i in range(steps)]))
     y = torch.tensor(labels)
     most, golden = GOLDEN_GUIDANCE if info.null_class is not None or "guidance" in model.config.told else 1.0, []
-    runs = {"ddpm": ("ddpm", most), "ddim": ("ddim", 1.0)}
-    if info.prediction == "mean-flow":
-        runs = {"mean-flow": ("mean-flow", most), "mean-flow-unguided": ("mean-flow", 1.0)}
-    elif info.prediction == "edm":
-        runs = {"edm-euler": ("edm-euler", most), "edm-euler-unguided": ("edm-euler", 1.0)}
-    elif schedule is None:
-        runs = {"flow-euler": ("flow-euler", most), "flow-euler-unguided": ("flow-euler", 1.0)}
+    runs = _runs(info, most)
     report("recording golden trajectories with PyTorch")
     done = 0
     for run, (sampler, guidance) in runs.items():
@@ -79,3 +74,11 @@ def write_golden(
         program = f"{sampler}-{steps}"
         golden.append(GoldenInfo(file=file, program=program, guidance=guidance, tolerance=GOLDEN_TOLERANCE))
     return golden
+
+
+def _runs(info: ModelInfo, guidance: float) -> dict[str, tuple[str, float]]:
+    """By name: the sampler, and its guidance."""
+    if info.prediction not in NO_BETAS:
+        return {"ddpm": ("ddpm", guidance), "ddim": ("ddim", 1.0)}
+    sampler = {"edm": "edm-euler", "mean-flow": "mean-flow"}.get(info.prediction, "flow-euler")
+    return {sampler: (sampler, guidance), f"{sampler}-unguided": (sampler, 1.0)}
