@@ -190,7 +190,7 @@ def check_program(program: Program) -> None:
             raise ProgramError(f"{name} has shape {np.shape(getattr(program, name))}, expected {shape}")
     if program.graph is not None and len(program.graph) != n:
         raise ProgramError(f"graph has {len(program.graph)} names, expected {n}")
-    for name in shapes:
+    for name in ("timestep", *shapes):
         if not np.all(np.abs(getattr(program, name)) <= MAX_NUMBER):  # NaN is not, either
             raise ProgramError(f"{name} has a number that is not finite, or not within +-{MAX_NUMBER:g}")
     if program.guidance.min() < 0:

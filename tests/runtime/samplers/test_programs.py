@@ -212,8 +212,10 @@ def test_every_sampler_makes_a_program_by_its_name() -> None:
 
     for name in SAMPLERS:
         steps = 1 if name == "dmd" else 8
-        if name.startswith("edm"):
-            program = make_program(None, SamplerSettings(name, 8), learned_variance=False, prediction="edm")
+        if name.startswith(("edm", "mean")):
+            prediction = "edm" if name.startswith("edm") else "mean-flow"
+            program = make_program(None, SamplerSettings(name, 8), learned_variance=False, prediction=prediction)
+            assert (program.interval is None) == (prediction == "edm")
         elif not name.startswith("flow"):
             program = make_program(SCHEDULE, SamplerSettings(name, steps), learned_variance=True)
         else:

@@ -60,7 +60,7 @@ def test_a_known_image_is_reached_along_the_forward_process(steps: int, name: st
     """If x0 is always c, x is alpha c + sigma z at every point: exactly without noise, in mean and variance with it."""
     if name == "ddpm" and final == "sigma_min":
         return
-    flow = name.startswith("flow")
+    flow = name.startswith(("flow", "mean"))
     grid = flow_grid(steps, sigma_last=0.01) if flow else multistep_grid(LINEAR, steps, final=final)
     program = SAMPLERS[name](grid)
     check_program(program)
@@ -191,7 +191,7 @@ def test_phi_is_one_function_on_both_sides_of_its_switch(k: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "sampler", [name for name in SAMPLERS if not name.startswith(("flow", "edm")) and name != "dmd"]
+    "sampler", [name for name in SAMPLERS if not name.startswith(("flow", "edm", "mean")) and name != "dmd"]
 )
 def test_every_sampler_takes_zero_terminal_snr(sampler: str) -> None:
     info = ScheduleInfo(kind="linear", beta_start=1e-4, beta_end=0.02, steps=1000, zero_terminal_snr=True)
