@@ -3,10 +3,11 @@
     ditedge serve --engine build/demo/fashion --port 8000 &
     python bench/serve.py --address http://127.0.0.1:8000 --rate 4 --seconds 60 --steps 4,50
     python bench/serve.py --address http://127.0.0.1:8000 --calibrate --steps 4,50       # images a second that it can
+    python bench/serve.py --times 3 --seconds 600 --pid $!                               # overload, with its memory
 
 Prints JSON: by step count the latencies (from the moment that a request was due, so a late sender hides nothing),
-images a second, how many were refused (429) or failed, how full batches were. Against a server with `--max-batch 1` it
-says what sharing steps is worth.
+images a second, how many were refused (429) or failed, how full turns were. Against a server with `--max-batch 1`, and
+those of bench/peers.py, it says what sharing steps is worth.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import argparse
 import http.client
 import itertools
 import json
+import os
 import random
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 PATIENCE = 600  # seconds for an answer
+BODY = {"prompt": "1"}  # of every request
 
 
 @dataclass
@@ -76,8 +80,7 @@ def load(address: str, rate: float, seconds: float, steps: list[int], seed: int 
 
 def _one(address: str, record: Record, steps: int, due: float, seed: int) -> int:
     """The status, which the record has, too."""
-    body = {"prompt": "1", "num_inference_steps": steps, "seed": seed}
-    status, _ = ask(address, "POST", "/v1/images/generations", body)
+    status, _ = ask(address, "POST", "/v1/images/generations", {**BODY, "num_inference_steps": steps, "seed": seed})
     record.add(steps, status, time.monotonic() - due)
     return status
 
@@ -122,6 +125,39 @@ def quantile(values: list[float], part: float) -> float:
     return sorted(values)[min(len(values) - 1, int(part * len(values)))]
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A server at a moment. memory: MB, cpu: seconds of all its threads so far; None without its process id."""
+
+    turns: int
+    image_steps: int
+    memory: float | None
+    cpu: float | None
+
+
+def snapshot(address: str, pid: int | None) -> Snapshot:
+    """Of `ditedge serve`; another server has no turns."""
+    status, text = ask(address, "GET", "/v1/status")
+    said = json.loads(text) if status == 200 else {"turns": 0, "image_steps": 0}
+    cpu = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])) if pid else None
+    seconds = cpu / os.sysconf("SC_CLK_TCK") if cpu is not None else None
+    return Snapshot(said["turns"], said["image_steps"], memory(pid) if pid else None, seconds)
+
+
+def summary(record: Record, seconds: float, before: Snapshot, after: Snapshot) -> dict[str, Any]:
+    said: dict[str, Any] = {"statuses": record.statuses, "images_per_second": round(record.done / seconds, 3)}
+    if after.turns > before.turns:
+        said["images_in_a_turn"] = round((after.image_steps - before.image_steps) / (after.turns - before.turns), 2)
+    if before.memory is not None and after.memory is not None and before.cpu is not None and after.cpu is not None:
+        said["memory_mb"] = {"before": round(before.memory, 1), "after": round(after.memory, 1)}
+        said["cpu_seconds_per_image"] = round((after.cpu - before.cpu) / max(1, record.done), 4)
+    said["seconds"] = {
+        steps: {f"p{part}": round(quantile(found, part / 100), 3) for part in (50, 95, 99)}
+        for steps, found in sorted(record.latencies.items())
+    }
+    return said
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--address", default="http://127.0.0.1:8000")
@@ -129,25 +165,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--steps", type=lambda text: [int(part) for part in text.split(",")], default=[4, 50])
     parser.add_argument("--calibrate", action="store_true", help="say how many images a second it can, and end")
+    parser.add_argument("--times", type=float, help="instead of --rate: so many times what it can, measured first")
+    parser.add_argument("--prompt", default="1", help="a class, or words")
+    parser.add_argument("--pid", type=int, help="of the server, for its memory and processor time (Linux)")
     given = parser.parse_args()
+    BODY["prompt"] = given.prompt
     if given.calibrate:
         print(json.dumps({"images_per_second": round(capacity(given.address, given.steps), 3)}))
         return
-    before = json.loads(ask(given.address, "GET", "/v1/status")[1])
-    began = time.monotonic()
-    record = load(given.address, given.rate, given.seconds, given.steps)
+    rate = given.times * capacity(given.address, given.steps) if given.times else given.rate
+    before, began = snapshot(given.address, given.pid), time.monotonic()
+    record = load(given.address, rate, given.seconds, given.steps)
     seconds = time.monotonic() - began
-    after = json.loads(ask(given.address, "GET", "/v1/status")[1])
-    turns = max(1, after["turns"] - before["turns"])
-    said = {
-        "statuses": record.statuses,
-        "images_per_second": round(record.done / seconds, 3),
-        "images_in_a_step": round((after["image_steps"] - before["image_steps"]) / turns, 2),
-        "seconds": {
-            steps: {f"p{part}": round(quantile(found, part / 100), 3) for part in (50, 95, 99)}
-            for steps, found in sorted(record.latencies.items())
-        },
-    }
+    said = {"rate": round(rate, 3)} | summary(record, seconds, before, snapshot(given.address, given.pid))
     print(json.dumps(said, indent=1))
 
 

@@ -27,6 +27,8 @@ async def generations(request: Request) -> Response:
 
     service: Service = request.app.state.service
     wish: OpenAIWish = read_wish(OpenAIWish, await request.body())
+    if wish.response_format == "url":
+        service.check_remembers("addresses of pictures")
     model, images, tickets = await run_sync(submitted, service, wish)
     if wish.stream:
         return events_reply(_events(service, model, images, tickets))

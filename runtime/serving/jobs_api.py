@@ -24,6 +24,7 @@ async def create(request: Request) -> Response:
     from anyio.to_thread import run_sync
 
     service: Service = request.app.state.service
+    service.check_remembers("jobs")
     wish: JobWish = read_wish(JobWish, await request.body())
 
     def submit() -> Job:

@@ -40,8 +40,11 @@ class Served:
         self.service.scheduler.close(drain=False)
 
 
-def served(request: ServeRequest) -> Served:
-    """Opens and loads everything; the scheduler begins. Raises DitedgeError; ModuleNotFoundError without the extra."""
+def served(request: ServeRequest, alone: bool = True) -> Served:
+    """Opens and loads everything; the scheduler begins. alone: it is no replica among others.
+
+    Raises DitedgeError; ModuleNotFoundError without the extra.
+    """
     metrics = Metrics()  # first, for it misses its package at once
     if not request.engines:
         raise RequestError("there is nothing to serve: give --engine a bundle")
@@ -52,7 +55,7 @@ def served(request: ServeRequest) -> Served:
     scheduler = Scheduler(sessions, request.limits, metrics.observe)
     metrics.watch(scheduler)
     hosts = frozenset(name.lower() for name in (*request.allowed_hosts, request.host))
-    service = Service(scheduler, bundles, request.max_steps, request.max_images, keys, hosts)
+    service = Service(scheduler, bundles, request.max_steps, request.max_images, keys, hosts, alone)
 
     app = application(service, metrics, lambda: _end(scheduler, request))
     scheduler.start()

@@ -33,7 +33,8 @@ class UnknownJobError(RequestError):
 class Service:
     """bundles: by name, the default one first. keys: SHA-256 of each; empty: none is asked for.
 
-    hosts: names that requests may call this machine by, beside localhost and addresses.
+    hosts: names that requests may call this machine by, beside localhost and addresses. alone: whether the next request
+    comes here, too; otherwise nothing is remembered for it.
     """
 
     scheduler: Scheduler
@@ -42,9 +43,15 @@ class Service:
     max_images: int = 16
     keys: tuple[bytes, ...] = ()
     hosts: frozenset[str] = frozenset()
+    alone: bool = True
     jobs: Jobs = field(default_factory=Jobs)
     _tokenizers: dict[str, Tokenizer] = field(default_factory=dict)  # by the name of the model
     _tokenizing: threading.Lock = field(default_factory=threading.Lock)
+
+    def check_remembers(self, what: str) -> None:
+        """Raises RequestError where another replica may be asked for it."""
+        if not self.alone:
+            raise RequestError(f"{what} are remembered by one of several replicas: ask for b64_json, or for a stream")
 
     @property
     def default(self) -> str:

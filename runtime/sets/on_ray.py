@@ -1,7 +1,8 @@
 """Batches of a set by Ray: actors that each hold loaded engines, on this machine or a cluster; this process writes.
 
-Who samples a batch makes no difference to it, so a worker or a node that dies is replaced and its batch sampled again.
-At most IN_FLIGHT batches of each worker are asked for and not written yet: a slow disk holds the workers back.
+Who samples a batch makes no difference to it: those of a worker that dies go to the others, and it is one of them again
+when Ray has a place for it, which after the loss of a node may be never. At most IN_FLIGHT batches of each worker are
+asked for and not written yet: a slow disk holds the workers back.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import re
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
@@ -23,6 +25,7 @@ from .request import RayOptions, SampleSetRequest
 from .sampling import BatchMaker
 
 IN_FLIGHT = 2
+MOST_DEATHS = 5  # of workers over one batch: it is what kills them
 CONNECT_SECONDS = 5.0
 LOCAL = "local"  # an address: this machine alone, for the time of the command
 
@@ -32,6 +35,9 @@ class Worker:
 
     def __init__(self, request: SampleSetRequest, plan: SetPlan) -> None:
         self._maker = BatchMaker(request, plan)
+
+    def present(self) -> None:
+        """Comes back when there is a worker, again."""
 
     def sample(self, batch: int) -> np.ndarray | DitedgeError:
         """uint8 [b, h, w, 1 or 3]; what a user can mend comes back as it is, since trying again does not help."""
@@ -50,7 +56,6 @@ def batches_on_ray(request: SampleSetRequest, plan: SetPlan, gaps: list[int]) ->
             "num_cpus": threads,
             "num_gpus": request.ray.worker_gpus,
             "max_restarts": -1,
-            "max_task_retries": -1,
         }
         kind = ray.remote(**settings)(Worker)
         workers = [kind.remote(request, plan) for _ in range(_count(ray, request.ray, threads, len(gaps)))]
@@ -58,29 +63,47 @@ def batches_on_ray(request: SampleSetRequest, plan: SetPlan, gaps: list[int]) ->
 
 
 def _in_turns(ray: Any, workers: list[Any], gaps: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    waiting, asked = list(reversed(gaps)), {}
-    for worker in workers * IN_FLIGHT:
-        if waiting:
-            batch = waiting.pop()
-            asked[worker.sample.remote(batch)] = (batch, worker)
-    while asked:
+    waiting = list(reversed(gaps))
+    asked: dict[Any, tuple[int | None, int]] = {}  # what is to come -> batch, worker; no batch: whether it is back
+    places = Counter(dict.fromkeys(range(len(workers)), IN_FLIGHT))  # of each worker
+    deaths: Counter[int] = Counter()  # by batch
+    left = len(gaps)
+    while left:
+        for number in range(len(workers)):
+            while places[number] > 0 and waiting:
+                following = waiting.pop()
+                asked[workers[number].sample.remote(following)] = (following, number)
+                places[number] -= 1
         [ready], _ = ray.wait(list(asked), num_returns=1)
-        batch, worker = asked.pop(ready)
+        batch, number = asked.pop(ready)
         images = _result(ray, ready)
-        yield batch, images
-        if waiting:
-            following = waiting.pop()
-            asked[worker.sample.remote(following)] = (following, worker)
+        if batch is None:
+            places[number] = IN_FLIGHT - sum(1 for other, worker in asked.values() if worker == number)
+        elif images is not None:
+            places[number] += 1
+            left -= 1
+            yield batch, images
+        else:
+            waiting.append(batch)
+            deaths[batch] += 1
+            if deaths[batch] == MOST_DEATHS:
+                raise EngineError(f"{MOST_DEATHS} workers died over batch {batch}: is there memory for --batch images?")
+            if (None, number) not in asked.values():
+                places[number] = -IN_FLIGHT  # nothing more until it is back
+                asked[workers[number].present.options(max_task_retries=-1).remote()] = (None, number)
 
 
-def _result(ray: Any, ready: Any) -> np.ndarray:
+def _result(ray: Any, ready: Any) -> np.ndarray | None:
+    """Of a batch; None where its worker died, or the node that had it. Raises what the worker raised, EngineError."""
     try:
         images = ray.get(ready)
+    except (ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError):
+        return None
     except ray.exceptions.RayError as error:
         raise EngineError(f"a worker failed: {str(error).strip().splitlines()[-1][:300]}") from None
     if isinstance(images, DitedgeError):
         raise images
-    return np.asarray(images)
+    return None if images is None else np.asarray(images)
 
 
 def _count(ray: Any, options: RayOptions, threads: int, gaps: int) -> int:

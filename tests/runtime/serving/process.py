@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-SECONDS = 180  # that a test waits for what takes a second
+SECONDS = 300  # that a test waits for what takes a second
 PACED = """
 import sys, time
 from ditedge.runtime.loop.session import Session

@@ -29,6 +29,7 @@ def client(*folders: Path, **asked: Any) -> Iterator[Any]:
     from ditedge.runtime.serving.server import served
 
     limits = Limits(**{name: asked.pop(name) for name in ("max_batch", "max_queue", "max_seconds") if name in asked})
+    alone = asked.pop("alone", True)
     request = ServeRequest(
         tuple(folders),
         limits=limits,
@@ -36,7 +37,7 @@ def client(*folders: Path, **asked: Any) -> Iterator[Any]:
         drain=0,
         **{"allowed_hosts": ("testserver",), **asked},
     )
-    server = served(request)
+    server = served(request, alone)
     with TestClient(server.app, raise_server_exceptions=False) as one:
         one.service = server.service
         yield one

@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from ditedge.runtime.errors import RequestError
-from ditedge.runtime.sets.on_ray import _check_answers, _count
+from ditedge.runtime.errors import EngineError, RequestError
+from ditedge.runtime.sets.on_ray import IN_FLIGHT, _check_answers, _count, _in_turns
 from ditedge.runtime.sets.request import RayOptions
 from tests.conftest import ROOT
 
@@ -24,8 +26,8 @@ CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-cluster.add_node(num_cpus=1)
-print(cluster.address, flush=True)
+node = cluster.add_node(num_cpus=1)
+print(cluster.address, node.all_processes["raylet"][0].process.pid, flush=True)
 sys.stdin.read()
 cluster.shutdown()
 """
@@ -88,20 +90,83 @@ def test_a_killed_worker_and_a_killed_driver(golden_bundle, tmp_path: Path, whol
 
 @slow
 @needs_ray
-def test_a_cluster_of_two_nodes(golden_bundle, tmp_path: Path, whole: str) -> None:
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_cluster_of_two_nodes(golden_bundle, tmp_path: Path, whole: str, lost: bool) -> None:
+    """lost: one dies, and there is no place for its worker on the other."""
     script = [sys.executable, "-c", CLUSTER]
     cluster = subprocess.Popen(
         script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert cluster.stdin is not None and cluster.stdout is not None
     try:
-        address = next(line.strip() for line in cluster.stdout if line[:1].isdigit())
-        process = begin(command(golden_bundle("gray1_cfg"), tmp_path / "set", "--ray", address, "--workers", 2))
-        assert sha256(process) == whole
+        address, node = next(line.split() for line in cluster.stdout if line[:1].isdigit())
+        words = command(golden_bundle("gray1_cfg"), tmp_path / "set", "--ray", address, "--workers", 2)
+        assert sha256(begin(killing(words, f"{node}=20") if lost else words)) == whole
     finally:
         cluster.stdin.close()
         cluster.wait(SECONDS)
         cluster.stdout.close()
+
+
+class Died(Exception):
+    """As Ray says that a worker is not there."""
+
+
+class Crew:
+    """What of Ray `_in_turns` needs, played by hand: `die` says who dies over which batch, and who never comes back."""
+
+    class exceptions:
+        ActorUnavailableError, ObjectLostError, NodeDiedError, RayError = Died, KeyError, KeyError, Died
+
+    def __init__(self, die: dict[int, set[int]], gone: set[int] = frozenset()) -> None:
+        self.die, self.gone, self.asked = die, gone, []
+
+    def workers(self, count: int) -> list[SimpleNamespace]:
+        return [self._worker(number) for number in range(count)]
+
+    def _worker(self, number: int) -> SimpleNamespace:
+        present = SimpleNamespace(remote=lambda: ("present", number, object()))
+        return SimpleNamespace(
+            sample=SimpleNamespace(remote=lambda batch: self._ask(batch, number)),
+            present=SimpleNamespace(options=lambda **_: present),
+        )
+
+    def _ask(self, batch: int, number: int) -> tuple:
+        self.asked.append((number, batch))
+        return (batch, number, object())
+
+    def wait(self, refs: list, num_returns: int) -> tuple[list, list]:
+        there = [ref for ref in refs if not (ref[0] == "present" and ref[1] in self.gone)]
+        return [there[0]], []
+
+    def get(self, ref: tuple) -> np.ndarray | None:
+        what, number, _ = ref
+        if what == "present":
+            return None
+        if number in self.die.get(what, set()):
+            if number not in self.gone:
+                self.die[what].discard(number)
+            raise Died
+        return np.full((1, 1, 1, 1), what, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("die", "gone"), [({}, set()), ({3: {1}, 8: {0}}, set()), ({batch: {1} for batch in range(12)}, {1})]
+)
+def test_batches_of_the_dead_go_to_the_living(die: dict[int, set[int]], gone: set[int]) -> None:
+    ray = Crew(die, gone)
+    made = list(_in_turns(ray, ray.workers(2), list(range(12))))
+    assert sorted(batch for batch, _ in made) == list(range(12))
+    assert all(images.item() == batch for batch, images in made)
+    if gone:
+        assert [number for number, _ in ray.asked].count(1) == IN_FLIGHT  # it is asked for nothing more
+
+
+def test_a_batch_that_kills_whoever_has_it() -> None:
+    ray = Crew({5: {0, 1}})
+    ray.die[5] = type("Always", (set,), {"discard": lambda *_: None})({0, 1})
+    with pytest.raises(EngineError, match="5 workers died over batch 5"):
+        list(_in_turns(ray, ray.workers(2), list(range(12))))
 
 
 def test_nobody_at_the_address() -> None:
