@@ -9,6 +9,7 @@ for the whole batch, as quantize_dynamic has it, is a twentieth quicker and coar
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import onnx_ir as ir
 
 from ...runtime.loop.verify import LARGEST_ERROR
 from ..graph.attention import write_out_softmax
+from ..graph.heads import PARTS, heads_of, to_heads
 from ..graph.linears import Linear
 from ..graph.qdq import SMALLEST_SCALE, round_input, store_weight, zero_points
 from ..graph.surgery import constant, insert
@@ -33,23 +35,37 @@ def quantised_weight(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dynamic_int8(model: Any, linears: list[Linear], amax: Ranges | None = None) -> None:
-    """Replaces each linear's MatMul by an integer one, in place."""
+    """Replaces each linear's MatMul by an integer one, in place: that of q, k and v together by one of each."""
     write_out_softmax(model)
     for linear in linears:
         weight, scale = quantised_weight(linear.matrix)
-        q_weight = constant(model, f"{linear.name}.weight_int8", np.ascontiguousarray(weight))
-        s_weight = constant(model, f"{linear.name}.weight_scale", scale)
-        old = linear.node.outputs[0]
-        new = _product(model, linear, q_weight, s_weight)
-        ir.convenience.replace_all_uses_with(old, new)
-        new.shape, new.type = old.shape, old.type
+        rounded, heads = _rounded(model, linear), heads_of(linear)
+        if heads is not None:
+            for part, some in enumerate(np.split(np.arange(len(scale)), PARTS)):
+                name = f"{linear.name}.{'qkv'[part]}"
+                to_heads(model, heads, part, _product(model, linear, rounded, weight[:, some], scale[some], name), name)
+            for node in reversed(heads.nodes):
+                model.graph.remove(node, safe=True)
+        else:
+            new, old = _product(model, linear, rounded, weight, scale, linear.name), linear.node.outputs[0]
+            ir.convenience.replace_all_uses_with(old, new)
+            new.shape, new.type = old.shape, old.type
         model.graph.remove(linear.node, safe=True)
 
 
-def _product(model: Any, linear: Linear, q_weight: Any, s_weight: Any) -> Any:
+@dataclass(frozen=True)
+class _Rounded:
+    """A linear's input as uint8 (ir.Value)."""
+
+    rows: Any  # [rows, I]
+    zero: Any  # the zero point, a number
+    by_row: Any  # [rows, 1] float32: a scale each
+    shape: Any  # [..]: of the input but for its last axis
+
+
+def _rounded(model: Any, linear: Linear) -> _Rounded:
     """One scale per row. Rows are flattened to one axis, over which QuantizeLinear takes a vector of scales."""
-    node, name = linear.node, linear.name
-    inputs, outputs = linear.features
+    node, name, inputs = linear.node, linear.name, linear.features[0]
     zero_point = GELU_ZERO_POINT if linear.after_gelu else 128
     levels = 255 - zero_point
     floor = GELU_MINIMUM / zero_point if linear.after_gelu else SMALLEST_SCALE
@@ -66,18 +82,25 @@ def _product(model: Any, linear: Linear, q_weight: Any, s_weight: Any) -> Any:
     zero = constant(model, f"uint8_{zero_point}", np.array(zero_point, np.uint8))
     count = insert(model, node, "Shape", [scale], f"{name}.count")
     zeros = insert(model, node, "Expand", [zero, count], f"{name}.x_zero")
-    q_x = insert(model, node, "QuantizeLinear", [x, scale, zeros], f"{name}.x_uint8", axis=0)
+    rows = insert(model, node, "QuantizeLinear", [x, scale, zeros], f"{name}.x_uint8", axis=0)
+    by_row = insert(model, node, "Unsqueeze", [scale, last], f"{name}.row_scale")
+    shape = insert(model, node, "Shape", [linear.input], f"{name}.shape", start=0, end=-1)
+    return _Rounded(rows, zero, by_row, shape)
 
+
+def _product(model: Any, linear: Linear, x: _Rounded, weight: np.ndarray, scale: np.ndarray, name: str) -> Any:
+    """x @ weight, of these columns of the linear: int8 [I, O], with scales [O]."""
+    node, outputs = linear.node, weight.shape[1]
+    q_weight = constant(model, f"{name}.weight_int8", np.ascontiguousarray(weight))
+    s_weight = constant(model, f"{name}.weight_scale", np.ascontiguousarray(scale))
     one = constant(model, "float_one", np.array(1, np.float32))
     # ONNX Runtime's own operator: MatMulInteger, Cast and Mul in one pass. It does not fuse them by itself here, and
     # the step of DiT-XL takes 5 % longer with the three (processor time, one thread).
-    product = insert(model, node, "MatMulIntegerToFloat", [q_x, q_weight, one, s_weight, zero], f"{name}.by_column",
-                     domain="com.microsoft")  # fmt: skip
-    scale = insert(model, node, "Unsqueeze", [scale, last], f"{name}.row_scale")
-    product = insert(model, node, "Mul", [product, scale], f"{name}.by_row")
-    shape = insert(model, node, "Shape", [linear.input], f"{name}.shape", start=0, end=-1)
+    product = insert(model, node, "MatMulIntegerToFloat", [x.rows, q_weight, one, s_weight, x.zero],
+                     f"{name}.by_column", domain="com.microsoft")  # fmt: skip
+    product = insert(model, node, "Mul", [product, x.by_row], f"{name}.by_row")
     width = constant(model, f"width_{outputs}", np.array([outputs]))
-    shape = insert(model, node, "Concat", [shape, width], f"{name}.out_shape", axis=0)
+    shape = insert(model, node, "Concat", [x.shape, width], f"{name}.out_shape", axis=0)
     return insert(model, node, "Reshape", [product, shape], f"{name}.product")
 
 

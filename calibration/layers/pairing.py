@@ -13,13 +13,14 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ..graph.heads import BY_HEAD, heads_of
 from ..graph.linears import find_linears
 from ..graph.lowering import LOW
 
 FLOATS = (ir.DataType.FLOAT, *LOW)
 ROUNDED = tuple(f"_{dtype.name.lower()}_rounded" for dtype in LOW)  # graph/lowering.py: emulated
-# Behind what a rewrite took something away from, under its old name: graph/attention.py, graph/late_bias.py
-BEHIND = (".divided", ".written_out", ".biased")
+# Behind what a rewrite took something away from, under its old name: graph/attention.py, late_bias.py, heads.py
+BEHIND = (".divided", ".written_out", ".biased", BY_HEAD)
 ADALN = ".adaLN_modulation.1"
 MODULATING = {"Add", "Mul", "Unsqueeze", "Split", "Slice", "Gather", "Identity"}
 VALUES = {"Reshape", "Transpose", "Squeeze", "Slice", "Split", "Gather", "Unsqueeze", "Add", "MatMul", "Identity"}
@@ -52,8 +53,12 @@ def pair(a: Any, b: Any, smoothed: bool) -> list[Point]:
     others = {value.name: value for node in b.graph for value in node.outputs if value.dtype in FLOATS}
     linears = {linear.name: str(linear.node.outputs[0].name) for linear in find_linears(b)}
     moved = _moved(a) if smoothed else frozenset()
+    apart, whole = _made_apart(a, others)
     found: dict[str, tuple[Any, str, bool, str]] = {}
     for node, layer, own in _layers(a):
+        if node in whole:
+            continue
+        layer, own = (apart[node], True) if node in apart else (layer, own)
         names = (f"{layer}.product", linears.get(layer, "")) if own and node.op_type != "Add" else ()
         for value in node.outputs:
             if value.dtype in FLOATS and value.name:
@@ -65,6 +70,20 @@ def pair(a: Any, b: Any, smoothed: bool) -> list[Point]:
               "" if other else SMOOTHED if name in moved else GONE)
         for name, (node, layer, own, other) in found.items()
     ]  # fmt: skip
+
+
+def _made_apart(a: Any, others: Mapping[str, Any]) -> tuple[dict[Any, str], set[Any]]:
+    """Nodes of q, k and v where the other graph makes them by a linear each -> (those that give them, with the layer
+    that they are of; those before, of which nothing is left to compare).
+    """
+    apart, whole = {}, set()
+    for linear in find_linears(a):
+        heads = heads_of(linear)
+        if heads is not None and all(part.name + BY_HEAD in others for part in heads.parts):
+            giving = {part.producer(): linear.name for part in heads.parts}
+            apart |= giving
+            whole |= {linear.node, *heads.nodes} - set(giving)
+    return apart, whole
 
 
 def _layers(model: Any) -> Iterator[tuple[Any, str, bool]]:

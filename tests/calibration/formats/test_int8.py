@@ -12,7 +12,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from ditedge.calibration.formats.int8 import quantised_weight
+from ditedge.calibration.formats import int8
+from ditedge.calibration.formats.int8 import dynamic_int8, quantised_weight
 from ditedge.calibration.graph.linears import find_linears
 from ditedge.calibration.graph.surgery import load_graph, save_graph
 from ditedge.calibration.options import QuantizeOptions
@@ -21,6 +22,7 @@ from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.manifest import MANIFEST_NAME
 from ditedge.runtime.bundle.writing import hashed_files
 from ditedge.runtime.errors import RequestError
+from ditedge.runtime.loop.tables import step_tables
 from ditedge.runtime.loop.verify import replay
 
 RNG = np.random.default_rng(0)
@@ -62,14 +64,43 @@ def test_linears_carry_the_checkpoints_names(golden_bundle) -> None:
 
 
 def test_integer_kernels_run(quantised, tmp_path: Path) -> None:
-    """Nothing folds back to float32: one integer kernel per linear but the protected one."""
+    """Nothing folds back to float32: an integer kernel of each linear but the protected one, three of qkv."""
     bundle = open_bundle(quantised[1])
     kernels = optimised_kernels(bundle.graph_file("step"), tmp_path)
     integer = kernels["MatMulIntegerToFloat"]
-    assert integer == 4 * bundle.manifest.model.depth, kernels
+    assert integer == 6 * bundle.manifest.model.depth, kernels
     floats = optimised_kernels(open_bundle(quantised[0]).graph_file("step"), tmp_path)
     products = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm")
-    assert sum(floats[name] for name in products) - sum(kernels[name] for name in products) == integer
+    linears = sum(floats[name] for name in products) - sum(kernels[name] for name in products)
+    assert linears == 4 * bundle.manifest.model.depth
+
+
+def test_queries_keys_and_values_are_made_apart_and_no_bit_changes(
+    golden_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three products of the same rounded rows instead of one that is taken apart by copying."""
+    bundle = open_bundle(golden_bundle("gray1_cfg"))
+    tables = step_tables(bundle.program("ddim-25"), bundle.manifest.model, [1, 2], 3.0)
+    state = RNG.standard_normal((2, 1, *bundle.manifest.model.latent_shape)).astype(np.float32)
+    with Session(bundle) as session:
+        inputs = session.step_inputs(tables, 3, state)
+
+    def next_state(name: str) -> np.ndarray:
+        model = load_graph(bundle.graph_file("step"))
+        dynamic_int8(model, [linear for linear in find_linears(model) if linear.name.startswith("blocks.")])
+        save_graph(model, tmp_path / f"{name}.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        names = {tensor.name for tensor in session.get_inputs()}
+        return session.run(None, {name: array for name, array in inputs.items() if name in names})[0]
+
+    apart = next_state("apart")
+    monkeypatch.setattr(int8, "heads_of", lambda linear: None)
+    assert np.array_equal(apart, next_state("whole"))
+    slices = [
+        Counter(node.op_type for node in onnx.load(tmp_path / f"{name}.onnx").graph.node)["Slice"]
+        for name in ("whole", "apart")
+    ]
+    assert slices[0] - slices[1] == 3 * bundle.manifest.model.depth
 
 
 def test_int8_stays_near_float_and_verifies(quantised) -> None:
