@@ -137,6 +137,8 @@ def session_settings(options: EngineOptions) -> Any:
     for pool in ("intra_op", "inter_op"):
         settings.add_session_config_entry(f"session.{pool}.allow_spinning", "1" if options.spin else "0")
     settings.log_severity_level = 4  # errors are raised: the log would say them with names out of the graph as they are
+    if options.share_weights:  # no copy of each in the order in which its kernel reads it
+        settings.add_session_config_entry("session.disable_prepacking", "1")
     if not options.fused:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if integer_sums_saturate():
