@@ -40,7 +40,7 @@ class EngineOptions:
         metadata=option(
             "--share-weights",
             help="Of ONNX Runtime on the CPU: weights beside a graph stay in the file's pages, which processes share: "
-            "a quicker start, and slower steps (int8 by 2 %, float32 by 10 %).",
+            "a quicker start, and slower steps (int8 by 2 to 8 %, float32 by 10 %).",
         ),
     )
     keep_buffers: bool = True  # between runs: quicker for many runs of one shape; False halves the memory of a decoder
