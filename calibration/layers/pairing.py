@@ -76,7 +76,8 @@ def _made_apart(a: Any, others: Mapping[str, Any]) -> tuple[dict[Any, str], set[
     """Nodes of q, k and v where the other graph makes them by a linear each -> (those that give them, with the layer
     that they are of; those before, of which nothing is left to compare).
     """
-    apart, whole = {}, set()
+    apart: dict[Any, str] = {}
+    whole = set[Any]()
     for linear in find_linears(a):
         heads = heads_of(linear)
         if heads is not None and all(part.name + BY_HEAD in others for part in heads.parts):
