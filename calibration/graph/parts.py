@@ -43,7 +43,7 @@ class GroupNorm:
 
     @property
     def channels(self) -> int:
-        return int(_constant_of(self.affine[0]).size)
+        return int(_constant(self.affine[0]).size)
 
 
 def norms_in_parts(model: Any) -> int:
@@ -86,6 +86,12 @@ def _only_reader(value: Any) -> Any:
     return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
 
 
+def _constant(node: Any) -> np.ndarray:
+    array = _constant_of(node)
+    assert array is not None  # _match saw to it
+    return array
+
+
 def _constant_of(node: Any) -> np.ndarray | None:
     """The constant operand of a Mul or an Add."""
     arrays = [value.const_value.numpy() for value in node.inputs if value is not None and value.const_value is not None]
@@ -100,7 +106,8 @@ def _match(norm: Any) -> GroupNorm | None:
     shift = _only_reader(scale.outputs[0]) if scale is not None and scale.op_type == "Mul" else None
     if shift is None or shift.op_type != "Add" or _constant_of(scale) is None or _constant_of(shift) is None:
         return None
-    behind, value = [], shift.outputs[0]
+    value = shift.outputs[0]
+    behind: list[Any] = []
     sigmoid = next((node for node in value.consumers() if node.op_type == "Sigmoid"), None)
     if sigmoid is not None and len(value.consumers()) == 2:
         product = _only_reader(sigmoid.outputs[0])
@@ -139,9 +146,8 @@ def _one_part(model: Any, norm: GroupNorm, x: Any, part: int, parts: int, name: 
     last, groups = norm.last, norm.groups // parts
 
     def of_part(node: Any) -> Any:
-        array = _constant_of(node)
-        assert array is not None
-        return constant(model, f"{node.name}.{part}", np.split(array.reshape(-1, 1, 1), parts)[part].copy())
+        array = _constant(node).reshape(-1, 1, 1)
+        return constant(model, f"{node.name}.{part}", np.split(array, parts)[part].copy())
 
     by_group = constant(model, f"by_{groups}", np.array([0, groups, -1]))
     flat = insert(model, last, "Reshape", [x, by_group], f"{name}.flat")

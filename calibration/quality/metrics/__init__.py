@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ..metric import Metric
-from . import disk, drift, features, pixels, speed
+from . import decoding, disk, drift, features, pixels, speed
 
 METRICS: dict[str, Metric] = {  # in the order of the table, the report and quality.json
     "drift": drift.METRIC,
     "pixels": pixels.METRIC,
+    "decoding": decoding.METRIC,
     "features": features.METRIC,
     "disk": disk.METRIC,
     "speed": speed.METRIC,

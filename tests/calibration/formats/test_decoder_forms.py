@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from ditedge.calibration import psnr
+from ditedge.calibration import CompareRequest, compare_bundles, psnr
 from ditedge.calibration.convert import convert_bundle
 from ditedge.calibration.formats import int8_decoder as decoder_module
 from ditedge.calibration.formats.half_decoder import halve_decoder
@@ -26,6 +26,7 @@ from ditedge.runtime import Session, open_bundle
 from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.errors import BundleError
 from ditedge.runtime.loop.decoded import decoded
+from ditedge.runtime.loop.noise import SeededNoise
 from tests.export.networks.vaes import LATENT, make_tiny, make_vae
 
 KINDS = ("kl", "tiny")
@@ -133,8 +134,21 @@ def test_weights_of_the_decoder_cannot_saturate_sums(static) -> None:
 
 
 def test_the_manifest_says_what_became_of_the_decoder(latent_bundle, tmp_path: Path) -> None:
-    manifest = quantize_bundle(latent_bundle("tiny"), tmp_path / "int8", QuantizeOptions())
+    source, out = latent_bundle("tiny"), tmp_path / "int8"
+    manifest = quantize_bundle(source, out, QuantizeOptions())
     assert manifest.quantization is not None and manifest.quantization.decoder == "int8-static"
+    request = CompareRequest(count=3, batch=2, steps=2, sampler="ddim", speed_rounds=0)
+    report = compare_bundles(source, out, request)
+    found = report.quality.decoding
+    assert found is not None and found.latents == 2 and found.ratio is None
+    assert compare_bundles(source, source, request).quality.decoding is None, "the same decoder"
+    a, b = open_bundle(source), open_bundle(out)
+    with Session(a) as session:
+        noise = SeededNoise([0, 1], a.manifest.model.latent_shape)
+        program = a.program(sampler="ddim", steps=2)
+        latents = session.latents(program, [0, 1], a.manifest.defaults.guidance, noise)
+    pictures = [decoded(bundle.graph_file("decoder"), a, latents) for bundle in (a, b)]
+    assert found.psnr == pytest.approx(psnr(*pictures))
 
 
 def test_a_decoder_whose_activations_do_not_suit_int8_keeps_them(
