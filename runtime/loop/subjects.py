@@ -176,7 +176,7 @@ def any_subject(bundle: Bundle) -> tuple[int | Prompt, Prompt | None, tuple[int,
 def told_besides(bundle: Bundle, guidance: float, size: tuple[int, int]) -> tuple[float, Besides]:
     """What is left of guidance for a second evaluation, and what the conditioner is told beside class or prompts.
 
-    size: height and width of the picture in pixels. Raises RequestError for guidance that float32 cannot hold.
+    size: height and width of the picture in pixels. Raises RequestError for guidance beyond MAX_NUMBER.
     """
     text = bundle.manifest.text
     if text is None:
@@ -190,7 +190,7 @@ def told_besides(bundle: Bundle, guidance: float, size: tuple[int, int]) -> tupl
 
 def _told_guidance(guidance: float, told: Mapping[str, float] | None = None, vectors: bool = False) -> Besides:
     if not abs(guidance) <= MAX_NUMBER:
-        raise RequestError(f"guidance {guidance:g} is not a finite number in float32")
+        raise RequestError(f"guidance {guidance:g} is not a number up to 3e38")
     return Besides({**(told or {}), "guidance": guidance}, vectors)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..bundle.manifest import ModelInfo
 from ..errors import RequestError
+from ..fields import MAX_NUMBER
 from ..samplers.program import Program
 from .conditions import Conditions, class_conditions, count, prompt_conditions, shared, with_rows
 from .prompts import Prompt
@@ -212,7 +213,7 @@ def _evaluated(
 ) -> tuple[np.ndarray, np.ndarray]:
     """evaluated [N, V] bool and weights [N, V, O] float32 of the parts and, last, of what they are guided away from.
 
-    Raises RequestError for numbers that float32 cannot hold.
+    Raises RequestError for guidance beyond MAX_NUMBER, and where a weight is more than float32 holds.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         strength = np.where(program.guidance == 1, guidance, 1 + program.guidance * (guidance - 1))
@@ -220,8 +221,8 @@ def _evaluated(
         strength = np.where(guided, strength, 1.0)
         columns = np.stack([*(strength * part for part in parts), 1 - strength * sum(parts)], axis=1)
         wanted = columns.astype(np.float32)
-    if not np.isfinite(wanted).all() or not np.isfinite(np.float32(guidance)):
-        raise RequestError(f"guidance {guidance:g} is not a finite number in float32")
+    if not abs(guidance) <= MAX_NUMBER or not np.isfinite(wanted).all():
+        raise RequestError(f"guidance {guidance:g} is not a number up to 3e38")
     evaluated = wanted != 0
     evaluated[:, 0] = True
     evaluated[:, -1] |= guided

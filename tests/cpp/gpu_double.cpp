@@ -4,7 +4,8 @@
 // Stricter than a GPU, which would go on with wrong numbers: nothing runs when it is enqueued, but bit by bit while the
 // host polls events. What a GPU would punish, or silently get wrong, is kept as `broken`, and every later call fails.
 // With DOUBLE_ON_CUDA=libcudart.so.13 only libnvinfer's half is used, on real CUDA: see OnCuda.
-// A plan is a text: {"onnx": path, "graph": name, "info": the manifest's, "profile": the record's, "scratch": bytes}.
+// A plan is a text: {"onnx": path, "graph": name, "info": the manifest's, "profile", "one_image", "further": the record's,
+// "factor": pixels of a picture per pixel of a latent, of a model that takes prompts, "scratch": bytes}.
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
@@ -189,8 +190,11 @@ void advance(std::uintptr_t stream) {
 struct Plan {
     std::string graph;
     std::vector<ditedge::TensorInfo> inputs, outputs;
-    nlohmann::json profile, one_image;
+    nlohmann::json profile, one_image, further;
+    std::int64_t factor;
     std::size_t scratch;
+
+    std::int32_t before() const { return one_image.empty() ? 1 : 2; }  // profiles before the further ones
     std::unique_ptr<ditedge::Engine> engine;
 
     const ditedge::TensorInfo* find(const std::string& name) const {
@@ -356,7 +360,7 @@ struct ContextDouble : VExecutionContextStubs {
     bool setOptimizationProfileAsync(std::int32_t index, cudaStream_t stream) noexcept override {
         profile = index;
         return accepted([&] {
-            demand(index == 0 || (index == 1 && !plan->one_image.empty()), "no such profile");
+            demand(index >= 0 && index < plan->before() + static_cast<std::int32_t>(plan->further.size()), "no such profile");
             demand(real_cuda().call != nullptr || state.streams.count(number(stream)) != 0, "no such stream");
         });
     }
@@ -393,31 +397,33 @@ struct ContextDouble : VExecutionContextStubs {
                 demand(shapes.count(input.name) != 0, "input without a shape: " + input.name);
                 inputs.push_back(bound(input, shapes[input.name]));
             }
-            demand(plan->outputs.size() == 1, "one output");
-            const ditedge::Tensor output = bound(plan->outputs[0], output_shape());
+            std::vector<ditedge::Tensor> outputs;
+            for (const ditedge::TensorInfo& output : plan->outputs) outputs.push_back(bound(output, shape_of(output)));
             demand(capturing == 0 || warm, "captured before its first enqueue");
             warm = warm || capturing == 0;
             demand(scratch != nullptr, "no scratch memory");
             compile();
             if (real_cuda().call != nullptr) {
-                if (on_cuda == nullptr) on_cuda = std::make_unique<OnCuda>(plan, inputs, output);
-                on_cuda->enqueue(inputs, output, stream);
+                demand(outputs.size() == 1, "one output");
+                if (on_cuda == nullptr) on_cuda = std::make_unique<OnCuda>(plan, inputs, outputs[0]);
+                on_cuda->enqueue(inputs, outputs[0], stream);
                 return;
             }
-            std::vector<const void*> uses = {output.data, scratch};
-            for (const ditedge::Tensor& input : inputs) uses.push_back(input.data);
-            const auto work = [plan = plan, profile = profile, inputs, output, scratch = scratch, size = scratch_size] {
+            std::vector<const void*> uses = {scratch};
+            for (const auto* side : {&inputs, &outputs})
+                for (const ditedge::Tensor& tensor : *side) uses.push_back(tensor.data);
+            const auto work = [plan = plan, profile = profile, inputs, outputs, scratch = scratch, size = scratch_size] {
                 ++state.counts[plan->graph];
-                if (profile == 1) ++state.counts[plan->graph + " of one image"];
+                if (profile == 1 && plan->before() == 2) ++state.counts[plan->graph + " of one image"];
                 for (const ditedge::Tensor& input : inputs) {
                     read(input.data, input.bytes(), plan->graph + "/" + input.name);
-                    apart(input.data, input.bytes(), output, input.name);
+                    for (const ditedge::Tensor& output : outputs) apart(input.data, input.bytes(), output, input.name);
                 }
                 find(scratch, size, "scratch");
-                apart(scratch, size, output, "scratch");
+                for (const ditedge::Tensor& output : outputs) apart(scratch, size, output, "scratch");
                 std::memset(scratch, 0x7F + state.counts[plan->graph], size);
-                plan->engine->run(inputs, {output});
-                written(output.data, output.bytes(), plan->graph + "/" + output.name);
+                plan->engine->run(inputs, outputs);
+                for (const ditedge::Tensor& output : outputs) written(output.data, output.bytes(), plan->graph + "/" + output.name);
             };
             enqueue(number(stream), {{work, uses}});
         });
@@ -425,7 +431,9 @@ struct ContextDouble : VExecutionContextStubs {
 
 private:
     const nlohmann::json& limit(const char* name, const char* which) const {
-        return profile == 1 ? plan->one_image.at(name) : plan->profile.at(name).at(which);
+        if (profile == 1 && plan->before() == 2) return plan->one_image.at(name);
+        const nlohmann::json& ranges = profile == 0 ? plan->profile : plan->further.at(static_cast<std::size_t>(profile - plan->before()));
+        return ranges.at(name).at(which);
     }
     static void apart(const void* address, std::size_t size, const ditedge::Tensor& output, const std::string& what) {
         const auto a = number(address), b = number(output.data);
@@ -435,10 +443,14 @@ private:
         demand(addresses.count(info.name) != 0, "tensor without an address: " + info.name);
         return {info.name.c_str(), info.dtype, std::move(shape), addresses[info.name]};
     }
-    std::vector<std::int64_t> output_shape() {
+    std::vector<std::int64_t> shape_of(const ditedge::TensorInfo& output) {
         if (plan->graph == "step") return shapes["state"];
-        std::vector<std::int64_t> shape = plan->outputs[0].shape;
-        shape[0] = shapes[plan->graph == "conditioner" ? "label" : "latent"][0];
+        std::vector<std::int64_t> shape = output.shape;
+        if (plan->graph == "position") shape[0] = shapes["row"][0], shape[1] = shapes["column"][0];
+        else shape[0] = shapes[plan->inputs[0].name][0];
+        const bool picture = plan->graph == "decoder" || plan->graph == "preview";
+        for (std::size_t i = 1; i < shape.size(); ++i)  // of a model that takes prompts
+            if (shape[i] < 0) shape[i] = picture ? plan->factor * shapes["latent"][i + 1] : shapes["hidden"][1];
         return shape;
     }
 
@@ -519,6 +531,8 @@ struct RuntimeDouble : VRuntimeStubs {
             plan->graph = json.at("graph");
             plan->profile = json.at("profile");
             plan->one_image = json.at("one_image");
+            plan->further = json.at("further");
+            plan->factor = json.at("factor");
             plan->scratch = json.at("scratch");
             plan->inputs = tensors(json.at("info").at("inputs"));
             plan->outputs = tensors(json.at("info").at("outputs"));

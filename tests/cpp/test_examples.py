@@ -60,7 +60,7 @@ WRONG_ARGUMENTS = [
     (["--seed", " -1"], "--seed  -1 is not a whole number"),
     (["--guidance", "nan"], "--guidance nan is not a finite number"),
     (["--guidance", "1e999"], "--guidance 1e999 is not a finite number"),
-    (["--guidance", "1e300"], "guidance 1e+300 is not a finite number in float32"),
+    (["--guidance", "1e300"], "guidance 1e+300 is not a number up to 3e38"),
     (["--program", "nope"], "no program 'nope' in the bundle; it has "),
     (["--program-file", "/nowhere"], "cannot read /nowhere: No such file or directory"),
     (["-o", "/nowhere/a.png"], "cannot write /nowhere/a.png: No such file"),

@@ -106,5 +106,5 @@ def test_what_does_not_fit_is_refused(opened, family: tuple[str, Path]) -> None:
         ):
             handle.generate(None, [1], prompts=[prompt], negatives=[prompt])
         for guidance in (float("inf"), 1e300):
-            with pytest.raises(DitedgeError, match="is not a finite number in float32"):
+            with pytest.raises(DitedgeError, match="is not a number up to 3e38"):
                 handle.generate(None, [1], prompts=[prompt], guidance=guidance)

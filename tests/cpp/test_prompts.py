@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from capi_ctypes import Ditedge, DitedgeError
+from capi_ctypes import DitedgeError
 from safetensors.numpy import load_file
 
 from ditedge.runtime import generate
@@ -150,13 +150,6 @@ def test_what_does_not_fit_is_refused_with_pythons_sentence(opened, bundle: Bund
     with pytest.raises(DitedgeError, match="for another bundle than the session's") as ours:
         opened(FOLDER).generate(None, [1], prompts=[fox])
     assert ours.value.status == ARGUMENT
-
-
-def test_engines_of_whole_programs_on_a_device_say_so(built: Path, onnxruntime_library: Path) -> None:
-    for options in ({"provider": b"cuda"}, {"engine": b"tensorrt"}):
-        with pytest.raises(DitedgeError, match="models that take prompts run in the host's loop so far") as caught:
-            Ditedge(built / "libditedge.so", FOLDER, onnxruntime_library, **options)
-        assert caught.value.status == REQUEST
 
 
 def without_words(folder: Path, tmp_path: Path) -> Path:

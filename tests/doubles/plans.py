@@ -14,7 +14,7 @@ from ditedge.runtime.plans.profile import Sizes, graph_profiles, one_image_shape
 from ditedge.runtime.plans.record import PLAN_NAMES, RECORD_NAME, ShapeRange
 
 
-def onnx_as_plan(source: Path, graph: str, tensors: dict, profile: dict, one_image: dict) -> bytes:
+def onnx_as_plan(source: Path, *_: object) -> bytes:
     return source.read_bytes()
 
 
@@ -66,7 +66,7 @@ def write_plans(
 
     Returns the step plan's path. latents: H, W of the sizes of a model that takes prompts; none is that of training.
 
-    as_plan(path of the ONNX file, graph, its tensors in the manifest, its profile, the shapes of its second one) -> bytes
+    as_plan(path of the ONNX file, graph, its tensors in the manifest, its profile, the shapes of its second one, the further ones) -> bytes
     that the double understands.
     """
     opened = open_bundle(bundle)
@@ -86,7 +86,7 @@ def write_plans(
             asked = replace(sizes_of(opened, max_batch, max_rows, latents), slots=slots)
             profile, *further = map(written, graph_profiles(opened.manifest, graph, asked))
         exact = one_image_shapes(opened, Sizes(max_batch, slots, max_rows)) if one_image and graph == "step" else {}
-        plan.write_bytes(as_plan(bundle / info.file, graph, info.model_dump(mode="json"), profile, exact))
+        plan.write_bytes(as_plan(bundle / info.file, graph, info.model_dump(mode="json"), profile, exact, further))
         plans[graph] = {
             "file": plan.name,
             "plan": {"sha256": hashlib.sha256(plan.read_bytes()).hexdigest(), "bytes": plan.stat().st_size},

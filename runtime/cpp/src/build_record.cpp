@@ -24,6 +24,19 @@ ShapeRange read_range(const Field& field) {
     return range;
 }
 
+std::map<std::string, ShapeRange> read_profile(const Field& field) {
+    std::map<std::string, ShapeRange> profile;
+    for (const auto& [input, range] : field.items(kMaxNames)) profile[input] = read_range(range);
+    return profile;
+}
+
+bool inside(const ShapeRange& range, const std::vector<std::int64_t>& shape, std::size_t from = 0) {
+    if (shape.size() + from != range.min.size()) return false;
+    for (std::size_t i = 0; i < shape.size(); ++i)
+        if (shape[i] < range.min[from + i] || shape[i] > range.max[from + i]) return false;
+    return true;
+}
+
 std::string listed(const std::vector<std::int64_t>& sizes) {
     std::string text;
     for (const std::int64_t size : sizes) text += (text.empty() ? "[" : ", ") + std::to_string(size);
@@ -54,9 +67,11 @@ BuildRecord build_record_from_json(const std::string& text, const std::string& p
         plan.at("file").one_of({plan_name(graph).c_str()});
         PlanInfo& info = record.plans[graph];
         info.plan = {plan.at("plan").at("sha256").sha256(), plan.at("plan").at("bytes").integer(0, INT64_MAX)};
-        for (const auto& [input, range] : plan.at("profile").items(kMaxNames)) info.profile[input] = read_range(range);
-        if (!plan.has("one_image")) continue;
-        for (const auto& [input, shape] : plan.at("one_image").items(kMaxNames)) info.one_image[input] = read_sizes(shape);
+        info.profile = read_profile(plan.at("profile"));
+        if (plan.has("one_image"))
+            for (const auto& [input, shape] : plan.at("one_image").items(kMaxNames)) info.one_image[input] = read_sizes(shape);
+        if (plan.has("further"))
+            for (const Field& profile : plan.at("further").elements(kMaxNames)) info.further.push_back(read_profile(profile));
     }
     return record;
 }
@@ -78,25 +93,53 @@ BuildRecord read_build_record(const Bundle& bundle, const std::string& library) 
 
 std::int32_t BuildRecord::profile_for(const std::string& graph,
                                       const std::map<std::string, std::vector<std::int64_t>>& shapes) const {
-    const auto& exact = plans.at(graph).one_image;
+    const PlanInfo& plan = plans.at(graph);
     const auto is_bound = [&](const auto& tensor) {
         const auto found = shapes.find(tensor.first);
         return found != shapes.end() && found->second == tensor.second;
     };
-    return !exact.empty() && std::all_of(exact.begin(), exact.end(), is_bound) ? 1 : 0;
+    if (!plan.one_image.empty() && std::all_of(plan.one_image.begin(), plan.one_image.end(), is_bound)) return 1;
+    const auto takes = [&](const std::map<std::string, ShapeRange>& profile) {
+        return std::all_of(profile.begin(), profile.end(), [&](const auto& range) {
+            const auto found = shapes.find(range.first);
+            return found == shapes.end() || inside(range.second, found->second);
+        });
+    };
+    const auto fitting = std::find_if(plan.further.begin(), plan.further.end(), takes);
+    if (takes(plan.profile) || fitting == plan.further.end()) return 0;
+    return static_cast<std::int32_t>(fitting - plan.further.begin()) + (plan.one_image.empty() ? 1 : 2);
 }
 
-void BuildRecord::check_shape(const std::string& graph, const std::string& input,
+void BuildRecord::check_shape(const std::string& graph, std::int32_t profile, const std::string& input,
                               const std::vector<std::int64_t>& shape) const {
-    const auto found = plans.at(graph).profile.find(input);
-    if (found == plans.at(graph).profile.end()) return;
-    const ShapeRange& range = found->second;
-    bool inside = shape.size() == range.min.size();
-    for (std::size_t i = 0; inside && i < shape.size(); ++i) inside = range.min[i] <= shape[i] && shape[i] <= range.max[i];
-    if (!inside)
-        fail_request(plan_name(graph) + ": input " + input + " is " + listed(shape) + ", and the plan was built for " +
-                     listed(range.min) + " to " + listed(range.max) + ": use a sampler with fewer slots, fewer classes at a "
-                     "time, or build again (--max-rows)");
+    const PlanInfo& plan = plans.at(graph);
+    const std::int32_t before = plan.one_image.empty() ? 1 : 2;
+    if (profile == 1 && before == 2) return;  // it was chosen because it is this shape's
+    const auto& ranges = profile == 0 ? plan.profile : plan.further.at(static_cast<std::size_t>(profile - before));
+    const auto found = ranges.find(input);
+    if (found == ranges.end() || inside(found->second, shape)) return;
+    fail_request(plan_name(graph) + ": input " + input + " is " + listed(shape) + ", and the plan was built for " +
+                 listed(found->second.min) + " to " + listed(found->second.max) + ": use a sampler with fewer slots, fewer classes at a "
+                 "time, or build again (--max-rows)");
+}
+
+void BuildRecord::check_size(const Size& latent, const TextInfo& text) const {
+    const PlanInfo& plan = plans.at("step");
+    std::vector<std::string> built;
+    const auto said = [&](std::int64_t height, std::int64_t width) {
+        return std::to_string(width * text.factor) + "x" + std::to_string(height * text.factor);
+    };
+    std::vector<const std::map<std::string, ShapeRange>*> profiles = {&plan.profile};
+    for (const auto& profile : plan.further) profiles.push_back(&profile);
+    for (const auto* profile : profiles) {
+        const auto state = profile->find("state");
+        if (state == profile->end() || state->second.max.size() != 5 || inside(state->second, {latent.height, latent.width}, 3)) return;
+        built.push_back(said(state->second.max[3], state->second.max[4]));
+    }
+    std::string all;
+    for (const std::string& size : built) all += (all.empty() ? "" : ", ") + size;
+    fail_request("the plans were built for pictures of " + all + ", and not of " + said(latent.height, latent.width) + ": use --size " +
+                 built[0] + ", or build with --size " + said(latent.height, latent.width));
 }
 
 }  // namespace ditedge

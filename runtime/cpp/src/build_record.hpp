@@ -23,6 +23,7 @@ struct PlanInfo {
     FileInfo plan;
     std::map<std::string, ShapeRange> profile;  // by input; inputs of fixed shape are not in it
     std::map<std::string, std::vector<std::int64_t>> one_image;  // the only shapes of the second profile; none: there is none
+    std::vector<std::map<std::string, ShapeRange>> further;      // profiles after those: further sizes of a model that takes prompts
 };
 
 struct BuildRecord {
@@ -34,10 +35,13 @@ struct BuildRecord {
     std::map<std::string, PlanInfo> plans;  // by graph
     std::string place;                      // the record's path, for messages
 
-    // 1 where the inputs' shapes are those of the plan's second profile, 0 otherwise.
+    // The index of the plan's profile that takes these inputs' shapes: that of one image before any other. 0 where none does,
+    // which whoever binds them will say.
     std::int32_t profile_for(const std::string& graph, const std::map<std::string, std::vector<std::int64_t>>& shapes) const;
-    // One input's shape against its optimisation profile. Throws Error (request).
-    void check_shape(const std::string& graph, const std::string& input, const std::vector<std::int64_t>& shape) const;
+    // One input's shape against an optimisation profile. Throws Error (request).
+    void check_shape(const std::string& graph, std::int32_t profile, const std::string& input, const std::vector<std::int64_t>& shape) const;
+    // H and W of a model that takes prompts against what was built. Throws Error (request).
+    void check_size(const Size& latent, const TextInfo& text) const;
 };
 
 // The file's name of a graph's plan: the step's is dit.plan.

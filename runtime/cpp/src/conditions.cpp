@@ -47,6 +47,13 @@ std::vector<Tensor> Conditions::inputs() const {
     return inputs;
 }
 
+std::vector<Tensor> conditioner_inputs(const Conditions& conditions, const std::vector<float>& vectors) {
+    std::vector<Tensor> inputs = conditions.inputs();
+    const std::int64_t rows = conditions.steps * conditions.rows;
+    if (!vectors.empty()) inputs.push_back(view("vector", vectors.data(), {rows, static_cast<std::int64_t>(vectors.size()) / rows}));
+    return inputs;
+}
+
 Conditions class_conditions(const Columns& columns, const std::vector<std::int64_t>& labels) {
     Conditions conditions{static_cast<std::int64_t>(columns.front().second.size()), static_cast<std::int64_t>(labels.size()), {}};
     for (const auto& [name, column] : columns) {

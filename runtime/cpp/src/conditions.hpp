@@ -46,6 +46,9 @@ Conditions with_rows(const Conditions& conditions, const std::vector<std::int64_
 // The rows of vectors [P, Q] that the conditions' prompts are, [N R, Q], appended. Nothing where they have none.
 void append_vectors(const Conditions& conditions, const float* vectors, std::int64_t width, std::vector<float>& rows);
 
+// What the conditioner reads: views of the conditions, and of vectors [N R, Q] of their prompts where there are some.
+std::vector<Tensor> conditioner_inputs(const Conditions& conditions, const std::vector<float>& vectors);
+
 // All of their rows one after another, as those of one step.
 Conditions joined(const std::vector<Conditions>& parts);
 

@@ -24,13 +24,13 @@ struct Device {
         graphs = options.cuda_graph && plans.at("step")->capturable();
         scratch = memory.device(scratch_bytes);
     }
-    // A context for inputs of these shapes; tensors that the plan does not have are passed over.
-    std::unique_ptr<Context> context(const char* graph, const std::vector<Tensor>& inputs) const {
+    // A context for inputs and outputs of these shapes; tensors that the plan does not have are passed over.
+    std::unique_ptr<Context> context(const std::string& graph, const std::vector<Tensor>& tensors) const {
         std::map<std::string, std::vector<std::int64_t>> shapes;
-        for (const Tensor& input : inputs) shapes[input.name] = input.shape;
+        for (const Tensor& tensor : tensors) shapes[tensor.name] = tensor.shape;
         std::unique_ptr<Context> context = plans.at(graph)->context(stream.get(), record.profile_for(graph, shapes));
         context->set_memory(scratch, scratch_bytes);
-        for (const Tensor& input : inputs) context->set_shape(input.name, input.shape);
+        for (const Tensor& tensor : tensors) context->set_shape(tensor.name, tensor.shape);
         return context;
     }
     // How many of `wanted` fit the largest first dimension that a plan was built for.

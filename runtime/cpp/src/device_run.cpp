@@ -4,8 +4,8 @@
 
 namespace ditedge {
 
-DeviceRun::DeviceRun(Device& device, const Run& run)
-    : shape(shape_of(run.tables)), device_(device), memory_(device.gpu), steps_(device, memory_, run.tables),
+DeviceRun::DeviceRun(Device& device, const Run& run, const OfPrompts& told)
+    : shape(shape_of(run.tables, run.latent)), device_(device), memory_(device.gpu), steps_(device, memory_, run.tables, run.latent, told),
       count_(run.tables.steps), slots_(std::min(kAhead + kSegment, count_)), ends_(memory_.pinned(steps_.state_bytes)) {}
 
 // Pinned memory that not every run needs: for what is on its way, and for the segment that is drawn.
@@ -14,14 +14,14 @@ void DeviceRun::make_room(bool draws, bool looked_at) {
     if (looked_at && seen_ == nullptr) seen_ = memory_.pinned(kEvents * aligned(steps_.state_bytes));
 }
 
-void DeviceRun::sample(const Run& run) {
+void DeviceRun::sample(const Run& run, const OfPrompts& told) {
     const auto looks = [&](std::int64_t step) { return run.on_step != nullptr && run.wants_state(step); };
     const std::vector<Segment> cuts = segments(run.tables, looks);
     const auto is_looked_at = [](const Segment& segment) { return segment.looked_at; };
     const std::vector<bool>& draws = run.tables.draws;
     make_room(std::find(draws.begin(), draws.end(), true) != draws.end(), std::any_of(cuts.begin(), cuts.end(), is_looked_at));
     try {
-        enqueue_all(run, cuts);
+        enqueue_all(run, told, cuts);
     } catch (...) {  // what is enqueued still uses this run's memory: let it end
         try {
             device_.stream.mark(0);
@@ -32,8 +32,8 @@ void DeviceRun::sample(const Run& run) {
     }
 }
 
-void DeviceRun::enqueue_all(const Run& run, const std::vector<Segment>& cuts) {
-    steps_.upload(run.tables);
+void DeviceRun::enqueue_all(const Run& run, const OfPrompts& told, const std::vector<Segment>& cuts) {
+    steps_.upload(run.tables, told);
     device_.stream.copy(steps_.states[0], ends_, steps_.state_bytes);
     std::deque<Enqueued> pending;
     const auto noise = [&](std::int64_t step) { return run.tables.draws[static_cast<std::size_t>(step)] ? drawn(step) : nullptr; };

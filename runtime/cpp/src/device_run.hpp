@@ -15,11 +15,12 @@ constexpr std::size_t kEvents = kAhead;  // marks of the stream that segments ta
 // looks at it, and at the end.
 class DeviceRun {
 public:
-    DeviceRun(Device& device, const Run& run);
+    // told: what is made of the prompts; empty where the model takes none.
+    DeviceRun(Device& device, const Run& run, const OfPrompts& told);
     DeviceRun(const DeviceRun&) = delete;
     DeviceRun& operator=(const DeviceRun&) = delete;
 
-    void sample(const Run& run);
+    void sample(const Run& run, const OfPrompts& told);
     float* state() { return reinterpret_cast<float*>(ends_); }  // pinned: the first state before, the last one after
 
     const RunShape shape;
@@ -31,7 +32,7 @@ private:
     };
 
     void make_room(bool draws, bool looked_at);
-    void enqueue_all(const Run& run, const std::vector<Segment>& cuts);
+    void enqueue_all(const Run& run, const OfPrompts& told, const std::vector<Segment>& cuts);
     std::future<void> begin_drawing(const Run& run, const Segment& segment);
     Enqueued leave(const Segment& segment, std::size_t mark);
     void deliver(const Enqueued& enqueued, const Run& run);

@@ -1,29 +1,34 @@
 #include "device_steps.hpp"
 
+#include <string_view>
+
 #include "error.hpp"
 
 namespace ditedge {
 namespace {
 
 constexpr std::int64_t kModulationBytes = 256 << 20;  // adaLN rows on the device; more steps are computed in blocks
-constexpr std::size_t kEvaluationTensors = 3;         // of StepTables::inputs: sample, condition, combine
 
-std::vector<Tensor> evaluations_of(const StepTables& tables, std::int64_t step) {
-    const std::vector<Tensor> all = tables.inputs(step);
-    return {all.begin(), all.begin() + kEvaluationTensors};
+// Of StepTables::inputs: those that say which evaluations a step makes, or the others.
+std::vector<Tensor> part_of(const StepTables& tables, std::int64_t step, bool of_evaluations) {
+    std::vector<Tensor> part;
+    for (const Tensor& tensor : tables.inputs(step)) {
+        const std::string_view name = tensor.name;
+        const bool says = name == "sample" || name == "condition" || name == "combine" || name == "prompt";
+        if (says == of_evaluations) part.push_back(tensor);
+    }
+    return part;
 }
 
-std::vector<Tensor> tables_of(const StepTables& tables, std::int64_t step) {
-    const std::vector<Tensor> all = tables.inputs(step);
-    return {all.begin() + kEvaluationTensors, all.end()};
-}
+std::vector<Tensor> evaluations_of(const StepTables& tables, std::int64_t step) { return part_of(tables, step, true); }
+std::vector<Tensor> tables_of(const StepTables& tables, std::int64_t step) { return part_of(tables, step, false); }
 
 }  // namespace
 
-RunShape shape_of(const StepTables& tables) {
+RunShape shape_of(const StepTables& tables, const Size& latent) {
     std::vector<std::size_t> counts;
     for (const Evaluations& some : tables.evaluations) counts.push_back(some.sample.size());
-    return {tables.steps, counts, tables.batch, tables.slots, tables.conditions.rows};
+    return {tables.steps, counts, tables.batch, tables.slots, tables.conditions.rows, latent, tables.prompts.size()};
 }
 
 std::vector<Segment> segments(const StepTables& tables, const std::function<bool(std::int64_t)>& looks) {
@@ -39,15 +44,16 @@ std::vector<Segment> segments(const StepTables& tables, const std::function<bool
     return cut;
 }
 
-Steps::Steps(Device& device, Memory& memory, const StepTables& tables)
+Steps::Steps(Device& device, Memory& memory, const StepTables& tables, const Size& latent, const OfPrompts& told)
     : device_(device), memory_(memory), steps_(tables.steps), rows_(tables.conditions.rows) {
     const std::int64_t batch = tables.batch, places = std::min(kSegment, steps_);
-    const ModelInfo& model = device.bundle.manifest.model;
-    const std::int64_t width = device.bundle.manifest.modulation_width, c = model.in_channels, h = model.input_size;
+    const std::int64_t width = device.bundle.manifest.modulation_width, c = device.bundle.manifest.model.in_channels;
+    const std::int64_t h = latent.height, w = latent.width;
     row_bytes_ = sizeof(float) * static_cast<std::size_t>(rows_ * width);
-    draw_bytes = sizeof(float) * static_cast<std::size_t>(batch) * device.bundle.latent_count();
+    draw_bytes = sizeof(float) * static_cast<std::size_t>(batch) * device.bundle.latent_count(latent);
     state_bytes = draw_bytes * static_cast<std::size_t>(tables.slots);
-    make_conditioner(tables);
+    make_conditioner(tables, told);
+    const std::vector<Tensor> of_prompts = told.of_step();
     const float* f32 = nullptr;  // only the shapes of these views count
     std::size_t most = 0;
     for (std::int64_t step = 0; step < steps_; ++step) {
@@ -55,16 +61,20 @@ Steps::Steps(Device& device, Memory& memory, const StepTables& tables)
         std::unique_ptr<Context>& context = contexts_[count];
         if (context != nullptr) continue;
         std::vector<Tensor> inputs = tables.inputs(step);
-        inputs.push_back(view("state", f32, {batch, tables.slots, c, h, h}));
+        inputs.push_back(view("state", f32, {batch, tables.slots, c, h, w}));
+        inputs.push_back(view("next_state", f32, {batch, tables.slots, c, h, w}));
         inputs.push_back(view("modulation", f32, {rows_, width}));
-        inputs.push_back(view("noise", f32, {batch, c, h, h}));
+        inputs.push_back(view("noise", f32, {batch, c, h, w}));
+        inputs.insert(inputs.end(), of_prompts.begin(), of_prompts.end());
         context = device.context("step", inputs);
         evaluations_[count] = record_of(evaluations_of(tables, step));
         most = std::max(most, evaluations_[count].bytes);
     }
     step_ = record_of(tables_of(tables, 0));
+    prompts_ = record_of(of_prompts);
+    if (prompts_.bytes != 0) told_ = memory_.device(prompts_.bytes), told_host_ = memory_.pinned(prompts_.bytes);
     silence_.assign(draw_bytes / sizeof(float), 0.0f);
-    lay_out(tables);
+    lay_out(tables, told);
     tables_ = memory_.device(arena_.size());
     tables_host_ = memory_.pinned(arena_.size());
     modulation_ = memory_.device(static_cast<std::size_t>(block_) * aligned(row_bytes_));
@@ -89,18 +99,23 @@ Steps::Record Steps::record_of(const std::vector<Tensor>& tensors) {
 }
 
 // One call writes the rows of several steps end to end: possible where each step's begin at an aligned address.
-void Steps::make_conditioner(const StepTables& tables) {
+void Steps::make_conditioner(const StepTables& tables, const OfPrompts& told) {
     const std::int64_t held = std::clamp<std::int64_t>(kModulationBytes / static_cast<std::int64_t>(row_bytes_), 1, steps_);
     if (row_bytes_ % kAlignment == 0)
         per_call_ = std::max<std::int64_t>(1, device_.at_most("conditioner", tables.conditions.values[0].name, held * rows_) / rows_);
     block_ = std::min((steps_ + per_call_ - 1) / per_call_, held / per_call_) * per_call_;
     const Conditions some = tables.conditions.of_steps(0, per_call_);
-    conditioner_ = device_.context("conditioner", some.inputs());
-    call_ = record_of(some.inputs());
+    std::vector<float> vectors;
+    told.add_vectors(some, vectors);
+    std::vector<Tensor> inputs = conditioner_inputs(some, vectors);
+    call_ = record_of(inputs);
+    const float* f32 = nullptr;
+    inputs.push_back(view("modulation", f32, {per_call_ * rows_, device_.bundle.manifest.modulation_width}));
+    conditioner_ = device_.context("conditioner", inputs);
 }
 
-void Steps::lay_out(const StepTables& tables) {
-    arena_ = Arena(), step_at_.clear(), evaluations_at_.clear(), call_at_.clear(), calls_.clear();
+void Steps::lay_out(const StepTables& tables, const OfPrompts& told) {
+    arena_ = Arena(), step_at_.clear(), evaluations_at_.clear(), call_at_.clear(), calls_.clear(), vectors_.clear();
     const auto place = [&](const std::vector<Tensor>& tensors) {
         std::vector<std::size_t> offsets;
         for (const Tensor& tensor : tensors) offsets.push_back(arena_.place(tensor.data, tensor.bytes()));
@@ -109,15 +124,35 @@ void Steps::lay_out(const StepTables& tables) {
     for (std::int64_t step = 0; step < steps_; ++step) step_at_.push_back(place(tables_of(tables, step)));
     for (std::int64_t step = 0; step < steps_; ++step) evaluations_at_.push_back(place(evaluations_of(tables, step)));
     for (std::int64_t first = 0; first < steps_; first += per_call_) calls_.push_back(tables.conditions.of_steps(first, per_call_));
-    for (const Conditions& some : calls_) call_at_.push_back(place(some.inputs()));
+    vectors_.resize(calls_.size());  // whose places stay
+    for (std::size_t i = 0; i < calls_.size(); ++i) {
+        told.add_vectors(calls_[i], vectors_[i]);
+        call_at_.push_back(place(conditioner_inputs(calls_[i], vectors_[i])));
+    }
     silence_at_ = arena_.place(silence_.data(), draw_bytes);
 }
 
-void Steps::upload(const StepTables& tables) {
-    lay_out(tables);
+void Steps::upload(const StepTables& tables, const OfPrompts& told) {
+    lay_out(tables, told);
     arena_.write(tables_host_);
     device_.stream.copy(tables_, tables_host_, arena_.size());
     held_evaluations_.assign(kSegment, -1), silent_.assign(kSegment, false);
+    upload_prompts(tables, told);
+}
+
+// Where other prompts lie there than those of the run before.
+void Steps::upload_prompts(const StepTables& tables, const OfPrompts& told) {
+    std::vector<std::string> keys;
+    for (const PromptPointer& prompt : tables.prompts) keys.push_back(prompt->key);
+    if (keys == there_) return;
+    there_.clear();
+    const std::vector<Tensor> read = told.of_step();
+    for (std::size_t i = 0; i < read.size(); ++i) {
+        const std::size_t at = prompts_.bindings[i].offset;
+        std::memcpy(told_host_ + at, read[i].data, read[i].bytes());
+        device_.stream.copy(told_ + at, told_host_ + at, read[i].bytes());
+    }
+    there_ = std::move(keys);
 }
 
 void Steps::stage(const Segment& segment, const StepTables& tables, const std::function<const char*(std::int64_t)>& noise) {
@@ -204,6 +239,7 @@ void Steps::enqueue(const Segment& segment) {
         for (const Binding& binding : step_.bindings) context.set_address(binding.name, step_places_.at(place) + binding.offset);
         for (const Binding& binding : evaluations_.at(segment.evaluations).bindings)
             context.set_address(binding.name, evaluations_places_.at(place) + binding.offset);
+        for (const Binding& binding : prompts_.bindings) context.set_address(binding.name, told_ + binding.offset);
         context.set_address("modulation", modulation_places_.at(place));
         context.set_address("noise", noise_places_.at(place));
         context.set_address("state", states[from]);

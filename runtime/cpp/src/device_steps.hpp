@@ -9,15 +9,16 @@
 
 #include "device.hpp"
 #include "tables.hpp"
+#include "text_graphs.hpp"
 
 namespace ditedge {
 
 constexpr std::int64_t kSegment = 4;           // steps of one CUDA graph at most
 constexpr std::int64_t kAhead = 2 * kSegment;  // steps that are enqueued at most: what a cancel waits for
 
-// What buffers and graphs depend on: steps, E of each of the steps' evaluations, batch, slots, rows.
-using RunShape = std::tuple<std::int64_t, std::vector<std::size_t>, std::int64_t, std::int64_t, std::int64_t>;
-RunShape shape_of(const StepTables& tables);
+// What buffers and graphs depend on: steps, E of each of the steps' evaluations, batch, slots, rows, size, prompts.
+using RunShape = std::tuple<std::int64_t, std::vector<std::size_t>, std::int64_t, std::int64_t, std::int64_t, Size, std::size_t>;
+RunShape shape_of(const StepTables& tables, const Size& latent);
 
 // Steps first .. last - 1, each with as many evaluations, enqueued together. looked_at: somebody looks at the state after them.
 struct Segment {
@@ -35,12 +36,13 @@ std::vector<Segment> segments(const StepTables& tables, const std::function<bool
 // Contexts, tables, places, two states that take turns, and graphs for runs of one shape.
 class Steps {
 public:
-    Steps(Device& device, Memory& memory, const StepTables& tables);
+    // told: what is made of the prompts; empty where the model takes none.
+    Steps(Device& device, Memory& memory, const StepTables& tables, const Size& latent, const OfPrompts& told);
     Steps(const Steps&) = delete;
     Steps& operator=(const Steps&) = delete;
     ~Steps();  // only when nothing is enqueued
 
-    void upload(const StepTables& tables);  // only when no earlier upload is under way
+    void upload(const StepTables& tables, const OfPrompts& told);  // only when no earlier upload is under way
     // Enqueues the copies into the places. noise(step): where it lies on the host, null for a step that adds none.
     void stage(const Segment& segment, const StepTables& tables, const std::function<const char*(std::int64_t)>& noise);
     // Enqueues a segment that was staged: plainly the first time of its kind, from the second on as a graph. So a graph that
@@ -68,8 +70,9 @@ private:
     };
 
     static Record record_of(const std::vector<Tensor>& tensors);
-    void make_conditioner(const StepTables& tables);
-    void lay_out(const StepTables& tables);
+    void make_conditioner(const StepTables& tables, const OfPrompts& told);
+    void lay_out(const StepTables& tables, const OfPrompts& told);
+    void upload_prompts(const StepTables& tables, const OfPrompts& told);
     void stage_modulation(std::int64_t first, std::int64_t last);
     void modulate(std::int64_t first);
     bool captured(const Segment& segment);
@@ -84,13 +87,15 @@ private:
     std::unique_ptr<Context> conditioner_;
     std::map<std::int64_t, std::unique_ptr<Context>> contexts_;  // of the step graph, by E: no shape changes within a graph
     std::map<std::int64_t, Record> evaluations_;   // by E
-    Record step_, call_;                           // of the tables of a step, of a conditioner call
+    Record step_, call_, prompts_;                 // of the tables of a step, of a conditioner call, of what is made of prompts
     Arena arena_;
     std::vector<std::size_t> step_at_, evaluations_at_, call_at_;  // in the arena
     std::vector<Conditions> calls_;
+    std::vector<std::vector<float>> vectors_;  // of the prompts of each call
     std::vector<float> silence_;
     std::size_t silence_at_ = 0;
-    char *tables_ = nullptr, *tables_host_ = nullptr, *modulation_ = nullptr;
+    char *tables_ = nullptr, *tables_host_ = nullptr, *modulation_ = nullptr, *told_ = nullptr, *told_host_ = nullptr;
+    std::vector<std::string> there_;  // keys of the prompts whose context lies on the device
     Places step_places_, evaluations_places_, modulation_places_, noise_places_;
     std::vector<std::int64_t> held_evaluations_;   // by place: which lie there already, -1 for none
     std::vector<bool> silent_;                     // by place

@@ -36,9 +36,9 @@ class OrtContext final : public Context {
 public:
     explicit OrtContext(const OrtPlan& plan) : plan_(plan) {}
     void set_memory(void*, std::size_t) override {}  // it has its own
-    void set_shape(const std::string& input, const std::vector<std::int64_t>& shape) override {
-        if (!plan_.graph.has_input(input) || shapes_[input] == shape) return;
-        shapes_[input] = shape;
+    void set_shape(const std::string& tensor, const std::vector<std::int64_t>& shape) override {
+        if (shapes_[tensor] == shape) return;
+        shapes_[tensor] = shape;
         bindings_.clear();
     }
     void set_address(const std::string& tensor, void* address) override { addresses_[tensor] = address; }
@@ -59,17 +59,8 @@ private:
         };
         for (const TensorInfo& input : plan_.info.inputs)
             if (graph.has_input(input.name)) bind(input, shapes_.at(input.name), true);
-        for (const TensorInfo& output : plan_.info.outputs) bind(output, shape_of(output), false);
+        for (const TensorInfo& output : plan_.info.outputs) bind(output, shapes_.at(output.name), false);
         return binding;
-    }
-    // Where it is dynamic, as the state that a step goes on from, or as what a picture, or a conditioner's row, is made of.
-    std::vector<std::int64_t> shape_of(const TensorInfo& output) const {
-        const auto state = shapes_.find("state");
-        const std::vector<std::int64_t>& like = state != shapes_.end() ? state->second : shapes_.at(plan_.info.inputs[0].name);
-        std::vector<std::int64_t> shape = output.shape;
-        for (std::size_t i = 0; i < shape.size(); ++i)
-            if (shape[i] < 0) shape[i] = like.at(i);
-        return shape;
     }
 
     const OrtPlan& plan_;

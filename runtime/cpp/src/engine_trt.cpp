@@ -121,7 +121,7 @@ private:
     const BuildRecord& record_;
     std::string graph_;
     const std::string file_, path_;  // below the bundle's folder, for messages
-    std::set<std::string> tensors_;
+    std::set<std::string> tensors_, inputs_;  // all, and those that are read
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
 #ifdef TRT_MAJOR_RTX
     void compile_into(nvinfer1::IRuntimeConfig& config);
@@ -133,11 +133,12 @@ private:
 
 class TrtContext final : public Context {
 public:
-    TrtContext(const TrtPlan& plan, std::unique_ptr<nvinfer1::IExecutionContext> context) : plan_(plan), context_(std::move(context)) {}
+    TrtContext(const TrtPlan& plan, std::unique_ptr<nvinfer1::IExecutionContext> context, std::int32_t profile)
+        : plan_(plan), context_(std::move(context)), profile_(profile) {}
     void set_memory(void* scratch, std::size_t bytes) override { context_->setDeviceMemoryV2(scratch, static_cast<std::int64_t>(bytes)); }
     void set_shape(const std::string& input, const std::vector<std::int64_t>& shape) override {
-        if (plan_.tensors_.count(input) == 0) return;
-        plan_.record_.check_shape(plan_.graph_, input, shape);
+        if (plan_.inputs_.count(input) == 0) return;
+        plan_.record_.check_shape(plan_.graph_, profile_, input, shape);
         nvinfer1::Dims dims{static_cast<std::int32_t>(shape.size()), {}};
         std::copy(shape.begin(), shape.end(), dims.d);
         if (!context_->setInputShape(input.c_str(), dims)) plan_.refused("does not take this shape of " + input);
@@ -155,6 +156,7 @@ public:
 private:
     const TrtPlan& plan_;
     const std::unique_ptr<nvinfer1::IExecutionContext> context_;
+    const std::int32_t profile_;
 };
 
 BuildRecord TensorRt::start(const Gpu& gpu, const Bundle& bundle) {
@@ -207,6 +209,7 @@ TrtPlan::TrtPlan(TensorRt& library, const Gpu& gpu, const Bundle& bundle, const 
         if (tensor == nullptr || element_type(tensor->dtype) != engine_->getTensorDataType(name))
             refused(std::string("has a tensor '") + name + "' that is not the manifest's");
         tensors_.insert(name);
+        if (input) inputs_.insert(name);
     }
     for (const TensorInfo& output : info.outputs)
         if (tensors_.count(output.name) == 0) refused("has no output '" + output.name + "'");
@@ -260,7 +263,7 @@ std::unique_ptr<Context> TrtPlan::context(cudaStream_t stream, std::int32_t prof
     // Only the first context of an engine gets profile 0 by itself.
     if (context->getOptimizationProfile() != profile && !context->setOptimizationProfileAsync(profile, stream))
         refused("has no profile " + std::to_string(profile));
-    return std::make_unique<TrtContext>(*this, std::move(context));
+    return std::make_unique<TrtContext>(*this, std::move(context), profile);
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // The sampling loop over engines that run one graph at a time. It has no mathematics: bind row i of the tables, run the
 // engine, swap two buffers (runtime/loop/host_loop.py).
 #include <algorithm>
-#include <array>
 #include <map>
 #include <tuple>
 
@@ -20,9 +19,9 @@ constexpr std::int64_t kModulationBytes = 64 << 20;    // adaLN rows held at a t
 class HostLoop final : public Loop {
 public:
     HostLoop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options)
-        : Loop(std::move(bundle)), options_(options), text_(*bundle_, [this](const std::string& graph) -> Engine& { return engine(graph); }) {
+        : Loop(std::move(bundle)), options_(options), encoders_(*bundle_, options, cancelled), text_(*bundle_, [this](const std::string& graph) -> Engine& { return engine(graph); }) {
         for (const auto& graph : bundle_->manifest.graphs)
-            if (!encodes(graph.first)) engines_[graph.first] = opened(graph.first);
+            if (!TextEncoders::has(graph.first)) engines_[graph.first] = opened(graph.first);
     }
 
     void sample(const Run& run, float* latents) override {
@@ -72,8 +71,7 @@ public:
 protected:
     void interrupt(bool stop) override {
         for (const auto& loaded : engines_) loaded.second->interrupt(stop);
-        for (const std::atomic<Engine*>& encoder : encoders_now_)
-            if (Engine* const loaded = encoder.load()) loaded->interrupt(stop);
+        encoders_.interrupt(stop);
     }
 
     void decode_some(const std::string& graph, const float* latents, std::int64_t count, const Size& latent, std::uint8_t* images) override {
@@ -83,29 +81,15 @@ protected:
     }
 
 private:
-    // Whether it is a text encoder: larger than all others, and for token ids only.
-    static bool encodes(const std::string& graph) { return graph.rfind("text", 0) == 0; }
-
     std::unique_ptr<Engine> opened(const std::string& graph) const {
         std::unique_ptr<Engine> engine;
         bundle_->with_graph(graph, [&](const GraphBytes& bytes) {
-            engine = open_ort_engine(bytes, bundle_->manifest.graphs.at(graph), options_, graph != "decoder" && !encodes(graph));
+            engine = open_ort_engine(bytes, bundle_->manifest.graphs.at(graph), options_, graph != "decoder");
         });
         return engine;
     }
 
-    // A text encoder is loaded at first use. A cancel of another thread sees it, or is seen here.
-    Engine& engine(const std::string& graph) {
-        if (!encodes(graph)) return *engines_.at(graph);
-        std::unique_ptr<Engine>& encoder = encoders_[graph];
-        if (encoder == nullptr) {
-            if (bundle_->manifest.graphs.count(graph) == 0) fail_request("the bundle has no graph " + graph + ": give recorded prompts");
-            encoder = opened(graph);
-            encoders_now_.at(encoders_.size() - 1).store(encoder.get());
-            if (cancelled.load()) encoder->interrupt(true);
-        }
-        return *encoder;
-    }
+    Engine& engine(const std::string& graph) { return TextEncoders::has(graph) ? encoders_.engine(graph) : *engines_.at(graph); }
 
     OfPrompts of_prompts(const StepTables& tables, const Size& latent) {
         return tables.prompts.empty() ? OfPrompts{} : text_.of(tables.prompts, latent);
@@ -115,21 +99,14 @@ private:
     void condition(const StepTables& tables, const OfPrompts& told, std::int64_t first, std::int64_t steps, float* modulation) {
         const Conditions some = tables.conditions.of_steps(first, steps);
         std::vector<float> vectors;
-        add_vectors(some, told, vectors);
+        told.add_vectors(some, vectors);
         run_conditioner(some, vectors, modulation);
-    }
-
-    // What the conditioner reads of the conditions' prompts, where it does.
-    static void add_vectors(const Conditions& conditions, const OfPrompts& told, std::vector<float>& vectors) {
-        const Tensor* const vector = told.vector();
-        if (vector != nullptr) append_vectors(conditions, static_cast<const float*>(vector->data), vector->shape[1], vectors);
     }
 
     void run_conditioner(const Conditions& conditions, const std::vector<float>& vectors, float* modulation) {
         const std::int64_t rows = conditions.steps * conditions.rows;
-        std::vector<Tensor> inputs = conditions.inputs();
-        if (!vectors.empty()) inputs.push_back(view("vector", vectors.data(), {rows, static_cast<std::int64_t>(vectors.size()) / rows}));
-        engine("conditioner").run(inputs, {view("modulation", modulation, {rows, bundle_->manifest.modulation_width})});
+        const Tensor made = view("modulation", modulation, {rows, bundle_->manifest.modulation_width});
+        engine("conditioner").run(conditioner_inputs(conditions, vectors), {made});
     }
 
     // The adaLN rows of the next steps of each, in one call of the conditioner.
@@ -141,7 +118,7 @@ private:
             const std::int64_t fit = kRunModulationBytes / (4 * width * run->tables.conditions.rows);
             const std::int64_t steps = std::clamp<std::int64_t>(fit, 1, run->program.steps - run->step);
             parts.push_back(run->tables.conditions.of_steps(run->step, steps));
-            if (bundle_->manifest.output("context", "vector") != nullptr) add_vectors(parts.back(), text_.of(run->tables.prompts, run->latent), vectors);
+            if (bundle_->manifest.output("context", "vector") != nullptr) text_.of(run->tables.prompts, run->latent).add_vectors(parts.back(), vectors);
         }
         const Conditions all = joined(parts);
         std::vector<float> rows(static_cast<std::size_t>(all.rows * width));
@@ -195,8 +172,7 @@ private:
 
     const EngineOptions options_;
     std::map<std::string, std::unique_ptr<Engine>> engines_;
-    std::map<std::string, std::unique_ptr<Engine>> encoders_;  // loaded at first use
-    std::array<std::atomic<Engine*>, 4> encoders_now_{};        // those that are loaded, for other threads
+    TextEncoders encoders_;
     TextGraphs text_;
 };
 

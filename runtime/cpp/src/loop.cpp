@@ -63,10 +63,6 @@ void check_cancelled(const Run& run, std::int64_t step) {
 
 std::unique_ptr<Loop> open_loop(std::shared_ptr<const Bundle> bundle, const EngineOptions& options) {
     std::string engines = "onnxruntime (for plans, compile it with -DTENSORRT_ROOT)";
-    const bool on_host = options.engine == "onnxruntime" && options.provider != "cuda";
-    if (bundle->manifest.text && !on_host)
-        fail_request("models that take prompts run in the host's loop so far: take engine onnxruntime, and provider "
-                     "CUDAExecutionProvider instead of cuda");
     if (options.engine == "onnxruntime" && options.provider == "cuda") return open_device_loop(std::move(bundle), options);
     if (options.engine == "onnxruntime") return open_host_loop(std::move(bundle), options);
 #ifdef DITEDGE_TENSORRT

@@ -279,13 +279,14 @@ void check_listed(const Field& root, const Manifest& manifest, const std::string
 // Whether a graph of this name is read: others are ignored.
 bool known(const std::string& graph, bool takes_prompts) {
     static const std::set<std::string> of_prompts = {"text", "text_2", "text_3", "text_4", "context", "position"};
-    return has_plan(graph) || is_step_graph(graph) || (takes_prompts && of_prompts.count(graph) != 0);
+    return of_prompts.count(graph) != 0 ? takes_prompts : has_plan(graph) || is_step_graph(graph);
 }
 
 }  // namespace
 
 bool has_plan(const std::string& graph) {
-    return graph == "conditioner" || graph == "step" || graph == "decoder" || graph == "preview";
+    static const std::set<std::string> graphs = {"conditioner", "step", "decoder", "preview", "context", "position"};
+    return graphs.count(graph) != 0;
 }
 
 std::vector<EncoderInfo::Rows> EncoderInfo::rows(std::int64_t words) const {

@@ -18,7 +18,8 @@ class Context {
 public:
     virtual ~Context() = default;
     virtual void set_memory(void* scratch, std::size_t bytes) = 0;  // at least Plan::scratch_bytes; contexts of one stream may share it
-    virtual void set_shape(const std::string& input, const std::vector<std::int64_t>& shape) = 0;  // Error (request): outside of the profile
+    // Of an input, and of an output for who cannot work it out. Throws Error (request) outside of the profile.
+    virtual void set_shape(const std::string& tensor, const std::vector<std::int64_t>& shape) = 0;
     virtual void set_address(const std::string& tensor, void* address) = 0;  // a multiple of kAlignment; read by `enqueue`
     virtual bool capturable(cudaStream_t stream) = 0;                        // whether the library says that `enqueue` can be captured now
     virtual void enqueue(cudaStream_t stream) = 0;                           // returns at once

@@ -32,7 +32,7 @@ PromptPointer opened_for(const Bundle& bundle, const ditedge_prompt& prompt) {
 }
 
 void check_told(double guidance) {
-    if (!std::isfinite(static_cast<float>(guidance))) fail_request("guidance " + shown(guidance) + " is not a finite number in float32");
+    if (!(std::abs(guidance) <= kMaxGuidance)) fail_request("guidance " + shown(guidance) + " is not a number up to 3e38");
 }
 
 Subject class_subject(const Bundle& bundle, const Wanted& wanted, double guidance) {

@@ -82,7 +82,7 @@ ImageTables image_tables(const Program& program, const ModelInfo& model, const S
     // unlabelled one for the first guided_channels channels, 1 and 0 for every other channel. A step of factor f takes
     // 1 + f (g - 1) for g.
     tables.weights.assign(2 * steps * channels, 0.0f);
-    bool any = false, finite = std::isfinite(static_cast<float>(guidance));
+    bool any = false, finite = std::abs(guidance) <= kMaxGuidance;
     for (std::size_t step = 0; step < steps; ++step) {
         const double factor = program.guidance[step], more = factor * (guidance - 1);
         const double strength = factor == 1 ? guidance : 1 + more;
@@ -97,7 +97,7 @@ ImageTables image_tables(const Program& program, const ModelInfo& model, const S
             tables.weights[(2 * step + 1) * channels + o] = weighed ? without_label : 0.0f;
         }
     }
-    if (!finite) fail_request("guidance " + shown(guidance) + " is not a finite number in float32");
+    if (!finite) fail_request("guidance " + shown(guidance) + " is not a number up to 3e38");
     if (any && (subject.prompt ? !subject.negative : subject.away_from < 0 && !model.null_class))
         fail_request("guidance needs a null class, and this model was trained without label dropout: use 1, or "
                      "give a class to guide away from");

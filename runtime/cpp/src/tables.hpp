@@ -21,6 +21,8 @@ struct Subject {
     bool vectors = false;                    // the conditioner reads the prompts' vectors
 };
 
+constexpr double kMaxGuidance = 3.0e38;  // MAX_NUMBER of runtime/fields.py
+
 // The N steps of one image, each with one evaluation of the network or two: the second one guides. An evaluation's row among
 // a step's conditions is 0 for the first, R - 1 for the second.
 struct ImageTables {

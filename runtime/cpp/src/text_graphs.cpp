@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <deque>
+#include <iterator>
 #include <numeric>
 #include <string_view>
 
@@ -47,6 +48,28 @@ void leave_out(const EncoderInfo& encoder, const std::vector<std::int64_t>& shap
 const Tensor* OfPrompts::vector() const {
     const auto found = std::find_if(tensors.begin(), tensors.end(), [](const Tensor& tensor) { return std::string_view(tensor.name) == "vector"; });
     return found != tensors.end() ? &*found : nullptr;
+}
+
+void OfPrompts::add_vectors(const Conditions& conditions, std::vector<float>& vectors) const {
+    const Tensor* const found = vector();
+    if (found != nullptr) append_vectors(conditions, static_cast<const float*>(found->data), found->shape[1], vectors);
+}
+
+std::vector<Tensor> OfPrompts::of_step() const {
+    std::vector<Tensor> read;
+    std::copy_if(tensors.begin(), tensors.end(), std::back_inserter(read), [&](const Tensor& tensor) { return &tensor != vector(); });
+    return read;
+}
+
+Engine& TextEncoders::engine(const std::string& graph) {
+    std::unique_ptr<Engine>& encoder = loaded_[graph];
+    if (encoder == nullptr) {
+        if (bundle_.manifest.graphs.count(graph) == 0) fail_request("the bundle has no graph " + graph + ": give recorded prompts");
+        bundle_.with_graph(graph, [&](const GraphBytes& bytes) { encoder = open_ort_engine(bytes, bundle_.manifest.graphs.at(graph), options_, false); });
+        now_.at(loaded_.size() - 1).store(encoder.get());
+        if (cancelled_.load()) encoder->interrupt(true);
+    }
+    return *encoder;
 }
 
 TextGraphs::TextGraphs(const Bundle& bundle, std::function<Engine&(const std::string&)> engine) : bundle_(bundle), engine_(std::move(engine)) {}

@@ -3,11 +3,13 @@
 // same number of tokens: what becomes of one never depends on those beside it.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <list>
 #include <map>
 #include <memory>
 
+#include "conditions.hpp"
 #include "engine.hpp"
 #include "prompts.hpp"
 
@@ -19,6 +21,31 @@ struct OfPrompts {
     std::vector<Tensor> tensors;  // [P, ...] of these; and position [h, w, ...], valid until the next are made
 
     const Tensor* vector() const;  // [P, Q], where the conditioner reads it; else null
+    // What the conditioner reads of the conditions' prompts, appended where it does.
+    void add_vectors(const Conditions& conditions, std::vector<float>& vectors) const;
+    // What the step reads: all but the vector.
+    std::vector<Tensor> of_step() const;
+};
+
+// The text encoders of a bundle, larger than all its other graphs and for token ids only: each is loaded at first use.
+class TextEncoders {
+public:
+    // cancelled: of the loop. A cancel of another thread sees a loaded encoder, or is seen here.
+    TextEncoders(const Bundle& bundle, const EngineOptions& options, const std::atomic<bool>& cancelled)
+        : bundle_(bundle), options_(options), cancelled_(cancelled) {}
+    static bool has(const std::string& graph) { return graph.rfind("text", 0) == 0; }
+    Engine& engine(const std::string& graph);
+    void interrupt(bool stop) {
+        for (const std::atomic<Engine*>& encoder : now_)
+            if (Engine* const loaded = encoder.load()) loaded->interrupt(stop);
+    }
+
+private:
+    const Bundle& bundle_;
+    const EngineOptions options_;
+    const std::atomic<bool>& cancelled_;
+    std::map<std::string, std::unique_ptr<Engine>> loaded_;
+    std::array<std::atomic<Engine*>, 4> now_{};  // those that are loaded, for other threads
 };
 
 // The prompts and sizes that were used, of one loaded bundle.

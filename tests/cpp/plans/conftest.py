@@ -16,8 +16,8 @@ from tests.conftest import ROOT
 from tests.cpp.plan_text import with_cpp_plans
 from tests.cpp.plans.support import Double
 
-SOURCES = ("device_loop.cpp", "device_run.cpp", "device_steps.cpp", "engine_ort_cuda.cpp")
-HEADERS = ("device.hpp", "device_memory.hpp", "device_run.hpp", "device_steps.hpp")
+SOURCES = ("device_engine.cpp", "device_loop.cpp", "device_run.cpp", "device_steps.cpp", "engine_ort_cuda.cpp")
+HEADERS = ("device.hpp", "device_engine.hpp", "device_memory.hpp", "device_run.hpp", "device_steps.hpp")
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def provider(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def opened(built: Path, double: Double, provider: Path, onnxruntime_library: Path, tmp_path: Path, monkeypatch):
+def cuda_handles(built: Path, double: Double, provider: Path, onnxruntime_library: Path, tmp_path: Path, monkeypatch):
     """Of a copy of libditedge: a process, and so a library, has one ONNX Runtime."""
     monkeypatch.setenv("REAL_ONNXRUNTIME", str(onnxruntime_library))
     handles: list[Ditedge] = []
@@ -52,6 +52,11 @@ def opened(built: Path, double: Double, provider: Path, onnxruntime_library: Pat
     yield make
     for handle in handles:
         handle.close()
+
+
+@pytest.fixture
+def opened(cuda_handles: Opened) -> Opened:
+    return cuda_handles
 
 
 @pytest.mark.parametrize(("case", "loop"), LOOPS, ids=[f"{case}-{loop['name']}" for case, loop in LOOPS])

@@ -194,8 +194,8 @@ def test_a_damaged_or_huge_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("none", {"guidance": 2.0}, "guidance 2: .* has none: leave it out, or give 1"),
         ("none", {"guidance": 1.0, "negative": "snow"}, "has no guidance and evaluates each step once: leave negative"),
         ("embedded", {"negative": "snow"}, "reads its guidance as a number and evaluates each step once"),
-        ("embedded", {"guidance": 1e39}, r"guidance 1e\+39 is not a finite number in float32"),
-        ("embedded", {"guidance": float("nan")}, "guidance nan is not a finite number in float32"),
+        ("embedded", {"guidance": 1e39}, r"guidance 1e\+39 is not a number up to 3e38"),
+        ("embedded", {"guidance": float("nan")}, "guidance nan is not a number up to 3e38"),
     ],
 )
 def test_guidance_that_a_model_does_not_have(tmp_path: Path, kind: str, given: dict[str, Any], sentence: str) -> None:
