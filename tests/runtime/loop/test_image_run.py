@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused(golden_bundle) -> None:
     refused(bundle, "seed -1", seed=-1)
     refused(bundle, "label 'x' is not a whole number", subject="x")
     refused(bundle, "class 77", away_from=77)
-    refused(bundle, "not a finite number", guidance=float("nan"))
+    refused(bundle, "not a number up to 3e38", guidance=float("nan"))
     with Session(bundle) as session:
         run = started(bundle, session, 0)
         with pytest.raises(RequestError, match="given twice"):

@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_refused_before_it_waits(golden_bundle) -> None:
         for complaint, wrong in {
             "class 99": {"subject": 99},
             "seed -1": {"seed": -1},
-            "not a finite number": {"guidance": float("nan")},
+            "not a number up to 3e38": {"guidance": float("nan")},
             "an estimate every 0": {"preview_every": 0},
         }.items():
             with pytest.raises(RequestError, match=complaint):
