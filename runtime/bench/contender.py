@@ -150,9 +150,14 @@ def _host_parts(bundle: Bundle, options: EngineOptions, job: Job, wanted: Wanted
     state = first_state(job.program, job.noise)
     calls, engine = _calls_of_step(loop, tables, middle, state, job.noise.step(middle)), loop.engine("step")
     told = loop.text.inputs(tables.prompts, state.shape[3:]) if tables.prompts else {}
+
+    def step() -> None:
+        for inputs, outputs in calls:
+            engine.run(inputs, outputs)
+
     parts: dict[str, Part] = {
         "conditioner": lambda: deque(loop.modulations(tables, told.get("vector")), maxlen=0),
-        "step": lambda: [engine.run(inputs, outputs) for inputs, outputs in calls],
+        "step": step,
         "loop": lambda: _outside(bundle, options, job, loop),
     }
     if tables.prompts:
