@@ -15,7 +15,7 @@ ROWS = (
     ("dpm++2", "timestep", 7.0, 157.0, 0.3, 0.5, 0.6, 4.0, 1.0),
     ("unipc2", "karras", 7.0, 80.0, 0.2, 0.4, 0.5, 3.0, 1.0),
     ("ddim", "timestep", 7.0, 157.0, 0.3, 0.34, 0.6, 4.0, 1.0),
-    # guided in most steps but the first and the last: best at few passes on the demo model (docs/few-steps.md)
+    # guided in most steps but the first and the last: good on the demo model (docs/few-steps.md)
     ("dpm++2", "timestep", 7.0, 80.0, 0.2, 0.6, 0.5, 3.0, 1.0),
     ("unipc2", "karras", 7.0, 157.0, 0.1, 0.5, 0.8, 4.0, 1.0),
 )

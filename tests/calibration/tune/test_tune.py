@@ -150,7 +150,8 @@ def test_after_a_kill_the_trials_are_there(gray_bundle: Path, tmp_path: Path) ->
 def test_two_precisions_have_programs_of_their_own(gray_bundle: Path, tmp_path: Path) -> None:
     """Without a budget: a front, of both."""
     coarse = variant(gray_bundle, tmp_path / "coarse", rounded(15))
-    told = document("tune", "--engine", gray_bundle, "--engine", coarse, *QUICK, "--out", tmp_path / "t")
+    both = ("--engine", gray_bundle, "--engine", coarse)
+    told = document("tune", *both, *QUICK, "--refine", 0, "--out", tmp_path / "t")
     assert {one["engine"] for one in told["programs"]} == {"gray", "coarse"}
     on_front = [one for one in told["programs"] if one["on_front"]]
     on_front.sort(key=lambda one: one["seconds"])
