@@ -135,6 +135,7 @@ def jackknife(figure: Callable[[np.ndarray], float], count: int, groups: int = G
 def program_key(program: Program) -> str:
     """What a program does, whatever it is called: to measure nothing twice."""
     digest = hashlib.sha256()
-    for name in ("timestep", "x0_from", "log_sigma", "mix", "guidance"):
-        digest.update(np.ascontiguousarray(getattr(program, name), dtype=np.float64).tobytes())
+    for name in ("timestep", "x0_from", "log_sigma", "mix", "guidance", "interval"):
+        column = getattr(program, name)
+        digest.update(b"" if column is None else np.ascontiguousarray(column, dtype=np.float64).tobytes())
     return digest.hexdigest()[:24]

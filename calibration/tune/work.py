@@ -78,7 +78,7 @@ def begun(request: TuneRequest, report: Report, note: Callable[[str], object]) -
     """Everything that a search needs; what is measured at its first run stays. Raises DitedgeError."""
     request.check()
     bundles = [open_bundle(path) for path in request.engine]
-    _check(request, bundles)
+    check_bundles(request, bundles)
     see = seen_by(request, bundles[0])
     real = see.real(bundles[0], report)
     names = tuple(bundle.folder.absolute().name for bundle in bundles)
@@ -101,9 +101,12 @@ def begun(request: TuneRequest, report: Report, note: Callable[[str], object]) -
             study.set_user_attr("seconds", before + time.monotonic() - started)
 
 
-def _check(request: TuneRequest, bundles: Sequence[Bundle]) -> None:
+def check_bundles(request: TuneRequest, bundles: Sequence[Bundle]) -> None:
+    """Raises RequestError for bundles that cannot be tuned together, or at all."""
     names = [bundle.folder.absolute().name for bundle in bundles]
     for i, bundle in enumerate(bundles):
+        if bundle.manifest.model.prediction == "mean-flow":
+            raise RequestError(f"{bundle.folder} is told how far its steps go, and samplers that are searched are not")
         if request.write:
             check_can_be_added(bundle)
         for what, a, b in differences(bundles[0], bundle):

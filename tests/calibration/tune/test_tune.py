@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from PIL import Image
 from ditedge.calibration import accuracy, frechet_distance, image_features
 from ditedge.calibration.tune import writing
 from ditedge.calibration.tune.record import Figures, Found, Judged, Tuned, read_tuned
+from ditedge.calibration.tune.request import TuneRequest
 from ditedge.calibration.tune.storage import JOURNAL
+from ditedge.calibration.tune.work import check_bundles
 from ditedge.calibration.tune.writing import add_programs
 from ditedge.cli import main
 from ditedge.runtime import generate, open_bundle
@@ -273,6 +275,14 @@ def test_mistakes_get_one_line(
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert result.exit_code == 2 and len(errors) == 1 and complaint in errors[0], result.output
     assert "Traceback" not in result.output
+
+
+def test_models_that_are_told_how_far_a_step_goes_are_refused(gray_bundle: Path) -> None:
+    bundle = open_bundle(gray_bundle)
+    model = bundle.manifest.model.model_copy(update={"prediction": "mean-flow"})
+    told = replace(bundle, manifest=bundle.manifest.model_copy(update={"model": model}))
+    with pytest.raises(RequestError, match="gray is told how far its steps go"):
+        check_bundles(TuneRequest((gray_bundle,)), [told])
 
 
 def test_a_program_that_is_the_default_is_not_taken_away(gray_bundle: Path) -> None:
