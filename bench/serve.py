@@ -7,7 +7,7 @@
 
 Prints JSON: by step count the latencies (from the moment that a request was due, so a late sender hides nothing),
 images a second, how many were refused (429) or failed, how full turns were. Against a server with `--max-batch 1`, and
-those of bench/peers.py, it says what sharing steps is worth.
+those of bench/serve_peers.py, it says what sharing steps is worth.
 """
 
 from __future__ import annotations

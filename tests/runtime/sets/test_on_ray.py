@@ -26,8 +26,9 @@ CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-node = cluster.add_node(num_cpus=1)
-print(cluster.address, node.all_processes["raylet"][0].process.pid, flush=True)
+cluster.add_node(wait=False, num_cpus=1)
+cluster.wait_for_nodes(timeout=300)
+print(cluster.address, flush=True)
 sys.stdin.read()
 cluster.shutdown()
 """
@@ -90,18 +91,16 @@ def test_a_killed_worker_and_a_killed_driver(golden_bundle, tmp_path: Path, whol
 
 @slow
 @needs_ray
-@pytest.mark.parametrize("lost", [False, True])
-def test_a_cluster_of_two_nodes(golden_bundle, tmp_path: Path, whole: str, lost: bool) -> None:
-    """lost: one dies, and there is no place for its worker on the other."""
+def test_a_cluster_of_two_nodes(golden_bundle, tmp_path: Path, whole: str) -> None:
     script = [sys.executable, "-c", CLUSTER]
     cluster = subprocess.Popen(
         script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert cluster.stdin is not None and cluster.stdout is not None
     try:
-        address, node = next(line.split() for line in cluster.stdout if line[:1].isdigit())
+        address = next(line.strip() for line in cluster.stdout if line[:1].isdigit())
         words = command(golden_bundle("gray1_cfg"), tmp_path / "set", "--ray", address, "--workers", 2)
-        assert sha256(begin(killing(words, f"{node}=20") if lost else words)) == whole
+        assert sha256(begin(words)) == whole
     finally:
         cluster.stdin.close()
         cluster.wait(SECONDS)
