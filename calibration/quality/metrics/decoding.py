@@ -48,7 +48,7 @@ class _Measure:
         each = [psnr(one, other) for one, other in zip(*pictures, strict=True)]
         times = np.median(seconds, axis=0) if rounds else None
         found = Decoding(
-            psnr=_finite(psnr(*pictures)),
+            psnr=_finite(psnr(pictures[0], pictures[1])),
             worst_psnr=_finite(min(each)),
             latents=len(latents),
             a_ms=None if times is None else 1000 * float(times[0]),
