@@ -84,7 +84,7 @@ def test_a_plan_has_a_profile_for_each_size(wide: Path, tmp_path: Path) -> None:
     command = ["build", "--engine", low, "--target", "tensorrt-rtx", "--arch", "sm86", "--max-batch", 2]
     command += ["--size", "64x64", "--size", "96x48"]
     result = CliRunner().invoke(main, list(map(str, command)), catch_exceptions=False)
-    assert result.exit_code == 0 and "next: ditedge inspect" in result.output, result.output
+    assert result.exit_code == 0 and "next: ditedge run" in result.output, result.output
     record = read_build_record(low / "engines" / "tensorrt-rtx" / RECORD_NAME)
     counts = {graph: len(plan.profiles) for graph, plan in record.plans.items()}
     assert counts == {"conditioner": 1, "context": 1, "position": 2, "step": 2, "preview": 2}
