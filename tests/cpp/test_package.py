@@ -16,6 +16,11 @@ from tests.conftest import ROOT
 from tests.cpp.plan_text import with_cpp_plans
 from tests.cpp.support import damaged
 
+# Up to GCC 13 and LLVM 16 the leak check takes a thread's variables of a loaded library (the double has some) for
+# a block with glibc 2.19's header, where malloc happens to lay them 16 bytes behind a page's begin, and reads where
+# nothing is: "Tracer caught signal 11". Without that interceptor they are no roots, so that more leaks are found.
+LEAKS = "detect_leaks=1:intercept_tls_get_addr=0"
+
 
 def test_size_and_symbols(built: Path, tmp_path: Path) -> None:
     stripped = tmp_path / "libditedge.so"
@@ -82,11 +87,7 @@ def test_sanitizers(
         "-DDITEDGE_WERROR=OFF",
     )
     library = request.getfixturevalue("onnxruntime_library")
-    # Up to GCC 13 and LLVM 16 the leak check takes a thread's variables of a loaded library (the double has some) for
-    # a block with glibc 2.19's header, where malloc happens to lay them 16 bytes behind a page's begin, and reads where
-    # nothing is: "Tracer caught signal 11". Without that interceptor they are no roots, so that more leaks are found.
-    leaks = "detect_leaks=1:intercept_tls_get_addr=0"
-    environment = os.environ | {"DITEDGE_ONNXRUNTIME": str(library), "ASAN_OPTIONS": leaks}
+    environment = os.environ | {"DITEDGE_ONNXRUNTIME": str(library), "ASAN_OPTIONS": LEAKS}
     hostile = sorted(hostile_folders.iterdir()) if sanitizer != "thread" else []
     bundle = request.getfixturevalue("golden_bundle")("gray1_cfg")
     if engine == "tensorrt":

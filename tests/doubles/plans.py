@@ -19,6 +19,7 @@ def onnx_as_plan(source: Path, *_: object) -> bytes:
 
 
 OURS = ("tensorrt-rtx", "1.7.1.116")  # what the double passes for
+CONDITIONER_ROWS = 64
 LEAST = {"B": 1, "E": 1, "K": 1, "K+2": 3, "U": 1}
 RECORD = {
     "format": "ditedge-engines",
@@ -56,7 +57,6 @@ def write_plans(
     max_batch: int = 8,
     max_rows: int = 9,
     slots: int = 4,
-    conditioner_rows: int = 64,
     one_image: bool = False,
     latents: tuple[tuple[int, int], ...] = (),
     library: tuple[str, str] = OURS,
@@ -73,7 +73,7 @@ def write_plans(
     folder = bundle / "engines" / ("double" if library == OURS else library[0])
     folder.mkdir(parents=True)
     most = {"B": max_batch, "E": 2 * max_batch, "K": slots, "K+2": slots + 2}
-    rows = {"conditioner": conditioner_rows, "step": max_rows, "decoder": max_rows}
+    rows = {"conditioner": CONDITIONER_ROWS, "step": max_rows, "decoder": max_rows}
     plans = {}
     for graph, name in PLAN_NAMES.items():
         if graph not in opened.manifest.graphs:
