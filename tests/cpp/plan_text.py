@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.doubles.gpu_double import SCRATCH_BYTES
-from tests.doubles.plans import write_plans
+from tests.doubles.plans import Library, write_plans
 
 
 def plan_text(source: Path, graph: str, tensors: dict, profile: dict, one_image: dict, further: list) -> bytes:
@@ -18,5 +18,5 @@ def plan_text(source: Path, graph: str, tensors: dict, profile: dict, one_image:
 
 def with_cpp_plans(bundle: Path, version: str, library: str = "tensorrt", **sizes: Any) -> Path:
     """The bundle, with engines/`library`/ as TensorRT `version` would build it. sizes: of `write_plans`."""
-    write_plans(bundle, library=(library, version), as_plan=plan_text, **sizes)
+    write_plans(bundle, library=Library(library, version, plan_text), **sizes)
     return bundle

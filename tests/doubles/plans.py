@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ditedge.runtime.bundle.graph_contract import GraphInfo
@@ -18,8 +18,24 @@ def onnx_as_plan(source: Path, *_: object) -> bytes:
     return source.read_bytes()
 
 
-OURS = ("tensorrt-rtx", "1.7.1.116")  # what the double passes for
-CONDITIONER_ROWS = 64
+@dataclass(frozen=True)
+class Library:
+    """What plans are said to be of, and what is in them.
+
+    as_plan(path of the ONNX file, graph, its tensors in the manifest, its profile, the shapes of its second one, the
+    further ones) -> bytes that the double understands.
+    """
+
+    name: str = "tensorrt-rtx"
+    version: str = "1.7.1.116"
+    as_plan: Callable = onnx_as_plan
+
+    @property
+    def folder(self) -> str:
+        return "double" if (self.name, self.version) == (OURS.name, OURS.version) else self.name
+
+
+OURS = Library()  # what the double passes for
 LEAST = {"B": 1, "E": 1, "K": 1, "K+2": 3, "U": 1}
 RECORD = {
     "format": "ditedge-engines",
@@ -57,23 +73,20 @@ def write_plans(
     max_batch: int = 8,
     max_rows: int = 9,
     slots: int = 4,
+    conditioner_rows: int = 64,
     one_image: bool = False,
     latents: tuple[tuple[int, int], ...] = (),
-    library: tuple[str, str] = OURS,
-    as_plan: Callable = onnx_as_plan,
+    library: Library = OURS,
 ) -> Path:
     """engines/double/ of a bundle, or that of another library: its ONNX graphs as plans, with a truthful record.
 
     Returns the step plan's path. latents: H, W of the sizes of a model that takes prompts; none is that of training.
-
-    as_plan(path of the ONNX file, graph, its tensors in the manifest, its profile, the shapes of its second one, the further ones) -> bytes
-    that the double understands.
     """
     opened = open_bundle(bundle)
-    folder = bundle / "engines" / ("double" if library == OURS else library[0])
+    folder = bundle / "engines" / library.folder
     folder.mkdir(parents=True)
     most = {"B": max_batch, "E": 2 * max_batch, "K": slots, "K+2": slots + 2}
-    rows = {"conditioner": CONDITIONER_ROWS, "step": max_rows, "decoder": max_rows}
+    rows = {"conditioner": conditioner_rows, "step": max_rows, "decoder": max_rows}
     plans = {}
     for graph, name in PLAN_NAMES.items():
         if graph not in opened.manifest.graphs:
@@ -86,7 +99,9 @@ def write_plans(
             asked = replace(sizes_of(opened, max_batch, max_rows, latents), slots=slots)
             profile, *further = map(written, graph_profiles(opened.manifest, graph, asked))
         exact = one_image_shapes(opened, Sizes(max_batch, slots, max_rows)) if one_image and graph == "step" else {}
-        plan.write_bytes(as_plan(bundle / info.file, graph, info.model_dump(mode="json"), profile, exact, further))
+        plan.write_bytes(
+            library.as_plan(bundle / info.file, graph, info.model_dump(mode="json"), profile, exact, further)
+        )
         plans[graph] = {
             "file": plan.name,
             "plan": {"sha256": hashlib.sha256(plan.read_bytes()).hexdigest(), "bytes": plan.stat().st_size},
@@ -97,6 +112,6 @@ def write_plans(
             "seconds": 0.0,
         }
     sizes = {"max_batch": max_batch, "max_rows": max_rows}
-    told = {"library": library[0], "library_version": library[1], "bundle_sha256": opened.sha256, "plans": plans}
+    told = {"library": library.name, "library_version": library.version, "bundle_sha256": opened.sha256, "plans": plans}
     (folder / RECORD_NAME).write_text(json.dumps(RECORD | sizes | told))
     return folder / PLAN_NAMES["step"]

@@ -33,11 +33,10 @@ from ditedge.runtime.loop.device_loop import DeviceLoop
 from ditedge.runtime.loop.engine_trt import NvidiaGpu
 from ditedge.runtime.plans.record import PLAN_NAMES, RECORD_NAME, BuildRecord
 from tests.doubles.gpu_double import ALIGNMENT, DoubleGpu
-from tests.doubles.plans import write_plans
+from tests.doubles.plans import OURS, Library, write_plans
 
 DTYPES = {"float32": torch.float32, "int64": torch.int64, "uint8": torch.uint8}
 GRAPH_OF = {name: graph for graph, name in PLAN_NAMES.items()}
-LIBRARY = ("tensorrt-rtx", "1.7.1.116")  # of the record: nothing of it is loaded
 Modules = Mapping[str, nn.Module]  # by graph
 
 
@@ -104,7 +103,7 @@ class TorchGpu(NvidiaGpu):
         self._starts: list[int] = []  # sorted
 
     def libraries(self) -> dict[str, str]:
-        return dict([LIBRARY])
+        return {OURS.name: OURS.version}
 
     def deserialize(self, record: BuildRecord, file: HeldFile) -> TorchPlan:
         self.set_device()
@@ -156,7 +155,7 @@ class HostGpu(DoubleGpu):
     """The CPU: work is done bit by bit while the host polls, and what a GPU would punish raises DoubleError."""
 
     def __init__(self, bundle: Bundle, modules: Modules) -> None:
-        super().__init__(installed=dict([LIBRARY]))
+        super().__init__(installed={OURS.name: OURS.version})
         self._bundle, self._modules = bundle, modules
 
     def deserialize(self, record: BuildRecord, file: HeldFile) -> TorchPlan:
@@ -219,7 +218,7 @@ class Subject:
     def bundle(self) -> Bundle:
         if not self.folder.exists():
             shutil.copytree(self.source, self.folder)
-            write_plans(self.folder, slots=5, library=LIBRARY, as_plan=lambda source, graph, *_: graph.encode())
+            write_plans(self.folder, slots=5, library=Library(as_plan=lambda source, graph, *_: graph.encode()))
             path = self.folder / "engines" / "double" / RECORD_NAME
             path.write_text(json.dumps(json.loads(path.read_text()) | {"compute_capabilities": []}))  # any GPU
         return open_bundle(self.folder)
