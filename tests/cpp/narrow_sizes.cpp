@@ -28,6 +28,7 @@ std::unique_ptr<Loop> open_loop(std::shared_ptr<const Bundle> bundle, const Engi
 }
 std::unique_ptr<Loop> open_host_loop(std::shared_ptr<const Bundle>, const EngineOptions&) { return nullptr; }
 std::unique_ptr<Loop> open_device_loop(std::shared_ptr<const Bundle>, const EngineOptions&) { return nullptr; }
+std::unique_ptr<Engine> open_ort_engine(const GraphBytes&, const GraphInfo&, const EngineOptions&, bool) { return nullptr; }
 }  // namespace ditedge
 
 int main(int argc, char** argv) {
