@@ -1,6 +1,6 @@
 """Train a small text-conditioned DiT of the PixArt kind on captioned Fashion-MNIST: the text demo that `models/` ships.
 
-    python examples/train_text.py --out runs/fashion-pixart --device cuda      # what is shipped: see models/README.md
+    python examples/train_text.py --out runs/fashion-pixart --device cuda   # models/README.md: what is shipped is older
     python examples/train_text.py --out runs/fashion-pixart --minutes 600 --batch-size 64 --captions 12000   # on a CPU
 
 As PixArt-alpha did (arXiv:2310.00426, section 2.3), it starts from a class-conditional DiT, here `models/fashion-
@@ -113,10 +113,12 @@ def listened(blocks: nn.ModuleList) -> list[Tensor]:
     return heard
 
 
-def hint_error(run: Run, rows: int, kind: int) -> Tensor:
+def hint_error(run: Run, rows: int, bright: Tensor) -> Tensor:
     """Mean over the blocks of the relative squared error of the tokens [N, T, D], positions left out: a picture of two
-    has others than its halves. rows: of patches."""
+    has others than its halves. rows: of patches. bright [N, garments]: halves that are left out, since the teacher
+    knows nothing of brightness."""
     learned, taught = run.hints
+    kind = bright.shape[1]
     width, total = run.model.config.hidden_size, 0.0
     columns = learned[0].shape[1] // rows
     here = position_of(run.model, rows, columns, learned[0].device).view(1, rows, columns, width)
@@ -125,10 +127,16 @@ def hint_error(run: Run, rows: int, kind: int) -> Tensor:
         wanted = theirs.float().view(-1, rows, columns // kind, width) - there
         wanted = torch.cat(wanted.chunk(kind), dim=2)
         error = ours.float().view(-1, rows, columns, width) - here - wanted
-        total = total + error.square().mean() / wanted.square().mean()
+        by_half = error.square().mean((1, 3)).unflatten(1, (kind, -1)).mean(2)  # [N, garments]
+        total = total + mean_where(by_half, ~bright) / wanted.square().mean()
     learned.clear()
     taught.clear()
     return total / len(run.model.transformer_blocks)
+
+
+def mean_where(values: Tensor, kept: Tensor) -> Tensor:
+    """The mean of those that are kept, 0 where none is."""
+    return (values * kept).sum() / kept.sum().clamp(min=1)
 
 
 def predicted(model: PixArt, x: Tensor, t: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -168,8 +176,8 @@ def train_step(run: Run, diffusion: Diffusion, data: Data, kind: int) -> Tensor:
     error = (output.float() - wanted).square().mean(dim=(1, 2, 3))
     snr = (diffusion.signal[t] / diffusion.noise[t]).square().flatten()
     run.optimizer.zero_grad()
-    hints = hint_error(run, x.shape[2] // run.model.config.patch_size, kind)
-    confused = confusion(output.float() - own, other - own, kind)
+    hints = hint_error(run, x.shape[2] // run.model.config.patch_size, drawn.bright)
+    confused = confusion(output.float() - own, other - own, drawn.bright)
     loss = (error * (snr + 0.01) ** -0.5).mean() + args.hint_weight * hints + args.confusion_weight * confused
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
@@ -201,13 +209,14 @@ def with_brightness(own: Tensor, drawn: Batch, noise: Tensor) -> Tensor:
     return own + part * (noise - own)
 
 
-def confusion(error: Tensor, other: Tensor, kind: int) -> Tensor:
+def confusion(error: Tensor, other: Tensor, bright: Tensor) -> Tensor:
     """How far the error [N, 1, H, W] leads to what another class would predict (other: less what is right): squared, 1
     where all the way, the mean over halves. Classes that look alike differ by little, which guidance makes
-    large: the mean squared error says nearly nothing of it."""
-    error, other = (torch.cat(each.chunk(kind, dim=3)).flatten(1) for each in (error, other))
+    large: the mean squared error says nearly nothing of it. bright [N, garments]: halves that are left out."""
+    error, other = (torch.cat(each.chunk(bright.shape[1], dim=3)).flatten(1) for each in (error, other))
     size = other.square().sum(1)
-    return ((error * other).sum(1) / (size + 0.1 * size.mean())).square().mean()
+    part = (error * other).sum(1) / (size + 0.1 * size.mean())
+    return mean_where(part.square(), ~bright.T.flatten())
 
 
 def write_pipeline(model: PixArt, out: Path) -> None:
@@ -251,9 +260,9 @@ def train(args: argparse.Namespace) -> None:
     errors, first, begun = [], run.step, run.seconds
     while not run.ended:
         errors.append(train_step(run, diffusion, data, 1 if kinds.random() < args.singles else 2))
+        run.seconds = time.monotonic() - run.began
         if run.step % 50 == 0 or run.step < 10:  # to look at a number is to wait for the device
             (mse, hints, confused), errors = torch.stack(errors).mean(0).tolist(), []
-            run.seconds = time.monotonic() - run.began
             speed = (run.step - first) * args.batch_size / (run.seconds - begun)
             said = f"mse {mse:.4f}, hints {hints:.3f}, confusion {confused:.3f}"
             print(f"step {run.step}: {said}, {run.seconds:.0f} s, {speed:.1f} pictures a second", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 
 import numpy as np
@@ -21,7 +22,18 @@ from text_captions import (
     caption,
     caption_of,
 )
-from train_text import BRIGHTNESS, CONFIG, another, by_halves, confusion, predicted, with_brightness
+from train_text import (
+    BRIGHTNESS,
+    CONFIG,
+    Run,
+    another,
+    by_halves,
+    confusion,
+    hint_error,
+    mean_where,
+    predicted,
+    with_brightness,
+)
 
 from ditedge.export.networks.pixart import PixArt
 from ditedge.runtime.loop.verify import relative_error
@@ -128,13 +140,35 @@ def test_a_caption_remembers_its_garments() -> None:
 
 
 def test_confusion_is_the_part_of_another_class() -> None:
-    generator = torch.Generator().manual_seed(4)
+    generator, plain = torch.Generator().manual_seed(4), torch.zeros(3, 2, dtype=torch.bool)
     other = torch.randn(3, 1, 32, 64, generator=generator)
     for part in (0.0, 0.5, 1.0):
-        found = confusion(part * other, other, 2)
+        found = confusion(part * other, other, plain)
         assert abs(found.item() - (part / 1.1) ** 2) < 0.01  # halves of nearly one size: 0.1 of it is added
     across = torch.randn(3, 1, 32, 64, generator=generator)
-    assert confusion(across, other, 2) < 0.01
+    assert confusion(across, other, plain) < 0.01
+
+
+def test_halves_whose_brightness_is_said_are_not_compared_with_the_teacher() -> None:
+    """It knows nothing of brightness: only what the other halves do wrong counts."""
+    generator, bright = torch.Generator().manual_seed(5), torch.tensor([[True, False], [False, True]])
+    other, wrong = torch.randn(2, 1, 32, 64, generator=generator), torch.zeros(2, 1, 32, 64)
+    wrong[0, :, :, :32], wrong[1, :, :, 32:] = other[0, :, :, :32], other[1, :, :, 32:]
+    assert confusion(wrong, other, bright) == 0 and confusion(wrong, other, ~bright) > 0.5
+    assert mean_where(torch.tensor([1.0, 5.0]), torch.tensor([False, False])) == 0
+
+    model, teacher = started(), read_teacher(START)
+    run = Run(argparse.Namespace(), model, model, None, teacher, ([], []))  # type: ignore[arg-type]
+    here, there = (torch.randn(shape, generator=generator) for shape in ((2, 128, 192), (4, 64, 192)))
+
+    def error(of: torch.Tensor) -> float:
+        run.hints[0].append(of), run.hints[1].append(there)
+        return hint_error(run, 8, bright).item()
+
+    columns = torch.arange(128) % 16  # of a token's patch
+    left_out = here.clone()
+    left_out[0, columns < 8], left_out[1, columns >= 8] = 7.0, 7.0
+    assert abs(error(here) - error(left_out)) < 1e-6 and abs(error(here) - error(here + 1)) > 0.01
 
 
 def test_another_class_is_another() -> None:
