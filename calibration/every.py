@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from ..runtime.loop.engines import ENGINES
 from ..runtime.plans.build import build_bundle, engine_folder
 from ..runtime.plans.library import first_gpu, load_library
 from ..runtime.plans.options import TARGETS, BuildOptions
+from ..runtime.replacing import scratch_folder
 from ..runtime.report import Report, silent
 from .convert import convert_bundle
 from .formats import FORMATS
@@ -49,10 +49,10 @@ def bench_every(request: BenchRequest, report: Report = silent) -> Record:
     bundle = open_bundle(request.engines[0], trusted_keys=request.trusted_keys or None)
     if bundle.manifest.quantization is not None or bundle.manifest.graphs["step"].precision != "float32":
         raise RequestError(f"{bundle.folder} is not in float32: give --all the float32 bundle that it was made from")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) if request.keep is None else request.keep
+    with scratch_folder() as scratch:
+        folder = scratch if request.keep is None else request.keep
         folder.mkdir(parents=True, exist_ok=True)
-        contenders = list(_contenders(bundle, request, folder, Path(scratch), report))
+        contenders = list(_contenders(bundle, request, folder, scratch, report))
         what = f"every precision of {bundle.manifest.name}, {bundle.program().name}"
         return measure(contenders, request.settings, what, bundle, report)
 

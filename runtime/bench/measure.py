@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from ditedge import __version__
 from ..bundle.open import Bundle, open_bundle
 from ..errors import DitedgeError, EngineError, RequestError
 from ..loop.engine import EngineOptions
+from ..replacing import scratch_folder
 from ..report import Report, silent
 from .contender import Wanted, bundle_contender
 from .machine import this_machine
@@ -50,14 +50,14 @@ def bench(request: BenchRequest, report: Report = silent) -> Record:
         raise RequestError("nothing to measure: give --engine BUNDLE, or several")
     settings, keys = request.settings, request.trusted_keys or None
     first = open_bundle(request.engines[0], trusted_keys=keys)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         pairs = [
             (f"{path.absolute().name} on {provider}", path, provider)
             for path in request.engines
             for provider in (("plan",) if path.suffix == ".plan" else request.providers or ("cpu",))
         ]
         contenders = [
-            contender_of(name, path, provider, settings, first, Path(scratch) / f"{i}.npy", keys)
+            contender_of(name, path, provider, settings, first, scratch / f"{i}.npy", keys)
             for i, (name, path, provider) in enumerate(pairs)
         ]
         what = f"one step of {first.manifest.name}, {first.program().name}"

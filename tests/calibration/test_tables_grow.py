@@ -38,7 +38,7 @@ def test_a_metric(golden_bundle, tmp_path: Path) -> None:
     (copy, ditedge), (code, line) = copied_package(tmp_path), blocks("adding-a-metric.md")
     metrics = copy / "calibration" / "quality" / "metrics"
     (metrics / "contrast.py").write_text(code)
-    add_line(metrics / "__init__.py", line, ("from . import disk", "from . import contrast, disk"))
+    add_line(metrics / "__init__.py", line, ("from . import decoding", "from . import contrast, decoding"))
     source = golden_bundle("gray1_cfg")
     *helps, said = ditedge(
         ["compare", "--help"],

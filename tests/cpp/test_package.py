@@ -34,9 +34,8 @@ def test_size_and_symbols(built: Path, tmp_path: Path) -> None:
     sources = [*(ROOT / "runtime/cpp/src").iterdir(), *(ROOT / "runtime/cpp/include").iterdir()]
     lines = [line.strip() for source in sources for line in source.read_text().splitlines()]
     comment = ("//", "/*", "* ", "*/")
-    assert (
-        sum(bool(line) and not line.startswith(comment) for line in lines) < 5750
-    )  # lines of code, 650 of them for prompts
+    code = sum(bool(line) and not line.startswith(comment) for line in lines)
+    assert code < 5900  # 750 of them for prompts, on the CPU and on plans
 
 
 @pytest.fixture(scope="module")

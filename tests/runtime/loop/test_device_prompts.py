@@ -163,8 +163,12 @@ def test_few_sizes_are_kept(bundle: Bundle, cuda: Opened) -> None:
 
 def test_contexts_of_the_same_prompts_are_gathered_once(bundle: Bundle, monkeypatch) -> None:
     """Step after step of a batch of images that are sampled one beside the other."""
-    gathered, real = [], TextGraphs._context
-    monkeypatch.setattr(TextGraphs, "_context", lambda self, *of: gathered.append(of[0].key) or real(self, *of))
+    gathered, real = [], TextGraphs._together
+
+    def watched(self: TextGraphs, prompts, of):
+        return real(self, prompts, lambda prompt: gathered.append(prompt.key) or of(prompt))
+
+    monkeypatch.setattr(TextGraphs, "_together", watched)
     program = bundle.program("ddim-10")
     with Session(bundle) as session:
         runs = [session.start(program, prompt, 1) for prompt in (FOX, SNOW)]

@@ -48,5 +48,6 @@ def test_an_image_begins_the_server(name: str) -> None:
 def test_the_unit_is_one(tmp_path: Path) -> None:
     unit = (ROOT / "deploy" / "ditedge.service").read_text().replace("/opt/ditedge/bin/ditedge", "/bin/true")
     (tmp_path / "ditedge.service").write_text(unit)
+    (tmp_path / "ditedge.service").chmod(0o644)  # systemd complains of what everybody may write
     ran = subprocess.run(["systemd-analyze", "verify", tmp_path / "ditedge.service"], capture_output=True, text=True)
     assert "ditedge.service" not in ran.stderr, ran.stderr
