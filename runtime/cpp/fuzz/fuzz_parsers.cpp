@@ -20,7 +20,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
             ditedge::manifest_from_json(text, "manifest.json");
         } else if (data[0] % 7 == 1) {
             const ditedge::BuildRecord record = ditedge::build_record_from_json(text, "build.json");
-            if (record.plans.count("step") != 0) record.check_shape("step", "state", {1, 1, 1, 8, 8});
+            if (record.plans.count("step") != 0) record.check_shape("step", 0, "state", {1, 1, 1, 8, 8});
         } else if (data[0] % 7 == 3) {
             ditedge::read_onnx(text, 4, "step.onnx");
         } else if (data[0] % 7 == 4) {
