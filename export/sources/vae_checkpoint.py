@@ -176,7 +176,7 @@ def _read_config(path: Path, optional: bool = False) -> VaeConfig | None:
     name = data.get("_class_name") if isinstance(data, dict) else None
     readers: dict[Any, Any] = {"AutoencoderKL": _kl_from_json, "AutoencoderTiny": _tiny_from_json}
     readers["AutoencoderDC"] = dc_from_json
-    if name not in readers:
+    if not isinstance(name, str) or name not in readers:
         if optional and not str(name).startswith("Autoencoder"):
             return None
         raise CheckpointError(f"{path}: _class_name is {name!r}; understood are {', '.join(readers)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ditedge.export import exporter
 from ditedge.export.networks.vae import KlConfig, TinyConfig
 from ditedge.export.sources.vae_checkpoint import read_vae
 from ditedge.export.with_decoder import add_decoder
-from ditedge.runtime.errors import RequestError
+from ditedge.runtime.errors import CheckpointError, RequestError
 from tests.export.networks.vaes import (
     LATENT,
     WEIGHTS,
@@ -86,6 +87,14 @@ def test_a_file_inside_a_diffusers_folder_takes_its_config(tmp_path: Path) -> No
     assert_same_decoder(tmp_path / WEIGHTS, vae)
     (tmp_path / "config.json").write_text('{"_class_name": "DiTTransformer2DModel"}')
     assert read_vae(tmp_path / WEIGHTS).decoder.config.scaling_factor == 0.18215
+
+
+@pytest.mark.parametrize("name", ["AutoencoderOfAnother", ["AutoencoderKL"], {}, None])
+def test_a_folder_of_another_class_is_refused(tmp_path: Path, name: object) -> None:
+    make_vae(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(CheckpointError, match="_class_name is .*; understood are AutoencoderKL"):
+        read_vae(tmp_path)
 
 
 def test_half_precision_weights_in_a_bin_file(tmp_path: Path) -> None:
