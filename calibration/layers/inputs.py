@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from ...runtime.bundle.open import Bundle
 from ...runtime.errors import Cancelled, RequestError
-from ...runtime.loop.engine import Engine
+from ...runtime.loop.engine import Engine, Tensors, WatchedEngine
 from ...runtime.loop.loop import StepEvent, first_state
 from ...runtime.loop.noise import GivenNoise, NoiseSource, SeededNoise
 from ...runtime.loop.session import Session
@@ -69,23 +70,17 @@ def inputs_of(bundle: Bundle, step: RealStep, scratch: Path) -> Arrays:
     return {**kept, **read, "latent": step.latents}
 
 
-class _Kept:
+class _Kept(WatchedEngine):
     """An engine that keeps the inputs of its latest run."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self.inputs, self.last = engine, engine.inputs, Arrays()
+        super().__init__(engine)
+        self.last = Arrays()
 
-    def run(
-        self,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Mapping[str, np.ndarray],
-        cancel: threading.Event | None = None,
-    ) -> None:
+    @contextmanager
+    def around(self, inputs: Tensors, outputs: Tensors) -> Iterator[tuple[Tensors, Tensors]]:
         self.last = {name: values.copy() for name, values in inputs.items() if name in self.inputs}
-        self._engine.run(inputs, outputs, cancel)
-
-    def close(self) -> None:
-        self._engine.close()
+        yield inputs, outputs
 
 
 def real_step(bundle: Bundle, number: int | None, report: Report) -> RealStep:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 from ...runtime.bundle.open import Bundle
 from ...runtime.errors import RequestError
 from ...runtime.files import written_atomically
-from ...runtime.loop.engine import Engine, EngineOptions
+from ...runtime.loop.engine import Engine, EngineOptions, Tensors, WatchedEngine
 from ...runtime.loop.engines import open_engine
 from ...runtime.loop.noise import SeededNoise
 from ...runtime.loop.session import Session
@@ -189,11 +189,12 @@ def _empty(groups: int, channels: int, tokens: int) -> LayerStatistics:
     )
 
 
-class _Recorder:
+class _Recorder(WatchedEngine):
     """The instrumented step graph as an engine: keeps the reductions of its latest run until they are folded in."""
 
     def __init__(self, engine: Engine, shapes: Mapping[str, tuple[int, int]]) -> None:
-        self._engine, self.inputs, self._evaluations = engine, engine.inputs, 0
+        super().__init__(engine)
+        self._evaluations = 0
         self._channels = {name: np.empty((4, channels), np.float32) for name, (channels, _) in shapes.items()}
         self._tokens = {name: np.empty((2, max(1, tokens)), np.float32) for name, (_, tokens) in shapes.items()}
         self._outputs: dict[str, np.ndarray] = {f"{name}:channels": array for name, array in self._channels.items()}
@@ -201,14 +202,10 @@ class _Recorder:
         self._outputs |= {f"{name}:tokens": array for name, array in self._tokens.items()}
         self._outputs |= {f"{name}:rows": array for name, array in self._rows.items()}
 
-    def run(
-        self,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Mapping[str, np.ndarray],
-        cancel: threading.Event | None = None,
-    ) -> None:
+    @contextmanager
+    def around(self, inputs: Tensors, outputs: Tensors) -> Iterator[tuple[Tensors, Tensors]]:
         self._evaluations = len(inputs["sample"])
-        self._engine.run(inputs, {**outputs, **self._outputs}, cancel)
+        yield inputs, {**outputs, **self._outputs}
 
     def fold(self, layers: dict[str, LayerStatistics], group: int) -> None:
         """Adds the latest run to the statistics of a timestep group."""
@@ -222,9 +219,6 @@ class _Recorder:
             layer.channel_square[group] += channels[3]
             np.maximum(layer.token_amax[group], tokens[0], out=layer.token_amax[group])
             layer.token_amax_sum[group] += tokens[1]
-
-    def close(self) -> None:
-        self._engine.close()
 
 
 def _write_cache(path: Path, fingerprint: str, batches: int, layers: dict[str, LayerStatistics]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...runtime.bundle.open import Bundle
-from ...runtime.loop.engine import Engine, EngineOptions
+from ...runtime.loop.engine import Engine, EngineOptions, Tensors, WatchedEngine
 from ...runtime.loop.engines import open_engine
 from ...runtime.loop.loop import StepEvent, first_state
 from ...runtime.loop.noise import SeededNoise
@@ -32,11 +32,12 @@ LABELS_AT_A_TIME = 16  # of the conditioner: DiT-XL's rows of 64 pairs are 50 MB
 SCAN_SECONDS = 60.0  # for single steps of the others: all of a small model's, as many as fit of a large one's
 
 
-class _Recorder:
+class _Recorder(WatchedEngine):
     """An engine that also reads the graph's maxima and keeps the largest, and knows how long an evaluation takes."""
 
     def __init__(self, engine: Engine, names: list[str]) -> None:
-        self.engine, self.names, self.inputs = engine, names, engine.inputs
+        super().__init__(engine)
+        self.names = names
         self.largest = self.last = np.zeros(len(names), np.float32)  # over all runs; of the last run
         self._seconds, self._evaluations = 0.0, 0
 
@@ -45,22 +46,15 @@ class _Recorder:
         """Of one evaluation of the network, on average; for a step graph that has run."""
         return self._seconds / max(1, self._evaluations)
 
-    def run(
-        self,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Mapping[str, np.ndarray],
-        cancel: threading.Event | None = None,
-    ) -> None:
+    @contextmanager
+    def around(self, inputs: Tensors, outputs: Tensors) -> Iterator[tuple[Tensors, Tensors]]:
         found = np.empty(len(self.names), np.float32)
         start = time.monotonic()
-        self.engine.run(inputs, {**outputs, "ditedge_maxima": found}, cancel)
+        yield inputs, {**outputs, "ditedge_maxima": found}
         self._seconds += time.monotonic() - start
         self._evaluations += len(inputs.get("condition", ()))
         self.last = np.where(np.isnan(found), np.float32(np.inf), found)
         self.largest = np.maximum(self.largest, self.last)
-
-    def close(self) -> None:
-        self.engine.close()
 
 
 def overflow_scan(

@@ -9,8 +9,8 @@ Layers are left in float32 in the order of contribution^2 per byte that this cos
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...runtime.bundle.open import Bundle
-from ...runtime.loop.engine import Engine, EngineOptions
+from ...runtime.loop.engine import Engine, EngineOptions, Tensors, WatchedEngine
 from ...runtime.loop.engines import open_engine
 from ...runtime.loop.noise import SeededNoise
 from ...runtime.loop.session import Session
@@ -125,22 +125,16 @@ def _run(session: Session, pool: Pool, program: Program) -> np.ndarray:
     return pool.latents(session, program, pool.spread(samples), session.bundle.manifest.defaults.guidance, noise)
 
 
-class _Switched:
+class _Switched(WatchedEngine):
     """The graph of twins as a step engine. flags [layers] bool: which of them are rounded."""
 
     def __init__(self, engine: Engine, layers: int) -> None:
-        self._engine, self.inputs, self.flags = engine, engine.inputs, np.zeros(layers, bool)
+        super().__init__(engine)
+        self.flags = np.zeros(layers, bool)
 
-    def run(
-        self,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Mapping[str, np.ndarray],
-        cancel: threading.Event | None = None,
-    ) -> None:
-        self._engine.run({**inputs, FLAGS: self.flags}, outputs, cancel)
-
-    def close(self) -> None:
-        self._engine.close()
+    @contextmanager
+    def around(self, inputs: Tensors, outputs: Tensors) -> Iterator[tuple[Tensors, Tensors]]:
+        yield {**inputs, FLAGS: self.flags}, outputs
 
 
 def _twin(model: Any, linears: list[Linear]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..bundle.open import Bundle, open_bundle
 from ..bundle.sizes import latent_of
 from ..errors import BundleError, DitedgeError
 from ..loop import engine_ort_cuda
-from ..loop.engine import Engine, EngineOptions, options_for
+from ..loop.engine import Engine, EngineOptions, Tensors, WatchedEngine, options_for
 from ..loop.host_loop import HostLoop
 from ..loop.loop import first_state
 from ..loop.noise import SeededNoise
@@ -185,20 +185,17 @@ def _calls_of_step(
     ]  # fmt: skip
 
 
-class _Clocked:
+class _Clocked(WatchedEngine):
     """An engine that counts the seconds in its calls."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self.inputs, self.seconds = engine, engine.inputs, 0.0
+        super().__init__(engine)
+        self.seconds = 0.0
 
-    def run(
-        self,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Mapping[str, np.ndarray],
-        cancel: threading.Event | None = None,
-    ) -> None:
+    @contextmanager
+    def around(self, inputs: Tensors, outputs: Tensors) -> Iterator[tuple[Tensors, Tensors]]:
         start = time.perf_counter()
-        self._engine.run(inputs, outputs, cancel)
+        yield inputs, outputs
         self.seconds += time.perf_counter() - start
 
     def close(self) -> None:

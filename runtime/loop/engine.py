@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,7 @@ from ..bundle.held_files import HeldGraph
 from ..errors import RequestError
 from ..options import THREADS, option
 
+Tensors = Mapping[str, np.ndarray]
 PROVIDER_NAMES = "ditedge.runtime.loop.engines:providers"
 
 
@@ -67,12 +69,7 @@ class Engine(Protocol):
 
     inputs: frozenset[str]
 
-    def run(
-        self,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Mapping[str, np.ndarray],
-        cancel: threading.Event | None = None,
-    ) -> None:
+    def run(self, inputs: Tensors, outputs: Tensors, cancel: threading.Event | None = None) -> None:
         """Runs the graph once, writing into `outputs`.
 
         Arrays are C-contiguous and have the dtype and shape of the graph's tensors; inputs that the graph does not
@@ -82,6 +79,25 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees the graph. Calling it twice is fine."""
+
+
+class WatchedEngine:
+    """Another engine, whose runs a subclass looks at or changes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.inputs = engine, engine.inputs
+
+    @contextmanager
+    def around(self, inputs: Tensors, outputs: Tensors) -> Iterator[tuple[Tensors, Tensors]]:
+        """To override: the run takes place where it yields, with the inputs and outputs that it yields."""
+        yield inputs, outputs
+
+    def run(self, inputs: Tensors, outputs: Tensors, cancel: threading.Event | None = None) -> None:
+        with self.around(inputs, outputs) as (given, made):
+            self.engine.run(given, made, cancel)
+
+    def close(self) -> None:
+        self.engine.close()
 
 
 @dataclass(frozen=True)
