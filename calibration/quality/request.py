@@ -9,6 +9,9 @@ from ...runtime.loop.engine import EngineOptions
 from ...runtime.options import BATCH, IMAGES, SEED, option
 from ..pool import PROMPTS
 
+FEATURES = option("--features", help="Feature extractor: .onnx with outputs logits and features.")
+REFERENCE = option("--reference", help="Real pictures: .npz (images or arr_0, uint8 [N,h,w,c]) or a folder.")
+
 
 @dataclass(frozen=True)
 class CompareRequest:
@@ -31,14 +34,8 @@ class CompareRequest:
     guidance: float | None = field(
         default=None, metadata=option("--guidance", help="Classifier-free guidance scale; 1 is none. [default: A's]")
     )
-    features: Path | None = field(
-        default=None,
-        metadata=option("--features", help="Feature extractor: .onnx with outputs logits and features."),
-    )
-    reference: Path | None = field(
-        default=None,
-        metadata=option("--reference", help="Real pictures: .npz (images or arr_0, uint8 [N,h,w,c]) or a folder."),
-    )
+    features: Path | None = field(default=None, metadata=FEATURES)
+    reference: Path | None = field(default=None, metadata=REFERENCE)
     pictures: int = 8  # of the report
     speed_rounds: int = field(
         default=15,

@@ -10,6 +10,7 @@ from ...runtime.errors import RequestError
 from ...runtime.loop.engine import EngineOptions
 from ...runtime.options import BATCH, SEED, option
 from ..pool import PROMPTS
+from ..quality.request import FEATURES, REFERENCE
 
 FRESH = 1_000_000_000  # seeds of the search begin so far behind those of the last rung
 MOST_IMAGES = 1_000_000  # of a rung
@@ -44,14 +45,8 @@ class TuneRequest:
         default=None,
         metadata=option("--min-quality", help="The cheapest program of at most this distance (lower is better)."),
     )
-    features: Path | None = field(
-        default=None,
-        metadata=option("--features", help="Feature extractor: .onnx with outputs logits and features."),
-    )
-    reference: Path | None = field(
-        default=None,
-        metadata=option("--reference", help="Real pictures: .npz (images or arr_0, uint8 [N,h,w,c]) or a folder."),
-    )
+    features: Path | None = field(default=None, metadata=FEATURES)
+    reference: Path | None = field(default=None, metadata=REFERENCE)
     prompts: Path | None = field(default=None, metadata=PROMPTS)
     trials: int = field(
         default=200,
