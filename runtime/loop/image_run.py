@@ -62,6 +62,11 @@ class ImageRun:
         """rows [steps, R, M], from the next step on."""
         self._modulation, self._modulation_from = rows, self.step
 
+    def release(self) -> None:
+        """Frees what its further steps would read: there will be none. State and latent stay."""
+        self.contexts = {}
+        self.set_modulation(self._modulation[:0].copy())
+
     def drawn(self) -> np.ndarray | None:
         """The next step's noise [C, H, W], or None where it adds none."""
         return self.noise.step(self.step)[0] if self.program.draws_noise(self.step) else None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from ..errors import Cancelled, DitedgeError
 from ..loop.session import Session
-from .ticket import Ticket
+from .ticket import ENDED, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ class Preparing:
                     return
             self._prepare(ticket)
             with self._more:
+                if ticket.state in ENDED:
+                    ticket.run.release()
                 self._more.notify_all()
             del ticket  # and what it holds
 

@@ -161,7 +161,7 @@ class Scheduler:
     def _unready(self) -> Ticket | None:
         """Whose prompts are to be encoded next."""
         found = (lane.waiting.unready(self.limits.max_batch) for lane in self._lanes.values())
-        return next(filter(None, found), None)
+        return min(filter(None, found), key=lambda ticket: ticket.rank, default=None)
 
     def _check_room(self, lane: _Lane, more: int) -> None:
         """Raises BusyError, with the time when a place may be free."""
@@ -208,8 +208,10 @@ class Scheduler:
                     continue
                 lane.waiting.keep([ticket for ticket in waiting if ticket not in gone])
                 lane.running = [ticket for ticket in lane.running if ticket not in gone]
+                self._more.notify_all()  # others are first now, whose prompts may be still to be encoded
             for ticket in gone:  # those whose prompts failed have ended already
                 ticket.end(None, _why(ticket))
+                ticket.run.release()
 
     def _admit(self, now: float) -> None:
         """Who waits, by rank, where there is room; none while the decoder is behind by a batch."""
@@ -241,6 +243,9 @@ class Scheduler:
         for ticket in moving:
             self._stepped(ticket, len(moving))
         lane.running = [ticket for ticket in moving if ticket.state == "running"]
+        for ticket in moving:
+            if ticket.state != "running":
+                ticket.run.release()
 
     def _advance_alone(self, lane: _Lane) -> None:
         """After a step that failed: an image that an engine cannot take fails alone."""

@@ -105,6 +105,50 @@ def test_a_slow_text_encoder_holds_up_no_step() -> None:
         scheduler.close()
 
 
+def test_prompts_are_encoded_as_soon_as_there_is_room_for_their_image() -> None:
+    """Also where room came from somebody who left; and what an image read of its prompts is not kept after its end."""
+    bundle = open_bundle(FOLDER)
+    with Session(bundle) as plain:
+        text = Slow(plain.engine("text"))
+        scheduler = Scheduler({PIXART: Session(bundle, engines={"text": text})}, Limits(max_batch=1, a_call=1))
+        service = Service(scheduler, {PIXART: bundle})
+        text.may.set()
+
+        def submit(wish: dict) -> Ticket:
+            return scheduler.submit(PIXART, images_of(service, Wish(**wish))[1])[0]
+
+        first, second, third = (submit({**WISHES[0], "prompt": prompt}) for prompt in ("one", "one", "other"))
+        wait_for(lambda: first.ready)
+        scheduler.turn()
+        wait_for(lambda: second.ready)
+        assert (first.step, second.state, third.ready) == (1, "queued", False) and first.run.contexts
+        second.cancel()
+        scheduler.turn()
+        wait_for(lambda: third.ready)  # nobody else comes, and nobody is admitted
+        scheduler.start()
+        assert first.result(SECONDS) is not None and third.result(SECONDS) is not None
+        wait_for(lambda: not any(ticket.run.contexts for ticket in (first, second, third)))
+        assert all(ticket.run.modulation() is None for ticket in (first, second, third))
+        scheduler.close()
+
+
+def test_whose_prompts_are_encoded_goes_by_rank_over_all_models() -> None:
+    """A model that is asked again and again does not keep another one's prompts waiting."""
+    bundle = open_bundle(FOLDER)
+    with Session(bundle) as plain:
+        sessions = {name: Session(bundle, engines={"text": Slow(plain.engine("text"))}) for name in ("busy", "other")}
+        scheduler = Scheduler(sessions, Limits(a_call=1))
+        scheduler._preparing.close()  # asked by hand
+        service = Service(scheduler, {name: bundle for name in sessions})
+        images = images_of(service, Wish(**WISHES[0], model="busy"))[1]
+        [late], [early] = scheduler.submit("busy", images), scheduler.submit("other", images)
+        early.submitted -= 1
+        assert scheduler._unready() is early
+        late.submitted -= 2
+        assert scheduler._unready() is late
+        scheduler.close()
+
+
 def test_a_picture_of_words_is_the_file_that_run_writes(server, tmp_path) -> None:
     answer = server.post(IMAGES, json=WISHES[1]).json()
     [said] = answer["data"]
