@@ -6,6 +6,8 @@ from ..bundle.text_info import TextInfo
 from ..errors import RequestError
 from ..plans.record import BuildRecord
 
+STATE_RANK = 5  # [B, K, C, H, W]
+
 
 def check_fits(record: BuildRecord, batch: int, rows: int) -> None:
     """A batch, and the distinct labels of one step, against what was built. Raises RequestError naming the flag."""
@@ -23,9 +25,10 @@ def check_fits(record: BuildRecord, batch: int, rows: int) -> None:
 
 def check_size(record: BuildRecord, latent: tuple[int, ...], text: TextInfo) -> None:
     """H and W of a model that takes prompts against what was built. Raises RequestError naming the flag."""
-    limits = [profile["state"] for profile in record.plans["step"].profiles if "state" in profile]
-    if any(all(map(_between, some.min[3:], latent, some.max[3:])) for some in limits):
-        return
+    states = [profile.get("state") for profile in record.plans["step"].profiles]
+    limits = [state for state in states if state is not None and len(state.max) == STATE_RANK]
+    if len(limits) < len(states) or not limits or any(some.takes(latent, STATE_RANK - 2) for some in limits):
+        return  # where a profile does not limit it, the plan itself will
 
     def said(height: int, width: int) -> str:
         return f"{width * text.factor}x{height * text.factor}"
@@ -41,17 +44,11 @@ def check_shape(record: BuildRecord, graph: str, profile: int, tensor: str, shap
     """One input's shape against an optimisation profile. Raises RequestError."""
     plan = record.plans[graph]  # type: ignore[index]
     limits = plan.profiles[profile].get(tensor) if plan.profiles else None
-    if limits is None:
+    if limits is None or limits.takes(shape):
         return
-    inside = len(shape) == len(limits.min) and all(map(_between, limits.min, shape, limits.max))
-    if not inside:
-        slots = tensor in ("state", "mix") and shape[1] > limits.max[1]
-        remedy = "choose a sampler with fewer state slots (a lower --order, no previews)" if slots else "build again"
-        raise RequestError(
-            f"{plan.file}: input {tensor} is {list(shape)}, and the plan was built for {limits.min} to {limits.max}: "
-            f"{remedy}"
-        )
-
-
-def _between(low: int, value: int, high: int) -> bool:
-    return low <= value <= high
+    slots = tensor in ("state", "mix") and shape[1:2] > tuple(limits.max[1:2])
+    remedy = "choose a sampler with fewer state slots (a lower --order, no previews)" if slots else "build again"
+    raise RequestError(
+        f"{plan.file}: input {tensor} is {list(shape)}, and the plan was built for {limits.min} to {limits.max}: "
+        f"{remedy}"
+    )

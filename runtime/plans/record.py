@@ -7,7 +7,7 @@ the bundle they were built from.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,6 +43,11 @@ class ShapeRange(Strict):
             raise ValueError("min, opt and max are not of one rank")
         return self
 
+    def takes(self, shape: Sequence[int], start: int = 0) -> bool:
+        """Whether the dimensions from `start` on may be these."""
+        low, high = self.min[start:], self.max[start:]
+        return len(shape) == len(low) and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
+
 
 def exact_ranges(shapes: Mapping[str, list[int]]) -> dict[str, ShapeRange]:
     """The profile that takes these shapes alone."""
@@ -68,7 +73,7 @@ class PlanInfo(Strict):
     def profiles(self) -> list[dict[str, ShapeRange]]:
         """All of them, in the plan's order; none for a graph whose inputs have fixed shapes."""
         found = [self.profile, *([exact_ranges(self.one_image)] if self.one_image else []), *self.further]
-        return [profile for profile in found if profile]
+        return found if self.profile else []
 
 
 class BuildRecord(Strict):
@@ -111,12 +116,7 @@ class BuildRecord(Strict):
 
 
 def _takes(profile: Mapping[str, ShapeRange], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    return all(
-        len(shape) == len(profile[name].min)
-        and all(a <= size <= b for a, size, b in zip(profile[name].min, shape, profile[name].max, strict=True))
-        for name, shape in shapes.items()
-        if name in profile
-    )
+    return all(profile[name].takes(shape) for name, shape in shapes.items() if name in profile)
 
 
 def read_build_record(path: Path, trusted: Collection[bytes] = ()) -> BuildRecord:

@@ -11,13 +11,14 @@ from click.testing import CliRunner
 from ditedge.cli import main
 from ditedge.runtime import open_bundle
 from ditedge.runtime.errors import BundleError, RequestError
+from ditedge.runtime.loop.plan_limits import check_shape, check_size
 from ditedge.runtime.loop.session import Session
 from ditedge.runtime.loop.subjects import any_subject, told_besides
 from ditedge.runtime.loop.tables import step_tables
 from ditedge.runtime.plans.checks import latents_to_build
 from ditedge.runtime.plans.options import BuildOptions
 from ditedge.runtime.plans.profile import forecast, graph_profile, graph_profiles, one_image_shapes, sizes_of
-from ditedge.runtime.plans.record import PLAN_NAMES, BuildRecord, PlanInfo
+from ditedge.runtime.plans.record import PLAN_NAMES, BuildRecord, PlanInfo, ShapeRange
 from tests.conftest import BUNDLES, PIXART
 
 BUNDLE = BUNDLES / PIXART
@@ -96,6 +97,27 @@ def test_what_a_run_binds_is_in_the_profile_of_its_size_alone() -> None:
             assert {name: tuple(shape) for name, shape in exact.items()} == {name: shapes[name] for name in exact}
     assert record.profile_for("step", {"state": (1, 2, 4, 10, 10)}) == 0  # of no profile: whoever binds it says so
     assert np.prod(exact["context"]) == 2 * 120 * 96
+
+
+def test_profiles_that_limit_nothing() -> None:
+    """Whatever a record leaves out: its plan says what it takes."""
+    bundle, asked = sizes()
+    text = bundle.manifest.text
+    assert text is not None
+    [profile, *further] = graph_profiles(bundle.manifest, "step", asked)
+    info = {"sha256": "0" * 64, "bytes": 1}
+    flat = {"state": ShapeRange(min=[1, 1], opt=[1, 1], max=[9, 9])}
+    for of_one, others in ((profile, [{}]), (profile, [flat]), (flat, further), ({}, further), ({}, [])):
+        plan = PlanInfo(file="dit.plan", plan=info, source_sha256="0" * 64, profile=of_one, seconds=1, further=others)
+        record = BuildRecord.model_construct(plans={"step": plan})
+        check_size(record, (100, 100), text)
+        for shape in ((1, 2, 4, 8, 8), (1, 2, 4, 6, 12), (1, 2, 4, 100, 100)):
+            index = record.profile_for("step", {"state": shape})
+            if not plan.profiles or plan.profiles[index].get("state") is None:
+                check_shape(record, "step", index, "state", shape)
+            elif not plan.profiles[index]["state"].takes(shape):
+                with pytest.raises(RequestError, match="input state is"):
+                    check_shape(record, "step", index, "state", shape)
 
 
 def bound(bundle, images: int, latent: tuple[int, int]):
