@@ -9,10 +9,11 @@ import numpy as np
 
 from ..errors import Cancelled
 from .device import Device, wait
-from .device_memory import Memory, offsets_of, size_of
+from .device_memory import Arena, Memory, offsets_of, size_of
 
 Arrays = Mapping[str, np.ndarray]
 EngineKey = tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]
+INPUTS = "inputs"
 KEPT = 6  # shapes whose buffers are kept: context, position, decoder and preview of whole batches and of the last
 
 
@@ -64,30 +65,29 @@ class _Call:
         self._device, self._memory = device, Memory(device.gpu)
         shapes = [{name: array.shape for name, array in arrays.items()} for arrays in (inputs, outputs)]
         self._context = device.context(graph, shapes[0], shapes[1])
-        self._sizes, self._places, self._pinned = dict[str, int](), dict[str, int](), dict[str, np.ndarray]()
-        for kind, arrays in (("inputs", inputs), ("outputs", outputs)):
-            self._sizes[kind] = size_of(arrays)
-            self._places[kind] = self._memory.device(self._sizes[kind])
-            self._pinned[kind] = self._memory.pinned(self._sizes[kind])
+        try:
+            self._given = Arena(device.gpu, self._memory, {INPUTS: inputs})
+            size = size_of(outputs)
+            self._made, self._host = self._memory.device(size), self._memory.pinned(size)
+            self._event = device.gpu.event()
+        except BaseException:
+            self._memory.free()
+            raise
+        for start, arrays in ((self._given.address(INPUTS), inputs), (self._made, outputs)):
             for name, offset in offsets_of(arrays).items():
-                self._context.set_address(name, self._places[kind] + offset)
-        self._event = device.gpu.event()
+                self._context.set_address(name, start + offset)
 
     def run(self, inputs: Arrays, outputs: Arrays) -> None:
         gpu, stream = self._device.gpu, self._device.stream
-        up, down = self._pinned["inputs"], self._pinned["outputs"]
-        for name, offset in offsets_of(inputs).items():
-            flat = np.ascontiguousarray(inputs[name]).reshape(-1).view(np.uint8)
-            up[offset : offset + len(flat)] = flat
-        gpu.copy(self._places["inputs"], up.ctypes.data, self._sizes["inputs"], stream)
+        self._given.upload({INPUTS: inputs}, stream)
         self._context.enqueue(stream)
         for name, offset in offsets_of(outputs).items():
-            gpu.copy(down.ctypes.data + offset, self._places["outputs"] + offset, outputs[name].nbytes, stream)
+            gpu.copy(self._host.ctypes.data + offset, self._made + offset, outputs[name].nbytes, stream)
         gpu.record(self._event, stream)
         wait(gpu, self._event)
         for name, offset in offsets_of(outputs).items():
             array = outputs[name]
-            array[...] = down[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
+            array[...] = self._host[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
 
     def close(self) -> None:
         self._device.gpu.destroy_event(self._event)
