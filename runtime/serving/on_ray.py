@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from ..errors import RequestError
 from ..loop.engine import EngineOptions
-from .options import Limits, ServeRequest
+from ..options import BATCH
+from .options import QUEUE, Limits, ServeRequest
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
-DRAIN = 30  # seconds for what a replica has begun when it is taken down
+DRAIN = ServeRequest.drain  # seconds for what a replica has begun when it is taken down
 
 
 class Arguments(BaseModel):
@@ -32,9 +33,9 @@ class Arguments(BaseModel):
     max_replicas: int = Field(1, ge=1, le=10_000)
     threads: int = Field(1, ge=1, description="Of a replica's engines: so many CPUs it takes.")
     gpus: FiniteFloat = Field(0.0, ge=0, description="That a replica takes.")
-    provider: str = "cpu"
-    max_batch: int = Field(16, ge=1, le=1024)
-    max_queue: int = Field(64, ge=1)
+    provider: str = EngineOptions.provider
+    max_batch: int = Field(Limits.max_batch, ge=BATCH[0], le=BATCH[1])
+    max_queue: int = Field(Limits.max_queue, ge=QUEUE[0], le=QUEUE[1])
     api_key_file: Path | None = Field(None, description="On every node.")
     allowed_hosts: str = Field("", description="With commas between.")
 

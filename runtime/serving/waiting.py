@@ -45,14 +45,11 @@ class Waiting:
 
     def take(self, count: int) -> list[Ticket]:
         """The first ones that are ready, no longer waiting."""
-        taken: list[tuple[float, int, Ticket]] = []
-        others: list[tuple[float, int, Ticket]] = []
-        while self._heap and len(taken) < count:
-            entry = heapq.heappop(self._heap)
-            (taken if entry[2].ready else others).append(entry)
-        for entry in others:
-            heapq.heappush(self._heap, entry)
-        return [ticket for *_, ticket in taken]
+        first = heapq.nsmallest(count, (entry for entry in self._heap if entry[2].ready))
+        taken = [ticket for *_, ticket in first]
+        if taken:
+            self.keep([ticket for ticket in self.tickets if ticket not in taken])
+        return taken
 
     def unready(self, ahead: int) -> Ticket | None:
         """Whose prompts are to be encoded next: of so many who come first, the first who is not ready."""

@@ -65,22 +65,22 @@ def batches_on_ray(request: SampleSetRequest, plan: SetPlan, gaps: list[int]) ->
 def _in_turns(ray: Any, workers: list[Any], gaps: list[int]) -> Iterator[tuple[int, np.ndarray]]:
     waiting = list(reversed(gaps))
     asked: dict[Any, tuple[int | None, int]] = {}  # what is to come -> batch, worker; no batch: whether it is back
-    places = Counter(dict.fromkeys(range(len(workers)), IN_FLIGHT))  # of each worker
     deaths: Counter[int] = Counter()  # by batch
     left = len(gaps)
     while left:
+        busy = Counter(number for _, number in asked.values())
+        away = {number for batch, number in asked.values() if batch is None}  # nothing more until it is back
         for number in range(len(workers)):
-            while places[number] > 0 and waiting:
+            while waiting and number not in away and busy[number] < IN_FLIGHT:
                 following = waiting.pop()
                 asked[workers[number].sample.remote(following)] = (following, number)
-                places[number] -= 1
+                busy[number] += 1
         [ready], _ = ray.wait(list(asked), num_returns=1)
         batch, number = asked.pop(ready)
         images = _result(ray, ready)
         if batch is None:
-            places[number] = IN_FLIGHT - sum(1 for other, worker in asked.values() if worker == number)
-        elif images is not None:
-            places[number] += 1
+            continue
+        if images is not None:
             left -= 1
             yield batch, images
         else:
@@ -89,7 +89,6 @@ def _in_turns(ray: Any, workers: list[Any], gaps: list[int]) -> Iterator[tuple[i
             if deaths[batch] == MOST_DEATHS:
                 raise EngineError(f"{MOST_DEATHS} workers died over batch {batch}: is there memory for --batch images?")
             if (None, number) not in asked.values():
-                places[number] = -IN_FLIGHT  # nothing more until it is back
                 asked[workers[number].present.options(max_task_retries=-1).remote()] = (None, number)
 
 

@@ -89,8 +89,10 @@ def _missing(plan: SetPlan, there: Iterable[int], made: Iterable[int]) -> set[in
 
 def _came_meanwhile(place: Place, missing: set[int]) -> bool:
     """Whether other shards that write into the same folder have made all that was missing."""
+    if not missing:
+        return False
     joined = isinstance(place, Arrays) and place.complete()
-    return bool(missing) and (joined or all(place.has(batch) for batch in sorted(missing)))
+    return joined or all(place.has(batch) for batch in missing)
 
 
 def _fill(
