@@ -62,7 +62,7 @@ class DeviceLoop:
         self._runs: dict[RunShape, Run] = {}  # the most recently used last
         self._engines = DeviceEngines(self)  # of the other graphs
         self._on_host = on_host
-        self._text = TextGraphs(bundle, self._engine) if bundle.manifest.text is not None else None
+        self._text = TextGraphs(bundle, self._engine)
         self._open = True
 
     def load(self, graph: str) -> None:
@@ -88,7 +88,7 @@ class DeviceLoop:
         check_fits(self.record, shape.batch, shape.rows)
         if self.bundle.manifest.text is not None:
             check_size(self.record, shape.latent[1:], self.bundle.manifest.text)
-        told = self._text.inputs(tables.prompts, state.shape[3:], cancel) if self._text is not None else {}
+        told = self._text.inputs(tables.prompts, state.shape[3:], cancel)
         run = self._runs.pop(shape, None)
         fresh = run is None
         if run is None:

@@ -73,7 +73,7 @@ class HostLoop:
     ) -> np.ndarray:
         state, blend = first_state(program, noise), blend_of(program, noise)
         next_state, silent = np.empty_like(state), np.zeros_like(state[:, 0])
-        told = self.text.inputs(tables.prompts, state.shape[3:], cancel) if tables.prompts else {}
+        told = self.text.inputs(tables.prompts, state.shape[3:], cancel)
         vectors, parts = told.pop("vector", None), self.pieces(tables, state.shape[3:])
         for step, modulation in enumerate(self.modulations(tables, vectors, cancel)):
             if cancel is not None and cancel.is_set():
@@ -112,7 +112,7 @@ class HostLoop:
     ) -> dict[str, np.ndarray]:
         """All that one step reads: what `latents` binds to it. state [B, K, C, H, W]; noise [B, C, H, W], None is 0."""
         modulation = np.empty((tables.rows, self.bundle.manifest.modulation_width), dtype=np.float32)
-        told = self.text.inputs(tables.prompts, state.shape[3:]) if tables.prompts else {}
+        told = self.text.inputs(tables.prompts, state.shape[3:])
         conditions = with_vectors(of_steps(tables.conditions, step, step + 1), told.pop("vector", None))
         self.engine("conditioner").run(conditions, {"modulation": modulation})
         drawn = np.zeros_like(state[:, 0]) if noise is None else np.ascontiguousarray(noise)

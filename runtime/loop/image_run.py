@@ -147,7 +147,7 @@ def _step(
     tables = gather([run.tables.at(run.step) for run in runs])
     latent = runs[0].state.shape[1:]
     contexts = {key: own for run in runs for key, own in run.contexts.items()}
-    told = text.joined(tables.prompts, lambda prompt: contexts[prompt.key], latent[1:]) if tables.prompts else {}
+    told = text.joined(tables.prompts, lambda prompt: contexts[prompt.key], latent[1:])
     told = {name: values for name, values in told.items() if name != "vector"}  # the rows of modulation have it
     state = np.stack([run.state for run in runs])
     noise, next_state = np.zeros((len(runs), *latent), dtype=np.float32), np.empty_like(state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from ..errors import RequestError
 from ..fields import MAX_NUMBER
 from .prompts import Prompt, check_prompt, empty_prompt, prompt_of_rows
 from .request import check_images, check_seeds, whole_numbers
-from .tables import NOTHING, Besides, Mixed, Subject, parts_of
+from .tables import Besides, Mixed, Subject, parts_of
 from .tokenizing import Tokenizer
 
 Words = str | Prompt
@@ -179,19 +179,13 @@ def told_besides(bundle: Bundle, guidance: float, size: tuple[int, int]) -> tupl
     size: height and width of the picture in pixels. Raises RequestError for guidance beyond MAX_NUMBER.
     """
     text = bundle.manifest.text
-    if text is None:
-        return (1.0, _told_guidance(guidance)) if bundle.manifest.tells_guidance else (guidance, NOTHING)
-    told = {"height": float(size[0]), "width": float(size[1])}
-    vectors = bundle.manifest.output_shape("context", "vector") is not None
-    if text.guidance != "embedded":
+    told = {} if text is None else {"height": float(size[0]), "width": float(size[1])}
+    vectors = text is not None and bundle.manifest.output_shape("context", "vector") is not None
+    if not (bundle.manifest.tells_guidance if text is None else text.guidance == "embedded"):
         return guidance, Besides(told, vectors)
-    return 1.0, _told_guidance(guidance, told, vectors)
-
-
-def _told_guidance(guidance: float, told: Mapping[str, float] | None = None, vectors: bool = False) -> Besides:
     if not abs(guidance) <= MAX_NUMBER:
         raise RequestError(f"guidance {guidance:g} is not a number up to 3e38")
-    return Besides({**(told or {}), "guidance": guidance}, vectors)
+    return 1.0, Besides(told | {"guidance": guidance}, vectors)
 
 
 def picture_of(bundle: Bundle, latent: tuple[int, int, int]) -> tuple[int, int]:

@@ -33,7 +33,7 @@ class TextGraphs:
         self._bundle, self._engine = bundle, engine
         self._contexts: dict[str, Arrays] = {}  # the one used last is the last
         self._of_sizes: dict[tuple[int, int], np.ndarray] = {}  # likewise
-        self._batches: dict[tuple[str, ...], Arrays] = {}  # likewise: contexts end to end, by the prompts of a batch
+        self._batches: dict[tuple[str, ...], Arrays] = {}  # likewise: end to end, by prompts of a batch; whoever steps
         self._lock = threading.Lock()  # of `_contexts`
 
     def inputs(
@@ -44,7 +44,9 @@ class TextGraphs:
         return self.joined(prompts, lambda prompt: self.context(prompt, cancel), latent)
 
     def joined(self, prompts: Sequence[Prompt], of: Callable[[Prompt], Arrays], latent: tuple[int, int]) -> Arrays:
-        """`inputs` by the context of each prompt."""
+        """`inputs` by the context of each prompt; nothing where there are none."""
+        if not prompts:
+            return {}
         told = self._together(prompts, of)
         return told | ({"position": self._positions(latent)} if "position" in self._bundle.manifest.graphs else {})
 
@@ -88,7 +90,9 @@ class TextGraphs:
         return {f"{name}{suffix}": values for name, values in rows.items()}
 
     def context(self, prompt: Prompt, cancel: threading.Event | None = None) -> Arrays:
-        """What the graph `context` makes of one prompt, [1, ...] each, computed once. From any thread."""
+        """What the graph `context` makes of one prompt, [1, ...] each, computed once.
+
+        For one thread at a time; `known` is for any."""
         found = self.known(prompt)
         if found is None:
             text, rows, given = text_of(self._bundle), self.rows(prompt, cancel), {}
