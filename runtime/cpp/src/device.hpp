@@ -24,11 +24,15 @@ struct Device {
         graphs = options.cuda_graph && plans.at("step")->capturable();
         scratch = memory.device(scratch_bytes);
     }
-    // A context for inputs and outputs of these shapes; tensors that the plan does not have are passed over.
-    std::unique_ptr<Context> context(const std::string& graph, const std::vector<Tensor>& tensors) const {
+    // The plan's profile for inputs and outputs of these shapes; tensors that it does not have are passed over.
+    std::int32_t profile_of(const std::string& graph, const std::vector<Tensor>& tensors) const {
         std::map<std::string, std::vector<std::int64_t>> shapes;
         for (const Tensor& tensor : tensors) shapes[tensor.name] = tensor.shape;
-        std::unique_ptr<Context> context = plans.at(graph)->context(stream.get(), record.profile_for(graph, shapes));
+        return record.profile_for(graph, shapes);
+    }
+    // A context of that profile, with these shapes.
+    std::unique_ptr<Context> context(const std::string& graph, const std::vector<Tensor>& tensors) const {
+        std::unique_ptr<Context> context = plans.at(graph)->context(stream.get(), profile_of(graph, tensors));
         context->set_memory(scratch, scratch_bytes);
         for (const Tensor& tensor : tensors) context->set_shape(tensor.name, tensor.shape);
         return context;

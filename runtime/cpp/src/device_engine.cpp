@@ -12,14 +12,8 @@ constexpr std::size_t kDone = kAhead;  // the mark of this work, after those of 
 }  // namespace
 
 void DeviceEngine::run(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) {
-    std::map<std::string, std::vector<std::int64_t>> shapes;
-    for (const Tensor& input : inputs) shapes[input.name] = input.shape;
-    const std::int32_t profile = device_.record.profile_for(graph_, shapes);
-    std::unique_ptr<Context>& context = contexts_[profile];
-    if (context == nullptr) {
-        context = device_.plans.at(graph_)->context(device_.stream.get(), profile);
-        context->set_memory(device_.scratch, device_.scratch_bytes);
-    }
+    std::unique_ptr<Context>& context = contexts_[device_.profile_of(graph_, inputs)];
+    if (context == nullptr) context = device_.context(graph_, inputs);
     make(in_, inputs), make(out_, outputs);
     const auto each = [&](const Room& room, const std::vector<Tensor>& tensors, const auto& use) {
         std::size_t at = 0;

@@ -41,7 +41,7 @@ public:
                          std::to_string(most) + ": use a smaller batch, or build with --max-batch");
         if (bundle_->manifest.text) device_.record.check_size(run.latent, *bundle_->manifest.text);
         device_.gpu.use();
-        const OfPrompts told = run.tables.prompts.empty() ? OfPrompts{} : text_.of(run.tables.prompts, run.latent);
+        const OfPrompts told = text_.of(run.tables.prompts, run.latent);
         const auto same = [shape = shape_of(run.tables, run.latent)](const auto& kept) { return kept->shape == shape; };
         const auto found = std::find_if(runs_.begin(), runs_.end(), same);
         bool fresh = false;

@@ -1,27 +1,11 @@
 #include "device_steps.hpp"
 
-#include <string_view>
-
 #include "error.hpp"
 
 namespace ditedge {
 namespace {
 
 constexpr std::int64_t kModulationBytes = 256 << 20;  // adaLN rows on the device; more steps are computed in blocks
-
-// Of StepTables::inputs: those that say which evaluations a step makes, or the others.
-std::vector<Tensor> part_of(const StepTables& tables, std::int64_t step, bool of_evaluations) {
-    std::vector<Tensor> part;
-    for (const Tensor& tensor : tables.inputs(step)) {
-        const std::string_view name = tensor.name;
-        const bool says = name == "sample" || name == "condition" || name == "combine" || name == "prompt";
-        if (says == of_evaluations) part.push_back(tensor);
-    }
-    return part;
-}
-
-std::vector<Tensor> evaluations_of(const StepTables& tables, std::int64_t step) { return part_of(tables, step, true); }
-std::vector<Tensor> tables_of(const StepTables& tables, std::int64_t step) { return part_of(tables, step, false); }
 
 }  // namespace
 
@@ -67,10 +51,10 @@ Steps::Steps(Device& device, Memory& memory, const StepTables& tables, const Siz
         inputs.push_back(view("noise", f32, {batch, c, h, w}));
         inputs.insert(inputs.end(), of_prompts.begin(), of_prompts.end());
         context = device.context("step", inputs);
-        evaluations_[count] = record_of(evaluations_of(tables, step));
+        evaluations_[count] = record_of(tables.evaluation_inputs(step));
         most = std::max(most, evaluations_[count].bytes);
     }
-    step_ = record_of(tables_of(tables, 0));
+    step_ = record_of(tables.row_inputs(0));
     prompts_ = record_of(of_prompts);
     if (prompts_.bytes != 0) told_ = memory_.device(prompts_.bytes), told_host_ = memory_.pinned(prompts_.bytes);
     silence_.assign(draw_bytes / sizeof(float), 0.0f);
@@ -121,8 +105,8 @@ void Steps::lay_out(const StepTables& tables, const OfPrompts& told) {
         for (const Tensor& tensor : tensors) offsets.push_back(arena_.place(tensor.data, tensor.bytes()));
         return offsets.front();
     };
-    for (std::int64_t step = 0; step < steps_; ++step) step_at_.push_back(place(tables_of(tables, step)));
-    for (std::int64_t step = 0; step < steps_; ++step) evaluations_at_.push_back(place(evaluations_of(tables, step)));
+    for (std::int64_t step = 0; step < steps_; ++step) step_at_.push_back(place(tables.row_inputs(step)));
+    for (std::int64_t step = 0; step < steps_; ++step) evaluations_at_.push_back(place(tables.evaluation_inputs(step)));
     for (std::int64_t first = 0; first < steps_; first += per_call_) calls_.push_back(tables.conditions.of_steps(first, per_call_));
     vectors_.resize(calls_.size());  // whose places stay
     for (std::size_t i = 0; i < calls_.size(); ++i) {

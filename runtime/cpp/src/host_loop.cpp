@@ -31,7 +31,7 @@ public:
         std::vector<float> drawn(numbers), silent(numbers, 0.0f);
         std::vector<float> state(numbers * static_cast<std::size_t>(tables.slots)), next_state(state.size());
         first_state(run.program, run.noise, nullptr, count, latent, state.data());
-        const OfPrompts told = of_prompts(tables, run.latent);
+        const OfPrompts told = text_.of(tables.prompts, run.latent);
 
         const std::int64_t width = bundle_->manifest.modulation_width, rows = tables.conditions.rows;
         const std::int64_t block = std::clamp<std::int64_t>(kModulationBytes / (4 * width * rows), 1, tables.steps);
@@ -91,10 +91,6 @@ private:
 
     Engine& engine(const std::string& graph) { return TextEncoders::has(graph) ? encoders_.engine(graph) : *engines_.at(graph); }
 
-    OfPrompts of_prompts(const StepTables& tables, const Size& latent) {
-        return tables.prompts.empty() ? OfPrompts{} : text_.of(tables.prompts, latent);
-    }
-
     // The adaLN rows [steps, R, M] of a block of steps.
     void condition(const StepTables& tables, const OfPrompts& told, std::int64_t first, std::int64_t steps, float* modulation) {
         const Conditions some = tables.conditions.of_steps(first, steps);
@@ -142,7 +138,7 @@ private:
         const std::int64_t batch = tables.batch, rows = tables.conditions.rows, width = bundle_->manifest.modulation_width;
         const Size& size = runs[0]->latent;
         const std::int64_t c = bundle_->manifest.model.in_channels, h = size.height, w = size.width;
-        const OfPrompts told = of_prompts(tables, size);
+        const OfPrompts told = text_.of(tables.prompts, size);
         const std::size_t latent = bundle_->latent_count(size), state_size = static_cast<std::size_t>(tables.slots) * latent;
         std::vector<float> state, next_state(runs.size() * state_size), noise(runs.size() * latent, 0.0f);
         std::vector<float> modulation(static_cast<std::size_t>(rows * width));

@@ -172,17 +172,27 @@ StepTables step_tables(const Program& program, const ModelInfo& model, const std
 }
 
 std::vector<Tensor> StepTables::inputs(std::int64_t step) const {
+    std::vector<Tensor> all = evaluation_inputs(step);
+    const std::vector<Tensor> others = row_inputs(step);
+    all.insert(all.end(), others.begin(), others.end());
+    return all;
+}
+
+std::vector<Tensor> StepTables::evaluation_inputs(std::int64_t step) const {
     const Evaluations& some = evaluations[evaluations_of[static_cast<std::size_t>(step)]];
     const std::int64_t count = evaluation_count(step);
     std::vector<Tensor> bound = {view("sample", some.sample.data(), {count}),
             view("condition", some.condition.data(), {count}),
-            view("combine", some.combine.data(), {batch, count, out_channels}),
-            view("x0_from", x0_from.data() + step * batch * 2, {batch, 2}),
+            view("combine", some.combine.data(), {batch, count, out_channels})};
+    if (!some.prompt.empty()) bound.push_back(view("prompt", some.prompt.data(), {count}));
+    return bound;
+}
+
+std::vector<Tensor> StepTables::row_inputs(std::int64_t step) const {
+    return {view("x0_from", x0_from.data() + step * batch * 2, {batch, 2}),
             view("x0_bound", x0_bound.data() + step * batch, {batch}),
             view("log_sigma", log_sigma.data() + step * batch * 2, {batch, 2}),
             view("mix", mix.data() + step * batch * slots * (slots + 2), {batch, slots, slots + 2})};
-    if (!some.prompt.empty()) bound.push_back(view("prompt", some.prompt.data(), {count}));
-    return bound;
 }
 
 std::int64_t StepTables::evaluation_count(std::int64_t step) const {

@@ -57,7 +57,9 @@ struct StepTables {
     std::vector<PromptPointer> prompts;               // each once
 
     // What step `step` binds: views of the tables, which must stay alive and unchanged meanwhile.
-    std::vector<Tensor> inputs(std::int64_t step) const;
+    std::vector<Tensor> inputs(std::int64_t step) const;  // both of:
+    std::vector<Tensor> evaluation_inputs(std::int64_t step) const;  // which evaluations it makes
+    std::vector<Tensor> row_inputs(std::int64_t step) const;         // its row of the program
     std::int64_t evaluation_count(std::int64_t step) const;  // E
 };
 

@@ -83,6 +83,7 @@ std::vector<std::int64_t> TextGraphs::shape_of(const TensorInfo& output, std::in
 }
 
 OfPrompts TextGraphs::of(const std::vector<PromptPointer>& prompts, const Size& latent) {
+    if (prompts.empty()) return {};
     const std::vector<TensorInfo>& outputs = bundle_.manifest.graphs.at("context").outputs;
     OfPrompts all{together(prompts), {}};
     for (std::size_t i = 0; i < outputs.size(); ++i)
