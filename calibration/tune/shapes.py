@@ -160,9 +160,9 @@ def guidance_factors(shape: Shape, bundle: Bundle) -> np.ndarray:
 
 
 def program_of(shape: Shape, bundle: Bundle) -> Program:
-    """The candidate's program, with its sampler's own weights. Raises ProgramError."""
+    """The candidate's program, with its sampler's own weights, or DDIM's where rows are fitted. Raises ProgramError."""
     grid, prediction = grid_of_ratios(points(shape, bundle), bundle), bundle.manifest.model.prediction
-    program = SOLVERS[shape.sampler](grid, prediction=prediction)
+    program = SOLVERS["ddim" if shape.columns else shape.sampler](grid, prediction=prediction)
     return replace(program, guidance=guidance_factors(shape, bundle), process=bundle.process)
 
 

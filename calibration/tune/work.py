@@ -69,8 +69,7 @@ class Work:
             return fitted_program(shape, contender.session, self.judge.pool, seed).mix.tolist()  # type: ignore[no-any-return]
 
         mix = remembered(self.study, key, fit)
-        base = replace(shape, columns=0, sampler="ddim")
-        return replace(program_of(base, contender.bundle), mix=np.array(mix))
+        return replace(program_of(shape, contender.bundle), mix=np.array(mix))
 
 
 @contextmanager

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ditedge.calibration.pool import pool_of
 from ditedge.calibration.tune.fit import _reference, fitted_program, least_squares
-from ditedge.calibration.tune.judge import latents_of
+from ditedge.calibration.tune.judge import latents_of, program_key
 from ditedge.calibration.tune.plot import Mark, even_ticks, plot, ticks
+from ditedge.calibration.tune.request import TuneRequest
 from ditedge.calibration.tune.shapes import program_of
+from ditedge.calibration.tune.work import begun
 from ditedge.runtime import Session, open_bundle
+from ditedge.runtime.report import silent
 from ditedge.runtime.samplers.program import check_program
 from tests.calibration.quality.test_report import Page
 from tests.calibration.tune.test_search import SHAPE
@@ -43,6 +47,19 @@ def test_fitted_rows_end_nearer_to_many_steps(golden_bundle, columns: int, spaci
         ends = [latents_of(session, pool, program, 5, 0, len(target[-1])) for program in (fitted, own)]
     errors = [float(np.mean((end - target[-1]) ** 2)) for end in ends]
     assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize(("sampler", "spacing"), [("dpm++2", "log-snr"), ("dpm++3", "optimised"), ("lms3", "optimised")])
+def test_fitted_rows_play_on_the_points_that_they_were_fitted_for(
+    gray_bundle: Path, tmp_path: Path, sampler: str, spacing: str
+) -> None:
+    """Where optimised steps lie depends on the order of the sampler, whose own weights are not used then."""
+    request = TuneRequest((gray_bundle,), "8passes", rungs=("3", "4", "5"), out=tmp_path / "t")
+    shape = replace(SHAPE, sampler=sampler, spacing=spacing, columns=2)
+    with begun(request, silent, silent) as work:
+        made = work.program(shape, 0)
+        fitted = fitted_program(shape, work.contenders[0].session, work.judge.pool, work.seed + request.images[1])
+    assert np.array_equal(made.timestep, fitted.timestep) and program_key(made) == program_key(fitted)
 
 
 def test_a_plot_has_every_point_in_its_place() -> None:
