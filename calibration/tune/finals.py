@@ -165,7 +165,7 @@ def _tuned(
         seed=request.seed,
         trials=len(trials),
         pruned=sum(trial.user_attrs.get("rung") == 0 for trial in trials),
-        seconds=work.study.user_attrs.get("seconds", 0.0),
+        seconds=work.seconds,
         machine=machine(),
         costs=[asdict(one.costs) for one in work.contenders],
         baseline=baseline,

@@ -33,7 +33,10 @@ from .writing import check_can_be_added
 
 @dataclass(frozen=True)
 class Work:
-    """study: the search's own; others of the storage are of the neighbourhoods of what it found."""
+    """study: the search's own; others of the storage are of the neighbourhoods of what it found.
+
+    before: seconds of searching of the runs before this one. started: this one's, of `time.monotonic`.
+    """
 
     request: TuneRequest
     contenders: Sequence[Contender]
@@ -42,6 +45,13 @@ class Work:
     study: Any
     space: Space
     report: Report
+    before: float
+    started: float
+
+    @property
+    def seconds(self) -> float:
+        """Of searching up to now, all runs together."""
+        return self.before + time.monotonic() - self.started
 
     @property
     def seed(self) -> int:
@@ -93,11 +103,12 @@ def begun(request: TuneRequest, report: Report, note: Callable[[str], object]) -
         reference = real if real is not None else see.own(sessions[0], pool, report, note, request.folder)
         contenders = [Contender(*parts) for parts in zip(names, bundles, sessions, costs, strict=True)]
         judge, space = Judge(pool, see.see, reference, request.batch, report), replace(space, costs=tuple(costs))
-        started, before = time.monotonic(), study.user_attrs.get("seconds", 0.0)
+        before = study.user_attrs.get("seconds", 0.0)
+        work = Work(request, contenders, judge, storage, study, space, report, before, time.monotonic())
         try:
-            yield Work(request, contenders, judge, storage, study, space, report)
+            yield work
         finally:
-            study.set_user_attr("seconds", before + time.monotonic() - started)
+            study.set_user_attr("seconds", work.seconds)
 
 
 def check_bundles(request: TuneRequest, bundles: Sequence[Bundle]) -> None:

@@ -108,11 +108,13 @@ def test_a_search_goes_on_and_measures_nothing_twice(gray_bundle: Path, tmp_path
     tune = ("tune", "--engine", gray_bundle, *QUICK, "--out", tmp_path / "t", "--budget", "6passes")
     first = document(*tune)
     lines = (tmp_path / "t" / JOURNAL).read_text().splitlines()
-    assert document(*tune)["programs"] == first["programs"]
+    again = document(*tune)
+    assert again["programs"] == first["programs"]
     new = (tmp_path / "t" / JOURNAL).read_text().splitlines()[len(lines) :]
     assert not [line for line in new if "last gray" in line or "distance" in line], "it measured again"
     more = document(*tune[:-4], "--trials", 10, *tune[-4:])
     assert (first["trials"], more["trials"]) == (8, 10)
+    assert 0 < first["seconds"] < again["seconds"] < more["seconds"], "of all runs together"
     other = ditedge(*tune[:-1], "7passes")
     assert other.exit_code == 2 and "budget 6 passes, this one has 7 passes" in other.stderr
 
