@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,9 +46,11 @@ class Sight:
         return reference_features(self.path, self.extractor, shape, report)
 
     def own(
-        self, session: Session, pool: Pool, report: Report, note: Callable[[str], object], folder: Path
+        self, session: Session, pool: Pool, report: Report, note: Callable[[str], object], folder: Path, study: Any
     ) -> np.ndarray:
-        """Features [count, F] of the model's many-step samples, kept in `folder`. Raises RequestError for overflows."""
+        """Features [count, F] of the model's many-step samples, kept in `folder`: the study knows the file's hash, so
+        that what another search left is not taken for them. Raises RequestError for overflows.
+        """
         program = session.bundle.program(steps=MANY_STEPS)
         name = session.bundle.folder.absolute().name
         note(
@@ -56,16 +59,15 @@ class Sight:
             "pictures look, and guidance at every step counts as right"
         )
         kept = folder / OWN_FILE
-        if kept.is_file():
-            found = np.load(kept)
-            if found.shape[0] == self.count:
-                return found
+        if kept.is_file() and sha256_of_file(kept) == study.user_attrs.get(OWN_FILE):
+            return np.load(kept)  # type: ignore[no-any-return]
         drawn = Drawn()
         judge = Judge(pool, self.see, np.zeros((0, 0)), self.batch, report)
         if not judge.draw(session, program, self.seed, self.count, drawn):
             raise RequestError(f"{session.bundle.folder}: its own pictures of {program.name} overflowed")
         with written_atomically(kept, is_result=False) as temporary, temporary.open("wb") as file:
             np.save(file, np.concatenate(drawn.features))
+        study.set_user_attr(OWN_FILE, sha256_of_file(kept))
         return np.concatenate(drawn.features)
 
 

@@ -100,7 +100,7 @@ def begun(request: TuneRequest, report: Report, note: Callable[[str], object]) -
         report("measuring what a step costs")
         costs = [Costs(**remembered(study, f"costs {i}", _costs_of(one, pool))) for i, one in enumerate(sessions)]
         check_affordable(request.limit, costs)
-        reference = real if real is not None else see.own(sessions[0], pool, report, note, request.folder)
+        reference = real if real is not None else see.own(sessions[0], pool, report, note, request.folder, study)
         contenders = [Contender(*parts) for parts in zip(names, bundles, sessions, costs, strict=True)]
         judge, space = Judge(pool, see.see, reference, request.batch, report), replace(space, costs=tuple(costs))
         before = study.user_attrs.get("seconds", 0.0)

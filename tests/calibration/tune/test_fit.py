@@ -49,7 +49,9 @@ def test_fitted_rows_end_nearer_to_many_steps(golden_bundle, columns: int, spaci
     assert errors[0] < errors[1]
 
 
-@pytest.mark.parametrize(("sampler", "spacing"), [("dpm++2", "log-snr"), ("dpm++3", "optimised"), ("lms3", "optimised")])
+@pytest.mark.parametrize(
+    ("sampler", "spacing"), [("dpm++2", "log-snr"), ("dpm++3", "optimised"), ("lms3", "optimised")]
+)
 def test_fitted_rows_play_on_the_points_that_they_were_fitted_for(
     gray_bundle: Path, tmp_path: Path, sampler: str, spacing: str
 ) -> None:

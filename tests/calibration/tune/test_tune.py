@@ -22,13 +22,15 @@ from PIL import Image
 from ditedge.calibration import accuracy, frechet_distance, image_features
 from ditedge.calibration.tune import writing
 from ditedge.calibration.tune.record import Figures, Found, Judged, Tuned, read_tuned
+from ditedge.calibration.tune.reference import OWN_FILE
 from ditedge.calibration.tune.request import TuneRequest
 from ditedge.calibration.tune.storage import JOURNAL
-from ditedge.calibration.tune.work import check_bundles
+from ditedge.calibration.tune.work import begun, check_bundles
 from ditedge.calibration.tune.writing import add_programs
 from ditedge.cli import main
 from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.errors import RequestError
+from ditedge.runtime.report import silent
 from tests.calibration.quality.test_compare import feature_model
 from tests.calibration.quality.test_report import Page
 from tests.calibration.tune.test_search import SHAPE
@@ -117,6 +119,24 @@ def test_a_search_goes_on_and_measures_nothing_twice(gray_bundle: Path, tmp_path
     assert 0 < first["seconds"] < again["seconds"] < more["seconds"], "of all runs together"
     other = ditedge(*tune[:-1], "7passes")
     assert other.exit_code == 2 and "budget 6 passes, this one has 7 passes" in other.stderr
+
+
+def test_another_search_in_the_folder_has_a_reference_of_its_own(gray_bundle: Path, tmp_path: Path) -> None:
+    """The journal is what the user is told to remove; the samples beside it are of the search that it was of."""
+    folder, kept = tmp_path / "t", tmp_path / "t" / OWN_FILE
+
+    def reference(folder: Path, seed: int) -> np.ndarray:
+        with begun(TuneRequest((gray_bundle,), rungs=("3", "6", "9"), seed=seed, out=folder), silent, silent) as work:
+            return work.judge.reference
+
+    first = reference(folder, 0)
+    written = kept.stat().st_mtime_ns
+    assert np.array_equal(reference(folder, 0), first)
+    assert kept.stat().st_mtime_ns == written, "the same search samples them once"
+    (folder / JOURNAL).unlink()
+    other = reference(folder, 7)
+    assert not np.array_equal(other, first) and np.array_equal(np.load(kept), other)
+    assert np.array_equal(reference(tmp_path / "alone", 7), other)
 
 
 def test_after_a_kill_the_trials_are_there(gray_bundle: Path, tmp_path: Path) -> None:
