@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ditedge.runtime.files import check_writable
+
 from .failures import UserError, importing_extra
 from .options import command
 from .terminal import print_json, printable, progress, say
@@ -32,6 +34,8 @@ def add_bench(group: click.Group) -> None:
         """
         from ditedge.runtime.bench.page import write_page
 
+        if request.report is not None:
+            check_writable(request.report)
         with progress() as report:
             record = measured(request, report)
         if request.report is not None:

@@ -109,6 +109,11 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "does not exist" in result.output and "Traceback" not in result.output
 
 
+def test_a_report_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["bench", "--engine", str(tmp_path / "none"), "--report", str(tmp_path)])
+    assert result.exit_code == 2 and f"cannot write {tmp_path}: it is a folder" in result.output
+
+
 def test_the_command_prints_writes_and_gives_json(tmp_path: Path) -> None:
     asked = ["bench", "--engine", str(BUNDLES / "gray1_cfg"), "--repeats", "1", "--threads", "1", "--drift-steps", "0"]
     page = tmp_path / "bench.html"
