@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ...runtime.bundle.open import Bundle
 from ...runtime.errors import RequestError
+from ...runtime.loop.host_loop import HostLoop
 from ...runtime.loop.loop import first_state
 from ...runtime.loop.noise import SeededNoise
 from ...runtime.loop.session import Session
 from ...runtime.samplers.program import Program
 from ..pool import Pool
-from .judge import pictures
+from .judge import latents_of, pictures
 from .request import Budget
 
 ROUNDS = 7
@@ -70,9 +71,10 @@ def measured_costs(session: Session, pool: Pool) -> Costs:
     """Medians of steps of one image, in turns."""
     bundle = session.bundle
     program = bundle.program()
-    jobs = [_step(session, pool, program, 1.0), _step(session, pool, program, bundle.manifest.defaults.guidance)]
-    jobs.append(lambda: _whole(session, pool, program))
-    seconds = np.array([[_seconds(job) for job in jobs] for _ in range(ROUNDS + 1)])[1:]  # the first round is warm-up
+    step = _step if isinstance(session.loop, HostLoop) else _share
+    jobs = [step(session, pool, replace(program, guidance=np.full(program.steps, factor))) for factor in (0.0, 1.0)]
+    jobs.append(lambda: _seconds(lambda: _whole(session, pool, program)))
+    seconds = np.array([[job() for job in jobs] for _ in range(ROUNDS + 1)])[1:]  # the first round is warm-up
     one, two, whole = np.median(seconds, axis=0).tolist()
     return Costs(one, max(one, two), max(0.0, whole - _steps_of(program, bundle, one, max(one, two))))
 
@@ -93,16 +95,23 @@ def _seconds(job: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _step(session: Session, pool: Pool, program: Program, guidance: float) -> Callable[[], object]:
-    """One step in the middle of the program, its inputs ready. guidance 1: one evaluation."""
+def _step(session: Session, pool: Pool, program: Program) -> Callable[[], float]:
+    """Seconds of one step in the middle of the program, its inputs ready."""
     middle, noise = program.steps // 2, SeededNoise([0], session.bundle.manifest.model.latent_shape)
+    guidance = session.bundle.manifest.defaults.guidance
     tables, state = pool.tables(session.bundle, program, pool.cycled(0, 1), guidance), first_state(program, noise)
     inputs = session.step_inputs(tables, middle, state, noise.step(middle))
     outputs, engine = {"next_state": np.empty_like(state)}, session.engine("step")
-    return lambda: engine.run(inputs, outputs)
+    return lambda: _seconds(lambda: engine.run(inputs, outputs))
+
+
+def _share(session: Session, pool: Pool, program: Program) -> Callable[[], float]:
+    """Seconds of a step as its share of a run: a device gets all steps at once, and that of the conditioner is in it.
+
+    So the program's steps have to be guided alike.
+    """
+    return lambda: _seconds(lambda: latents_of(session, pool, program, 0, 0, 1)) / program.steps
 
 
 def _whole(session: Session, pool: Pool, program: Program) -> None:
-    noise = SeededNoise([0], session.bundle.manifest.model.latent_shape)
-    guidance = session.bundle.manifest.defaults.guidance
-    pictures(session, pool.latents(session, program, pool.cycled(0, 1), guidance, noise))
+    pictures(session, latents_of(session, pool, program, 0, 0, 1))
