@@ -22,15 +22,17 @@ WIDTH = 384  # of the text encoder's rows
 
 
 def encoded_captions(count: int, share: float, encoder: Path, random_: random.Random, device: str) -> dict[str, Any]:
-    """count distinct captions, a share of them of one garment, and what the text encoder makes of them.
+    """count distinct captions, up to twice this share of them of one garment, and what the text encoder makes of them.
 
     "captions": (text, garments) each; "rows" [count + 1, TOKENS, WIDTH] float16, zeros after a caption's "lengths"
     [count + 1]. The last is the caption of no words.
     """
     found: dict[str, Caption] = {}
+    tried = 0
     while len(found) < count:
-        made = caption(TRAINED, random_, 1 if len(found) < share * count else 2)
+        made = caption(TRAINED, random_, 1 if tried < 2 * share * count else 2)  # of one garment there are 6,480 only
         found.setdefault(made.text, made)
+        tried += 1
     model, tokenizer = text_encoder(fetch(encoder))
     captions = sorted(found.values(), key=lambda made: (len(made.text), made.text))
     texts, lengths = [*(made.text for made in captions), ""], []

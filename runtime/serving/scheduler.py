@@ -278,10 +278,10 @@ class Scheduler:
 
 def _why(ticket: Ticket) -> Exception:
     """The error of one that takes no further step."""
+    at = f"step {ticket.step} of {ticket.steps}"
     if not ticket.wanted:
-        return Cancelled(f"cancelled after step {ticket.step} of {ticket.steps}")
-    seconds = f"{ticket.asked.deadline:g} s"
-    return LateError(f"not done within {seconds} (step {ticket.step} of {ticket.steps}): ask for fewer steps, or later")
+        return Cancelled(f"cancelled after {at}")
+    return LateError(f"not done within {ticket.asked.deadline:g} s ({at}): ask for fewer steps, or later")
 
 
 def check_servable(session: Session) -> None:
@@ -292,11 +292,9 @@ def check_servable(session: Session) -> None:
     if not pictures:
         bundle.require("decoder")  # raises, with the remedy
     of_text = [f"text{suffix}" for suffix in bundle.manifest.text.encoders] if bundle.manifest.text is not None else []
-    for graph in of_text:
-        if graph not in bundle.manifest.graphs:
-            raise RequestError(f"{bundle.folder} has no text encoder, which reads what requests say")
-    more = [graph for graph in ("context", "position") if graph in bundle.manifest.graphs]
-    for graph in ("conditioner", "step", *of_text, *more):
+    if not set(of_text) <= bundle.manifest.graphs.keys():
+        raise RequestError(f"{bundle.folder} has no text encoder, which reads what requests say")
+    for graph in ("conditioner", "step", *of_text, *({"context", "position"} & bundle.manifest.graphs.keys())):
         session.engine(graph)
     for graph in pictures:
         session.load(graph)
