@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .parts import modulated
+
 MASKED = -1e4  # added to the scores of tokens that are padding: their weight is exactly 0 then
 NORM_EPS = 1e-6  # of the last norm, whatever `norm_eps` is
 
@@ -40,4 +42,4 @@ def six_of(modulation: Tensor, width: int) -> Tensor:
 def final(norm: nn.Module, table: Tensor, tokens: Tensor, modulation: Tensor) -> Tensor:
     """tokens [N, S, D], modulation [N, 7D] -> tokens as the last linear layer reads them."""
     shift, scale = with_table(table, modulation[:, None, 6 * tokens.shape[2] :])
-    return norm(tokens) * (1 + scale) + shift
+    return modulated(norm, tokens, shift, scale)

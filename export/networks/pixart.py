@@ -24,6 +24,7 @@ from .parts import (
     attend,
     frequencies,
     heads_of,
+    modulated,
     sinusoid,
     unpatchified,
 )
@@ -123,10 +124,10 @@ class Block(nn.Module):
         """x [N, S, D], six [N, 6, D], keys and values of the prompt [N, T, D], bias [N, T] -> [N, S, D]."""
         rows = with_table(self.scale_shift_table, six)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows
-        inner = self.norm1(x) * (1 + scale_msa) + shift_msa
+        inner = modulated(self.norm1, x, shift_msa, scale_msa)
         x = x + gate_msa * self.attn1(inner, self.attn1.to_k(inner), self.attn1.to_v(inner), None)
         x = x + self.attn2(x, keys, values, bias)
-        return x + gate_mlp * self.ff(self.norm2(x) * (1 + scale_mlp) + shift_mlp)
+        return x + gate_mlp * self.ff(modulated(self.norm2, x, shift_mlp, scale_mlp))
 
 
 def grid_position(rows: Tensor, columns: Tensor, width: int, base_size: int, scale: float) -> Tensor:

@@ -23,6 +23,7 @@ from .parts import (
     attend,
     frequencies,
     heads_of,
+    modulated,
     sinusoid,
     unpatchified,
 )
@@ -100,13 +101,11 @@ class TimeEmbed(nn.Module):
         self.linear = nn.Linear(width, 6 * width)
         self.register_buffer("frequency", frequencies(), persistent=False)
 
-    def _sinusoid(self, value: Tensor) -> Tensor:
-        return sinusoid(value, self.frequency)
-
     def forward(self, timestep: Tensor, guidance: Tensor | None) -> Tensor:
-        embedded = self.timestep_embedder(self._sinusoid(timestep * self.config.timestep_scale))
+        embedded = self.timestep_embedder(sinusoid(timestep * self.config.timestep_scale, self.frequency))
         if guidance is not None:
-            embedded = embedded + self.guidance_embedder(self._sinusoid(guidance * self.config.guidance_scale))
+            turned = sinusoid(guidance * self.config.guidance_scale, self.frequency)
+            embedded = embedded + self.guidance_embedder(turned)
         return torch.cat([self.linear(F.silu(embedded)), embedded], dim=1)
 
 
@@ -185,9 +184,9 @@ class Block(nn.Module):
         """x [N, S, D], six [N, 6, D], keys and values of the prompt [N, T, ...], bias [N, T], S = h w -> [N, S, D]."""
         rows = with_table(self.scale_shift_table, six)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rows
-        x = x + gate_msa * self.attn1(self.norm1(x) * (1 + scale_msa) + shift_msa)
+        x = x + gate_msa * self.attn1(modulated(self.norm1, x, shift_msa, scale_msa))
         x = x + self.attn2(x, keys, values, bias)
-        inner = (self.norm2(x) * (1 + scale_mlp) + shift_mlp).unflatten(1, sides).permute(0, 3, 1, 2)
+        inner = modulated(self.norm2, x, shift_mlp, scale_mlp).unflatten(1, sides).permute(0, 3, 1, 2)
         return x + gate_mlp * self.ff(inner).flatten(2).transpose(1, 2)
 
 

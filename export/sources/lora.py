@@ -20,6 +20,7 @@ from ...runtime.errors import CheckpointError, RequestError
 from ...runtime.files import sha256_of_file
 from ...runtime.json_files import MAX_CONFIG_BYTES, parse_json, read_json
 from .checkpoint import Checkpoint, load_tensors
+from .config_values import check_none
 from .merging import Layer, Lora, merging, sha256_with
 from .prompt_checkpoint import PromptCheckpoint
 from .tensor_tree import listed
@@ -175,9 +176,7 @@ def _rule(values: Any, place: Path) -> _Rule:
         f"'init_lora_weights' is {begin!r:.40}, which changes the model's own weights": isinstance(begin, str)
         and begin.lower().startswith(CHANGES_THE_MODEL),
     }
-    for problem, found in refused.items():
-        if found:
-            raise CheckpointError(f"{place}: {problem}")
+    check_none({f"{place}: {problem}": found for problem, found in refused.items()})
     patterns = values.get("alpha_pattern") or {}
     by_name = patterns if isinstance(patterns, dict) else {"?": 1}
     names = [str(name).removeprefix("^").removesuffix("$").replace("\\.", ".") for name in by_name]
