@@ -28,6 +28,7 @@ from .parts import (
     modulated,
     packed,
     sinusoid,
+    turned,
     vectors_of,
 )
 
@@ -141,14 +142,6 @@ class SingleBlock(nn.Module):
         q, k = (torch.cat([part[:, :, :words], turned(part[:, :, words:], position)], dim=2) for part in (q, k))
         grown = F.gelu(self.proj_mlp(inner), approximate="tanh")
         return x + gate * self.proj_out(torch.cat([attend(q, k, v), grown], dim=2))
-
-
-def turned(x: Tensor, position: Tensor) -> Tensor:
-    """Rotary positions: x [N, heads, S, d] in pairs, position [S, d]: cosines, then sines -> the same."""
-    half = x.shape[-1] // 2
-    cos, sin = position[:, :half], position[:, half:]
-    real, imaginary = x.unflatten(3, (half, 2)).unbind(-1)
-    return torch.stack([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1).flatten(3)
 
 
 class TimeAndText(nn.Module):

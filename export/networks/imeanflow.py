@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .dit import DiT, DiTConfig, LabelEmbedder, TimestepEmbedder
-from .parts import PatchEmbed, RmsNorm, attend, heads_of
+from .parts import PatchEmbed, RmsNorm, attend, heads_of, turned
 
 THETA = 10000.0  # of the rotary frequencies
 CONDITIONS = ("class", "omega", "t_min", "t_max", "time")  # in the order of the tokens
@@ -43,23 +43,19 @@ class RotaryAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width, bias=False) for _ in range(4))
         self.q_norm, self.k_norm = RmsNorm(width // config.num_heads), RmsNorm(width // config.num_heads)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, turns: Tensor) -> Tensor:
+        """x [N, T, D], turns [T, D / heads] -> [N, T, D]."""
         q, k, v = (heads_of(linear(x), self.heads) for linear in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(attend(turned(self.q_norm(q), cos, sin), turned(self.k_norm(k), cos, sin), v))
+        return self.out_proj(attend(turned(self.q_norm(q), turns), turned(self.k_norm(k), turns), v))
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [N, heads, T, D / heads], cos and sin [T, D / heads / 2] -> the same shape."""
-    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
-
-
-def rotary_angles(config: ImprovedConfig) -> Tensor:
-    """Of every token, conditions included [T, D / heads / 2] float32."""
+def rotary_turns(config: ImprovedConfig) -> Tensor:
+    """Of every token, conditions included: cosines, then sines [T, D / heads] float32."""
     size = config.hidden_size // config.num_heads
     frequency = 1.0 / THETA ** (torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size)
     place = torch.arange(sum(config.tokens_of) + config.tokens, dtype=torch.float32, device="cpu")
-    return torch.outer(place, frequency)
+    angle = torch.outer(place, frequency)
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
 class SwiGlu(nn.Module):
@@ -81,8 +77,8 @@ class ImprovedBlock(nn.Module):
         self.attn, self.mlp = RotaryAttention(config), SwiGlu(config)
         self.attn_scale, self.mlp_scale = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x), cos, sin) * self.attn_scale
+    def forward(self, x: Tensor, turns: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x), turns) * self.attn_scale
         return x + self.mlp(self.norm2(x)) * self.mlp_scale
 
 
@@ -110,9 +106,7 @@ class ImprovedMeanFlow(DiT):
             self.register_parameter(f"{name}_tokens", nn.Parameter(torch.empty(count, config.hidden_size)))
         self.blocks = nn.ModuleList(ImprovedBlock(config) for _ in range(config.depth))
         self.final_layer = ImprovedFinalLayer(config)  # type: ignore[assignment]
-        angles = rotary_angles(config)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.register_buffer("turns", rotary_turns(config), persistent=False)
 
     def conditioner(self, timestep: Tensor, label: Tensor, *told: Tensor) -> Tensor:
         """label [U] int64; interval and guidance [U] float32 -> tokens [U, M] float32, one condition after another.
@@ -135,5 +129,5 @@ class ImprovedMeanFlow(DiT):
         before = sum(self.config.tokens_of)
         tokens = torch.cat([modulation.unflatten(1, (before, self.config.hidden_size)), self.x_embedder(x)], dim=1)
         for block in self.blocks:
-            tokens = block(tokens, self.cos, self.sin)
+            tokens = block(tokens, self.turns)
         return self.unpatchify(self.final_layer(tokens[:, before:]))

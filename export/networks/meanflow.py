@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .dit import Block, DiT, DiTConfig, FinalLayer, TimestepEmbedder
-from .repa import NormalisedAttention
+from .dit import Block, DiTConfig, FinalLayer, TimestepEmbedder
+from .repa import RepaDiT
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,12 @@ class MeanFlowConfig(DiTConfig):
         return ("interval",)
 
 
-class MeanFlow(DiT):
+class MeanFlow(RepaDiT):
     """x [N, C, H, W], timestep [N] in (0, 1], label [N], interval [N] in [0, timestep] -> velocity [N, C, H, W]."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
         self.h_embedder = TimestepEmbedder(config)
-        if config.qk_norm:
-            for block in self.blocks:
-                block.attn = NormalisedAttention(config)
 
     def conditioner(self, timestep: Tensor, label: Tensor, *told: Tensor) -> Tensor:
         """timestep [U] float32, label [U] int64, interval [U] float32 -> modulation [U, M] float32."""
@@ -38,6 +35,3 @@ class MeanFlow(DiT):
         condition = self.t_embedder(timestep) + self.h_embedder(interval) + self.y_embedder(label)
         layers: list[Block | FinalLayer] = [*self.blocks, self.final_layer]
         return torch.cat([layer.adaLN_modulation(condition) for layer in layers], dim=1)
-
-    def forward(self, x: Tensor, timestep: Tensor, label: Tensor, *told: Tensor) -> Tensor:
-        return self.trunk(x, self.conditioner(timestep, label, *told))

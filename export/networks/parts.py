@@ -117,6 +117,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     return (torch.softmax(scores, dim=-1) @ v).transpose(1, 2).flatten(2)
 
 
+def turned(x: Tensor, position: Tensor) -> Tensor:
+    """Rotary positions: x [N, heads, S, d] in pairs, position [S, d]: cosines, then sines -> the same."""
+    half = x.shape[-1] // 2
+    cos, sin = position[:, :half], position[:, half:]
+    real, imaginary = x.unflatten(3, (half, 2)).unbind(-1)
+    return torch.stack([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1).flatten(3)
+
+
 def vectors_of(modulation: Tensor, first: int, count: int, width: int) -> tuple[Tensor, ...]:
     """modulation [N, M] -> `count` of its vectors [N, 1, D], from number `first` on."""
     part = modulation[:, first * width : (first + count) * width]

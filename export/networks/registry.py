@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import repa
 from .dit import DiT, DiTConfig
 from .imeanflow import ImprovedConfig, ImprovedMeanFlow
 from .lightningdit import LightningConfig, LightningDiT
 from .maskdit import MaskConfig, MaskDiT
 from .mdtv2 import MdtConfig, MdtV2
 from .meanflow import MeanFlow, MeanFlowConfig
+from .repa import RepaDiT
 
 NETWORKS: dict[type[DiTConfig], Callable[[Any], DiT]] = {
-    DiTConfig: repa.network_of,
+    DiTConfig: RepaDiT,
     LightningConfig: LightningDiT,
     MdtConfig: MdtV2,
     MaskConfig: MaskDiT,

@@ -25,13 +25,11 @@ class NormalisedAttention(Attention):
         return self.q_norm(q), self.k_norm(k), v
 
 
-class NormalisedDiT(DiT):
+class RepaDiT(DiT):
+    """DiT itself where its configuration does not say `qk_norm`."""
+
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
-        for block in self.blocks:
-            block.attn = NormalisedAttention(config)
-
-
-def network_of(config: DiTConfig) -> DiT:
-    """The network that a checkpoint's configuration describes, with random weights."""
-    return NormalisedDiT(config) if config.qk_norm else DiT(config)
+        if config.qk_norm:
+            for block in self.blocks:
+                block.attn = NormalisedAttention(config)

@@ -38,7 +38,8 @@ def read(state: dict[str, Tensor], settings: Settings, asked: Asked) -> Describe
     if KEY not in state:
         return None
     sampled, dropped = left_out(state, *UNSAMPLED)
-    tensors = {_renamed(key, _shared(sampled)): value for key, value in sampled.items()}
+    before = _shared(sampled)
+    tensors = {_renamed(key, before): value for key, value in sampled.items()}
     heads = _heads(tensors) if asked.heads is None else asked.heads
     config, said = config_from_shapes(_like_dit(tensors, asked), settings, replace(asked, heads=heads, null_class=True))
     if config.learn_sigma:
