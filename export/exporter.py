@@ -136,7 +136,6 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
     programs, default = write_programs(info, ready.schedule, ready.checkpoint.sampling, folder, steps)
     golden = write_golden(model, info, ready.schedule, folder, steps, report)
     guidance = ready.checkpoint.guidance or GOLDEN_GUIDANCE
-    guides = info.null_class is not None or "guidance" in ready.checkpoint.config.told
     return write_manifest(
         folder,
         name=name,
@@ -148,7 +147,7 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
         programs=programs,
         golden=golden,
         vae=vae_info(vae, precision) if vae is not None else None,
-        defaults=DefaultsInfo(program=default, guidance=guidance if guides else 1.0),
+        defaults=DefaultsInfo(program=default, guidance=1.0 if info.null_class is None else guidance),
     )
 
 

@@ -38,8 +38,7 @@ def write_golden(
     z = torch.from_numpy(source.initial())
     noise = torch.from_numpy(np.stack([source.step(i) for i in range(steps)]))
     y = torch.tensor(labels)
-    most, golden = GOLDEN_GUIDANCE if info.null_class is not None or "guidance" in model.config.told else 1.0, []
-    runs = _runs(info, most)
+    runs, golden = _runs(info, 1.0 if info.null_class is None else GOLDEN_GUIDANCE), []
     report("recording golden trajectories with PyTorch")
     done = 0
     for run, (sampler, guidance) in runs.items():
