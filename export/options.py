@@ -122,7 +122,8 @@ class ExportOptions:
         default=None,
         metadata=option(
             "--golden-steps",
-            help="Steps of the trajectories that PyTorch records for `verify`. [default: 10; of large models 4]",
+            help="Steps of the trajectories that PyTorch records for `verify`. "
+            "[default: 10; of large models 4; of MeanFlow 2]",
             range=GOLDEN_STEPS,
         ),
     )

@@ -25,8 +25,9 @@ from .modules import Conditioner, LatentDecoder, PixelDecoder, Step, ToldConditi
 from .preview import Preview
 from .to_onnx import onnx_from_module
 
-# ||graph - module|| / ||module|| of each output, both in float32: sums in another order. Measured: at most 5e-7 in the
-# small networks of every family and their text encoders, 2e-6 in DiT-XL/2.
+# ||graph - module|| / ||module|| of each output, both in float32: sums in another order. Measured: at most 5e-7 in
+# small networks of Stable Diffusion 3 and 3.5, FLUX.1 dev and schnell, AuraFlow, PixArt and their text encoders, 2e-6
+# in DiT-XL/2; other families only passed the check.
 GRAPH_TOLERANCE = 1e-5
 
 
