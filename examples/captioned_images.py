@@ -81,7 +81,7 @@ class Data:
         return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
-def write_captions(file: Path, count: int, share: float, encoder: Path, seed: int, device: str = "cpu") -> None:
+def write_captions(file: Path, count: int, share: float, encoder: Path, seed: int, device: str) -> None:
     """The file of `encoded_captions`, where it is missing: a minute or two on a CPU."""
     if not file.exists():
         torch.save(encoded_captions(count, share, encoder, random.Random(seed), device), file)

@@ -137,7 +137,7 @@ class Guided:
 
 @torch.no_grad()
 def velocities(
-    model: MeanFlow, teacher: Teacher | None, guided: Guided, x0: Tensor, x: Tensor, v: Tensor, t: Tensor, y: Tensor
+    model: MeanFlow, teacher: Teacher | None, guided: Guided, x: Tensor, v: Tensor, t: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What u is to be the average of, the velocity along which it is derived [N, C, H, W] each, and the labels."""
     if teacher is not None:
@@ -162,7 +162,7 @@ def mean_flow_loss(
     t, r = sample_times(len(x0), unequal, str(x0.device))
     noise = torch.randn_like(x0)
     x = (1 - column(t)) * x0 + column(t) * noise
-    target, along, y = velocities(model, teacher, guided, x0, x, noise - x0, t, y)
+    target, along, y = velocities(model, teacher, guided, x, noise - x0, t, y)
     u = model(x, t, y, t - r).float()
     part = slice(unequal)
     change = derivative(model, x[part], t[part], (t - r)[part], y[part], along[part])

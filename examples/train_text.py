@@ -7,10 +7,10 @@ As PixArt-alpha did (arXiv:2310.00426, section 2.3), it starts from a class-cond
 dit.safetensors`: self-attention, MLPs and embedders are taken over, adaLN becomes adaLN-single, and cross-attention to
 the token rows of a frozen text encoder (examples/text_encoder.py) begins with an output of zero. The same DiT then
 teaches: the objective is the mean squared error of what it predicts for each garment by itself, with more weight where
-noise is strong, since captions are decided there, of what its blocks add to their tokens (hints, arXiv:1412.6550), and
-of what leads to another class; one caption in ten is empty, for guidance. Interrupted, the same
-command goes on from the last checkpoint. The result is a diffusers pipeline folder without a VAE and without the text
-encoder: the weights' average, in float16.
+noise is strong, since captions are decided there, of its blocks' tokens (hints, arXiv:1412.6550), and of what leads
+to another class; one caption in ten is empty, for guidance. Interrupted, the same command goes on from the last
+checkpoint. The result is a diffusers pipeline folder without a VAE and without the text encoder: the weights' average,
+in float16.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from captioned_images import TOKENS, Batch, Data, batch, read_data, write_captions
+from captioned_images import TOKENS, WIDTH, Batch, Data, batch, read_data, write_captions
 from fashion_mnist import CLASSES, IMAGE_SIZE
 from pixart_of_dit import initialize, read_teacher
 from safetensors.torch import save_file
@@ -39,7 +39,7 @@ from ditedge.export.networks.dit import DiT
 from ditedge.export.networks.pixart import PixArt, PixArtConfig
 
 BRIGHTNESS = 0.4  # the noise's own part in what is learned of garments whose brightness is said
-CONFIG = PixArtConfig(IMAGE_SIZE, 4, 1, 1, num_heads=3, head_size=64, depth=6, caption_channels=384, tokens=TOKENS)
+CONFIG = PixArtConfig(IMAGE_SIZE, 4, 1, 1, num_heads=3, head_size=64, depth=6, caption_channels=WIDTH, tokens=TOKENS)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -165,8 +165,6 @@ def train_step(run: Run, diffusion: Diffusion, data: Data, kind: int) -> Tensor:
     t = t.to(args.device)
     noise = torch.randn_like(x0)
     x = diffusion.add_noise(x0, noise, t)
-    for heard in run.hints:
-        heard.clear()
     with torch.autocast(args.device.split(":")[0], torch.bfloat16):
         output = predicted(run.model, x, t, drawn.hidden, drawn.mask)
         other = by_halves(run.teacher, x, t, another(drawn.said))
