@@ -5,6 +5,8 @@ None of these is "FID" or "KID" of the literature unless the features are Incept
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 
@@ -53,17 +55,31 @@ def _cubic_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return kernel
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared Frechet distance between Gaussians fitted to features a [N, F] and b [M, F] (Dowson & Landau 1982).
+@dataclass(frozen=True)
+class Moments:
+    """The Gaussian fitted to a set of features: all that a Frechet distance asks of it."""
 
-    |mu_a - mu_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), float64, square roots by symmetric eigendecomposition.
-    """
-    a, b = np.float64(a), np.float64(b)
-    mean = np.sum((a.mean(0) - b.mean(0)) ** 2)
-    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))  # np.cov of F = 1 has no dimensions
-    root = _symmetric_root(cov_a)
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
-    return float(mean + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+    mean: np.ndarray  # [F] float64
+    covariance: np.ndarray  # [F, F] float64
+
+
+def moments_of(features: np.ndarray) -> Moments:
+    """features [N, F]."""
+    x = np.float64(features)
+    return Moments(x.mean(0), np.atleast_2d(np.cov(x, rowvar=False)))  # np.cov of F = 1 has no dimensions
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared Frechet distance between Gaussians fitted to features a [N, F] and b [M, F] (Dowson & Landau 1982)."""
+    return frechet_of_moments(moments_of(a), moments_of(b))
+
+
+def frechet_of_moments(a: Moments, b: Moments) -> float:
+    """|mu_a - mu_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), float64, square roots by symmetric eigendecomposition."""
+    mean = np.sum((a.mean - b.mean) ** 2)
+    root = _symmetric_root(a.covariance)
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ b.covariance @ root), 0)).sum()
+    return float(mean + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
 
 
 def _symmetric_root(matrix: np.ndarray) -> np.ndarray:

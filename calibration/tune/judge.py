@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from ...runtime.loop.session import Session
 from ...runtime.report import Report, silent
 from ...runtime.samplers.program import Program
 from ..pool import Pool
-from ..quality.distances import accuracy, frechet_distance, kernel_distance
+from ..quality.distances import Moments, accuracy, frechet_of_moments, kernel_distance, moments_of
 
 GROUPS = 20  # of images, each left out once: the noise of a distance
 
@@ -57,6 +58,11 @@ class Judge:
     batch: int
     report: Report = silent
 
+    @cached_property
+    def moments(self) -> Moments:
+        """Of the reference, which is far larger than what is held against it."""
+        return moments_of(self.reference)
+
     def draw(self, session: Session, program: Program, seed: int, count: int, drawn: Drawn) -> bool:
         """Adds pictures until there are `count`; the first has seed `seed` -> whether all were finite."""
         while (have := drawn.images) < count:
@@ -74,18 +80,21 @@ class Judge:
 
     def distance(self, drawn: Drawn) -> float:
         """Frechet distance as far as it does not depend on the number of pictures: what few of them are compared by."""
-        return endless_distance(np.concatenate(drawn.features), self.reference)
+        return endless_distance(np.concatenate(drawn.features), self.moments)
 
     def measured(self, drawn: Drawn) -> Measured:
         """All figures, with their noise."""
         features = np.concatenate(drawn.features)
         return Measured(
             images=len(features),
-            distance=frechet_distance(features, self.reference),
-            noise=jackknife(lambda kept: frechet_distance(features[kept], self.reference), len(features)),
+            distance=self._frechet(features),
+            noise=jackknife(lambda kept: self._frechet(features[kept]), len(features)),
             kernel=kernel_distance(features, self.reference)[0],
             accuracy=self._accuracy(drawn),
         )
+
+    def _frechet(self, features: np.ndarray) -> float:
+        return frechet_of_moments(moments_of(features), self.moments)
 
     def _accuracy(self, drawn: Drawn) -> float | None:
         if not drawn.logits or not isinstance(self.pool.of[0], int):
@@ -93,7 +102,7 @@ class Judge:
         return accuracy(np.concatenate(drawn.logits), np.array(self.pool.cycled(0, drawn.images)))
 
 
-def endless_distance(features: np.ndarray, reference: np.ndarray, halvings: int = 3) -> float:
+def endless_distance(features: np.ndarray, reference: Moments, halvings: int = 3) -> float:
     """The Frechet distance of endlessly many pictures, from n: 2 d(n) - d(n / 2), as it falls with 1 / n.
 
     Chong & Forsyth 2020, "Effectively Unbiased FID". A distance of few pictures is too large by what their features
@@ -103,10 +112,11 @@ def endless_distance(features: np.ndarray, reference: np.ndarray, halvings: int 
     rng, count = np.random.default_rng(0), len(features)
     orders = [rng.permutation(count) for _ in range(halvings)]
     halves = [half for order in orders for half in (order[: count // 2], order[count // 2 :]) if len(half) > 1]
+    whole = frechet_of_moments(moments_of(features), reference)
     if not halves:
-        return frechet_distance(features, reference)
-    half = float(np.mean([frechet_distance(features[some], reference) for some in halves]))
-    return 2 * frechet_distance(features, reference) - half
+        return whole
+    half = float(np.mean([frechet_of_moments(moments_of(features[some]), reference) for some in halves]))
+    return 2 * whole - half
 
 
 def latents_of(session: Session, pool: Pool, program: Program, seed: int, first: int, size: int) -> np.ndarray:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ditedge.calibration.quality.distances import frechet_distance
+from ditedge.calibration.pool import Pool
+from ditedge.calibration.quality.distances import Moments, frechet_distance, moments_of
 from ditedge.calibration.tune.costs import PASSES, Costs
 from ditedge.calibration.tune.front import front, promising, spread
-from ditedge.calibration.tune.judge import Drawn, endless_distance, jackknife
+from ditedge.calibration.tune.judge import Drawn, Judge, endless_distance, jackknife
 from ditedge.calibration.tune.own_features import own_features
 from ditedge.calibration.tune.request import Budget, TuneRequest, budget_from_text
 from ditedge.calibration.tune.search import Contender, begin_study, candidates, search, tried
@@ -190,9 +191,27 @@ def test_a_distance_of_few_pictures_does_not_prefer_pictures_that_are_alike() ->
     reference = rng.standard_normal((4000, 24))
     same, alike = rng.standard_normal((32, 24)), 0.8 * rng.standard_normal((32, 24))
     assert frechet_distance(same, reference) > frechet_distance(alike, reference)
-    assert endless_distance(same, reference) < endless_distance(alike, reference) - 1
+    told = moments_of(reference)
+    assert endless_distance(same, told) < endless_distance(alike, told) - 1
     many = 0.8 * rng.standard_normal((2000, 24))
-    assert endless_distance(many, reference) == pytest.approx(24 * 0.2**2, rel=0.1)
+    assert endless_distance(many, told) == pytest.approx(24 * 0.2**2, rel=0.1)
+
+
+def test_the_reference_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the larger set by far; figures are what they are of both sets, to the bit."""
+    rng, fitted = np.random.default_rng(6), []
+
+    def counted(features: np.ndarray) -> Moments:
+        fitted.append(features)
+        return moments_of(features)
+
+    monkeypatch.setattr("ditedge.calibration.tune.judge.moments_of", counted)
+    reference, features = rng.standard_normal((300, 6)), rng.standard_normal((40, 6))
+    judge = Judge(Pool((0,)), pytest.fail, reference, 8)
+    drawn = Drawn(features=[features[:30], features[30:]])
+    assert judge.measured(drawn).distance == frechet_distance(features, reference)
+    judge.distance(drawn)
+    assert sum(x is reference for x in fitted) == 1
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (3, 4, 3), (64, 96, 3)])
