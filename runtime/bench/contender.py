@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +47,11 @@ class Wanted:
     drift_file: str = ""
 
 
-def bundle_contender(
-    path: Path,
-    options: EngineOptions,
-    batch: int,
-    guidance: float,
-    sha256: str | None = None,
-    wanted: Wanted | None = None,
-) -> list[str]:
+def bundle_contender(path: Path, options: EngineOptions, wanted: Wanted, sha256: str | None = None) -> list[str]:
     """The command that times a bundle, or a plan in it: one step of its default program, in the middle, and the rest.
 
-    sha256: of the manifest, where the caller has opened the bundle: the process runs no other one. wanted: more than
-    its step.
+    sha256: of the manifest, where the caller has opened the bundle: the process runs no other one.
     """
-    wanted = replace(wanted or Wanted(parts=("step",)), batch=batch, guidance=guidance)
     settings = {
         "provider": options.provider,
         "threads": options.threads,
@@ -72,28 +63,20 @@ def bundle_contender(
     return isolated("ditedge.runtime.bench.contender", [str(path.absolute()), json.dumps(settings)])
 
 
-def bundle_step(
-    path: Path, options: EngineOptions, batch: int, guidance: float, sha256: str | None = None
-) -> Callable[[], object]:
-    """A function that runs one step of the bundle, all inputs ready. guidance 1: one evaluation per image, else two.
+def bundle_parts(path: Path, options: EngineOptions, wanted: Wanted, sha256: str | None = None) -> Made:
+    """The wanted parts, ready to be called. Raises DitedgeError.
 
     sha256: of the manifest that it has to be. Whoever knows it has seen to the signature.
     """
-    return bundle_parts(path, options, Wanted(batch, guidance, ("step",)), sha256).parts["step"]
-
-
-def bundle_parts(path: Path, options: EngineOptions, wanted: Wanted, sha256: str | None = None) -> Made:
-    """The wanted parts, ready to be called. Raises DitedgeError."""
     bundle = open_bundle(path, trusted_keys=None if sha256 is None else ())
     if sha256 not in (None, bundle.sha256):
         raise BundleError(f"{path} was replaced while its speed was measured: compare again")
     options, job = options_for(path, options), job_of(bundle, wanted.batch, wanted.guidance)
     on_device = options.plans is not None or options.provider == engine_ort_cuda.PROVIDER
     parts, latents = (_device_parts if on_device else _host_parts)(bundle, options, job, wanted)
-    facts: dict[str, Any] = {"steps": job.program.steps, "evaluations": job.evaluations}
     if wanted.drift_steps:
         np.save(wanted.drift_file, latents(_short(bundle, wanted.drift_steps)))
-    return Made(parts, facts)
+    return Made(parts, {"evaluations": job.evaluations})
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,9 @@ def contender_of(
         return Contender(name, failure=str(error))
     name_of = "cpu" if provider == "plan" else provider
     options = EngineOptions(name_of, settings.threads, settings.spin, cuda_graphs=settings.cuda_graphs)
-    wanted = Wanted(drift_steps=settings.drift_steps, drift_file=str(drift_file))
-    command = bundle_contender(path, options, settings.batch, guidance_of(settings, first), bundle.sha256, wanted)
+    guidance = guidance_of(settings, first)
+    wanted = Wanted(settings.batch, guidance, drift_steps=settings.drift_steps, drift_file=str(drift_file))
+    command = bundle_contender(path, options, wanted, bundle.sha256)
     graphs = [graph for graph in ("conditioner", "context", "step") if graph in bundle.manifest.graphs]
     megabytes = sum(bundle.manifest.graph_bytes(graph) for graph in graphs) / 1e6
     kept = drift_file if settings.drift_steps else None
@@ -152,8 +153,8 @@ def _row(contender: Contender, laps: Laps | EngineError, base: Laps, head: Conte
         return _failed(replace(contender, failure=str(laps)))
     drift = None if contender is head else _drift(head.drift_file, contender.drift_file)
     drift = laps.facts.get("drift", drift)  # of one that has measured it itself
-    row = measured(contender.name, laps, base, batch, steps, drift=drift, limit=contender.limit)
-    return row.model_copy(update={"megabytes": contender.megabytes})
+    limit, megabytes = contender.limit, contender.megabytes
+    return measured(contender.name, laps, base, batch, steps, drift=drift, limit=limit, megabytes=megabytes)
 
 
 def _drift(first: Path | None, other: Path | None) -> float | None:

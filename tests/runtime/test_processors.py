@@ -95,8 +95,8 @@ def test_the_feature_extractor_keeps_to_the_same_bound(monkeypatch: pytest.Monke
 def test_the_process_that_times_gets_the_same_settings() -> None:
     import json
 
-    from ditedge.runtime.bench.contender import bundle_contender
+    from ditedge.runtime.bench.contender import Wanted, bundle_contender
 
-    command = bundle_contender(Path("bundle"), EngineOptions(threads=3, spin=True), 1, 1.0)
+    command = bundle_contender(Path("bundle"), EngineOptions(threads=3, spin=True), Wanted())
     settings = json.loads(command[-1])
     assert (settings["threads"], settings["spin"]) == (3, True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ....runtime.bench.contender import bundle_contender
+from ....runtime.bench.contender import Wanted, bundle_contender
 from ....runtime.bench.turns import interleave
 from ..metric import Batch, Card, Comparing, Count, Limit, Line, Metric, Positive, Quality, Strict, size
 
@@ -45,14 +45,14 @@ class _Measure:
 
     def fields(self) -> dict[str, Any]:
         comparing, request = self._comparing, self._comparing.request
+        wanted = Wanted(request.speed_batch, comparing.guidance, ("step",))
         commands = [
-            bundle_contender(bundle.folder, options, request.speed_batch, comparing.guidance, bundle.sha256)
+            bundle_contender(bundle.folder, options, wanted, bundle.sha256)
             for bundle, options in ((comparing.a, request.options_a), (comparing.b, request.options_b))
         ]
         found = interleave(commands, request.speed_rounds, comparing.report)
         a, b = (np.array(laps.rounds("step")) for laps in found)
-        ratios, program = a / b, comparing.a.program()
-        guided = comparing.guidance != 1 and program.guidance[program.steps // 2] != 0  # the step of `bundle_step`
+        ratios = a / b
         speed = Speed(
             a=_timing(a, found[0].peak_bytes),
             b=_timing(b, found[1].peak_bytes),
@@ -61,7 +61,7 @@ class _Measure:
             ratio_max=float(ratios.max()),
             rounds=request.speed_rounds,
             batch=request.speed_batch,
-            evaluations=request.speed_batch * (2 if guided else 1),
+            evaluations=found[0].facts["evaluations"],
         )
         return {"speed": speed}
 

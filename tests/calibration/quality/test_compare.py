@@ -16,10 +16,11 @@ from PIL import Image
 
 from ditedge.calibration import CompareRequest, Gate, check_gate, compare_bundles, read_quality
 from ditedge.calibration.quality.distances import accuracy, frechet_distance
+from ditedge.calibration.quality.metrics import speed as speed_metric
 from ditedge.calibration.quality.metrics.features import percent_more
 from ditedge.cli import main
 from ditedge.runtime import generate, open_bundle
-from ditedge.runtime.bench.turns import interleave
+from ditedge.runtime.bench.turns import Laps, interleave
 from ditedge.runtime.errors import EngineError, RequestError
 from tests.calibration.variants import edit_weights, int8, rounded, variant
 
@@ -156,6 +157,16 @@ def test_speed_is_measured_in_other_processes(gray: Path) -> None:
     assert speed is not None and 0.25 < speed.ratio < 4 and speed.rounds == 2 and speed.evaluations == 2
     assert 0 < speed.a.min_ms <= speed.a.median_ms <= speed.a.max_ms
     assert 20e6 < speed.a.peak_bytes < 2e9  # Python, numpy and ONNX Runtime are tens of megabytes
+
+
+def test_evaluations_of_the_step_are_those_that_its_process_counted(
+    gray: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is told its guidance makes one an image, whatever the guidance is."""
+    laps = Laps({"step": [[0.1]]}, 1, 0.1, {}, {"evaluations": 3})
+    monkeypatch.setattr(speed_metric, "interleave", lambda *_: [laps, laps])
+    quality = compare_bundles(gray, gray, CompareRequest(**(QUICK | {"speed_rounds": 1, "speed_batch": 3}))).quality
+    assert quality.speed is not None and (quality.speed.batch, quality.speed.evaluations) == (3, 3)
 
 
 def test_a_contender_that_dies_is_said(gray: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ditedge.runtime import EngineOptions, generate, open_bundle
-from ditedge.runtime.bench.contender import PARTS, Wanted, bundle_contender, bundle_parts, bundle_step
+from ditedge.runtime.bench.contender import PARTS, Wanted, bundle_contender, bundle_parts
 from ditedge.runtime.errors import BundleError
 from tests.conftest import BUNDLES
 
@@ -23,7 +23,7 @@ def test_nothing_runs_from_the_working_folder(planted: str, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    command = bundle_contender(Path("no-bundle"), EngineOptions(), batch=1, guidance=1.0)
+    command = bundle_contender(Path("no-bundle"), EngineOptions(), Wanted())
     done = subprocess.run(command, capture_output=True, text=True)
     assert "does not exist" in done.stdout, done.stderr
     assert not (tmp_path / "ran").exists()
@@ -34,9 +34,10 @@ def test_what_is_measured_is_what_was_opened(golden_bundle, tmp_path: Path, monk
     folder = golden_bundle("gray1_cfg")
     monkeypatch.setenv("DITEDGE_TRUSTED_KEYS", str(tmp_path / "none.pem"))
     bundle = open_bundle(folder, trusted_keys=())
-    bundle_step(folder, EngineOptions(threads=1), 1, 1.0, bundle.sha256)()
+    one_step = Wanted(1, 1.0, ("step",))
+    bundle_parts(folder, EngineOptions(threads=1), one_step, bundle.sha256).parts["step"]()
     with pytest.raises(BundleError, match="was replaced while its speed was measured"):
-        bundle_step(folder, EngineOptions(threads=1), 1, 1.0, "0" * 64)
+        bundle_parts(folder, EngineOptions(threads=1), one_step, "0" * 64)
 
 
 def test_a_model_of_prompts_has_a_context() -> None:
