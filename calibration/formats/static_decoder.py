@@ -48,12 +48,12 @@ def _latent_of_areas(rng: np.random.Generator, shape: tuple[int, ...]) -> np.nda
     return latent
 
 
-def static_int8(source: Path, path: Path, latents: np.ndarray) -> list[str]:
-    """Writes the float32 decoder `source` in int8 to `path` -> names of the convolutions. latents [S, C, H, W]."""
+def static_int8(source: Path, path: Path, latents: np.ndarray) -> None:
+    """Writes the float32 decoder `source` in int8 to `path`. latents [S, C, H, W]."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    chosen = inner_convolutions(load_graph(source))
-    resizes = [node.name for node in load_graph(source).graph if node.op_type == "Resize"]
+    exact = load_graph(source)
+    resizes = [node.name for node in exact.graph if node.op_type == "Resize"]
     with _quiet():
         quantize_static(
             source,
@@ -66,7 +66,7 @@ def static_int8(source: Path, path: Path, latents: np.ndarray) -> list[str]:
             reduce_range=True,
             calibrate_method=CalibrationMethod.MinMax,
             op_types_to_quantize=["Conv", "Resize"],
-            nodes_to_quantize=[*chosen, *resizes],
+            nodes_to_quantize=[*inner_convolutions(exact), *resizes],
             extra_options={"ForceQuantizeNoInputCheck": True},  # a Resize behind floats, too
         )
     model = load_graph(path)
@@ -74,7 +74,6 @@ def static_int8(source: Path, path: Path, latents: np.ndarray) -> list[str]:
     if attention_in_rows(model):
         require_opset(model, SPLIT_OPSET)
     save_graph(model, path)
-    return chosen
 
 
 def inner_convolutions(model: Any) -> list[str]:

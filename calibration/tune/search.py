@@ -22,6 +22,7 @@ from .judge import Drawn, Judge
 from .shapes import Shape, program_of
 
 STARTUP = 24  # trials at random, before TPE has something to learn from
+LAST_RUNG = 1  # of the two that a trial climbs
 BAD = 1e30  # the distance of a program that cannot be made, or makes no pictures
 
 
@@ -158,7 +159,7 @@ def _goes_on(study: Any, trial: Any, single: bool, cost: float, distance: float)
     return promising(cost, distance, others)
 
 
-def candidates(study: Any, last_rung: int = 1) -> list[Candidate]:
+def candidates(study: Any) -> list[Candidate]:
     """All trials that reached the search's last rung, best first."""
     found = [
         Candidate(
@@ -169,7 +170,7 @@ def candidates(study: Any, last_rung: int = 1) -> list[Candidate]:
             distance=trial.user_attrs["distance"],
         )
         for trial in tried(study)
-        if trial.user_attrs.get("rung") == last_rung and trial.user_attrs["distance"] < BAD
+        if trial.user_attrs.get("rung") == LAST_RUNG and trial.user_attrs["distance"] < BAD
     ]
     return sorted(found, key=lambda one: (one.distance, one.cost))
 

@@ -92,7 +92,17 @@ def ratio_of(first: Laps, laps: Laps, part: str = "step") -> Ratio | None:
     return Ratio(median=float(np.median(ratios)), least=min(ratios), most=max(ratios))
 
 
-def measured(name: str, laps: Laps, first: Laps, batch: int, steps: int, *, drift: float | None, limit: float) -> Row:
+def measured(
+    name: str,
+    laps: Laps,
+    first: Laps,
+    batch: int,
+    steps: int,
+    *,
+    drift: float | None,
+    limit: float,
+    megabytes: float | None = None,
+) -> Row:
     """The row of a contender that ran. limit: the drift beyond which it computes something else."""
     parts = {part: timing([second for calls in laps.calls[part] for second in calls]) for part in laps.calls}
     image = _image(laps, batch, steps)
@@ -106,7 +116,7 @@ def measured(name: str, laps: Laps, first: Laps, batch: int, steps: int, *, drif
         name=name,
         status="wrong" if wrong else "ok",
         reason=reason if wrong else "",
-        megabytes=laps.facts.get("megabytes"),
+        megabytes=megabytes,
         load_seconds=laps.load_seconds,
         first_ms=1000 * laps.first["step"] if "step" in laps.first else None,
         peak_megabytes=laps.peak_bytes / 1e6,
