@@ -12,7 +12,7 @@ from ...runtime.errors import RequestError
 from ...runtime.loop.verify import LARGEST_ERROR
 from ..graph.linears import Linear
 from ..graph.qdq import dequantised
-from ..graph.surgery import constant, insert, require_opset
+from ..graph.surgery import constant, insert, require_opset, take_place
 from .format import Quantised, Ranges, Scheme
 
 BLOCK_SIZES = (128, 64, 32, 16)  # along the input channels
@@ -69,11 +69,9 @@ def _replace_by_nibbles(model: Any, linear: Linear, weight: np.ndarray, scale: n
     nibbles = (weight.T.reshape(outputs, inputs // block, block) + 8).astype(np.uint8)
     packed = constant(model, f"{linear.name}.weight_int4", nibbles[..., 0::2] | (nibbles[..., 1::2] << 4))
     scales = constant(model, f"{linear.name}.weight_scale", np.ascontiguousarray(scale.T).reshape(-1))
-    old = linear.node.outputs[0]
     new = insert(model, linear.node, "MatMulNBits", [linear.input, packed, scales], f"{linear.name}.product",
                  domain="com.microsoft", K=inputs, N=outputs, bits=4, block_size=block)  # fmt: skip
-    new.shape, new.type = old.shape, old.type
-    ir.convenience.replace_all_uses_with(old, new)
+    take_place(linear.node.outputs[0], new)
     model.graph.remove(linear.node, safe=True)
 
 

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from ...runtime.loop.verify import LARGEST_ERROR
 from ..graph.attention import write_out_softmax
 from ..graph.heads import PARTS, heads_of, to_heads
 from ..graph.linears import Linear
 from ..graph.qdq import SMALLEST_SCALE, round_input, store_weight, zero_points
-from ..graph.surgery import constant, insert
+from ..graph.surgery import constant, insert, take_place
 from .format import Quantised, Ranges, Scheme
 from .smooth import STRENGTH
 
@@ -47,9 +46,7 @@ def dynamic_int8(model: Any, linears: list[Linear], amax: Ranges | None = None) 
             for node in reversed(heads.nodes):
                 model.graph.remove(node, safe=True)
         else:
-            new, old = _product(model, linear, rounded, weight, scale, linear.name), linear.node.outputs[0]
-            ir.convenience.replace_all_uses_with(old, new)
-            new.shape, new.type = old.shape, old.type
+            take_place(linear.node.outputs[0], _product(model, linear, rounded, weight, scale, linear.name))
         model.graph.remove(linear.node, safe=True)
 
 

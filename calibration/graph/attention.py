@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .surgery import constant, insert
+from .surgery import constant, insert, only_reader, take_place
 
 
 def write_out_softmax(model: Any) -> int:
@@ -32,11 +32,11 @@ def write_out_softmax(model: Any) -> int:
         total = insert(model, node, "ReduceSum", [weights, last], f"{name}.sum", keepdims=1)
         product = _only_product(node)
         if product is None:
-            _replace(node, insert(model, node, "Div", [weights, total], f"{name}.written_out"), model)
+            take_place(node.outputs[0], insert(model, node, "Div", [weights, total], f"{name}.written_out"))
         else:
             product.replace_input_with(0, weights)
             _divide_after(model, product, total)
-            model.graph.remove(node, safe=True)
+        model.graph.remove(node, safe=True)
     return len(found)
 
 
@@ -48,11 +48,8 @@ def _last_axis(node: Any) -> bool:
 
 def _only_product(node: Any) -> Any:
     """The MatMul whose left operand is this Softmax, where nothing else reads it; None otherwise."""
-    uses = list(node.outputs[0].uses())
-    if len(uses) != 1 or node.outputs[0].is_graph_output():
-        return None
-    consumer, index = uses[0]
-    return consumer if consumer.op_type == "MatMul" and not consumer.domain and index == 0 else None
+    product = only_reader(node.outputs[0], "MatMul")
+    return product if product is not None and product.inputs[0] is node.outputs[0] else None
 
 
 def _divide_after(model: Any, product: Any, total: Any) -> None:
@@ -64,10 +61,3 @@ def _divide_after(model: Any, product: Any, total: Any) -> None:
     for reader, index in [use for use in old.uses() if use[0] is not quotient]:
         reader.replace_input_with(index, new)
     model.graph.insert_after(product, quotient)
-
-
-def _replace(node: Any, new: Any, model: Any) -> None:
-    old = node.outputs[0]
-    new.shape, new.type = old.shape, old.type
-    ir.convenience.replace_all_uses_with(old, new)
-    model.graph.remove(node, safe=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .linears import Linear
-from .surgery import constant, insert
+from .surgery import constant, insert, only_reader, take_place
 
 PARTS = 3
 TO_PARTS, TO_HEADS = [2, 0, 3, 1, 4], [0, 2, 1, 3]
@@ -32,11 +32,11 @@ class Heads:
 
 def heads_of(linear: Linear) -> Heads | None:
     """None where the linear's output goes another way, or anywhere else, too."""
-    add = _only_reader(linear.node.outputs[0], "Add")
+    add = only_reader(linear.node.outputs[0], "Add")
     bias = next((value.const_value for value in add.inputs if value.is_initializer()), None) if add else None
-    reshape = _only_reader(add.outputs[0], "Reshape") if add else None
+    reshape = only_reader(add.outputs[0], "Reshape") if add else None
     shape = reshape.inputs[1].const_value if reshape else None
-    transpose = _only_reader(reshape.outputs[0], "Transpose") if reshape else None
+    transpose = only_reader(reshape.outputs[0], "Transpose") if reshape else None
     if bias is None or shape is None or transpose is None:
         return None
     sizes = [int(size) for size in shape.numpy()]
@@ -57,18 +57,7 @@ def to_heads(model: Any, heads: Heads, part: int, product: Any, name: str) -> No
     shape = constant(model, f"heads_{'x'.join(map(str, heads.shape))}", np.array(heads.shape))
     split = insert(model, node, "Reshape", [whole, shape], f"{name}.heads", allowzero=1)
     new = insert(model, node, "Transpose", [split], f"{old.name}{BY_HEAD}", perm=TO_HEADS)
-    new.shape, new.type = old.shape, old.type
-    for reader, index in list(old.uses()):
-        reader.replace_input_with(index, new)
-
-
-def _only_reader(value: Any, op_type: str) -> Any:
-    """The node of this type that alone reads the value; None where there is another, or none."""
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
-        return None
-    node = uses[0][0]
-    return node if node.op_type == op_type and not node.domain else None
+    take_place(old, new)
 
 
 def _parts(whole: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
@@ -79,7 +68,7 @@ def _parts(whole: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
         if slicing.op_type != "Slice" or len(bounds) < 3 or any(bound is None for bound in bounds):
             return None
         first, last, axis = (int(bound.numpy()[0]) for bound in bounds[:3])
-        squeeze = _only_reader(slicing.outputs[0], "Squeeze")
+        squeeze = only_reader(slicing.outputs[0], "Squeeze")
         if squeeze is None or axis != 0 or last != first + 1:
             return None
         parts[first] = squeeze.outputs[0]

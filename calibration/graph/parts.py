@@ -1,9 +1,9 @@
-"""A decoder's group norms and attention in parts, one behind the other: the same numbers, and less memory at a time.
+"""A decoder's group norms and attention in parts, one behind the other: the same but for rounding, in less memory.
 
 A group's statistics are those of its own channels over the whole picture, so a norm falls apart between groups, with
 the SiLU, and the rounding to int8, behind it; a row of attention needs no other row's scores. Tiles of a picture would
-change statistics and so show their seams; parts have none. What is in float32 between two convolutions is then a
-sixteenth of the channels at a time, which is also nearer to what a processor's cache holds.
+change statistics and so show their seams; parts have none. What is in float32 between two convolutions is then some
+of the channels at a time, fewer the larger the picture is, which is also nearer to what a processor's cache holds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .surgery import constant, insert
+from .surgery import constant, insert, only_reader, take_place
 
 PARTS = (1, 2, 8, 16)  # behind none, one, two, ... upsamplings: SD's norms at 256 px then take 4 MB at a time
 ROWS = 8  # of the queries; a picture of 49 and more latent pixels can be split so
@@ -72,18 +72,13 @@ def attention_in_rows(model: Any, rows: int = ROWS) -> int:
     """Splits the queries of every product -> Softmax -> product, in place -> how many."""
     done = 0
     for softmax in [node for node in model.graph if node.op_type == "Softmax"]:
-        scores, product = softmax.inputs[0].producer(), _only_reader(softmax.outputs[0])
+        scores, product = softmax.inputs[0].producer(), only_reader(softmax.outputs[0])
         if scores is None or product is None or {scores.op_type, product.op_type} != {"MatMul"}:
             continue
-        if product.inputs[0] is softmax.outputs[0] and _only_reader(scores.outputs[0]) is softmax:
+        if product.inputs[0] is softmax.outputs[0] and only_reader(scores.outputs[0]) is softmax:
             _split_attention(model, scores, softmax, product, rows)
             done += 1
     return done
-
-
-def _only_reader(value: Any) -> Any:
-    readers = value.consumers()
-    return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
 
 
 def _constant(node: Any) -> np.ndarray:
@@ -99,22 +94,22 @@ def _constant_of(node: Any) -> np.ndarray | None:
 
 
 def _match(norm: Any) -> GroupNorm | None:
-    flat, back = norm.inputs[0].producer(), _only_reader(norm.outputs[0])
+    flat, back = norm.inputs[0].producer(), only_reader(norm.outputs[0])
     if flat is None or back is None or {flat.op_type, back.op_type} != {"Reshape"}:
         return None
-    scale = _only_reader(back.outputs[0])
-    shift = _only_reader(scale.outputs[0]) if scale is not None and scale.op_type == "Mul" else None
+    scale = only_reader(back.outputs[0])
+    shift = only_reader(scale.outputs[0]) if scale is not None and scale.op_type == "Mul" else None
     if shift is None or shift.op_type != "Add" or _constant_of(scale) is None or _constant_of(shift) is None:
         return None
     value = shift.outputs[0]
     behind: list[Any] = []
     sigmoid = next((node for node in value.consumers() if node.op_type == "Sigmoid"), None)
     if sigmoid is not None and len(value.consumers()) == 2:
-        product = _only_reader(sigmoid.outputs[0])
+        product = only_reader(sigmoid.outputs[0])
         if product is None or product.op_type != "Mul" or value not in product.inputs:
             return None
         behind, value = [sigmoid, product], product.outputs[0]
-    rounding = _only_reader(value)
+    rounding = only_reader(value)
     if rounding is not None and rounding.op_type == "QuantizeLinear":
         behind.append(rounding)
     return GroupNorm(norm, flat.inputs[0], (scale, shift), tuple(behind))
@@ -130,14 +125,11 @@ def _split_norm(model: Any, norm: GroupNorm, parts: int) -> None:
         name = f"{norm.norm.name}.{part}"
         bounds = [constant(model, f"at_{place}", np.array([place], np.int64)) for place in
                   (part * size, (part + 1) * size, 1)]  # fmt: skip
-        x = insert(model, last, "Slice", [whole, *bounds[:2], bounds[2]], f"{name}.slice")
+        x = insert(model, last, "Slice", [whole, *bounds], f"{name}.slice")
         if rounded:
             x = insert(model, last, "DequantizeLinear", [x, *restore.inputs[1:]], f"{name}.x")
         outputs.append(_one_part(model, norm, x, part, parts, name))
-    joined = insert(model, last, "Concat", outputs, f"{norm.norm.name}.joined", axis=1)
-    old = last.outputs[0]
-    joined.shape, joined.type = old.shape, old.type
-    ir.convenience.replace_all_uses_with(old, joined)
+    take_place(last.outputs[0], insert(model, last, "Concat", outputs, f"{norm.norm.name}.joined", axis=1))
     _remove_back_to(model, last, norm.x)
 
 
@@ -177,9 +169,7 @@ def _split_attention(model: Any, scores: Any, softmax: Any, product: Any, rows: 
         axis = softmax.attributes.get_int("axis", -1)
         value = insert(model, product, "Softmax", [value], f"{name}.softmax", axis=axis)
         outputs.append(insert(model, product, "MatMul", [value, product.inputs[1]], f"{name}.attended"))
-    joined, old = insert(model, product, "Concat", outputs, f"{softmax.name}.joined", axis=1), product.outputs[0]
-    joined.shape, joined.type = old.shape, old.type
-    ir.convenience.replace_all_uses_with(old, joined)
+    take_place(product.outputs[0], insert(model, product, "Concat", outputs, f"{softmax.name}.joined", axis=1))
     _remove_back_to(model, product, scores.inputs[0])
 
 

@@ -71,6 +71,21 @@ def insert(
     return node.outputs[0]
 
 
+def take_place(old: Any, new: Any) -> None:
+    """Whoever reads `old` reads `new` instead, of the same shape and type; what made `old` stays."""
+    new.shape, new.type = old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, new)
+
+
+def only_reader(value: Any, op_type: str | None = None) -> Any:
+    """The node, of this type if one is given, that alone reads the value; None where there is another, or none."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    node = uses[0][0]
+    return node if op_type is None or (node.op_type == op_type and not node.domain) else None
+
+
 def require_opset(model: Any, opset: int) -> None:
     """Raises the graph's operator set to at least `opset`.
 

@@ -26,7 +26,7 @@ from ...runtime.replacing import scratch_folder
 from ...runtime.report import Report, silent
 from ...runtime.samplers.program import Program
 from ..graph.linears import Linear, find_linears
-from ..graph.surgery import constant, insert, load_graph, save_graph
+from ..graph.surgery import constant, insert, load_graph, save_graph, take_place
 from ..pool import Pool
 from .collect import FIRST_SEED
 
@@ -148,8 +148,7 @@ def _twin(model: Any, linears: list[Linear]) -> None:
         model.graph.insert_before(node, exact)
         switch = ir.node("Where", [None, output, exact.outputs[0]], name=f"node_{linear.name}:switch")
         switch.outputs[0].name = f"{linear.name}:switch"
-        switch.outputs[0].shape, switch.outputs[0].type = output.shape, output.type
-        ir.convenience.replace_all_uses_with(output, switch.outputs[0])
+        take_place(output, switch.outputs[0])
         switch.replace_input_with(1, output)
         model.graph.insert_after(node, switch)
         index = constant(model, f":layer_{i}", np.array(i))

@@ -16,8 +16,9 @@ from .work import begun
 
 
 def tune(request: TuneRequest, report: Report = silent, note: Callable[[str], object] = silent) -> Result:
-    """Searches and measures; writes nothing but the search's journal. Raises DitedgeError.
+    """Searches and measures; writes nothing but what it goes on from. Raises DitedgeError.
 
+    That is the journal and, of a search without a reference, the features of the model's own samples (OWN_FILE).
     note: told what the distances are, where that is not said by the options.
     """
     if request.start is not None:

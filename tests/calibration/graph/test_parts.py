@@ -1,4 +1,4 @@
-"""Norms and attention in parts compute what the whole does, to the bit, at any size."""
+"""Norms and attention in parts compute what the whole does, but for rounding, at any size."""
 
 from __future__ import annotations
 
