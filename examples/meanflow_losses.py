@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from train import TIMESTEPS
+from train import TIMESTEPS, Diffusion
 
-from ditedge.export.networks.dit import DiT, DiTConfig
+from ditedge.export.networks.dit import DiT
 from ditedge.export.networks.meanflow import MeanFlow
 
 P_MEAN, P_STD = -0.4, 1.0  # of the logit of t and r, as in the paper
@@ -23,21 +22,13 @@ ADVERSARY_NOISE = 0.1  # standard deviation of what the penalty adds
 PENALTY = 0.05  # times the squared change over the variance of that noise: R1's and R2's gamma / 2
 
 
-def teacher_network(path: Path, device: str) -> DiT:
-    """The demo model: DDPM with 1000 linear betas, epsilon and a variance."""
-    model = DiT(DiTConfig(32, 4, 1, 192, 6, 3, num_classes=10))
-    weights = {name: tensor.float() for name, tensor in load_file(path).items()}
-    model.load_state_dict(weights)
-    return model.to(device)
-
-
 class Teacher:
     """The demo model as a velocity field along x = (1 - t) x0 + t eps."""
 
     def __init__(self, model: DiT, device: str) -> None:
         self.model = model.requires_grad_(False).eval()
-        alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, TIMESTEPS, dtype=torch.float64), 0)
-        self.log_ratio = (0.5 * torch.log((1 - alphas_cumprod) / alphas_cumprod)).float().to(device)  # rising
+        diffusion = Diffusion(device)
+        self.log_ratio = (diffusion.noise / diffusion.signal).log().flatten()  # rising
 
     def timestep(self, t: Tensor) -> Tensor:
         """t [N] in (0, 1) -> where the model has that ratio of noise to signal, 0 .. 999, not whole."""
@@ -87,6 +78,15 @@ def begin(model: MeanFlow, known: DiT, device: str) -> None:
     known.pos_embed.requires_grad_(False)
 
 
+def tokens_of(model: DiT, x: Tensor, timestep: Tensor, label: Tensor) -> Iterator[Tensor]:
+    """x [N, C, H, W], timestep and label [N] -> the tokens [N, T, D] after each of the demo model's blocks in turn."""
+    condition = model.t_embedder(timestep) + model.y_embedder(label)
+    tokens = model.x_embedder(x) + model.pos_embed
+    for block in model.blocks:
+        tokens = block(tokens, block.adaLN_modulation(condition))
+        yield tokens
+
+
 class Adversary(nn.Module):
     """The demo model's blocks, and what their tokens say for an image: [N, C, H, W] with noise, [N], [N] -> [N]."""
 
@@ -99,12 +99,8 @@ class Adversary(nn.Module):
         self.heads = nn.ModuleList(nn.Sequential(n, nn.Linear(width, 1)) for n in norm)
 
     def forward(self, x: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
-        condition = self.model.t_embedder(timestep) + self.model.y_embedder(label)
-        tokens, said = self.model.x_embedder(x) + self.model.pos_embed, []
-        for block, head in zip(self.model.blocks, self.heads, strict=True):
-            tokens = block(tokens, block.adaLN_modulation(condition))
-            said.append(head(tokens).mean(dim=(1, 2)))
-        return torch.stack(said).mean(dim=0).float()
+        heard = zip(self.heads, tokens_of(self.model, x, timestep, label), strict=True)
+        return torch.stack([head(tokens).mean(dim=(1, 2)) for head, tokens in heard]).mean(dim=0).float()
 
 
 def column(values: Tensor) -> Tensor:
@@ -186,21 +182,14 @@ def one_evaluation(model: MeanFlow, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
     return x - column(t) * model(x, t, y, t).float()
 
 
-@dataclass(frozen=True)
-class Noiser:
-    """DDPM's noise on the images that the adversary sees, most often little."""
-
-    log_ratio: Tensor
-
-    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """image [N, C, H, W] -> with noise, and its timesteps [N] float32."""
-        index = (torch.rand(len(image), device=image.device).square() * 0.5 * TIMESTEPS).long()
-        share = column(torch.sigmoid(2 * self.log_ratio[index])).sqrt()  # sigma, where alpha^2 + sigma^2 = 1
-        return (1 - share.square()).sqrt() * image + share * torch.randn_like(image), index.float()
+def noised(diffusion: Diffusion, image: Tensor) -> tuple[Tensor, Tensor]:
+    """image [N, C, H, W] as the adversary sees it, most often with little noise, and the timesteps [N] float32."""
+    index = (torch.rand(len(image), device=image.device).square() * 0.5 * TIMESTEPS).long()
+    return diffusion.add_noise(image, torch.randn_like(image), index), index.float()
 
 
 def generator_loss(
-    model: MeanFlow, adversary: Adversary, noiser: Noiser, x0: Tensor, y: Tensor
+    model: MeanFlow, adversary: Adversary, diffusion: Diffusion, x0: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
     """How far real images x0 are above the student's in the adversary's eyes, and the student's images, detached."""
     pure, between = torch.rand(2, len(x0), device=x0.device)
@@ -208,13 +197,13 @@ def generator_loss(
     x = (1 - column(t)) * x0 + column(t) * torch.randn_like(x0)
     image = one_evaluation(model, x, t, y)
     with torch.no_grad():
-        real = adversary(*noiser(x0), y)
-    return F.softplus(real - adversary(*noiser(image), y)).mean(), image.detach()
+        real = adversary(*noised(diffusion, x0), y)
+    return F.softplus(real - adversary(*noised(diffusion, image), y)).mean(), image.detach()
 
 
-def discriminator_loss(adversary: Adversary, noiser: Noiser, real: Tensor, fake: Tensor, y: Tensor) -> Tensor:
+def discriminator_loss(adversary: Adversary, diffusion: Diffusion, real: Tensor, fake: Tensor, y: Tensor) -> Tensor:
     """Relativistic: real above fake of the same class; and neither may change much under a little noise."""
-    seen, timestep = noiser(torch.cat([real, fake]))
+    seen, timestep = noised(diffusion, torch.cat([real, fake]))
     labels = torch.cat([y, y])
     shaken = seen + ADVERSARY_NOISE * torch.randn_like(seen)
     said, said_shaken = adversary(torch.cat([seen, shaken]), timestep.repeat(2), labels.repeat(2)).chunk(2)

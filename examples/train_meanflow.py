@@ -29,6 +29,7 @@ import sys
 import time
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -42,19 +43,21 @@ from fashion_mnist import CLASSES, load, to_model_range
 from meanflow_losses import (
     Adversary,
     Guided,
-    Noiser,
     Teacher,
     begin,
     discriminator_loss,
     generator_loss,
     mean_flow_loss,
-    one_evaluation,
-    teacher_network,
+    tokens_of,
 )
-from train import save, update_ema
+from pixart_of_dit import read_teacher
+from train import Diffusion, save, update_ema
 
 from ditedge.calibration import frechet_distance
+from ditedge.export.networks.dit import DiT
 from ditedge.export.networks.meanflow import MeanFlow, MeanFlowConfig
+from ditedge.export.truth.reference import mean_flow_trajectory
+from ditedge.runtime.pictures.images import grid
 
 TEACHER = Path(__file__).resolve().parents[1] / "models" / "fashion-dit.safetensors"
 
@@ -112,7 +115,7 @@ class Run:
 
 def new_run(args: argparse.Namespace) -> Run:
     """The student and its adversary, both with the demo model's weights."""
-    known = teacher_network(TEACHER, args.device)
+    known = read_teacher(TEACHER).to(args.device)
     model = MeanFlow(MeanFlowConfig(**vars(replace(known.config, learn_sigma=False)))).to(args.device)
     begin(model, known, args.device)
     adversary = Adversary(known).to(args.device)
@@ -153,7 +156,7 @@ def optimize(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def train_step(run: Run, teacher: Teacher | None, noiser: Noiser, images: Tensor, labels: Tensor) -> Tensor:
+def train_step(run: Run, teacher: Teacher | None, diffusion: Diffusion, images: Tensor, labels: Tensor) -> Tensor:
     """One step of the student, and of its adversary where it plays -> MeanFlow's squared error, and both losses [3]."""
     args, guided = run.args, Guided(run.args.guidance, tuple(run.args.interval))
     index = torch.randint(len(images), (args.batch_size,), device=args.device)
@@ -166,57 +169,61 @@ def train_step(run: Run, teacher: Teacher | None, noiser: Noiser, images: Tensor
         game = zero
         if plays:
             frozen(run.opponent, True)
-            game, fake = generator_loss(run.model, run.adversary, noiser, x0[:half], y[:half])
+            game, fake = generator_loss(run.model, run.adversary, diffusion, x0[:half], y[:half])
     optimize(loss + args.adversary_weight * game, run.optimizer)
     update_ema(run.ema, run.model, min(args.ema_decay, (1 + run.step) / (10 + run.step)))
     opposed = zero
     if plays:
         frozen(run.opponent, False)
         with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.precision == "bf16"):
-            opposed = discriminator_loss(run.adversary, noiser, x0[:half], fake, y[:half])
+            opposed = discriminator_loss(run.adversary, diffusion, x0[:half], fake, y[:half])
         optimize(opposed, run.opponent)
     run.step += 1
     return torch.stack([error, game.detach(), opposed.detach()])
 
 
 @torch.no_grad()
-def features(model: nn.Module, image: Tensor) -> np.ndarray:
+def features(model: DiT, image: Tensor) -> np.ndarray:
     """What the demo model's tokens are on average after four of its six blocks [N, D], at little noise, of no class."""
     said = []
     for part in image.split(500):
-        timestep, null = torch.full((len(part),), 20.0, device=part.device), torch.full((len(part),), len(CLASSES))
-        condition = model.t_embedder(timestep) + model.y_embedder(null.to(part.device))
-        tokens = model.x_embedder(part) + model.pos_embed
-        for block in model.blocks[:4]:
-            tokens = block(tokens, block.adaLN_modulation(condition))
-        said.append(tokens.mean(dim=1))
+        timestep, null = (torch.full((len(part),), value, device=part.device) for value in (20.0, len(CLASSES)))
+        [fourth] = islice(tokens_of(model, part, timestep, null), 3, 4)
+        said.append(fourth.mean(dim=1))
     return torch.cat(said).cpu().numpy()
 
 
 @torch.no_grad()
-def evaluate(run: Run, known: nn.Module, real: np.ndarray) -> dict[str, float]:
+def evaluate(run: Run, known: DiT, real: np.ndarray) -> dict[str, float]:
     """Frechet distances of the averaged weights' pictures to training images, of one and of two evaluations."""
     generator = torch.Generator().manual_seed(1)
     count = run.args.evaluated
     label = (torch.arange(count) % len(CLASSES)).to(run.args.device)
     noise = torch.randn(count, 1, 32, 32, generator=generator).to(run.args.device)
-    one, two = [], []
+    made = [sampled(run.ema, noise, label, steps).clamp(-1, 1) for steps in (1, 2)]
+    one, two = (frechet_distance(features(known, images), real) for images in made)
+    write_pictures(run.args.out / "pictures.pgm", made[0][:100])
+    return {"one": one, "two": two, "step": run.step, "seconds": round(run.seconds)}
+
+
+def sampled(model: MeanFlow, noise: Tensor, label: Tensor, steps: int) -> Tensor:
+    """noise [N, C, H, W], label [N] -> what they become in so many equal steps, 500 at a time."""
+    made = []
     for x, y in zip(noise.split(500), label.split(500), strict=True):
-        t = torch.ones(len(y), device=y.device)
-        one.append(one_evaluation(run.ema, x, t, y))
-        between = x - 0.5 * run.ema(x, t, y, t / 2)
-        two.append(one_evaluation(run.ema, between, t / 2, y))
-    distances = [frechet_distance(features(known, torch.cat(made).clamp(-1, 1)), real) for made in (one, two)]
-    measured = {"one": distances[0], "two": distances[1], "step": run.step, "seconds": round(run.seconds)}
-    write_pictures(run.args.out / "pictures.pgm", torch.cat(one)[:100])
-    return measured
+
+        def velocity(x: Tensor, t: float, interval: float, y: Tensor = y) -> Tensor:
+            time, length = (torch.full((len(x),), value, device=x.device) for value in (t, interval))
+            return model(x, time, y, length)
+
+        made.append(mean_flow_trajectory(velocity, x, steps)[-1])
+    return torch.cat(made)
 
 
 def write_pictures(path: Path, images: Tensor) -> None:
     """100 images in [-1, 1] as a sheet, one class a column."""
-    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().reshape(10, 10, 32, 32)
-    sheet = levels.permute(0, 2, 1, 3).reshape(320, 320)
-    path.write_bytes(b"P5 320 320 255\n" + sheet.contiguous().numpy().tobytes())
+    levels = ((images + 1) * 127.5).round().byte().cpu().permute(0, 2, 3, 1).numpy()
+    sheet = grid(levels, columns=10, gap=0)
+    path.write_bytes(b"P5 %d %d 255\n" % (sheet.shape[1], sheet.shape[0]) + sheet.tobytes())
 
 
 def keep(run: Run, name: str) -> None:
@@ -226,7 +233,7 @@ def keep(run: Run, name: str) -> None:
     save_file(weights, run.args.out / name, said)
 
 
-def report(run: Run, known: nn.Module, real: np.ndarray, losses: Tensor) -> None:
+def report(run: Run, known: DiT, real: np.ndarray, losses: Tensor) -> None:
     """Measures, prints, saves; the best weights since the adversary began, and the last before it, are kept."""
     measured = evaluate(run, known, real)
     plays = run.progress >= run.args.adversary_from
@@ -250,9 +257,8 @@ def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     images, labels = load("train", args.data)
     images, labels = to_model_range(images).to(args.device), labels.to(args.device)
-    run, known = new_run(args), teacher_network(TEACHER, args.device)
-    teacher = Teacher(known, args.device)
-    noiser = Noiser(teacher.log_ratio)
+    run, known = new_run(args), read_teacher(TEACHER).to(args.device)
+    teacher, diffusion = Teacher(known, args.device), Diffusion(args.device)
     order = torch.argsort(labels, stable=True).reshape(len(CLASSES), -1)[:, : args.evaluated // len(CLASSES)].flatten()
     real = features(known, images[order])
     if (args.out / "checkpoint.pt").exists():
@@ -262,7 +268,7 @@ def train(args: argparse.Namespace) -> None:
     before, clock, evaluated = run.seconds, time.monotonic(), run.seconds
     losses, asked = torch.zeros(3, device=args.device), teacher if args.velocity == "teacher" else None
     while run.progress < 1:
-        losses = losses.lerp(train_step(run, asked, noiser, images, labels), 0.02)
+        losses = losses.lerp(train_step(run, asked, diffusion, images, labels), 0.02)
         if args.device.startswith("cuda") and run.step % 20 == 0:
             torch.cuda.synchronize()  # the clock counts what was done, not what was asked for
         run.seconds = before + time.monotonic() - clock
