@@ -133,6 +133,21 @@ def save(path: Path, checkpoint: dict) -> None:
     os.replace(temporary, path)
 
 
+def take_up(checkpoint: Path, parts: dict[str, nn.Module | torch.optim.Optimizer], device: str) -> dict:
+    """Gives each part the state that the checkpoint has under its name -> what else the checkpoint says."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(saved.pop(name))
+    print(f"going on from {checkpoint} at step {saved['step']}", flush=True)
+    return saved
+
+
+def halved(model: nn.Module) -> dict[str, Tensor]:
+    """Its state dict as it is shipped: in float16."""
+    return {name: tensor.half().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
 @dataclass
 class Run:
     """What a run of training changes, and what a checkpoint keeps of it."""
@@ -152,9 +167,11 @@ class Run:
     def ended(self) -> bool:
         return self.step >= self.args.steps or self.seconds >= 60 * self.args.minutes
 
+    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        return {"model": self.model, "ema": self.ema, "opt": self.optimizer}
+
     def state(self) -> dict:
-        states = {"model": self.model, "ema": self.ema, "opt": self.optimizer}
-        kept = {name: part.state_dict() for name, part in states.items()}
+        kept = {name: part.state_dict() for name, part in self.parts().items()}
         return kept | {"args": self.args, "step": self.step, "seconds": self.seconds}
 
 
@@ -172,14 +189,9 @@ def new_run(args: argparse.Namespace) -> Run:
 
 def go_on(run: Run, checkpoint: Path) -> None:
     """Takes a run up where its checkpoint left it."""
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        saved = torch.load(checkpoint, map_location=run.args.device, weights_only=True)
-    run.model.load_state_dict(saved["model"])
-    run.ema.load_state_dict(saved["ema"])
-    run.optimizer.load_state_dict(saved["opt"])
+    saved = take_up(checkpoint, run.parts(), run.args.device)
     run.step, run.seconds = saved["step"], saved["seconds"]
     torch.manual_seed(run.args.seed + run.step)
-    print(f"going on from {checkpoint} at step {run.step}")
 
 
 def train_step(run: Run, diffusion: Diffusion, images: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -232,8 +244,7 @@ def train(args: argparse.Namespace) -> None:
             if run.step % args.save_every == 0 or run.ended:
                 progress.print(f"step {run.step}: mse {averages[0]:.4f}, bound {averages[1]:.3f}, {run.seconds:.0f} s")
                 save(checkpoint, run.state())
-    weights = {name: tensor.half().cpu().contiguous() for name, tensor in run.ema.state_dict().items()}
-    save_file(weights, out / "ema.safetensors")
+    save_file(halved(run.ema), out / "ema.safetensors")
     print(f"wrote {checkpoint} and {out / 'ema.safetensors'}")
 
 

@@ -1,14 +1,15 @@
 """Train a student of the demo model that draws a picture in one or two evaluations: MeanFlow, then an adversary.
 
     python examples/train_meanflow.py --out runs/meanflow                                # 2 CPU cores: a night
-    python examples/train_meanflow.py --out runs/meanflow --device cuda --minutes 8 --steps 1000000 --batch-size 512
-    python examples/train_meanflow.py --out runs/distilled --velocity teacher ...        # never sees more than it knows
+    python examples/train_meanflow.py --out runs/meanflow --device cuda --minutes 8 --steps 1000000 --batch-size 256
+    python examples/train_meanflow.py --out runs/distilled --velocity teacher --adversary-from 1 ...
 
 The student begins with the weights of `models/fashion-dit.safetensors` and has the layout of Gsunshine/meanflow. It
 learns u(x, t, t - r), the average velocity from t to r along x = (1 - t) x0 + t eps, by the MeanFlow identity
 u = v - (t - r) du/dt (Geng et al. 2025, arXiv:2505.13447). The derivative is along the velocity that a network
 predicts, whose variance is small, as in improved MeanFlow (arXiv:2512.02012). `--velocity data`: v = eps - x0 of the
-images, mixed with the student's own for guidance. `--velocity teacher`: the guided velocity of the demo model.
+images, mixed with the student's own for guidance. `--velocity teacher`: the guided velocity of the demo model; without
+an adversary (`--adversary-from 1`) the student is taught nothing that the demo model does not know.
 
 From `--adversary-from` of the time on, a second copy of the demo model learns to tell pictures of one evaluation from
 images, both with noise (Wang et al. 2023, arXiv:2206.02262), by the relativistic loss with a penalty on its change
@@ -51,7 +52,7 @@ from meanflow_losses import (
     tokens_of,
 )
 from pixart_of_dit import read_teacher
-from train import Diffusion, save, update_ema
+from train import Diffusion, halved, learning_rate, save, take_up, update_ema
 
 from ditedge.calibration import frechet_distance
 from ditedge.export.networks.dit import DiT
@@ -129,19 +130,9 @@ def new_run(args: argparse.Namespace) -> Run:
 
 def go_on(run: Run, checkpoint: Path) -> None:
     """Takes a run up where its checkpoint left it."""
-    saved = torch.load(checkpoint, map_location=run.args.device, weights_only=True)
-    for name, part in run.parts().items():
-        part.load_state_dict(saved[name])
+    saved = take_up(checkpoint, run.parts(), run.args.device)
     run.step, run.seconds, run.history = saved["step"], saved["seconds"], saved["history"]
     torch.manual_seed(run.args.seed + run.step)
-    print(f"going on from {checkpoint} at step {run.step}")
-
-
-def learning_rate(run: Run) -> float:
-    """Linear warm-up, then a cosine to 2 % of the peak."""
-    if run.step < run.args.warmup_steps:
-        return run.args.learning_rate * (run.step + 1) / run.args.warmup_steps
-    return run.args.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * run.progress)))
 
 
 def frozen(optimizer: torch.optim.Optimizer, still: bool) -> None:
@@ -162,7 +153,8 @@ def train_step(run: Run, teacher: Teacher | None, diffusion: Diffusion, images: 
     index = torch.randint(len(images), (args.batch_size,), device=args.device)
     x0, y = images[index], labels[index]
     half, plays = len(y) // 2, run.progress >= args.adversary_from
-    run.optimizer.param_groups[0].update(lr=learning_rate(run), betas=(0.5 if plays else 0.9, 0.99))
+    rate = learning_rate(args, run.step, run.seconds)
+    run.optimizer.param_groups[0].update(lr=rate, betas=(0.5 if plays else 0.9, 0.99))
     zero = torch.zeros((), device=args.device)
     with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.precision == "bf16"):
         loss, error = mean_flow_loss(run.model, teacher, guided, x0, y, args.equal)
@@ -228,9 +220,8 @@ def write_pictures(path: Path, images: Tensor) -> None:
 
 def keep(run: Run, name: str) -> None:
     """Writes the averaged weights in float16, with what was measured."""
-    weights = {key: value.half().cpu().contiguous() for key, value in run.ema.state_dict().items()}
     said = {"history": json.dumps(run.history), "arguments": json.dumps(vars(run.args), default=str)}
-    save_file(weights, run.args.out / name, said)
+    save_file(halved(run.ema), run.args.out / name, said)
 
 
 def report(run: Run, known: DiT, real: np.ndarray, losses: Tensor) -> None:

@@ -31,7 +31,7 @@ from fashion_mnist import CLASSES, IMAGE_SIZE
 from pixart_of_dit import initialize, read_teacher
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from train import TIMESTEPS, Diffusion, learning_rate, save, update_ema
+from train import TIMESTEPS, Diffusion, halved, learning_rate, save, take_up, update_ema
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -96,11 +96,8 @@ def new_run(args: argparse.Namespace) -> Run:
     optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate, betas, weight_decay=0.0, fused=True)
     run, checkpoint = Run(args, model, ema, optimizer, teacher, hints), args.out / "checkpoint.pt"
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True, map_location=args.device)
-        for name, part in run.parts().items():
-            part.load_state_dict(saved[name])
+        saved = take_up(checkpoint, run.parts(), args.device)
         run.step, run.seconds = saved["step"], saved["seconds"]
-        print(f"going on from {checkpoint} at step {run.step}", flush=True)
     run.began = time.monotonic() - run.seconds
     return run
 
@@ -241,8 +238,7 @@ def write_pipeline(model: PixArt, out: Path) -> None:
         name = f"{stem}.json"
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text(json.dumps(values, indent=2) + "\n")
-    weights = {name: tensor.half().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, out / "transformer" / "diffusion_pytorch_model.safetensors")
+    save_file(halved(model), out / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
 def train(args: argparse.Namespace) -> None:
