@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..runtime.bench.measure import Contender, contender_of, measure
+from ..runtime.bench.measure import Contender, contender_of, measure, opened_or_why
 from ..runtime.bench.record import Record
 from ..runtime.bench.request import BenchRequest
 from ..runtime.bundle.open import Bundle, open_bundle
@@ -87,20 +87,20 @@ def _contenders(
         if variant.make is not None and (failure := _failure(partial(variant.make, path, report))):
             yield Contender(variant.name, failure=failure)
             continue
+        opened = bundle if variant.make is None else opened_or_why(path, keys=())
+        if isinstance(opened, DitedgeError):
+            yield Contender(variant.name, failure=str(opened))
+            continue
         on = {name: (path, name) for name in providers if not variant.static or OPENVINO.has(name)}
         for target in targets if variant.make is not None else ():  # the user's own plans stay as they are
-            if failure := _failure(partial(_build, path, target, request.settings.batch, report)):
+            options = BuildOptions(target, max_batch=request.settings.batch, force=True)
+            if failure := _failure(partial(build_bundle, opened, options, report)):
                 yield Contender(f"{variant.name} on {target}", failure=failure)
             else:
-                on[target] = (next(engine_folder(open_bundle(path, trusted_keys=()), target).glob("*.plan")), "plan")
+                on[target] = (next(engine_folder(opened, target).glob("*.plan")), "plan")
         for where, (file, provider) in on.items():
             name = f"{variant.name} on {where}"
-            yield contender_of(name, file, provider, request.settings, bundle, scratch / f"{name}.npy", keys=())
-
-
-def _build(path: Path, target: str, batch: int, report: Report) -> None:
-    options = BuildOptions(target, max_batch=batch, force=True)
-    build_bundle(open_bundle(path, trusted_keys=()), options, report)
+            yield contender_of(name, file, opened, provider, request.settings, bundle, scratch / f"{name}.npy")
 
 
 def _targets() -> list[str]:

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 from bench.peers import PEERS  # noqa: E402
 from ditedge.benching import show  # noqa: E402
 from ditedge.runtime import open_bundle  # noqa: E402
-from ditedge.runtime.bench.measure import Contender, contender_of, measure  # noqa: E402
+from ditedge.runtime.bench.measure import Contender, contender_of, measure, opened_or_why  # noqa: E402
 from ditedge.runtime.bench.page import write_page  # noqa: E402
 from ditedge.runtime.bench.record import Record  # noqa: E402
 from ditedge.runtime.bench.request import BenchSettings  # noqa: E402
@@ -86,11 +86,13 @@ def compare(given: argparse.Namespace, folder: Path, report: Callable[..., None]
         guidance=4.0, drift_steps=4, at_once=given.at_once,
     )  # fmt: skip
     first = open_bundle(bundle)
+    ours = [("ditedge float32", bundle, first)]
+    if given.int8 is not None:
+        ours.append(("ditedge int8", given.int8, opened_or_why(given.int8)))
     contenders = [
-        contender_of(f"{name} on {provider}", path, provider, settings, first, folder / f"{name}-{provider}.npy")
-        for name, path in (("ditedge float32", bundle), ("ditedge int8", given.int8))
+        contender_of(f"{name} on {provider}", path, made, provider, settings, first, folder / f"{name}-{provider}.npy")
+        for name, path, made in ours
         for provider in given.provider or ("cpu", "openvino")
-        if path is not None
     ]
     contenders += peers(given, checkpoint, folder)
     return measure(contenders, settings, what, first, report)

@@ -50,37 +50,43 @@ def bench(request: BenchRequest, report: Report = silent) -> Record:
         raise RequestError("nothing to measure: give --engine BUNDLE, or several")
     settings, keys = request.settings, request.trusted_keys or None
     first = open_bundle(request.engines[0], trusted_keys=keys)
+    others = {path: opened_or_why(path, keys) for path in {*request.engines[1:]} - {request.engines[0]}}
+    opened = {request.engines[0]: first} | others
     with scratch_folder() as scratch:
         pairs = [
-            (f"{path.absolute().name} on {provider}", path, provider)
+            (path, provider)
             for path in request.engines
             for provider in (("plan",) if path.suffix == ".plan" else request.providers or ("cpu",))
         ]
         contenders = [
-            contender_of(name, path, provider, settings, first, scratch / f"{i}.npy", keys)
-            for i, (name, path, provider) in enumerate(pairs)
-        ]
+            contender_of(f"{path.absolute().name} on {provider}", path, opened[path], provider, settings, first,
+                         scratch / f"{i}.npy")
+            for i, (path, provider) in enumerate(pairs)
+        ]  # fmt: skip
         what = f"one step of {first.manifest.name}, {first.program().name}"
         return measure(contenders, settings, what, first, report)
+
+
+def opened_or_why(path: Path, keys: Iterable[Path] | None = None) -> Bundle | DitedgeError:
+    """The bundle, or why it cannot be opened, which is no reason not to measure others. keys: as of `open_bundle`."""
+    try:
+        return open_bundle(path, trusted_keys=keys)
+    except DitedgeError as error:
+        return error
 
 
 def contender_of(
     name: str,
     path: Path,
+    bundle: Bundle | DitedgeError,
     provider: str,
     settings: BenchSettings,
     first: Bundle,
     drift_file: Path,
-    keys: Iterable[Path] | None = None,
 ) -> Contender:
-    """A bundle on a provider ("plan": what the path names). One that cannot be opened has failed already.
-
-    keys: as `trusted_keys` of `open_bundle`.
-    """
-    try:
-        bundle = open_bundle(path, trusted_keys=keys)
-    except DitedgeError as error:
-        return Contender(name, failure=str(error))
+    """A bundle, as `path` was opened, on a provider ("plan": what the path names)."""
+    if isinstance(bundle, DitedgeError):
+        return Contender(name, failure=str(bundle))
     name_of = "cpu" if provider == "plan" else provider
     options = EngineOptions(name_of, settings.threads, settings.spin, cuda_graphs=settings.cuda_graphs)
     guidance = guidance_of(settings, first)

@@ -74,7 +74,7 @@ def test_peers_take_turns_with_a_bundle(tmp_path: Path) -> None:
     child = ROOT / "bench" / "peers" / "child.py"
     settings = BenchSettings(threads=1, repeats=2, drift_steps=2)
     first = open_bundle(BUNDLES / "gray1_cfg")
-    contenders = [contender_of("ours", first.folder, "cpu", settings, first, tmp_path / "x.npy")]
+    contenders = [contender_of("ours", first.folder, first, "cpu", settings, first, tmp_path / "x.npy")]
     for name in ("CUDA: PyTorch bf16, CUDA graph", "PyTorch eager float32"):
         told = [name, CHECKPOINT, HEADS, 1, 1, tmp_path]
         contenders.append(Contender(name, [sys.executable, str(child), *map(str, told)], limit=PEERS[name].rounding))

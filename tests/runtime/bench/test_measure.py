@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from ditedge.cli import main
 from ditedge.runtime import open_bundle
+from ditedge.runtime.bench import measure as measuring
 from ditedge.runtime.bench.measure import bench
 from ditedge.runtime.bench.page import bar_chart, page_of
 from ditedge.runtime.bench.record import Record, measured, timing
@@ -48,6 +49,19 @@ def test_one_that_fails_does_not_stop_the_others(record: Record) -> None:
     info = open_bundle(BUNDLES / "gray1_cfg").manifest
     assert first.megabytes == (info.graph_bytes("conditioner") + info.graph_bytes("step")) / 1e6
     assert (record.batch, record.rounds, record.evaluations) == (1, 2, 2)
+
+
+def test_a_bundle_is_opened_once_however_many_providers_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening hashes every file. One that cannot be opened is a row of each provider."""
+    opened: list[Path] = []
+    monkeypatch.setattr(measuring, "open_bundle", lambda path, **keys: opened.append(path) or open_bundle(path, **keys))
+    monkeypatch.setattr(measuring, "measure", lambda contenders, *_: contenders)
+    gray, none = BUNDLES / "gray1_cfg", tmp_path / "none"
+    found = bench(BenchRequest((gray, none, gray), ("cpu", "coreml"), QUICK))
+    assert sorted(opened) == sorted([gray, none])
+    assert [(one.name, bool(one.failure)) for one in found] == [
+        (f"{path.name} on {provider}", path is none) for path in (gray, none, gray) for provider in ("cpu", "coreml")
+    ]
 
 
 def test_the_document_is_its_schema(record: Record) -> None:
