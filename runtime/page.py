@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 
 
@@ -13,6 +14,20 @@ def page(title: str, body: str, style: str = "") -> str:
         f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
         f"<style>{STYLE}{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
+
+
+def cards(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Figures to be seen first: (name, value, note), as HTML."""
+    inside = "".join(
+        f"<div class=card><p class=name>{name}</p><p class=value>{value}</p><p class=note>{note}</p></div>"
+        for name, value, note in rows
+    )
+    return f"<section class=cards>{inside}</section>"
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """What a page ends with: (name, text), as HTML."""
+    return f"<footer><dl>{''.join(f'<dt>{name}</dt><dd>{text}</dd>' for name, text in rows)}</dl></footer>"
 
 
 STYLE = """

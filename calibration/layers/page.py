@@ -8,6 +8,7 @@ from html import escape
 
 from ditedge import __version__
 
+from ...runtime.page import facts
 from ...runtime.page import page as framed
 from .record import GraphLayers, Layers, Measured, shown
 
@@ -30,12 +31,16 @@ def page(layers: Layers) -> str:
         *(curve(graph, layers.tolerance) for graph in layers.graphs),
         *(_table(graph, layers.tolerance) for graph in layers.graphs),
         _unmatched(layers),
-        f"<footer><dl><dt>A</dt><dd>{escape(layers.a.name)}, manifest <code>{layers.a.sha256[:16]}</code></dd><dt>B"
-        f"</dt><dd>{escape(layers.b.name)}, manifest <code>{layers.b.sha256[:16]}</code></dd><dt>Made by</dt><dd>"
-        f"ditedge {__version__}</dd></dl></footer>",
+        _provenance(layers),
     ]
     body = "\n".join(filter(None, parts))
     return framed(title, body, f"\n{OF_LAYERS}")
+
+
+def _provenance(layers: Layers) -> str:
+    bundles = (("A", layers.a), ("B", layers.b))
+    rows = [(name, f"{escape(one.name)}, manifest <code>{one.sha256[:16]}</code>") for name, one in bundles]
+    return facts([*rows, ("Made by", f"ditedge {__version__}")])
 
 
 def curve(graph: GraphLayers, tolerance: float) -> str:

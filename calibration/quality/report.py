@@ -12,7 +12,7 @@ import numpy as np
 
 from ...runtime.errors import RequestError
 from ...runtime.files import check_writable, write_text
-from ...runtime.page import page
+from ...runtime.page import cards, facts, page
 from ...runtime.pictures.images import grid
 from ...runtime.replacing import folder_written_atomically
 from .compare import Comparison
@@ -81,7 +81,7 @@ def report_html(comparison: Comparison) -> str:
     parts = [
         f"<header><p class=kicker>ditedge quality report</p><h1>{escape(q.b.name)}"
         f" <span>against {escape(q.a.name)}</span></h1><p class=lead>{_lead(q)}</p></header>",
-        _cards(q),
+        cards(card for metric in METRICS.values() for card in metric.cards(q)),
         _gates(q),
         _pictures(comparison),
         curve(q),
@@ -106,15 +106,6 @@ def _how(q: Quality, which: str) -> str:
     one = q.a if which == "a" else q.b
     threads = f", {one.threads} thread(s)" if one.threads else ""
     return f"{one.name} ({one.provider}{threads})"
-
-
-def _cards(q: Quality) -> str:
-    cards = [card for metric in METRICS.values() for card in metric.cards(q)]
-    inside = "".join(
-        f"<div class=card><p class=name>{name}</p><p class=value>{value}</p><p class=note>{note}</p></div>"
-        for name, value, note in cards
-    )
-    return f"<section class=cards>{inside}</section>"
 
 
 def _gates(q: Quality) -> str:
@@ -188,5 +179,4 @@ def _provenance(q: Quality) -> str:
     if q.features is not None:
         rows.append(("Features", f"{escape(q.features.model)}, <code>{q.features.model_sha256[:16]}</code>"))
     rows.append(("Made by", escape(q.made_by)))
-    body = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
-    return f"<footer><dl>{body}</dl></footer>"
+    return facts(rows)

@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-from ...runtime.page import page
+from ...runtime.page import cards, facts, page
 from ..quality.report import data_uri
 from .plot import Mark, plot
 from .record import Found, Tuned
@@ -44,18 +44,14 @@ def _cards(tuned: Tuned) -> str:
     if not tuned.programs:
         return ""
     best, base = min(tuned.programs, key=lambda one: one.figures.distance), tuned.baseline
-    cards = [
+    rows = [
         ("Distance", f"{best.figures.distance:.3g}", f"{base.name}: {base.figures.distance:.3g}" if base else ""),
         ("Passes", str(best.passes), f"{base.name}: {base.passes}" if base else ""),
         ("An image", _time(best.seconds), f"{base.name}: {_time(base.seconds)}" if base else ""),
     ]
     if base is not None:
-        cards.append(("Faster", f"{base.seconds / best.seconds:.1f}x", f"than {base.name}"))
-    inside = "".join(
-        f"<div class=card><p class=name>{name}</p><p class=value>{value}</p><p class=note>{escape(note)}</p></div>"
-        for name, value, note in cards
-    )
-    return f"<section class=cards>{inside}</section>"
+        rows.append(("Faster", f"{base.seconds / best.seconds:.1f}x", f"than {base.name}"))
+    return cards((name, value, escape(note)) for name, value, note in rows)
 
 
 def _front(tuned: Tuned) -> str:
@@ -128,7 +124,7 @@ def _how(tuned: Tuned) -> str:
         ("Search", f"{tuned.trials} trials, {tuned.seconds / 60:.0f} minutes in all"),
         ("Made by", escape(tuned.made_by)),
     ]
-    return f"<footer><dl>{''.join(f'<dt>{name}</dt><dd>{text}</dd>' for name, text in rows)}</dl></footer>"
+    return facts(rows)
 
 
 def _base(tuned: Tuned) -> list[Found]:

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from ..files import write_text
-from ..page import page
+from ..page import facts, page
 from .record import Record, Row
 from .table import HEADS, PART_HEADS, cells, figures, lead, part_cells, ratio, reasons
 
@@ -43,7 +43,7 @@ def page_of(record: Record) -> str:
                  "percentile): the conditioner of a whole program, the context of a batch's prompts, one step, the "
                  "pictures of a batch."),
         _reasons(record.rows),
-        f"<footer><dl><dt>Made by</dt><dd>{escape(record.made_by)}, {record.date}</dd></dl></footer>",
+        facts([("Made by", f"{escape(record.made_by)}, {record.date}")]),
     ]  # fmt: skip
     return page(f"Benchmark: {record.what}", "\n".join(filter(None, parts)), STYLE)
 
