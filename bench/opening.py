@@ -21,6 +21,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from ditedge.runtime.bench.machine import processor
+
 ROUNDS = 5
 CHUNK = 12_000_000  # numbers of one weight
 
@@ -83,11 +85,6 @@ session.load("step")
 loaded = time.perf_counter()
 print(opened - start, loaded - opened, (status("io", "rchar") - read) / 1e9, status("status", "VmHWM") / 1e6)
 """
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
 
 
 def main() -> None:

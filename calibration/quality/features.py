@@ -41,6 +41,15 @@ class FeatureExtractor:
         if any(isinstance(w, int) and w != h for w, h in zip(wanted, have, strict=True)):
             raise RequestError(f"{self.model}: takes images [C, H, W] {list(wanted)}, these are {list(have)}")
 
+    def check_classes(self, shape: tuple[int, int, int], classes: int) -> None:
+        """Raises RequestError now, from one black image [h, w, c], and not after minutes of sampling.
+
+        classes: those that are told apart; 0: of prompts, whose logits nobody reads.
+        """
+        logits, _ = self(np.zeros((1, *shape), np.uint8))
+        if logits.ndim != 2 or logits.shape[1] < classes:
+            raise RequestError(f"{self.model}: has logits {list(logits.shape)}, the bundle has {classes} classes")
+
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """images uint8 [N, H, W, C] -> (logits [N, K], features [N, F]) float32."""
         self.check_images(images.shape[1:])

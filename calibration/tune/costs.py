@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ...runtime.bundle.open import Bundle
 from ...runtime.errors import RequestError
 from ...runtime.loop.host_loop import HostLoop
 from ...runtime.loop.loop import first_state
@@ -18,6 +17,7 @@ from ...runtime.samplers.program import Program
 from ..pool import Pool
 from .judge import latents_of, pictures
 from .request import Budget
+from .shapes import passes_of
 
 ROUNDS = 7
 MOST_STEPS = 200  # of a candidate, whatever the budget
@@ -76,17 +76,13 @@ def measured_costs(session: Session, pool: Pool) -> Costs:
     jobs.append(lambda: _seconds(lambda: _whole(session, pool, program)))
     seconds = np.array([[job() for job in jobs] for _ in range(ROUNDS + 1)])[1:]  # the first round is warm-up
     one, two, whole = np.median(seconds, axis=0).tolist()
-    return Costs(one, max(one, two), max(0.0, whole - _steps_of(program, bundle, one, max(one, two))))
+    steps = Costs(one, max(one, two), 0.0)
+    return replace(steps, rest=max(0.0, whole - steps.of(program.steps, passes_of(program, bundle) - program.steps)))
 
 
 def seconds_of_program(session: Session, pool: Pool, program: Program) -> float:
     """Median of whole images, one at a time: conditioner, steps, decoder."""
     return float(np.median([_seconds(lambda: _whole(session, pool, program)) for _ in range(4)][1:]))
-
-
-def _steps_of(program: Program, bundle: Bundle, one: float, two: float) -> float:
-    guided = int(np.count_nonzero(program.guidance)) if bundle.manifest.defaults.guidance != 1 else 0
-    return (program.steps - guided) * one + guided * two
 
 
 def _seconds(job: Callable[[], object]) -> float:

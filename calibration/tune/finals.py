@@ -10,6 +10,7 @@ import numpy as np
 
 from ditedge import __version__
 
+from ...runtime.bench.machine import processor
 from ...runtime.errors import RequestError
 from ...runtime.samplers.program import Program
 from .closer import finalists, given
@@ -23,7 +24,7 @@ from .request import TuneRequest
 from .search import Candidate, Contender, candidates, tried
 from .shapes import Shape, passes_of
 from .storage import remembered
-from .work import Work, machine, model_key
+from .work import Work, model_key
 from .writing import PREFIX
 
 
@@ -166,7 +167,7 @@ def _tuned(
         trials=len(trials),
         pruned=sum(trial.user_attrs.get("rung") == 0 for trial in trials),
         seconds=work.seconds,
-        machine=machine(),
+        machine=processor(),
         costs=[asdict(one.costs) for one in work.contenders],
         baseline=baseline,
         programs=programs,

@@ -15,6 +15,7 @@ from ...runtime.report import Report, silent
 from ...runtime.samplers.program import Program
 from ..pool import Pool
 from ..quality.distances import Moments, accuracy, frechet_of_moments, kernel_distance, moments_of
+from ..quality.pictures import picture_graph
 
 GROUPS = 20  # of images, each left out once: the noise of a distance
 
@@ -128,7 +129,7 @@ def latents_of(session: Session, pool: Pool, program: Program, seed: int, first:
 
 def pictures(session: Session, latents: np.ndarray) -> np.ndarray:
     """uint8 [n, h, w, 1 or 3]: by the decoder, or by the preview of a bundle without one."""
-    return session.images(latents) if "decoder" in session.bundle.manifest.graphs else session.preview(latents)
+    return session.images(latents) if picture_graph(session.bundle) == "decoder" else session.preview(latents)
 
 
 def jackknife(figure: Callable[[np.ndarray], float], count: int, groups: int = GROUPS) -> float:

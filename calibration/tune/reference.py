@@ -16,6 +16,7 @@ from ...runtime.loop.session import Session
 from ...runtime.report import Report
 from ..pool import Pool
 from ..quality.features import FeatureExtractor
+from ..quality.pictures import picture_graph
 from ..quality.real_pictures import reference_features
 from .judge import Drawn, Judge, Seen
 from .own_features import own_features
@@ -42,7 +43,7 @@ class Sight:
         """Features [N, F] of the real pictures; None without any. Raises RequestError."""
         if self.extractor is None or self.path is None:
             return None
-        shape = bundle.manifest.picture_size(_picture_graph(bundle))
+        shape = bundle.manifest.picture_size(picture_graph(bundle))
         return reference_features(self.path, self.extractor, shape, report)
 
     def own(
@@ -71,10 +72,6 @@ class Sight:
         return np.concatenate(drawn.features)
 
 
-def _picture_graph(bundle: Bundle) -> str:
-    return "decoder" if "decoder" in bundle.manifest.graphs else "preview"
-
-
 def seen_by(request: TuneRequest, bundle: Bundle) -> Sight:
     """What the request asks for, tried on a black picture. Raises RequestError."""
     rungs = request.images
@@ -82,10 +79,8 @@ def seen_by(request: TuneRequest, bundle: Bundle) -> Sight:
     if request.features is None:
         return Sight(lambda images: (None, own_features(images)), None, 2 * rungs[1], None, seed, request.batch)
     extractor = FeatureExtractor(request.features, request.options)
-    logits, _ = extractor(np.zeros((1, *bundle.manifest.picture_size(_picture_graph(bundle))), dtype=np.uint8))
-    classes = bundle.manifest.model.num_classes
-    if logits.ndim != 2 or logits.shape[1] < classes:
-        raise RequestError(f"{extractor.model}: has logits {list(logits.shape)}, the bundle has {classes} classes")
+    shape = bundle.manifest.picture_size(picture_graph(bundle))
+    extractor.check_classes(shape, bundle.manifest.model.num_classes)
     return Sight(extractor, request.reference, 0, extractor, seed, request.batch)
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from ...runtime.report import Report
 from ...runtime.samplers.program import Program
 from ..pool import Pool, pool_of
 from ..quality.comparable import differences
+from ..quality.pictures import picture_graph
 from .costs import PASSES, Costs, check_affordable, measured_costs
 from .fit import fitted_program
 from .judge import Judge
@@ -123,8 +123,7 @@ def check_bundles(request: TuneRequest, bundles: Sequence[Bundle]) -> None:
             raise RequestError(f"{bundles[0].folder} and {bundle.folder} cannot be tuned together: {what} {a} and {b}")
         if names[i] in names[:i]:
             raise RequestError(f"--engine {bundle.folder}: two bundles are called '{names[i]}': rename one")
-        if not {"decoder", "preview"} & {str(name) for name in bundle.manifest.graphs}:
-            bundle.require("decoder")
+        bundle.require(picture_graph(bundle))
 
 
 def _costs_of(session: Session, pool: Pool) -> Callable[[], dict[str, float]]:
@@ -151,15 +150,3 @@ def _settings(request: TuneRequest, bundles: Sequence[Bundle], names: Sequence[s
         "seed": request.seed,
         "provider": request.options.provider,
     }
-
-
-def machine() -> str:
-    """The processor by name, where the system says it."""
-    import platform
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

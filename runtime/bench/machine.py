@@ -17,13 +17,18 @@ CPUINFO, MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 def this_machine() -> Machine:
     gpu = first_gpu()
     return Machine(
-        processor=_value(CPUINFO, "model name") or platform.processor() or platform.machine(),
+        processor=processor(),
         kernels=_kernels(),
         processors=usable_processors(),
         memory_gigabytes=round(int((_value(MEMINFO, "MemTotal") or "0").split()[0]) * 1024 / 1e9, 1),
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         gpu=gpu.name if gpu is not None else "",
     )
+
+
+def processor() -> str:
+    """By name, where the system says it."""
+    return _value(CPUINFO, "model name") or platform.processor() or platform.machine()
 
 
 def _kernels() -> str:

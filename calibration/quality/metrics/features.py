@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ....runtime.bundle.open import Bundle
-from ....runtime.errors import RequestError
 from ....runtime.files import sha256_of_file
 from ..distances import accuracy, frechet_distance, kernel_distance, kernel_distance_of_sets
 from ..features import FeatureExtractor
@@ -117,19 +115,11 @@ def _start(comparing: Comparing) -> _Measure | None:
     if request.features is None:
         return None
     extractor = FeatureExtractor(request.features, request.options_a)
-    _check_extractor(extractor, comparing.a)
+    shape = comparing.a.manifest.picture_size("decoder")
+    extractor.check_classes(shape, comparing.a.manifest.model.num_classes)
     if request.reference is None:
         return _Measure(comparing, extractor, None)
-    shape = comparing.a.manifest.picture_size("decoder")
     return _Measure(comparing, extractor, reference_features(request.reference, extractor, shape, comparing.report))
-
-
-def _check_extractor(extractor: FeatureExtractor, bundle: Bundle) -> None:
-    """Raises RequestError now, from one black image, and not after minutes of sampling."""
-    logits, _ = extractor(np.zeros((1, *bundle.manifest.picture_size("decoder")), dtype=np.uint8))
-    classes = bundle.manifest.model.num_classes  # 0: of prompts, whose logits nobody reads
-    if logits.ndim != 2 or logits.shape[1] < classes:
-        raise RequestError(f"{extractor.model}: has logits {list(logits.shape)}, the bundles have {classes} classes")
 
 
 def _lines(quality: Quality) -> Iterator[Line]:

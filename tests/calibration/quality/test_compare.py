@@ -261,7 +261,7 @@ def test_files_that_do_not_fit(gray: Path, features: Path, reference, tmp_path: 
     good = ("logits", "features")
     refused("needs one, images", features=feature_model(model, inputs=2, outputs=good))
     refused(r"takes images \[C, H, W\] \[1, 4, 4\]", features=feature_model(model, size=4, outputs=good))
-    refused(r"has logits \[1, 3\], the bundles have 10 classes", features=feature_model(model, classes=3, outputs=good))
+    refused(r"has logits \[1, 3\], the bundle has 10 classes", features=feature_model(model, classes=3, outputs=good))
     refused("needs a feature extractor", reference=tmp_path)
     refused("0 reference picture", features=features, reference=tmp_path)
     refused("neither a folder nor a readable .npz", features=features, reference=model)
