@@ -11,7 +11,6 @@ from .eager import Narrow
 def make(task: Task, variant: str) -> Evaluate:
     """variant: the dtype. Needs a C++ compiler on the CPU."""
     dtype = getattr(torch, variant)
-    torch.set_num_threads(task.threads)
     model, (x, timestep, label) = Narrow(task.model.to(dtype), dtype), task.inputs
     for block in model.model.blocks:
         block.compile(dynamic=False)

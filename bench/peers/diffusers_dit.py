@@ -14,7 +14,6 @@ from . import Evaluate, Output, Task
 def make(task: Task, variant: str) -> Evaluate:
     from diffusers import DiTTransformer2DModel
 
-    torch.set_num_threads(task.threads)
     config, (x, timestep, label) = task.model.config, task.inputs
     model = DiTTransformer2DModel(
         num_attention_heads=config.num_heads,

@@ -11,8 +11,6 @@ def make(task: Task, variant: str) -> Evaluate:
     """variant: the dtype of weights and arithmetic."""
     dtype = getattr(torch, variant)
     model, (x, timestep, label) = Narrow(task.model.to(dtype), dtype), task.inputs
-    if not x.is_cuda:
-        torch.set_num_threads(task.threads)
 
     @torch.no_grad()
     def evaluate() -> Output:

@@ -57,11 +57,12 @@ def measure(engines: Sequence[Path], batches: Sequence[int], threads: Sequence[i
     peaks: dict[int, dict[str, float]] = {number: {} for number in threads}
     profiles = []
     for path in engines:
+        given = {batch: graphs_of(path, batch) for batch in batches}
         for number in threads:
             _better(peaks[number], number, report)
-            for batch in batches:
+            for batch, graphs in given.items():
                 report(f"{path.name}: batch {batch}, {number} thread(s)")
-                for graph, (file, inputs) in graphs_of(path, batch).items():
+                for graph, (file, inputs) in graphs.items():
                     profiles.append((path.name, graph, batch, number, profiled(file, inputs, number)))
     for number in threads:
         _better(peaks[number], number, report)
