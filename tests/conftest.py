@@ -140,6 +140,17 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def mean_flow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small MeanFlow of random weights. Not to be changed."""
+    from ditedge.export import ExportOptions, bundle_from_checkpoint
+    from tests.export.sources.test_meanflow import saved
+
+    folder = tmp_path_factory.mktemp("meanflow")
+    bundle_from_checkpoint(saved(folder / "c.pt"), folder / "bundle", ExportOptions(heads=3))
+    return folder / "bundle"
+
+
 @pytest.fixture
 def gray_bundle(golden_bundle, tmp_path: Path) -> Path:
     """A private copy of the smallest bundle (1 channel, null class), to damage at will."""

@@ -9,39 +9,30 @@ import numpy as np
 import pytest
 from capi_ctypes import DitedgeError
 
-from ditedge.export import ExportOptions, bundle_from_checkpoint
 from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.loop.verify import relative_error
 from ditedge.runtime.samplers.program import write_program
 from tests.cpp.support import TOLERANCE
-from tests.export.sources.test_meanflow import saved
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("meanflow")
-    bundle_from_checkpoint(saved(folder / "c.pt"), folder / "bundle", ExportOptions(heads=3))
-    return folder / "bundle"
 
 
 @pytest.mark.parametrize(
     ("program", "guidance"),
     [("mean-flow-1", 1.0), ("mean-flow-2", 1.0), ("mean-flow-4", 2.0), ("mean-consistency-2", 1.0)],
 )
-def test_the_same_numbers(opened, folder: Path, program: str, guidance: float) -> None:
+def test_the_same_numbers(opened, mean_flow_bundle: Path, program: str, guidance: float) -> None:
     fields = {"program": program.encode(), "guidance": guidance}
-    mine = opened(folder).generate([3, 1, 3], [7, 8, 7], images=False, **fields)
-    bundle = open_bundle(folder)
+    mine = opened(mean_flow_bundle).generate([3, 1, 3], [7, 8, 7], images=False, **fields)
+    bundle = open_bundle(mean_flow_bundle)
     settings = {"program": bundle.program(program), "guidance": guidance}
     assert relative_error(mine, generate(bundle, [3, 1, 3], [7, 8, 7], output="latents", **settings)) < TOLERANCE
     assert np.array_equal(mine[0], mine[2])
 
 
-def test_a_program_has_to_say_how_far(opened, folder: Path, tmp_path: Path) -> None:
+def test_a_program_has_to_say_how_far(opened, mean_flow_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "p.json"
-    write_program(open_bundle(folder).program("mean-flow-2"), path)
+    write_program(open_bundle(mean_flow_bundle).program("mean-flow-2"), path)
     made = json.loads(path.read_text())
     for interval, complaint in (([0.5], "list of 1 numbers, expected 2"), (None, "does not say how far its steps go")):
         path.write_text(json.dumps(made | {"interval": interval}))
         with pytest.raises(DitedgeError, match=complaint):
-            opened(folder).generate([3], [7], images=False, program_file=str(path).encode())
+            opened(mean_flow_bundle).generate([3], [7], images=False, program_file=str(path).encode())

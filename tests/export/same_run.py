@@ -20,11 +20,12 @@ def assert_same_run(
     pictures: np.ndarray,
     prompts: list[str],
     size: tuple[int, int],
+    channels: int = 3,
     **told: Any,
 ) -> np.ndarray:
     """Latents within 1e-4 at every step, pictures within 1 of 255 in 99.9 % -> our pictures.
 
-    expected: the pipeline's latents after each step; pictures [2, h, w, 3] in [0, 1]; size: (width, height).
+    expected: the pipeline's latents after each step; pictures [2, h, w, channels] in [0, 1]; size: (width, height).
     """
     found: list[np.ndarray] = []
     images = generate(
@@ -40,5 +41,5 @@ def assert_same_run(
     worst = max(relative_error(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
     assert worst < 1e-4
     difference = np.abs(images.astype(int) - np.round(255 * pictures).astype(int))
-    assert images.shape == (2, size[1], size[0], 3) and np.mean(difference <= 1) >= 0.999
+    assert images.shape == (2, size[1], size[0], channels) and np.mean(difference <= 1) >= 0.999
     return images

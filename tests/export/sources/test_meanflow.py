@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ditedge.export import ExportOptions, bundle_from_checkpoint, read_source
+from ditedge.export import read_source
 from ditedge.export.networks.meanflow import MeanFlow, MeanFlowConfig
 from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.errors import BundleError, CheckpointError, ProgramError, RequestError
@@ -35,13 +35,6 @@ TORCH_PORT = {key.replace("h_embedder.", "r_embedder."): value for key, value in
 def saved(path: Path, state: dict[str, Tensor] = STATE, **beside: object) -> Path:
     torch.save({"model": state, **beside}, path)
     return path
-
-
-@pytest.fixture(scope="module")
-def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("meanflow")
-    bundle_from_checkpoint(saved(folder / "c.pt"), folder / "bundle", ExportOptions(heads=3))
-    return folder / "bundle"
 
 
 def literal_run(z: Tensor, times: list[float], guidance: float = 1.0) -> Tensor:
@@ -77,46 +70,46 @@ def test_the_network_is_theirs(tmp_path: Path, state: dict[str, Tensor]) -> None
 
 
 @pytest.mark.parametrize(("steps", "guidance"), [(1, 1.0), (2, 1.0), (4, 1.5)])
-def test_steps_of_one_evaluation_each(bundle_folder: Path, steps: int, guidance: float) -> None:
-    program = open_bundle(bundle_folder).program(f"mean-flow-{steps}")
+def test_steps_of_one_evaluation_each(mean_flow_bundle: Path, steps: int, guidance: float) -> None:
+    program = open_bundle(mean_flow_bundle).program(f"mean-flow-{steps}")
     assert program.steps == steps
     z = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     theirs = literal_run(z, [1 - i / steps for i in range(steps + 1)], guidance)
-    assert relative_error(sampled(bundle_folder, z, program, guidance), theirs.numpy()) < 1e-4
+    assert relative_error(sampled(mean_flow_bundle, z, program, guidance), theirs.numpy()) < 1e-4
 
 
-def test_uneven_steps_are_told_how_far_they_go(bundle_folder: Path, tmp_path: Path) -> None:
-    program = open_bundle(bundle_folder).program(sampler="mean-flow", steps=2, shift=3.0)
+def test_uneven_steps_are_told_how_far_they_go(mean_flow_bundle: Path, tmp_path: Path) -> None:
+    program = open_bundle(mean_flow_bundle).program(sampler="mean-flow", steps=2, shift=3.0)
     write_program(program, tmp_path / "p.json")
     program = read_program(tmp_path / "p.json")
     np.testing.assert_allclose(program.interval, [0.25, 0.75], atol=1e-12)
     z = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    assert relative_error(sampled(bundle_folder, z, program), literal_run(z, [1.0, 0.75, 0.0]).numpy()) < 1e-4
+    assert relative_error(sampled(mean_flow_bundle, z, program), literal_run(z, [1.0, 0.75, 0.0]).numpy()) < 1e-4
 
 
-def test_to_an_image_and_noise_again(bundle_folder: Path) -> None:
+def test_to_an_image_and_noise_again(mean_flow_bundle: Path) -> None:
     """mean-consistency: all the way at each step, x = (1 - t) x0 + t noise between."""
-    program = open_bundle(bundle_folder).program("mean-consistency-2")
+    program = open_bundle(mean_flow_bundle).program("mean-consistency-2")
     z, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     first = literal_run(z, [1.0, 0.0])
     theirs = literal_run(0.5 * first + 0.5 * noise, [0.5, 0.0])
     given = GivenNoise(z.numpy(), np.stack([noise.numpy(), np.zeros_like(noise.numpy())]))
     ours = generate(
-        open_bundle(bundle_folder), LABELS, [0, 0, 0], program=program, guidance=1.0, noise=given, output="latents"
+        open_bundle(mean_flow_bundle), LABELS, [0, 0, 0], program=program, guidance=1.0, noise=given, output="latents"
     )
     assert relative_error(ours, theirs.numpy()) < 1e-4
 
 
-def test_the_bundle_says_what_it_is(bundle_folder: Path) -> None:
-    manifest = open_bundle(bundle_folder).manifest
+def test_the_bundle_says_what_it_is(mean_flow_bundle: Path) -> None:
+    manifest = open_bundle(mean_flow_bundle).manifest
     assert (manifest.model.prediction, manifest.schedule, manifest.model.guided_channels) == ("mean-flow", None, 4)
     assert (manifest.defaults.program, manifest.defaults.guidance) == ("mean-flow-1", 1.0)
     assert [tensor.name for tensor in manifest.graphs["conditioner"].inputs] == ["timestep", "label", "interval"]
     assert {golden.program for golden in manifest.golden} == {"mean-flow-2"}
 
 
-def test_other_programs_are_refused(bundle_folder: Path, tmp_path: Path) -> None:
-    bundle = open_bundle(bundle_folder)
+def test_other_programs_are_refused(mean_flow_bundle: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(mean_flow_bundle)
     with pytest.raises(ProgramError, match="'flow-euler' is not one of mean-flow, mean-consistency"):
         bundle.program(sampler="flow-euler", steps=4)
     program = bundle.program("mean-flow-2")
@@ -132,8 +125,8 @@ def test_other_programs_are_refused(bundle_folder: Path, tmp_path: Path) -> None
         generate(bundle, [0], [0], program=read_program(path), output="latents")
 
 
-def test_a_manifest_cannot_keep_the_interval_from_the_conditioner(bundle_folder: Path, tmp_path: Path) -> None:
-    text = (bundle_folder / "manifest.json").read_text()
+def test_a_manifest_cannot_keep_the_interval_from_the_conditioner(mean_flow_bundle: Path, tmp_path: Path) -> None:
+    text = (mean_flow_bundle / "manifest.json").read_text()
     for damaged in (
         text.replace('"prediction": "mean-flow"', '"prediction": "flow"'),
         text.replace("interval", "inter"),
