@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.svg import standalone  # noqa: E402
 from ditedge.calibration.tune.front import front  # noqa: E402
 from ditedge.calibration.tune.plot import Mark, plot  # noqa: E402
 from ditedge.calibration.tune.record import read_tuned  # noqa: E402
@@ -44,10 +45,8 @@ def main() -> None:
     points = [(mark.x, mark.y) for mark in before]
     line = [points[i] for i in front(points)]
     svg = plot([*before, *found], line, "forward passes of the network per image", "Frechet distance")
-    svg = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    head, _, rest = svg.partition(">")
     back = f'<style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>'
-    write_text(ROOT / "docs" / "few-steps.svg", f"{head}>{back}{rest}\n")
+    write_text(ROOT / "docs" / "few-steps.svg", standalone(svg, back))
     print("wrote docs/few-steps.svg")
 
 

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.roofline.__main__ import markdown  # noqa: E402
+from bench.svg import standalone  # noqa: E402
 from ditedge.runtime.bench.page import step_chart  # noqa: E402
 from ditedge.runtime.bench.record import Record  # noqa: E402
 from ditedge.runtime.bench.table import HEADS, cells, lead, reasons  # noqa: E402
@@ -146,8 +147,7 @@ def roofline_text(document: str) -> str:
 
 def figure(record: Record) -> str:
     """The chart of the page that `bench --report` writes, as a file of its own."""
-    svg = step_chart([row for row in record.rows if "step" in row.parts])
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{COLOURS}", 1) + "\n"
+    return standalone(step_chart([row for row in record.rows if "step" in row.parts]), COLOURS)
 
 
 def _line(cells: Sequence[str]) -> str:
