@@ -30,7 +30,7 @@ from ditedge.runtime.bench.page import write_page  # noqa: E402
 from ditedge.runtime.bench.record import Record  # noqa: E402
 from ditedge.runtime.bench.request import BenchSettings  # noqa: E402
 from ditedge.runtime.errors import DitedgeError  # noqa: E402
-from ditedge.runtime.files import write_text  # noqa: E402
+from ditedge.runtime.files import check_writable, write_text  # noqa: E402
 from ditedge.runtime.plans.library import first_gpu  # noqa: E402
 from ditedge.runtime.processors import thread_count  # noqa: E402
 from ditedge.terminal import progress  # noqa: E402
@@ -62,6 +62,8 @@ def arguments_given() -> argparse.Namespace:
 def main() -> None:
     given = arguments_given()
     try:
+        for out in filter(None, (given.json, given.report)):
+            check_writable(out)
         with tempfile.TemporaryDirectory() as scratch, progress() as report:
             record = compare(given, Path(scratch), report)
     except DitedgeError as error:

@@ -26,7 +26,7 @@ from bench.roofline.profiles import graphs_of, profiled  # noqa: E402
 from ditedge.runtime.bench.machine import this_machine  # noqa: E402
 from ditedge.runtime.bench.table import figures  # noqa: E402
 from ditedge.runtime.errors import DitedgeError  # noqa: E402
-from ditedge.runtime.files import write_text  # noqa: E402
+from ditedge.runtime.files import check_writable, write_text  # noqa: E402
 from ditedge.runtime.processors import thread_count  # noqa: E402
 from ditedge.terminal import progress, say  # noqa: E402
 
@@ -43,6 +43,8 @@ def main() -> None:
     given = parser.parse_args()
     threads = sorted({thread_count(number) for number in given.threads or (1, 2, 0)})
     try:
+        if given.json is not None:
+            check_writable(given.json)
         with progress() as report:
             found = measure(given.engine, given.batch or [1, 2, 4, 8], threads, report)
     except DitedgeError as error:

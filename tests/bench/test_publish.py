@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
@@ -57,3 +58,17 @@ def test_one_is_measured_and_published(tmp_path: Path) -> None:
     assert not re.search(r"href|url\(", svg) and json.loads((tmp_path / "benchmarks" / "tiny.json").read_text())["rows"]
     broken = Section("page.md", ("-c", "raise SystemExit(3)"), "")
     assert not publish.publish("tiny", broken, tmp_path) and (tmp_path / "page.md").read_text() == page, sys.executable
+
+
+@pytest.mark.parametrize(
+    ("tool", "option"), [("bench.peers", "--json"), ("bench.peers", "--report"), ("bench.roofline", "--json")]
+)
+def test_what_cannot_be_written_is_told_before_anything_is_measured(
+    tool: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = importlib.import_module(f"{tool}.__main__")
+    monkeypatch.setattr(main, "compare" if tool == "bench.peers" else "measure", lambda *_: pytest.fail("measured"))
+    arguments = ["--engine", str(BUNDLES / "gray1_cfg"), option, str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [tool, *arguments, *(["--ckpt", "x"] if tool == "bench.peers" else [])])
+    with pytest.raises(SystemExit, match=re.escape(f"cannot write {tmp_path}: it is a folder")):
+        main.main()
