@@ -6,10 +6,12 @@ BIN    := $(VENV)/bin
 DEMO   := $(BUILD)/demo
 MODEL  := models/fashion-dit
 TEXT   := fashion-pixart
+ONE    := fashion-meanflow
 
-.PHONY: help venv demo demo-text demo-text-report demo-text-device test test-slow test-bundles test-gpu lint typing check schema commands clean
+.PHONY: help venv demo demo-one-step demo-text demo-text-report demo-text-device test test-slow test-bundles test-gpu lint typing check schema commands clean
 help:
 	@echo "make demo       trained checkpoint -> bundle -> picture, and the same in int8"
+	@echo "make demo-one-step  the student of that model that draws a picture in one evaluation"
 	@echo "make demo-text  the same from words: a text model, its encoder (83 MB, downloaded once), a captioned picture"
 	@echo "make test       set up and run the tests (make test-slow: the rest; make test-gpu: what needs a GPU)"
 	@echo "make gpu-pack   what a GPU machine without a network needs for tests/gpu/gpu_check.py, and the command to run there"
@@ -47,6 +49,14 @@ demo: $(VENV)/demo.stamp
 	@echo "the picture: $(CURDIR)/$(DEMO)/fashion.png"
 	@echo "the same in int8: $(CURDIR)/$(DEMO)/fashion-int8.png"
 	@echo "both side by side, measured: $(CURDIR)/$(DEMO)/fashion-int8/quality/report.html"
+
+demo-one-step: $(VENV)/demo.stamp
+	@mkdir -p $(DEMO)
+	$(BIN)/python cli.py export --ckpt models/$(ONE).safetensors --heads 3 --pixels --classes $(MODEL).classes.txt --out $(DEMO)/$(ONE) --force
+	$(BIN)/python cli.py run --engine $(DEMO)/$(ONE) --count 40 --batch 20 --seed 7 -o $(DEMO)/$(ONE).png
+	$(BIN)/python cli.py run --engine $(DEMO)/$(ONE) --program mean-consistency-2 --count 40 --batch 20 --seed 7 -o $(DEMO)/$(ONE)-2.png
+	@echo "one evaluation each: $(CURDIR)/$(DEMO)/$(ONE).png"
+	@echo "two evaluations each: $(CURDIR)/$(DEMO)/$(ONE)-2.png"
 
 # transformers reads the text encoder at export; nothing of it is needed to run the bundle (demo-text-device).
 $(VENV)/demo-text.stamp: $(VENV)/demo.stamp

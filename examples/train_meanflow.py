@@ -18,7 +18,8 @@ for images.
 
 Interrupted, the same command goes on from the last checkpoint. `ema.safetensors` holds the averaged weights that did
 best at one evaluation, in float16: the smallest Frechet distance to the training images among the features of the demo
-model itself. The classifier that judges samples in the end has no part in it.
+model itself. The classifier that judges samples in the end has no part in it. `without-adversary.safetensors` holds the
+best before the adversary, `mean.safetensors` the average of the two files: what was shipped (models/README.md).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -224,6 +225,15 @@ def keep(run: Run, name: str) -> None:
     save_file(halved(run.ema), run.args.out / name, said)
 
 
+def keep_mean(out: Path) -> None:
+    """Writes the average of the weights with and without an adversary, which lie near enough, where there are both."""
+    files = [out / name for name in ("ema.safetensors", "without-adversary.safetensors")]
+    if all(path.exists() for path in files):
+        played, before = (load_file(path) for path in files)
+        mean = {key: ((played[key].float() + before[key].float()) / 2).half() for key in played}
+        save_file(mean, out / "mean.safetensors")
+
+
 def report(run: Run, known: DiT, real: np.ndarray, losses: Tensor) -> None:
     """Measures, prints, saves; the best weights since the adversary began, and the last before it, are kept."""
     measured = evaluate(run, known, real)
@@ -267,6 +277,7 @@ def train(args: argparse.Namespace) -> None:
             evaluated = run.seconds
             report(run, known, real, losses)
             run.seconds = before + time.monotonic() - clock
+    keep_mean(args.out)
     print(f"wrote {args.out / 'ema.safetensors'}")
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from meanflow_losses import Guided, Teacher, derivative, mean_flow_loss, one_evaluation, sample_times
 from pixart_of_dit import read_teacher
+from safetensors.torch import load_file, save_file
 from torch import nn
+from train_meanflow import keep_mean
 
 from ditedge.export.networks.meanflow import MeanFlow, MeanFlowConfig
 from tests.conftest import ROOT
@@ -66,3 +70,14 @@ def test_the_demo_model_as_a_velocity_finds_the_image() -> None:
     found = teacher.images(x, t, y, torch.ones(3))
     assert (found[0] - image[0]).abs().mean() < 0.05
     torch.testing.assert_close(teacher.velocity(x, t, y, torch.ones(3)), (x - found) / share)
+
+
+def test_the_mean_of_two_files_is_half_of_each(tmp_path: Path) -> None:
+    names = ("ema.safetensors", "without-adversary.safetensors")
+    save_file({"w": torch.tensor([1.0, -3.0]).half()}, tmp_path / names[0])
+    keep_mean(tmp_path)
+    assert not (tmp_path / "mean.safetensors").exists()  # an adversary that never played
+    save_file({"w": torch.tensor([2.0, 6.0]).half()}, tmp_path / names[1])
+    keep_mean(tmp_path)
+    mean = load_file(tmp_path / "mean.safetensors")["w"]
+    assert mean.dtype == torch.float16 and mean.tolist() == [1.5, 1.5]
