@@ -151,6 +151,17 @@ def mean_flow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bundle"
 
 
+@pytest.fixture(scope="session")
+def improved_mean_flow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small improved MeanFlow of random weights, which reads its guidance. Not to be changed."""
+    from ditedge.export import ExportOptions, bundle_from_checkpoint
+    from tests.export.sources.test_imeanflow import saved
+
+    folder = tmp_path_factory.mktemp("imeanflow")
+    bundle_from_checkpoint(saved(folder / "c.pth"), folder / "bundle", ExportOptions())
+    return folder / "bundle"
+
+
 @pytest.fixture
 def gray_bundle(golden_bundle, tmp_path: Path) -> Path:
     """A private copy of the smallest bundle (1 channel, null class), to damage at will."""

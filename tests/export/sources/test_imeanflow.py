@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ditedge.export import ExportOptions, bundle_from_checkpoint, read_source
+from ditedge.export import read_source
 from ditedge.export.sources.imeanflow import OTHER
 from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.errors import CheckpointError, RequestError
@@ -118,13 +118,6 @@ def saved(path: Path, state: dict[str, Tensor] = STATE) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("imeanflow")
-    bundle_from_checkpoint(saved(folder / "c.pth"), folder / "bundle", ExportOptions())
-    return folder / "bundle"
-
-
 def test_the_network_is_theirs(tmp_path: Path) -> None:
     found = read_source(saved(tmp_path / "c.pth"))
     said = (found.prediction, found.guidance, found.config.num_classes, found.config.num_heads)
@@ -137,8 +130,10 @@ def test_the_network_is_theirs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("steps", "guidance"), [(1, None), (2, 1.0), (2, 3.0)])
-def test_one_evaluation_a_step_whatever_the_guidance(bundle_folder: Path, steps: int, guidance: float | None) -> None:
-    bundle = open_bundle(bundle_folder)
+def test_one_evaluation_a_step_whatever_the_guidance(
+    improved_mean_flow_bundle: Path, steps: int, guidance: float | None
+) -> None:
+    bundle = open_bundle(improved_mean_flow_bundle)
     z = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(1))
     x, told = z, torch.full((2,), GUIDANCE if guidance is None else guidance)
     for _ in range(steps):
@@ -149,14 +144,14 @@ def test_one_evaluation_a_step_whatever_the_guidance(bundle_folder: Path, steps:
     assert relative_error(ours, x.numpy()) < 1e-4
 
 
-def test_the_bundle_says_what_it_is(bundle_folder: Path) -> None:
-    manifest = open_bundle(bundle_folder).manifest
+def test_the_bundle_says_what_it_is(improved_mean_flow_bundle: Path) -> None:
+    manifest = open_bundle(improved_mean_flow_bundle).manifest
     assert (manifest.defaults.program, manifest.defaults.guidance) == ("mean-flow-1", GUIDANCE)
     assert manifest.tells_guidance and manifest.modulation_width == sum(COUNTS.values()) * WIDTH
 
 
-def test_a_second_evaluation_is_refused(bundle_folder: Path) -> None:
-    bundle = open_bundle(bundle_folder)
+def test_a_second_evaluation_is_refused(improved_mean_flow_bundle: Path) -> None:
+    bundle = open_bundle(improved_mean_flow_bundle)
     for settings in ({"away_from": [1]}, {"also": [(1, 0.5)]}):
         with pytest.raises(RequestError, match="reads its guidance as a number and evaluates each step once"):
             generate(bundle, [0], [0], output="latents", **settings)
