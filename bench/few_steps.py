@@ -41,7 +41,10 @@ def marks_of_samplers(path: Path) -> list[Mark]:
 def main() -> None:
     before = marks_of_samplers(ROOT / "docs" / "samplers.json")
     tuned = read_tuned(ROOT / "docs" / "few-steps.json")
-    found = [Mark(one.passes, one.figures.distance, one.name, "found", one.figures.noise) for one in tuned.measured]
+    found = [
+        Mark(one.passes, one.figures.distance, f"{one.engine}: {one.name}", "found", one.figures.noise)
+        for one in tuned.measured
+    ]
     points = [(mark.x, mark.y) for mark in before]
     line = [points[i] for i in front(points)]
     svg = plot([*before, *found], line, "forward passes of the network per image", "Frechet distance")

@@ -118,7 +118,7 @@ def finalists(work: Work, found: Sequence[Candidate]) -> list[tuple[Shape, int]]
 
 def _beside(work: Work, start: Candidate) -> list[Candidate]:
     """The best beside a program, with a budget the best two; and what least squares make of the best."""
-    if not work.request.refine or start.shape.columns:
+    if not work.request.refine or start.shape.columns or start.shape.rows:
         return []
     near = neighbours(work, start)
     best = min([start, *near], key=lambda one: one.distance)

@@ -19,7 +19,7 @@ from ...runtime.samplers import dpm_solver
 from ...runtime.samplers.grid import Grid
 from ...runtime.samplers.program import Program
 from ..pool import Pool
-from .shapes import Shape, grid_of_ratios, guidance_factors, points, ratios_of_model
+from .shapes import Shape, grid_of_ratios, guidance_factors, mix_of_weights, points, ratios_of_model
 
 BETWEEN = 5  # steps of the reference between two points of the grid
 BEYOND = 6  # from the last point to the least noise, and to the image
@@ -45,7 +45,7 @@ def fitted_program(shape: Shape, session: Session, pool: Pool, seed: int) -> Pro
         weights = least_squares([x, *history], target[i], before)
         x = sum(w * column for w, column in zip(weights, [x, *history], strict=True))  # type: ignore[assignment]
         x = x.astype(np.float32)
-        mix[i] = _rows(weights, shape.columns)
+        mix[i] = mix_of_weights(np.pad(weights, (0, shape.columns - len(history))))
     return replace(own, mix=mix)
 
 
@@ -63,14 +63,6 @@ def _coefficients(row: np.ndarray, estimates: int) -> np.ndarray:
     """DPM-Solver's row [x, earlier x0 ..., x0, noise] as [x, x0, earlier x0 ...] of so many estimates."""
     found = np.concatenate([row[:1], row[-2:-1], row[1:-2]])
     return np.pad(found, (0, max(0, 1 + estimates - len(found))))[: 1 + estimates]
-
-
-def _rows(weights: np.ndarray, slots: int) -> np.ndarray:
-    """[slots, slots + 2]: the new x, this estimate, and those before it."""
-    x, *past, x0, _ = np.eye(slots + 2)
-    row = weights[0] * x + weights[1] * x0
-    row = row + sum((w * one for w, one in zip(weights[2:], past, strict=False)), np.zeros(slots + 2))
-    return np.array([row, x0, *past][:slots])
 
 
 def _grid(shape: Shape, session: Session) -> Grid:

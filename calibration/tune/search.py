@@ -177,5 +177,8 @@ def candidates(study: Any) -> list[Candidate]:
 
 def shape_from(values: Mapping[str, Any]) -> Shape:
     """From what JSON made of one."""
-    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return Shape(**given)
+    return Shape(**{key: _frozen(value) for key, value in values.items()})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
@@ -13,7 +13,7 @@ from ...runtime.bundle.open import Bundle
 from ...runtime.errors import ProgramError
 from ...runtime.samplers import deis, dpm_solver, flow_grid_from_sigmas, grid_from_sigmas, lms, unipc
 from ...runtime.samplers.edm import edm_grid_from_sigmas
-from ...runtime.samplers.grid import Grid, sigmas_at, timesteps_at
+from ...runtime.samplers.grid import Grid, program_on_grid, sigmas_at, timesteps_at
 from ...runtime.samplers.optimised import optimised_log_snr
 from ...runtime.samplers.process import EDM_SIGMAS
 from ...runtime.samplers.program import Program
@@ -54,10 +54,12 @@ class Shape:
     gaps: tuple[float, ...] = ()  # logarithms, by which gaps between the points (in log ratio) grow; one each, or none
     factors: tuple[float, ...] = ()  # logarithms, by which (guidance - 1) of a guided step grows; one each, or none
     columns: int = 0  # estimates of x0 that least squares weigh in each row (fit.py); 0: the sampler's own weights
+    rows: tuple[tuple[float, ...], ...] = ()  # each step's weights of x, x0 and the x0 before it; none: the sampler's
 
     def __post_init__(self) -> None:
         """Raises ProgramError, TypeError: a shape may come from a file."""
         numbers = (self.rho, self.first, self.last, self.scale, self.ramp, *self.gaps, *self.factors)
+        numbers += tuple(weight for row in self.rows for weight in row)
         if self.sampler not in SOLVERS or self.spacing not in SPACINGS or not all(map(math.isfinite, numbers)):
             raise ProgramError(f"sampler '{self.sampler}' on spacing '{self.spacing}' is not known")
         if not (0 < self.last < self.first and self.rho > 0 and self.scale >= 1 and self.ramp > 0):
@@ -66,6 +68,9 @@ class Shape:
             raise ProgramError(f"{self.guided} guided steps from step {self.start} on are not among {self.steps}")
         if (len(self.gaps), len(self.factors)) not in _lengths(self) or not 0 <= self.columns <= self.steps:
             raise ProgramError("gaps, factors or columns are not as many as the steps")
+        widths = {len(row) for row in self.rows}
+        if self.rows and (self.columns or len(self.rows) != self.steps or len(widths) > 1 or min(widths) < 2):
+            raise ProgramError("rows are not one each step, of x, x0 and as many estimates before it")
 
 
 def _lengths(shape: Shape) -> list[tuple[int, int]]:
@@ -160,10 +165,24 @@ def guidance_factors(shape: Shape, bundle: Bundle) -> np.ndarray:
 
 
 def program_of(shape: Shape, bundle: Bundle) -> Program:
-    """The candidate's program, with its sampler's own weights, or DDIM's where rows are fitted. Raises ProgramError."""
+    """The candidate's program: its sampler's weights, its own rows, or DDIM's until rows are fitted.
+
+    Raises ProgramError.
+    """
     grid, prediction = grid_of_ratios(points(shape, bundle), bundle), bundle.manifest.model.prediction
-    program = SOLVERS["ddim" if shape.columns else shape.sampler](grid, prediction=prediction)
+    if shape.rows:
+        program = program_on_grid("rows", grid, prediction, np.array([mix_of_weights(row) for row in shape.rows]))
+    else:
+        program = SOLVERS["ddim" if shape.columns else shape.sampler](grid, prediction=prediction)
     return replace(program, guidance=guidance_factors(shape, bundle), process=bundle.process)
+
+
+def mix_of_weights(weights: Sequence[float]) -> np.ndarray:
+    """A row of a program's mix [K, K + 2]: the new x of K + 1 weights (of x, x0, those before), and K - 1 x0 held."""
+    slots = len(weights) - 1
+    x, *past, x0, _ = np.eye(slots + 2)
+    new = np.array(weights) @ np.array([x, x0, *past])
+    return np.array([new, x0, *past][:slots])
 
 
 def passes_of(program: Program, bundle: Bundle) -> int:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from ditedge.runtime import Session, generate, open_bundle
 from ditedge.runtime.loop.noise import GivenNoise, standard_normal
 from ditedge.runtime.loop.verify import relative_error
-from ditedge.runtime.samplers.program import with_x0_slot, write_program
+from ditedge.runtime.samplers.program import read_program, with_x0_slot, write_program
 from tests.conftest import GOLDEN, ROOT
 from tests.cpp.support import (
     ARGUMENT,
@@ -43,6 +43,15 @@ def test_recorded_trajectories(opened, golden_bundle, tmp_path: Path, case: str,
     )  # fmt: skip
     assert relative_error(mine, theirs) < TOLERANCE
     assert relative_error(mine, recorded["x"][-1]) < TOLERANCE  # PyTorch's: as tests/export/truth/test_golden.py
+
+
+@pytest.mark.parametrize("name", ["tuned-8", "tuned-15"])
+def test_the_demos_few_steps_are_pythons(opened, gray_bundle: Path, name: str) -> None:
+    """Programs that no sampler makes: timesteps between those of training, each step guided as it was found."""
+    path, bundle = ROOT / "models" / "fashion-programs" / f"{name}.json", open_bundle(gray_bundle)
+    mine = opened(gray_bundle).generate([3, 9], [7, 8], images=False, program_file=str(path).encode(), guidance=4.0)
+    settings = {"program": read_program(path), "guidance": 4.0}
+    assert relative_error(mine, generate(bundle, [3, 9], [7, 8], output="latents", **settings)) < TOLERANCE
 
 
 @pytest.mark.parametrize(("program", "guidance"), [("ddpm-50", 4.0), ("ddim-25", 1.0), ("ddim-50", 2.5)])
