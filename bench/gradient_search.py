@@ -31,7 +31,7 @@ from pixart_of_dit import read_teacher  # noqa: E402
 
 from ditedge.calibration.tune.record import Figures, Found, Judged, Tuned  # noqa: E402
 from ditedge.calibration.tune.shapes import Shape  # noqa: E402
-from ditedge.calibration.tune.work import machine  # noqa: E402
+from ditedge.runtime.bench.machine import processor  # noqa: E402
 from ditedge.runtime.files import sha256_of_file, write_text  # noqa: E402
 
 MODEL, CLASSIFIER = ROOT / "models" / "fashion-dit.safetensors", ROOT / "models" / "fashion_classifier.onnx"
@@ -238,7 +238,7 @@ def main() -> None:
     tuned = Tuned(
         made_by="bench/gradient_search.py", engines=["fashion"], engine_sha256=[sha256_of_file(MODEL)],
         guidance=GUIDANCE, budget=f"{args.budget}passes", min_quality=None, judged=judged, rungs=[args.count], seed=0,
-        trials=0, pruned=0, seconds=60 * args.minutes, machine=machine(), costs=[], baseline=None, programs=found[:1],
+        trials=0, pruned=0, seconds=60 * args.minutes, machine=processor(), costs=[], baseline=None, programs=found[:1],
         measured=found, trial_points=[],
     )  # fmt: skip
     write_text(args.out, tuned.model_dump_json(indent=1) + "\n")

@@ -45,7 +45,7 @@ def fitted_program(shape: Shape, session: Session, pool: Pool, seed: int) -> Pro
         weights = least_squares([x, *history], target[i], before)
         x = sum(w * column for w, column in zip(weights, [x, *history], strict=True))  # type: ignore[assignment]
         x = x.astype(np.float32)
-        mix[i] = mix_of_weights(np.pad(weights, (0, shape.columns - len(history))))
+        mix[i] = mix_of_weights([*weights, *[0.0] * (shape.columns - len(history))])
     return replace(own, mix=mix)
 
 

@@ -15,7 +15,8 @@ from ditedge.runtime import open_bundle
 from ditedge.runtime.errors import ProgramError
 from ditedge.runtime.samplers.program import read_program
 from tests.calibration.tune.test_search import SHAPE
-from tests.calibration.tune.test_tune import QUICK, bent, ditedge, document
+from tests.calibration.tune.test_tune import QUICK, ditedge, document
+from tests.calibration.tune.test_tune_mistakes import bent
 from tests.conftest import ROOT
 
 FEW_STEPS = ROOT / "docs" / "few-steps.json"
