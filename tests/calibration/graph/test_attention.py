@@ -67,3 +67,22 @@ def test_the_numbers_stay(tmp_path: Path, axis: int, probabilities: bool) -> Non
 def test_another_axis_is_left_alone(tmp_path: Path) -> None:
     model = load_graph(attention(tmp_path / "columns.onnx", axis=2))
     assert write_out_softmax(model) == 0
+
+
+@pytest.mark.parametrize(("heads", "count", "kernel"), [(2, 73, "MatMul"), (2, "T", "MatMul"), (4, 73, "ReduceSum")])
+def test_an_image_does_not_depend_on_its_place(tmp_path: Path, heads: int, count: int | str, kernel: str) -> None:
+    """2 x 73 x 73 scores: the next image's begin in the middle of a vector."""
+    shape = ["B", heads, count, count]
+    value, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("scores", "minus_p"))
+    nodes = [helper.make_node("Softmax", ["scores"], ["p"]), helper.make_node("Neg", ["p"], ["minus_p"])]
+    graph = helper.make_graph(nodes, "g", [value], [out])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "p.onnx")
+    model = load_graph(tmp_path / "p.onnx")
+    write_out_softmax(model)
+    assert [node.op_type for node in model.graph if node.name == "node_p.sum"] == [kernel]
+    save_graph(model, tmp_path / "written.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "written.onnx", providers=["CPUExecutionProvider"])
+    scores = RNG.standard_normal((5, heads, 73, 73)).astype(np.float32) * 5
+    together = session.run(None, {"scores": scores})[0]
+    alone = [session.run(None, {"scores": part})[0] for part in np.split(scores, len(scores))]
+    assert np.array_equal(np.concatenate(alone), together)
