@@ -72,7 +72,10 @@ TRAINED = Language(
          "{left} to the left, {right} to the right",
          "{left} on the left and {right} on the right", "left: {left}, right: {right}",
          "{left} on the left, {right} on the right", "on the left {left}, on the right {right}",
-         "{right} on the right of {left}", "{right} to the right of {left}"),
+         "{right} on the right of {left}", "{right} to the right of {left}", "{left} with {right} on its right",
+         "{left}, to its right {right}", "{left}, and on its right {right}", "{left} followed by {right}",
+         "{right} with {left} on its left", "{right}, to its left {left}", "{right}, and on its left {left}",
+         "first {left}, then {right}", "from left to right: {left}, {right}"),
 )  # fmt: skip
 HELD_OUT = Language(
     nouns=(

@@ -1,6 +1,6 @@
 """Train a small text-conditioned DiT of the PixArt kind on captioned Fashion-MNIST: the text demo that `models/` ships.
 
-    python examples/train_text.py --out runs/fashion-pixart --device cuda   # models/README.md: what is shipped is older
+    python examples/train_text.py --out runs/fashion-pixart --device cuda   # 8 minutes
     python examples/train_text.py --out runs/fashion-pixart --minutes 600 --batch-size 64 --captions 12000   # on a CPU
 
 As PixArt-alpha did (arXiv:2310.00426, section 2.3), it starts from a class-conditional DiT, here `models/fashion-
