@@ -48,7 +48,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/python cli.py run --engine $(DEMO)/fashion-int8 --count 40 --batch 20 --seed 7 -o $(DEMO)/fashion-int8.png
 	@echo "the picture: $(CURDIR)/$(DEMO)/fashion.png"
 	@echo "the same in int8: $(CURDIR)/$(DEMO)/fashion-int8.png"
-	@echo "in 8 forward passes instead of 100: $(BIN)/ditedge run --engine $(DEMO)/fashion --program models/fashion-programs/tuned-8.json"
+	@echo "in 8 forward passes instead of 40: $(BIN)/ditedge run --engine $(DEMO)/fashion --program models/fashion-programs/tuned-8.json"
 	@echo "both side by side, measured: $(CURDIR)/$(DEMO)/fashion-int8/quality/report.html"
 
 demo-one-step: $(VENV)/demo.stamp
