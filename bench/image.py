@@ -41,19 +41,18 @@ def reference(given: argparse.Namespace) -> Made:
     """One guided step of one picture, and its decoding, in PyTorch."""
     import torch
 
+    from bench.peers.child import inputs_of
     from ditedge.export.sources.read import read_source
     from ditedge.export.sources.vae_checkpoint import read_vae
 
     if given.threads:
         torch.set_num_threads(given.threads)
     source = read_source(given.ckpt, heads=given.heads)
-    model, config = source.model(), source.config
-    x = torch.randn(1, config.in_channels, config.input_size, config.input_size)
-    label, timestep = torch.tensor([0, config.num_classes]), torch.full((2,), 500.0)
+    model, inputs = source.model(), inputs_of(source.config, 1)
 
     @torch.no_grad()
     def step() -> None:
-        model(x.repeat(2, 1, 1, 1), timestep, label)
+        model(*inputs)
 
     if given.vae is None:
         return Made({"step": step})
@@ -61,25 +60,25 @@ def reference(given: argparse.Namespace) -> Made:
 
     @torch.no_grad()
     def decode() -> None:
-        decoder(x)
+        decoder(inputs[0][:1])
 
     return Made({"step": step, "decoder": decode})
 
 
 def whole(given: argparse.Namespace) -> Made:
     """A picture of the one bundle that is given, as `run` makes it."""
+    from ditedge.calibration.tune.shapes import passes_of
     from ditedge.runtime import EngineOptions, Session, generate, open_bundle
     from ditedge.runtime.samplers.program import read_program
 
     bundle = open_bundle(given.engine[0])
     session, name = Session(bundle, EngineOptions(threads=given.threads)), given.program
     program = read_program(Path(name)) if name and Path(name).is_file() else bundle.program(name)
-    passes = int(program.steps + (program.guidance != 0).sum())
 
     def picture() -> None:
         generate(bundle, [0], [0], program=program, session=session)
 
-    return Made({"picture": picture}, {"passes": passes})
+    return Made({"picture": picture}, {"passes": passes_of(program, bundle)})
 
 
 def command(given: argparse.Namespace, kind: str, engine: Path) -> list[str]:
