@@ -8,6 +8,7 @@ from pathlib import Path
 from ..runtime.bundle.open import Bundle
 from ..runtime.errors import RequestError
 from ..runtime.options import BUNDLE_OUT, FORCE, IMAGES, SIZE, option
+from ..runtime.sets.request import RayOptions
 from .formats import formats_of, summary
 from .pool import PROMPTS
 from .quality.gate import Gate
@@ -183,6 +184,12 @@ class QuantizeRequest:
         default=None, metadata=option("--reference", help="Real pictures for the report, as in `compare`.")
     )
 
+    sample_set: Path | None = field(
+        default=None,
+        metadata=option("--sample-set", help="Float pictures for the report, as in `compare`."),
+    )
+    ray: RayOptions = RayOptions()
+
     def with_report(self, bundle: Bundle) -> QuantizeOptions:
         """The options with the comparison that the report is made of; none with --count 0."""
         quality = CompareRequest(
@@ -191,6 +198,8 @@ class QuantizeRequest:
             steps=self.options.steps,
             features=self.features,
             reference=self.reference,
+            sample_set=self.sample_set,
+            ray=self.ray,
             speed_rounds=CompareRequest.speed_rounds if self._is_timed else 0,
         )
         return replace(self.options, quality=quality if quality.count else None)

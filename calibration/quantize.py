@@ -38,6 +38,7 @@ from .quality.compare import compare_bundles
 from .quality.forecast import cost_of_report
 from .quality.gate import Gate, GateFailed, check_gate_can_be_measured
 from .quality.limits import check_rewritten, check_something_is_asked, gate_or_default
+from .quality.pairs import samples_of_a
 from .quality.report import write_report
 from .statistics.collect import CalibrationSet, Statistics, collect_statistics, statistics_fingerprint
 from .statistics.sensitivity import Rounding
@@ -56,7 +57,7 @@ def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: R
     read = [
         options.statistics,
         options.prompts,
-        *([quality.features, quality.reference] if quality is not None else []),
+        *([quality.features, quality.reference, quality.sample_set] if quality is not None else []),
     ]
     inputs = [path for path in read if path is not None]
     check_target(out, options.force, [source, *inputs])
@@ -129,11 +130,12 @@ def _check_is_float32(bundle: Bundle, source: Path) -> None:
 
 
 def _check_gate(bundle: Bundle, options: QuantizeOptions) -> None:
-    """Raises RequestError, before the work, for a gate that the report could not measure."""
+    """Raises RequestError, before the work, for a gate that the report could not measure, and for other pictures."""
     if options.quality is None and options.gate != Gate():
         raise RequestError("--count 0 measures no quality: take the limits out, or give a count")
     if options.quality is not None:
         check_gate_can_be_measured(options.gate, options.quality, bundle)
+        samples_of_a(bundle, options.quality)
 
 
 def _write_graphs(

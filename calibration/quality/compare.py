@@ -6,7 +6,6 @@ A is the reference, B what is judged: a quantised bundle, another export, or the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,14 @@ from ditedge import __version__
 
 from ...runtime.bundle.open import Bundle, open_bundle
 from ...runtime.loop.engine import EngineOptions
-from ...runtime.loop.loop import StepEvent
-from ...runtime.loop.noise import SeededNoise
-from ...runtime.loop.session import Session
 from ...runtime.report import Report, silent
 from ...runtime.samplers.process import check_process
-from ..pool import Pool, Subject, pool_of, subject_name
+from ..pool import Pool, pool_of, subject_name
 from .comparable import check_comparable
 from .gate import Gate, check_gate
-from .metric import Batch, Comparing
+from .metric import Comparing
 from .metrics import METRICS
-from .pictures import has_pictures
+from .pairs import batches_of, samples_of_a
 from .record import MEASURED, Contender, GateResult, Quality, Settings
 from .request import CompareRequest
 
@@ -63,10 +59,11 @@ def compare_bundles(
     program = a.program(sampler=request.sampler, steps=request.steps)
     check_process(program.name, program.process, b.process, f"{a.folder} and {b.folder} cannot be compared")
     guidance = a.manifest.defaults.guidance if request.guidance is None else request.guidance
-    comparing = Comparing(a, b, request, program, guidance, report, _pool(a, b, request, report))
+    pool = _pool(a, b, request, report)
+    comparing = Comparing(a, b, request, program, guidance, report, pool, samples_of_a(a, request))
     measures = [measure for metric in METRICS.values() if (measure := metric.start(comparing)) is not None]
     shown: list[tuple[np.ndarray, np.ndarray]] = []
-    for batch in _batches(comparing):
+    for batch in batches_of(comparing):
         for measure in measures:
             measure.add(batch)
         have = sum(len(pictures) for pictures, _ in shown)
@@ -89,6 +86,7 @@ def compare_bundles(
             steps=program.steps,
             guidance=guidance,
             prompts=subjects if a.manifest.text is not None else [],
+            sample_set=request.sample_set.absolute().name if request.sample_set is not None else None,
         ),
         **fields,
     )
@@ -106,49 +104,6 @@ def _pool(a: Bundle, b: Bundle, request: CompareRequest, report: Report) -> Pool
     ]
     source = a if files[0] or not files[1] else b
     return pool_of(source, request.prompts, report, encode=not all(files) or files[0] == files[1])
-
-
-def _batches(comparing: Comparing) -> Iterator[Batch]:
-    """Batch by batch: A, then A with other seeds, then B."""
-    a, b, request = comparing.a, comparing.b, comparing.request
-    batches = -(-request.count // request.batch)
-    others = batches if request.features is not None else 1  # without, one batch says how far seeds are apart
-    paths = _Paths(comparing, 2 * batches + others)
-    with Session(a, request.options_a) as session_a, Session(b, request.options_b) as session_b:
-        for index in range(batches):
-            first = index * request.batch
-            of = comparing.pool.cycled(first, min(request.batch, request.count - first))
-            path_a, other = paths.sample(session_a, of, request.seed + first), None
-            if index < others:
-                other = paths.sample(session_a, of, request.seed + request.count + first)[-1].copy()
-            path_b = paths.sample(session_b, of, request.seed + first)
-            pictures_a = pictures_b = pictures_other = None
-            if has_pictures(a, b):
-                pictures_a, pictures_b = session_a.images(path_a[-1]), session_b.images(path_b[-1])
-                if other is not None and request.features is not None:
-                    pictures_other = session_a.images(other)
-            yield Batch(path_a, path_b, other, pictures_a, pictures_b, pictures_other)
-
-
-class _Paths:
-    """Samples trajectories and reports the steps of them all."""
-
-    def __init__(self, comparing: Comparing, count: int) -> None:
-        self._comparing, self._done, self._total = comparing, 0, comparing.program.steps * count
-
-    def sample(self, session: Session, subjects: Sequence[Subject], seed: int) -> np.ndarray:
-        """Latents after each step, [N, B, C, H, W] float32."""
-        program, shape = self._comparing.program, session.bundle.manifest.model.latent_shape
-        path = np.empty((program.steps, len(subjects), *shape), dtype=np.float32)
-
-        def on_step(event: StepEvent) -> None:
-            path[event.step - 1] = event.latents
-            self._done += 1
-            self._comparing.report("sampling", self._done, self._total)
-
-        noise = SeededNoise([seed + i for i in range(len(subjects))], shape)
-        self._comparing.pool.latents(session, program, subjects, self._comparing.guidance, noise, on_step)
-        return path
 
 
 def _contender(bundle: Bundle, options: EngineOptions) -> Contender:

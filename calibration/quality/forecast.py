@@ -32,9 +32,11 @@ def report_evaluations(bundle: Bundle, request: CompareRequest) -> int:
     """Evaluations, of either network, that `compare_bundles` takes with `bundle` as A."""
     program = bundle.program(sampler=request.sampler, steps=request.steps)
     guidance = bundle.manifest.defaults.guidance if request.guidance is None else request.guidance
-    others = request.count if request.features is not None else min(request.batch, request.count)
+    one_batch = min(request.batch, request.count)
+    of_a = one_batch if request.sample_set is not None else request.count
+    others = of_a if request.features is not None else one_batch
     timed = 2 * request.speed_rounds * request.speed_batch * 2
-    return (2 * request.count + others) * _evaluations_of_an_image(program, guidance) + timed
+    return (of_a + others + request.count) * _evaluations_of_an_image(program, guidance) + timed
 
 
 def _evaluations_of_an_image(program: Program, guidance: float) -> int:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...runtime.bundle.open import Bundle
 from ...runtime.report import Report
 from ...runtime.samplers.program import Program
+from ...runtime.sets.finished import FinishedSet
 from ..pool import Pool, Subject
 from .request import CompareRequest
 
@@ -43,6 +44,7 @@ class Comparing:
     guidance: float
     report: Report
     pool: Pool  # what the images are of
+    samples: FinishedSet | None = None  # A's pictures, where they need not be sampled
 
     @property
     def subjects(self) -> list[Subject]:
@@ -54,9 +56,9 @@ class Comparing:
 class Batch:
     """Some images of both bundles, and of A with other seeds: latents float32, pictures uint8 [B, h, w, 1 or 3]."""
 
-    a: np.ndarray  # [N, B, C, H, W], after each step
+    a: np.ndarray | None  # [N, B, C, H, W], after each step; where A's pictures are of a set: of the first batch alone
     b: np.ndarray
-    other: np.ndarray | None  # [B, C, H, W], the final ones; without a feature extractor of the first batch alone
+    other: np.ndarray | None  # [B, C, H, W], the final ones; without a feature extractor of the first batch alone, too
     pictures_a: np.ndarray | None  # None: a bundle without decoder
     pictures_b: np.ndarray | None
     pictures_other: np.ndarray | None

@@ -11,6 +11,7 @@ import numpy as np
 from ...runtime.errors import DitedgeError, RequestError, first_line
 from ...runtime.pictures.images import open_picture
 from ...runtime.report import Report, silent
+from ...runtime.sets.finished import finished_set, is_set
 from .features import FeatureExtractor
 
 BLOCK = 200  # pictures read at a time
@@ -26,11 +27,12 @@ def reference_features(
     """Features [N, F] float32 of the pictures at `path`, each of which must have `shape` [h, w, c].
 
     path: a .npz with `images` or `arr_0`, or a .npy, uint8 [N, h, w, c] or, in grey, [N, h, w]; or a folder of
-    pictures.
+    pictures, or of `sample-set`.
     Pictures of another size are refused, not resized: a resampling filter changes the distances.
     Raises RequestError naming the file.
     """
-    total, blocks = _folder(path, shape) if path.is_dir() else _npz(path, shape)
+    read = _set if is_set(path) else _folder if path.is_dir() else _npz
+    total, blocks = read(path, shape)
     if total < 2:
         raise RequestError(f"{path}: {total} reference picture(s); a distance needs many, hundreds at least")
     parts, done = [], 0
@@ -74,6 +76,16 @@ def _loaded(path: Path) -> tuple[str, np.ndarray]:
         raise RequestError(
             f"{path}: neither a folder nor a readable .npz or .npy of pictures ({first_line(error)})"
         ) from None
+
+
+def _set(path: Path, shape: tuple[int, int, int]) -> tuple[int, Iterator[np.ndarray]]:
+    found = finished_set(path)
+    first = found.read(range(1)).shape[1:]
+    if first[:2] != shape[:2] or first[2] < shape[2]:
+        raise RequestError(f"{path}: {list(first)} pixels and channels, the bundles make {list(shape)}")
+    starts = range(0, found.plan.count, BLOCK)
+    blocks = (found.read(range(i, min(i + BLOCK, found.plan.count)))[..., : shape[2]] for i in starts)
+    return found.plan.count, blocks
 
 
 def _folder(path: Path, shape: tuple[int, int, int]) -> tuple[int, Iterator[np.ndarray]]:

@@ -36,6 +36,7 @@ class Settings(Strict):
     steps: Count
     guidance: Finite
     prompts: list[str] = []  # by their texts, in order; empty: classes
+    sample_set: str | None = None  # of A's pictures, so that latents were compared in the first batch alone
 
 
 class GateResult(Strict):

@@ -66,8 +66,9 @@ def table(quality: Quality) -> list[str]:
     """What `compare` prints."""
     settings = quality.settings
     of = f" of {len(settings.prompts)} prompts" if settings.prompts else ""
+    known = f"; A's pictures of {settings.sample_set}" if settings.sample_set is not None else ""
     lines = [
-        f"{settings.count} images{of}, {settings.program}, guidance {settings.guidance:g}",
+        f"{settings.count} images{of}, {settings.program}, guidance {settings.guidance:g}{known}",
         f"{'':22} {'A':>12} {'B':>22} {'A, other seeds':>15}",
     ]
     rows = summary_lines(quality)

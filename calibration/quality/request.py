@@ -7,10 +7,14 @@ from pathlib import Path
 
 from ...runtime.loop.engine import EngineOptions
 from ...runtime.options import BATCH, IMAGES, SEED, option
+from ...runtime.sets.request import RayOptions
 from ..pool import PROMPTS
 
 FEATURES = option("--features", help="Feature extractor: .onnx with outputs logits and features.")
 REFERENCE = option("--reference", help="Real pictures: .npz (images or arr_0, uint8 [N,h,w,c]) or a folder.")
+SAMPLE_SET = option(
+    "--sample-set", help="A's pictures, of `sample-set --balanced`: not sampled again. Drift is then of one batch."
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class CompareRequest:
     )
     features: Path | None = field(default=None, metadata=FEATURES)
     reference: Path | None = field(default=None, metadata=REFERENCE)
+    sample_set: Path | None = field(default=None, metadata=SAMPLE_SET)
     pictures: int = 8  # of the report
     speed_rounds: int = field(
         default=15,
@@ -48,6 +53,8 @@ class CompareRequest:
     provider_b: str | None = field(
         default=None, metadata=option("--provider-b", help="What computes B. [default: what computes A]")
     )
+
+    ray: RayOptions = RayOptions()
 
     @property
     def options_b(self) -> EngineOptions:

@@ -1,8 +1,8 @@
-"""Batches of a set by Ray: actors that each hold loaded engines, on this machine or a cluster; this process writes.
+"""Batches of images by Ray: actors that each hold loaded engines, on this machine or a cluster; this process uses them.
 
 Who samples a batch makes no difference to it: those of a worker that dies go to the others, and it is one of them again
 when Ray has a place for it, which after the loss of a node may be never. At most IN_FLIGHT batches of each worker are
-asked for and not written yet: a slow disk holds the workers back.
+asked for and not used yet: a slow disk holds the workers back.
 """
 
 from __future__ import annotations
@@ -12,17 +12,12 @@ import re
 import socket
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
-from typing import Any
-
-import numpy as np
+from typing import Any, Protocol
 
 from ..errors import DitedgeError, EngineError, RequestError
-from .plan import SetPlan
-from .request import RayOptions, SampleSetRequest
-from .sampling import BatchMaker
+from .request import RayOptions
 
 IN_FLIGHT = 2
 MOST_DEATHS = 5  # of workers over one batch: it is what kills them
@@ -30,46 +25,69 @@ CONNECT_SECONDS = 5.0
 LOCAL = "local"  # an address: this machine alone, for the time of the command
 
 
-class Worker:
-    """An actor. Opens the bundle by its path, which every node has to have."""
+class Maker(Protocol):
+    """What a worker holds: loaded engines."""
 
-    def __init__(self, request: SampleSetRequest, plan: SetPlan) -> None:
-        self._maker = BatchMaker(request, plan)
+    def sample(self, batch: int) -> Any:
+        """Whatever a batch is; not None."""
+
+
+class Worker:
+    """An actor."""
+
+    def __init__(self, make: Callable[[], Maker]) -> None:
+        self._maker = make()
 
     def present(self) -> None:
-        """Comes back when there is a worker, again."""
+        """Comes back when there is a worker, at first and again."""
 
-    def sample(self, batch: int) -> np.ndarray | DitedgeError:
-        """uint8 [b, h, w, 1 or 3]; what a user can mend comes back as it is, since trying again does not help."""
+    def sample(self, batch: int) -> Any:
+        """A batch; what a user can mend comes back as it is, since trying again does not help."""
         try:
             return self._maker.sample(batch)
         except DitedgeError as error:
             return RequestError(str(error))
 
 
-def batches_on_ray(request: SampleSetRequest, plan: SetPlan, gaps: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Each gap with its images, in the order in which they are there. Raises RequestError, EngineError."""
-    threads = request.options.threads or 1
-    request = replace(request, options=replace(request.options, threads=threads), engine=request.engine.absolute())
-    with _cluster(request.ray) as ray:
-        settings = {
-            "num_cpus": threads,
-            "num_gpus": request.ray.worker_gpus,
-            "max_restarts": -1,
-        }
+def on_ray(
+    options: RayOptions, threads: int, make: Callable[[], Maker], batches: list[int]
+) -> Iterator[tuple[int, Any]]:
+    """Each batch with what it is, in the order in which they are there. Raises RequestError, EngineError.
+
+    threads: CPUs that a worker takes. make: called by each worker, on its node; what it was made with is pickled.
+    """
+    with _cluster(options) as ray:
+        settings = {"num_cpus": threads, "num_gpus": options.worker_gpus, "max_restarts": -1}
         kind = ray.remote(**settings)(Worker)
-        workers = [kind.remote(request, plan) for _ in range(_count(ray, request.ray, threads, len(gaps)))]
-        yield from _in_turns(ray, workers, gaps)
+        workers = [kind.remote(make) for _ in range(_count(ray, options, threads, len(batches)))]
+        yield from _in_turns(ray, workers, batches)
 
 
-def _in_turns(ray: Any, workers: list[Any], gaps: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    waiting = list(reversed(gaps))
-    asked: dict[Any, tuple[int | None, int]] = {}  # what is to come -> batch, worker; no batch: whether it is back
+def in_order(found: Iterator[tuple[int, Any]]) -> Iterator[Any]:
+    """Batches 0, 1, 2 ... as they come, each when all before it are there."""
+    early: dict[int, Any] = {}
+    following = 0
+    for batch, made in found:
+        early[batch] = made
+        while following in early:
+            yield early.pop(following)
+            following += 1
+
+
+def _in_turns(ray: Any, workers: list[Any], batches: list[int]) -> Iterator[tuple[int, Any]]:
+    waiting = list(reversed(batches))
+    asked: dict[Any, tuple[int | None, int]] = {}  # what is to come -> batch, worker; no batch: whether it is there
     deaths: Counter[int] = Counter()  # by batch
-    left = len(gaps)
+    left = len(batches)
+
+    def await_worker(number: int) -> None:
+        asked[workers[number].present.options(max_task_retries=-1).remote()] = (None, number)
+
+    for number in range(len(workers)):
+        await_worker(number)
     while left:
         busy = Counter(number for _, number in asked.values())
-        away = {number for batch, number in asked.values() if batch is None}  # nothing more until it is back
+        away = {number for batch, number in asked.values() if batch is None}  # nothing more until it is there
         for number in range(len(workers)):
             while waiting and number not in away and busy[number] < IN_FLIGHT:
                 following = waiting.pop()
@@ -77,35 +95,35 @@ def _in_turns(ray: Any, workers: list[Any], gaps: list[int]) -> Iterator[tuple[i
                 busy[number] += 1
         [ready], _ = ray.wait(list(asked), num_returns=1)
         batch, number = asked.pop(ready)
-        images = _result(ray, ready)
+        made = _result(ray, ready)
         if batch is None:
             continue
-        if images is not None:
+        if made is not None:
             left -= 1
-            yield batch, images
+            yield batch, made
         else:
             waiting.append(batch)
             deaths[batch] += 1
             if deaths[batch] == MOST_DEATHS:
                 raise EngineError(f"{MOST_DEATHS} workers died over batch {batch}: is there memory for --batch images?")
             if (None, number) not in asked.values():
-                asked[workers[number].present.options(max_task_retries=-1).remote()] = (None, number)
+                await_worker(number)
 
 
-def _result(ray: Any, ready: Any) -> np.ndarray | None:
+def _result(ray: Any, ready: Any) -> Any:
     """Of a batch; None where its worker died, or the node that had it. Raises what the worker raised, EngineError."""
     try:
-        images = ray.get(ready)
+        made = ray.get(ready)
     except (ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError):
         return None
     except ray.exceptions.RayError as error:
         raise EngineError(f"a worker failed: {str(error).strip().splitlines()[-1][:300]}") from None
-    if isinstance(images, DitedgeError):
-        raise images
-    return None if images is None else np.asarray(images)
+    if isinstance(made, DitedgeError):
+        raise made
+    return made
 
 
-def _count(ray: Any, options: RayOptions, threads: int, gaps: int) -> int:
+def _count(ray: Any, options: RayOptions, threads: int, batches: int) -> int:
     """Workers: as asked, or as many as the cluster has room for. Raises RequestError where it has none."""
     have = ray.cluster_resources()
     room = int(have.get("CPU", 0) // threads)
@@ -116,7 +134,7 @@ def _count(ray: Any, options: RayOptions, threads: int, gaps: int) -> int:
             f"the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs, and a worker takes "
             f"{threads} and {options.worker_gpus:g}: give other --threads or --worker-gpus"
         )
-    return max(1, min(options.workers or room, room, gaps))
+    return max(1, min(options.workers or room, room, batches))
 
 
 @contextmanager

@@ -136,13 +136,13 @@ def read_plan(folder: Path) -> SetPlan:
     return validated(SetPlan, data, folder / NAME, RequestError)
 
 
-def check_same(folder: Path, found: SetPlan, plan: SetPlan) -> None:
-    """Raises RequestError with the first difference."""
+def check_same(folder: Path, found: SetPlan, plan: SetPlan, remedy: str = REMEDY) -> None:
+    """Raises RequestError with the first difference, and the remedy."""
     if found == plan:
         return
     was, now = found.model_dump(), plan.model_dump()
     key = next(key for key in now if was[key] != now[key])
-    raise RequestError(f"{folder} is another set: its {key} is {_short(was[key])}, not {_short(now[key])}: {REMEDY}")
+    raise RequestError(f"{folder} is another set: its {key} is {_short(was[key])}, not {_short(now[key])}: {remedy}")
 
 
 def _short(value: Any) -> str:

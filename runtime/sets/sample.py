@@ -15,11 +15,10 @@ from ..pictures.recipe import Recipe
 from ..pictures.single import png_of
 from ..report import Report, silent
 from ..samplers.program import Program
-from .on_ray import batches_on_ray
 from .places import Arrays, Encode, Place, place_of
 from .plan import SetPlan, begin, check_same, plan_of, read_plan, shard_of
 from .request import MergeRequest, SampleSetRequest
-from .sampling import batches_here
+from .sampling import batches_here, batches_on_ray
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from ..bundle.open import open_bundle
+from ..bundle.open import Bundle, open_bundle
 from ..errors import RequestError
 from ..loop.engine import options_for
 from ..loop.generate import generate
 from ..loop.session import Session
+from .on_ray import on_ray
 from .plan import SetPlan
 from .request import SampleSetRequest
+
+
+def opened_again(engine: Path, sha256: str, trusted_keys: Iterable[Path] | None = ()) -> Bundle:
+    """The bundle of which somebody else knows the hash. Raises RequestError where it is another, BundleError."""
+    bundle = open_bundle(engine, trusted_keys=trusted_keys)
+    if bundle.sha256 != sha256:
+        raise RequestError(f"{engine} is another bundle than the one that this was begun with")
+    return bundle
 
 
 class BatchMaker:
@@ -22,9 +33,7 @@ class BatchMaker:
     def __init__(self, request: SampleSetRequest, plan: SetPlan) -> None:
         """Raises BundleError, and RequestError where another bundle is there by now, or on this machine."""
         self._plan = plan
-        bundle = open_bundle(request.engine, trusted_keys=request.trusted_keys or None)
-        if bundle.sha256 != plan.bundle_sha256:
-            raise RequestError(f"{request.engine} is another bundle than the set was begun with")
+        bundle = opened_again(request.engine, plan.bundle_sha256, request.trusted_keys or None)
         self._program = bundle.program(**asdict(request.settings))
         self._session = Session(bundle, options_for(request.engine, request.options))
 
@@ -53,3 +62,10 @@ def batches_here(request: SampleSetRequest, plan: SetPlan, gaps: list[int]) -> I
             yield batch, maker.sample(batch)
     finally:
         maker.close()
+
+
+def batches_on_ray(request: SampleSetRequest, plan: SetPlan, gaps: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Each gap with its images, in the order in which they are there. Raises RequestError, EngineError."""
+    threads = request.options.threads or 1
+    request = replace(request, options=replace(request.options, threads=threads), engine=request.engine.absolute())
+    return on_ray(request.ray, threads, partial(BatchMaker, request, plan), gaps)

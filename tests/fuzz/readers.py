@@ -35,6 +35,10 @@ from ditedge.runtime.plans.layers import read_layers
 from ditedge.runtime.plans.record import read_build_record
 from ditedge.runtime.samplers.process import check_process
 from ditedge.runtime.samplers.program import with_x0_slot
+from ditedge.runtime.samplers.settings import SamplerSettings
+from ditedge.runtime.sets.finished import finished_set
+from ditedge.runtime.sets.request import SampleSetRequest
+from ditedge.runtime.sets.sample import sample_set
 from ditedge.runtime.signing import new_key_pair, read_private_key, signature_of
 from tests.conftest import ROOT
 from tests.fuzz.checkpoints import checkpoint_targets
@@ -56,6 +60,7 @@ def targets(folder: Path) -> dict[str, Target]:
     found = [
         *_bundles(folder, bundle),
         *_pictures(folder, bundle),
+        *_sets(folder, bundle),
         *checkpoint_targets(folder),
         *_texts(),
         *_signatures(folder),
@@ -145,6 +150,20 @@ def _pictures(folder: Path, bundle: Path) -> list[Target]:
         Target("reference", reference, read_reference),
         Target("reference pictures", picture, read_folder),
     ]
+
+
+def _sets(folder: Path, bundle: Path) -> list[Target]:
+    sets = folder / "samples"
+    if not sets.exists():
+        sample_set(SampleSetRequest(bundle, count=3, out=sets, format="npz", settings=SamplerSettings(steps=1)))
+    told_set, stored = json.loads((sets / "set.json").read_text()), (sets / "samples.npz").read_bytes()
+
+    def a_set(random: Random) -> Files:
+        if random.random() < 0.5:
+            return {"set.json": mutated_json(random, told_set), "samples.npz": stored}
+        return {"set.json": json.dumps(told_set).encode(), "samples.npz": mutated_zip(random, stored)}
+
+    return [Target("set", a_set, lambda path: finished_set(path).read(range(3)))]
 
 
 def _texts() -> list[Target]:

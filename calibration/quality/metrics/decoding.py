@@ -35,7 +35,7 @@ class _Measure:
         self._comparing, self._latents = comparing, np.empty((0, 0))
 
     def add(self, batch: Batch) -> None:
-        if not len(self._latents):
+        if batch.a is not None and not len(self._latents):
             self._latents = batch.a[-1][:MOST].copy()
 
     def fields(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,11 @@ class DriftSums:
             )
         ]
 
+    def add_alone(self, b: np.ndarray) -> None:
+        """Final latents [B, C, H, W] of images that A was not sampled for: those that are not finite are counted."""
+        finite = np.isfinite(b).reshape(len(b), -1).all(axis=1)
+        self._relative.append(np.full(len(b) - finite.sum(), np.nan))
+
     def final(self) -> Drift:
         relative = np.concatenate(self._relative)
         finite = relative[np.isfinite(relative)]
@@ -99,6 +105,9 @@ class _Measure:
         self._sums, self._between = DriftSums(comparing.program.steps), DriftSums(1)
 
     def add(self, batch: Batch) -> None:
+        if batch.a is None:
+            self._sums.add_alone(batch.b[-1])
+            return
         self._sums.add(batch.a, batch.b)
         if batch.other is not None:
             self._between.add(batch.a[-1:], batch.other[None])
@@ -120,6 +129,15 @@ def _lines(quality: Quality) -> Iterator[Line]:
         yield "images not finite", "0", str(drift.broken), ""
 
 
+def _notes(quality: Quality) -> Iterator[str]:
+    settings = quality.settings
+    if settings.sample_set is not None:
+        yield (
+            f"A's pictures are those of the set {escape(settings.sample_set)}, which has no latents: errors and drift "
+            f"are of the first {min(settings.batch, settings.count)} images, all else is of all."
+        )
+
+
 def _cards(quality: Quality) -> Iterator[Card]:
     yield "Drift", number(quality.drift.relative), f"other seeds: {number(quality.drift_between_seeds)}"
 
@@ -134,6 +152,7 @@ METRIC = Metric(
     start=_Measure,
     lines=_lines,
     cards=_cards,
+    notes=_notes,
     limits=(
         Limit(
             "max_drift", "drift", "relative drift of the latents", "", "relative drift of the final latents.",

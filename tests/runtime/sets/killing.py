@@ -1,8 +1,10 @@
 """`sample-set` in which somebody dies after so many batches, as a process of its own.
 
     python -m tests.runtime.sets.killing worker=5 driver=30 sample-set ...
+    python -m tests.runtime.sets.killing node=5 raylet=4711 sample-set ...
 
-A worker of Ray is killed when 5 batches are written, and the process itself after 30.
+A worker of Ray is killed when 5 batches are written, and the process itself after 30; or a node: its raylet, which is
+the process 4711, and whatever runs below it.
 """
 
 from __future__ import annotations
@@ -49,6 +51,9 @@ def main() -> None:
         written += 1
         if written == after.get("worker"):
             os.kill(workers(os.getpid())[0], signal.SIGKILL)
+        if written == after.get("node"):
+            for one in [after["raylet"], *below(after["raylet"])]:
+                os.kill(one, signal.SIGKILL)
         if written == after.get("driver"):
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from ditedge.runtime.errors import EngineError, RequestError
-from ditedge.runtime.sets.on_ray import IN_FLIGHT, _check_answers, _count, _in_turns
+from ditedge.runtime.sets.on_ray import IN_FLIGHT, _check_answers, _count, _in_turns, in_order
 from ditedge.runtime.sets.request import RayOptions
 from tests.conftest import ROOT
 
@@ -26,9 +28,9 @@ CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-cluster.add_node(wait=False, num_cpus=1)
+second = cluster.add_node(wait=False, num_cpus=1)
 cluster.wait_for_nodes(timeout=300)
-print(cluster.address, flush=True)
+print(cluster.address, second.all_processes["raylet"][0].process.pid, flush=True)
 sys.stdin.read()
 cluster.shutdown()
 """
@@ -42,15 +44,15 @@ class Cluster:
 
 
 def test_as_many_workers_as_fit() -> None:
-    assert _count(Cluster(CPU=8), RayOptions(), threads=1, gaps=100) == 8
-    assert _count(Cluster(CPU=8), RayOptions(), threads=3, gaps=100) == 2
-    assert _count(Cluster(CPU=8), RayOptions(workers=3), threads=1, gaps=100) == 3
-    assert _count(Cluster(CPU=8), RayOptions(), threads=1, gaps=2) == 2
-    assert _count(Cluster(CPU=8, GPU=2), RayOptions(worker_gpus=0.5), threads=1, gaps=100) == 4
+    assert _count(Cluster(CPU=8), RayOptions(), threads=1, batches=100) == 8
+    assert _count(Cluster(CPU=8), RayOptions(), threads=3, batches=100) == 2
+    assert _count(Cluster(CPU=8), RayOptions(workers=3), threads=1, batches=100) == 3
+    assert _count(Cluster(CPU=8), RayOptions(), threads=1, batches=2) == 2
+    assert _count(Cluster(CPU=8, GPU=2), RayOptions(worker_gpus=0.5), threads=1, batches=100) == 4
     with pytest.raises(RequestError, match="the cluster has 2 CPUs and 0 GPUs, and a worker takes 4 and 0"):
-        _count(Cluster(CPU=2), RayOptions(), threads=4, gaps=1)
+        _count(Cluster(CPU=2), RayOptions(), threads=4, batches=1)
     with pytest.raises(RequestError, match="a worker takes 1 and 1"):
-        _count(Cluster(CPU=2), RayOptions(worker_gpus=1.0), threads=1, gaps=1)
+        _count(Cluster(CPU=2), RayOptions(worker_gpus=1.0), threads=1, batches=1)
 
 
 def killing(words: list[str], *who: str) -> list[str]:
@@ -89,22 +91,38 @@ def test_a_killed_worker_and_a_killed_driver(golden_bundle, tmp_path: Path, whol
     assert sha256(begin(killing(words, "worker=5"))) == whole  # what is left, and a worker dies again
 
 
-@slow
-@needs_ray
-def test_a_cluster_of_two_nodes(golden_bundle, tmp_path: Path, whole: str) -> None:
+def runs(pid: int) -> bool:
+    """Not dead, and no zombie either."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@contextmanager
+def two_nodes() -> Iterator[tuple[str, int]]:
+    """Two raylets on this machine -> the cluster's address, the process of the second's raylet."""
     script = [sys.executable, "-c", CLUSTER]
     cluster = subprocess.Popen(
         script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert cluster.stdin is not None and cluster.stdout is not None
     try:
-        address = next(line.strip() for line in cluster.stdout if line[:1].isdigit())
-        words = command(golden_bundle("gray1_cfg"), tmp_path / "set", "--ray", address, "--workers", 2)
-        assert sha256(begin(words)) == whole
+        address, raylet = next(line for line in cluster.stdout if line[:1].isdigit()).split()
+        yield address, int(raylet)
     finally:
         cluster.stdin.close()
         cluster.wait(SECONDS)
         cluster.stdout.close()
+
+
+@slow
+@needs_ray
+@pytest.mark.parametrize("lost", [None, 1, 10])  # batches that are written when the second node is killed
+def test_two_nodes_of_which_one_is_lost(golden_bundle, tmp_path: Path, whole: str, lost: int | None) -> None:
+    with two_nodes() as (address, raylet):
+        words = command(golden_bundle("gray1_cfg"), tmp_path / "set", "--ray", address, "--workers", 2)
+        killed = [] if lost is None else [f"node={lost}", f"raylet={raylet}"]
+        assert sha256(begin(killing(words, *killed))) == whole
+        assert runs(raylet) == (lost is None)
 
 
 class Died(Exception):
@@ -119,6 +137,7 @@ class Crew:
 
     def __init__(self, die: dict[int, set[int]], gone: set[int] = frozenset()) -> None:
         self.die, self.gone, self.asked = die, gone, []
+        self.dead: set[int] = set()
 
     def workers(self, count: int) -> list[SimpleNamespace]:
         return [self._worker(number) for number in range(count)]
@@ -135,7 +154,7 @@ class Crew:
         return (batch, number, object())
 
     def wait(self, refs: list, num_returns: int) -> tuple[list, list]:
-        there = [ref for ref in refs if not (ref[0] == "present" and ref[1] in self.gone)]
+        there = [ref for ref in refs if not (ref[0] == "present" and ref[1] in self.dead)]
         return [there[0]], []
 
     def get(self, ref: tuple) -> np.ndarray | None:
@@ -143,7 +162,9 @@ class Crew:
         if what == "present":
             return None
         if number in self.die.get(what, set()):
-            if number not in self.gone:
+            if number in self.gone:
+                self.dead.add(number)
+            else:
                 self.die[what].discard(number)
             raise Died
         return np.full((1, 1, 1, 1), what, np.uint8)
@@ -159,6 +180,18 @@ def test_batches_of_the_dead_go_to_the_living(die: dict[int, set[int]], gone: se
     assert all(images.item() == batch for batch, images in made)
     if gone:
         assert [number for number, _ in ray.asked].count(1) == IN_FLIGHT  # it is asked for nothing more
+
+
+def test_batches_in_their_order() -> None:
+    assert list(in_order(iter([(2, "c"), (0, "a"), (1, "b"), (4, "e"), (3, "d")]))) == list("abcde")
+
+
+def test_who_never_began_holds_up_nobody() -> None:
+    """As where the node of a worker is lost before the worker is there."""
+    ray = Crew({}, {1})
+    ray.dead = {1}
+    assert sorted(batch for batch, _ in _in_turns(ray, ray.workers(2), list(range(12)))) == list(range(12))
+    assert {number for number, _ in ray.asked} == {0}
 
 
 def test_a_batch_that_kills_whoever_has_it() -> None:
