@@ -9,13 +9,14 @@ let known = [];
 
 const actions = {
   again: (wish) => generate(wish),
-  use: (wish) => { fill(wish); $("prompt").focus(); },
+  use: (wish) => { problem(""); fill(wish); $("prompt").focus(); },
   problem,
   changed: () => { $("stop").disabled = !images.anyGoing(); },
 };
 
 function problem(text) {
   $("problem").textContent = text;
+  if (text) $("problem").scrollIntoView({ block: "nearest" });
 }
 
 function model() {
@@ -37,6 +38,7 @@ function choose() {
   $("guidance").disabled = !one.guided;
   $("promptlabel").textContent = one.text ? "Prompt" : "Class, by name or number";
   $("prompt").placeholder = one.text ? "a red fox in the snow" : one.classes[0].split(",")[0];
+  $("what").textContent = one.text ? "write a prompt" : "choose a class";
   $("negativerow").hidden = !one.negative;
   $("sizerow").hidden = !one.text;
   $("size").placeholder = `${one.width}x${one.height}`;

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT
+from tests.conftest import BUNDLES, PIXART, ROOT
 from tests.runtime.serving.browser import CHROMIUM, CONTROL_A, DRIVER, ENTER, ESCAPE, TAB, Browser, browser
 from tests.runtime.serving.process import serving
 
@@ -187,3 +187,53 @@ def test_the_other_model_the_docs_and_a_key(window: Browser, demo_bundle: Path, 
         window.until("return document.querySelectorAll('.operation').length >= 15")
         window.screenshot(SHOTS / "docs.png")
         assert all("401" in line for line in window.log())
+
+
+def test_words_become_a_picture_or_a_sentence(window: Browser, tmp_path: Path) -> None:
+    """A model that takes prompts: estimates, cancelling, mistakes; then narrow and in the dark."""
+    pytest.importorskip("tokenizers", reason="ditedge[text] is not installed")
+    with serving(tmp_path / "log.txt", "--engine", BUNDLES / PIXART, pace=0.05) as server:
+        window.open(server.address)
+        window.until_text("#server", "pixart: takes words, 64 x 64")
+        assert window.text("#none") == "Nothing yet: write a prompt and press Generate."
+        assert window.text("#promptlabel") == "Prompt"
+        ask(window, "a red fox in the snow", negative="blurred", size="96x64", seed=7, steps=60)
+        window.click("#go")
+        window.until_text(f"{CARD} .state", r"^step \d+ of 60, 1 in the batch")
+        window.until("return document.querySelector(arguments[0]).src.startsWith('data:')", f"{CARD} img")
+        window.screenshot(SHOTS / "prompt-sampling.png")
+        window.until_text(f"{CARD} .state", r"^[\d.]+ s, [\d.]+ s in the queue")
+        size = (
+            "const i = document.querySelector(arguments[0]); return i.src.startsWith('http') && i.naturalWidth === 96"
+        )
+        window.until(size, f"{CARD} img")
+        assert window.text(f"{CARD} .caption") == "a red fox in the snow"
+
+        ask(window, "a small wooden house by a lake at sunset, mountains behind it, and their reflections", steps=1000)
+        window.keys("#prompt", ENTER)
+        window.until_text(f"{CARD} .state", r"^step \d+ of 1000")
+        window.click(f"{CARD} .cancel")
+        window.until_text(f"{CARD} .state", r"cancelled after step \d+ of 1000")
+
+        ask(window, "a boot", size="100x64")
+        window.click("#go")
+        window.until_text("#problem", "width 100 is not a multiple of 16")
+        seen = (
+            "const r = document.getElementById('problem').getBoundingClientRect(); return r.bottom <= innerHeight + 1"
+        )
+        assert window.script(seen), "the sentence is below what is seen"
+        window.screenshot(SHOTS / "prompt-mistake.png")
+        window.click(f"{LAST} .settings")
+        fields = "return ['prompt', 'negative', 'size', 'seed'].map(id => document.getElementById(id).value)"
+        assert window.script(fields) == ["a red fox in the snow", "blurred", "96x64", "7"]
+        assert window.text("#problem") == ""
+
+        window.size(360, 740)
+        window.dark(True)
+        wide = window.script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide == 0, "something is wider than the phone"
+        window.script("window.scrollTo(0, 0)")
+        window.screenshot(SHOTS / "prompt-phone-form.png")
+        window.script("document.querySelector(arguments[0]).scrollIntoView()", CARD)
+        window.screenshot(SHOTS / "prompt-phone-card.png")
+        assert all("400" in line for line in window.log()) and "Traceback" not in (tmp_path / "log.txt").read_text()
