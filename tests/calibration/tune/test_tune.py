@@ -54,14 +54,19 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return feature_model(folder / "f.onnx", outputs=("logits", "features")), folder / "real.npz"
 
 
+@pytest.fixture
+def quick(seen: tuple[Path, Path]) -> tuple[object, ...]:
+    """A short search in few features: distances in the 96 of our own are most of what it costs."""
+    return (*QUICK, "--features", seen[0], "--reference", seen[1])
+
+
 def test_what_is_found_is_in_the_bundle_and_plays_as_it_was_measured(
-    gray_bundle: Path, tmp_path: Path, seen: tuple[Path, Path]
+    gray_bundle: Path, tmp_path: Path, seen: tuple[Path, Path], quick: tuple[object, ...]
 ) -> None:
     features, real = seen
     before = open_bundle(gray_bundle)
     told = document(
-        *("tune", "--engine", gray_bundle, "--budget", "6passes", *QUICK, "--out", tmp_path / "t"),
-        *("--features", features, "--reference", real),
+        *("tune", "--engine", gray_bundle, "--budget", "6passes", *quick, "--out", tmp_path / "t"),
     )
     [found] = told["programs"]
     assert found["name"] == f"tuned-{found['passes']}" and found["passes"] <= 6 and found["written"]
@@ -101,8 +106,10 @@ def check_page(path: Path, told: Any, images: np.ndarray) -> None:
     assert np.array_equal(pixels[:8, :8], images[0, ..., 0])
 
 
-def test_a_search_goes_on_and_measures_nothing_twice(gray_bundle: Path, tmp_path: Path) -> None:
-    tune = ("tune", "--engine", gray_bundle, *QUICK, "--out", tmp_path / "t", "--budget", "6passes")
+def test_a_search_goes_on_and_measures_nothing_twice(
+    gray_bundle: Path, tmp_path: Path, quick: tuple[object, ...]
+) -> None:
+    tune = ("tune", "--engine", gray_bundle, *quick, "--out", tmp_path / "t", "--budget", "6passes")
     first = document(*tune)
     lines = (tmp_path / "t" / JOURNAL).read_text().splitlines()
     again = document(*tune)
@@ -166,11 +173,13 @@ def test_after_a_kill_the_trials_are_there(gray_bundle: Path, tmp_path: Path) ->
     assert document(*tune, "--trials", 6)["trials"] == 6
 
 
-def test_two_precisions_have_programs_of_their_own(gray_bundle: Path, tmp_path: Path) -> None:
+def test_two_precisions_have_programs_of_their_own(
+    gray_bundle: Path, tmp_path: Path, quick: tuple[object, ...]
+) -> None:
     """Without a budget: a front, of both."""
     coarse = variant(gray_bundle, tmp_path / "coarse", rounded(15))
     both = ("--engine", gray_bundle, "--engine", coarse)
-    told = document("tune", *both, *QUICK, "--refine", 0, "--out", tmp_path / "t")
+    told = document("tune", *both, *quick, "--refine", 0, "--out", tmp_path / "t")
     assert {one["engine"] for one in told["programs"]} == {"gray", "coarse"}
     on_front = [one for one in told["programs"] if one["on_front"]]
     on_front.sort(key=lambda one: one["seconds"])
@@ -181,21 +190,25 @@ def test_two_precisions_have_programs_of_their_own(gray_bundle: Path, tmp_path: 
         assert names == {name for name in open_bundle(folder).programs if name.startswith("tuned-")}
 
 
-def test_what_one_search_measured_takes_part_in_another(gray_bundle: Path, tmp_path: Path) -> None:
+def test_what_one_search_measured_takes_part_in_another(
+    gray_bundle: Path, tmp_path: Path, quick: tuple[object, ...]
+) -> None:
     """Of another precision, without a trial of its own; the default program is left out where nobody asks for it."""
-    first = document("tune", "--engine", gray_bundle, *QUICK, "--budget", "6passes", "--out", tmp_path / "a")
+    first = document("tune", "--engine", gray_bundle, *quick, "--budget", "6passes", "--out", tmp_path / "a")
     coarse = variant(gray_bundle, tmp_path / "coarse", rounded(15))
     start = ("--start", tmp_path / "a" / "tune.json", "--trials", 0, "--refine", 0, "--no-baseline")
-    told = document("tune", "--engine", coarse, *QUICK, "--budget", "6passes", "--out", tmp_path / "b", *start)
+    told = document("tune", "--engine", coarse, *quick, "--budget", "6passes", "--out", tmp_path / "b", *start)
     shapes = [{**one["shape"], "columns": 0} for one in first["measured"]]
     assert told["trials"] == 0 and told["baseline"] is None and told["programs"]
     assert all({**one["shape"], "columns": 0} in shapes for one in told["measured"])
-    fewer = ditedge("tune", "--engine", coarse, *QUICK, "--budget", "2passes", "--out", tmp_path / "c", *start)
+    fewer = ditedge("tune", "--engine", coarse, *quick, "--budget", "2passes", "--out", tmp_path / "c", *start)
     assert fewer.exit_code == 2 and "none of 0 trials made pictures" in fewer.stderr
 
 
-def test_the_cheapest_that_is_good_enough_or_a_sentence(gray_bundle: Path, tmp_path: Path) -> None:
-    tune = ("tune", "--engine", gray_bundle, *QUICK, "--budget", "12passes", "--out", tmp_path / "t")
+def test_the_cheapest_that_is_good_enough_or_a_sentence(
+    gray_bundle: Path, tmp_path: Path, quick: tuple[object, ...]
+) -> None:
+    tune = ("tune", "--engine", gray_bundle, *quick, "--budget", "12passes", "--out", tmp_path / "t")
     every = document(*tune, "--min-quality", 1e9)["programs"]
     assert len(every) == 1
     best = document(*tune)["programs"][0]
