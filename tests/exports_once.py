@@ -2,7 +2,7 @@
 
 `torch.onnx.export` makes the same file of the same module, sizes and operator set (tests/export/graphs/test_to_onnx.py
 holds that), so a test gets what it would have made itself. A key is everything that tracing sees: each module's
-class, `forward` and attributes, and every weight.
+class, `forward` and attributes, and every weight; where it was read from is none of it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,19 @@ from typing import Any
 import pytest
 
 LARGE = 500 << 20  # bytes of weights that are not kept
+NOT_TRACED = ("_parameters", "_buffers", "_modules", "name_or_path")  # the first three follow by themselves
 
 
 def told_of(forward: Any) -> object:
-    """What a function does, in words that another process would find, too; its address where it holds on to something."""
-    code = getattr(forward, "__code__", None)
-    return repr(forward) if code is None or forward.__closure__ else marshal.dumps(code)
+    """What a function does, in words that another process would find, too; its address where it holds on to something.
+
+    Of a decorated one, as transformers' are, it is what the decorator does and what the function itself does.
+    """
+    code, inner = getattr(forward, "__code__", None), getattr(forward, "__wrapped__", None)
+    if inner is not None:
+        return marshal.dumps(code), told_of(inner)
+    closed = code is None or set(code.co_freevars) - {"__class__"}
+    return repr(forward) if closed else marshal.dumps(code)
 
 
 def key_of(module: Any, inputs: dict[str, Any], *settings: Any) -> str:
@@ -33,7 +40,7 @@ def key_of(module: Any, inputs: dict[str, Any], *settings: Any) -> str:
 
     told = hashlib.sha256(repr(settings).encode())
     for name, part in module.named_modules():
-        own = {k: v for k, v in vars(part).items() if k not in ("_parameters", "_buffers", "_modules")}
+        own = {k: sorted(v) if isinstance(v, set) else v for k, v in vars(part).items() if k not in NOT_TRACED}
         told.update(repr((name, type(part), told_of(type(part).forward), sorted(own.items()))).encode())
         tensors = {k: v for k, v in own.items() if isinstance(v, torch.Tensor)}
         tensors |= dict(part.named_parameters(recurse=False)) | dict(part.named_buffers(recurse=False))
