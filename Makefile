@@ -104,7 +104,8 @@ test-gpu: demo $(VENV)/test.stamp
 # For a machine with a GPU and without a network: bundle and wheels into .gpu, and the command to run there.
 .PHONY: gpu-pack gpu-pack-training
 gpu-pack: $(DEMO)/fashion/manifest.json $(VENV)/test.stamp
-	@$(BIN)/python -m pytest -q tests/cpp/plans/test_on_cuda.py  # builds the C++ runtime and its double
+	@$(BIN)/python -m pytest -q tests/cpp/plans/test_on_cuda.py  # builds the C++ runtime and its double, half optimised
+	@test ! -e $(BUILD)/cpp/CMakeCache.txt || { cmake -S runtime/cpp -B $(BUILD)/cpp -DCMAKE_BUILD_TYPE=Release && cmake --build $(BUILD)/cpp --parallel; } > /dev/null
 	@$(BIN)/python tools/gpu_pack.py
 
 # The same for examples/train.py: its images instead of the bundle.

@@ -113,7 +113,8 @@ def with_plans(request: pytest.FixtureRequest) -> list[str]:
 
 @pytest.fixture(scope="session")
 def built(build: Build, with_plans: list[str]) -> Path:
-    return build("cpp", *with_plans)
+    """Half optimised: it compiles in a third of the time, and its arithmetic is ONNX Runtime's. `make cpp` compiles anew."""
+    return build("cpp", *with_plans, "-DCMAKE_BUILD_TYPE=Quick", "-DCMAKE_CXX_FLAGS_QUICK=-O1 -DNDEBUG")
 
 
 @pytest.fixture(scope="session")

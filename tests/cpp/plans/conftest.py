@@ -83,7 +83,7 @@ def mutant(built: Path, tmp_path: Path) -> Callable[..., Path]:
             words = shlex.split(commands[folder / name]["command"])
             words[words.index("-o") + 1] = str(tmp_path / f"{name}.o")
             words[words.index("-c") + 1] = str(tmp_path / name)
-            words = [word for word in words if word not in ("-O3", "-Werror")] + ["-O0"]
+            words = [word for word in words if word not in ("-O1", "-Werror", "-Winvalid-pch")] + ["-O0"]
             subprocess.run(words, cwd=built, check=True, capture_output=True)
         objects = [*(built / "CMakeFiles" / "ditedge.dir" / "src").glob("*.o")]
         kept = [path for path in objects if path.name.removesuffix(".o") not in stale]
