@@ -173,7 +173,7 @@ class Scheduler:
         steps = lane.waiting.steps + sum(ticket.steps - ticket.step for ticket in lane.running)
         after = retry_after(steps, self.limits.max_batch, self.counts.mean_turn, len(lane.waiting))
         self.refused += more
-        raise BusyError(f"{len(lane.waiting)} images wait already, at most {most} may: try again in {after} s", after)
+        raise BusyError(f"{len(lane.waiting)} images wait, {more} more are over {most}: try again in {after} s", after)
 
     def _work(self) -> None:
         while True:

@@ -154,7 +154,7 @@ def test_a_full_queue_says_when_to_come_again(golden_bundle) -> None:
         scheduler.submit(folder.name, [asked(folder)])
         scheduler.turn()
         scheduler.submit(folder.name, 2 * [asked(folder)])
-        with pytest.raises(BusyError, match="2 images wait already, at most 2 may: try again in 1 s") as refused:
+        with pytest.raises(BusyError, match="2 images wait, 1 more are over 2: try again in 1 s") as refused:
             scheduler.submit(folder.name, [asked(folder)])
         assert refused.value.retry_after == 1 and len(scheduler.waiting(folder.name)) == 2 and scheduler.refused == 1
         with pytest.raises(RequestError, match="3 images at once, and the queue takes 2"):
