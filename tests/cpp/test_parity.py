@@ -82,9 +82,10 @@ def test_flows_run_in_either_direction(opened, golden_bundle, prediction: str) -
     assert relative_error(mine, generate(bundle, [3, 9], [7, 8], output="latents", **settings)) < TOLERANCE
 
 
-@pytest.mark.parametrize("program", ["dpm++-20", "ddpm-10", "ddim-25"])
+# With noise at each step and without any; the small bundles' trajectories have DDIM.
+@pytest.mark.parametrize("program", ["dpm++-20", "ddpm-10", pytest.param("ddim-25", marks=pytest.mark.slow)])
 def test_the_demo_models_trajectories(opened, demo_bundle: Path, program: str) -> None:
-    bundle, labels, seeds = open_bundle(demo_bundle), [9, 8, 3, 0], [7, 8, 9, 10]
+    bundle, labels, seeds = open_bundle(demo_bundle), [9, 3], [7, 8]
     handle, chosen = opened(demo_bundle), bundle.program(program)
     mine = handle.generate(labels, seeds, images=False, program=program.encode())
     assert relative_error(mine, generate(bundle, labels, seeds, program=chosen, output="latents")) < TOLERANCE
