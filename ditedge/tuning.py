@@ -34,6 +34,9 @@ def add_tune(group: click.Group) -> None:
         request.check()
         with importing_extra("tune"):
             import optuna  # noqa: F401
+        if request.ray.ray is not None:
+            with importing_extra("ray"):
+                import ray  # noqa: F401
         with importing_extra("calibrate"):
             from ditedge.calibration.tune.output import table, write_result
             from ditedge.calibration.tune.tune import tune as found

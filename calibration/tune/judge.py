@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +21,23 @@ from ..quality.pictures import picture_graph
 GROUPS = 20  # of images, each left out once: the noise of a distance
 
 Seen = tuple[np.ndarray | None, np.ndarray]  # logits [n, classes], features [n, F]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A batch: images `first` .. `first + size - 1` of a program on a bundle (its folder); image i has `seed + i`."""
+
+    bundle: Path
+    program: Program
+    seed: int
+    first: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"of {self.size} images"
+
+
+Sample = Callable[[Sequence[Asked]], Iterator[np.ndarray]]  # each as `sampled` makes it, in their order
 
 
 @dataclass(frozen=True)
@@ -51,13 +69,17 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Judge:
-    """pool: what the pictures are of. see: pictures uint8 [n, h, w, c] -> features. reference: features [m, F]."""
+    """pool: what the pictures are of. see: pictures uint8 [n, h, w, c] -> features. reference: features [m, F].
+
+    sample: who samples batches; None: this process.
+    """
 
     pool: Pool
     see: Callable[[np.ndarray], Seen]
     reference: np.ndarray
     batch: int
     report: Report = silent
+    sample: Sample | None = None
 
     @cached_property
     def moments(self) -> Moments:
@@ -66,12 +88,13 @@ class Judge:
 
     def draw(self, session: Session, program: Program, seed: int, count: int, drawn: Drawn) -> bool:
         """Adds pictures until there are `count`; the first has seed `seed` -> whether all were finite."""
-        while (have := drawn.images) < count:
-            size = min(self.batch, count - have)
-            latents = latents_of(session, self.pool, program, seed, have, size)
-            if not np.isfinite(latents).all():
+        folder, firsts = session.bundle.folder.absolute(), range(drawn.images, count, self.batch)
+        asked = [Asked(folder, program, seed, first, min(self.batch, count - first)) for first in firsts]
+        here = (sampled(session, self.pool, batch) for batch in asked)
+        for images in here if self.sample is None else self.sample(asked):
+            if not len(images):
                 return False
-            logits, features = self.see(pictures(session, latents))
+            logits, features = self.see(images)
             if logits is not None:
                 drawn.logits.append(logits)
             drawn.features.append(features)
@@ -118,6 +141,12 @@ def endless_distance(features: np.ndarray, reference: Moments, halvings: int = 3
         return whole
     half = float(np.mean([frechet_of_moments(moments_of(features[some]), reference) for some in halves]))
     return 2 * whole - half
+
+
+def sampled(session: Session, pool: Pool, batch: Asked) -> np.ndarray:
+    """uint8 [size, h, w, 1 or 3]; empty where any latents are not finite."""
+    latents = latents_of(session, pool, batch.program, batch.seed, batch.first, batch.size)
+    return pictures(session, latents) if np.isfinite(latents).all() else np.empty(0, np.uint8)
 
 
 def latents_of(session: Session, pool: Pool, program: Program, seed: int, first: int, size: int) -> np.ndarray:

@@ -14,7 +14,6 @@ from ...runtime.errors import RequestError
 from ...runtime.files import sha256_of_file, written_atomically
 from ...runtime.loop.session import Session
 from ...runtime.report import Report
-from ..pool import Pool
 from ..quality.features import FeatureExtractor
 from ..quality.pictures import picture_graph
 from ..quality.real_pictures import reference_features
@@ -37,7 +36,6 @@ class Sight:
     count: int
     extractor: FeatureExtractor | None
     seed: int
-    batch: int
 
     def real(self, bundle: Bundle, report: Report) -> np.ndarray | None:
         """Features [N, F] of the real pictures; None without any. Raises RequestError."""
@@ -47,7 +45,7 @@ class Sight:
         return reference_features(self.path, self.extractor, shape, report)
 
     def own(
-        self, session: Session, pool: Pool, report: Report, note: Callable[[str], object], folder: Path, study: Any
+        self, session: Session, judge: Judge, note: Callable[[str], object], folder: Path, study: Any
     ) -> np.ndarray:
         """Features [count, F] of the model's many-step samples, kept in `folder`: the study knows the file's hash, so
         that what another search left is not taken for them. Raises RequestError for overflows.
@@ -63,7 +61,6 @@ class Sight:
         if kept.is_file() and sha256_of_file(kept) == study.user_attrs.get(OWN_FILE):
             return np.load(kept)  # type: ignore[no-any-return]
         drawn = Drawn()
-        judge = Judge(pool, self.see, np.zeros((0, 0)), self.batch, report)
         if not judge.draw(session, program, self.seed, self.count, drawn):
             raise RequestError(f"{session.bundle.folder}: its own pictures of {program.name} overflowed")
         with written_atomically(kept, is_result=False) as temporary, temporary.open("wb") as file:
@@ -77,11 +74,11 @@ def seen_by(request: TuneRequest, bundle: Bundle) -> Sight:
     rungs = request.images
     seed = request.seed + FRESH + rungs[1]
     if request.features is None:
-        return Sight(lambda images: (None, own_features(images)), None, 2 * rungs[1], None, seed, request.batch)
+        return Sight(lambda images: (None, own_features(images)), None, 2 * rungs[1], None, seed)
     extractor = FeatureExtractor(request.features, request.options)
     shape = bundle.manifest.picture_size(picture_graph(bundle))
     extractor.check_classes(shape, bundle.manifest.model.num_classes)
-    return Sight(extractor, request.reference, 0, extractor, seed, request.batch)
+    return Sight(extractor, request.reference, 0, extractor, seed)
 
 
 def judged_by(request: TuneRequest, judge: Judge) -> Judged:

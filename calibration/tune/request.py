@@ -9,6 +9,7 @@ from pathlib import Path
 from ...runtime.errors import RequestError
 from ...runtime.loop.engine import EngineOptions
 from ...runtime.options import BATCH, SEED, option
+from ...runtime.sets.request import RayOptions
 from ..pool import PROMPTS
 from ..quality.request import FEATURES, REFERENCE
 
@@ -98,6 +99,7 @@ class TuneRequest:
         default=True,
         metadata=option("--write/--no-write", help="Put the programs into the bundles, too. [default: yes]"),
     )
+    ray: RayOptions = RayOptions()
     options: EngineOptions = EngineOptions()
 
     @property

@@ -20,6 +20,7 @@ from ..pool import Pool, pool_of
 from ..quality.comparable import differences
 from ..quality.pictures import picture_graph
 from .costs import PASSES, Costs, check_affordable, measured_costs
+from .elsewhere import sampled_elsewhere
 from .fit import fitted_program
 from .judge import Judge
 from .reference import seen_by
@@ -100,9 +101,11 @@ def begun(request: TuneRequest, report: Report, note: Callable[[str], object]) -
         report("measuring what a step costs")
         costs = [Costs(**remembered(study, f"costs {i}", _costs_of(one, pool))) for i, one in enumerate(sessions)]
         check_affordable(request.limit, costs)
-        reference = real if real is not None else see.own(sessions[0], pool, report, note, request.folder, study)
+        sample = sampled_elsewhere(request, bundles, pool, stack)
+        judge = Judge(pool, see.see, np.zeros((0, 0)), request.batch, report, sample)
+        reference = real if real is not None else see.own(sessions[0], judge, note, request.folder, study)
         contenders = [Contender(*parts) for parts in zip(names, bundles, sessions, costs, strict=True)]
-        judge, space = Judge(pool, see.see, reference, request.batch, report), replace(space, costs=tuple(costs))
+        judge, space = replace(judge, reference=reference), replace(space, costs=tuple(costs))
         before = study.user_attrs.get("seconds", 0.0)
         work = Work(request, contenders, judge, storage, study, space, report, before, time.monotonic())
         try:

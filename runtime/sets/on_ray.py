@@ -12,8 +12,9 @@ import re
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from typing import Any, Protocol
 
 from ..errors import DitedgeError, EngineError, RequestError
@@ -24,11 +25,13 @@ MOST_DEATHS = 5  # of workers over one batch: it is what kills them
 CONNECT_SECONDS = 5.0
 LOCAL = "local"  # an address: this machine alone, for the time of the command
 
+Ask = Callable[[Sequence[Any]], Iterator[tuple[Any, Any]]]  # batches -> each with what it is, as they come
+
 
 class Maker(Protocol):
     """What a worker holds: loaded engines."""
 
-    def sample(self, batch: int) -> Any:
+    def sample(self, batch: Any) -> Any:
         """Whatever a batch is; not None."""
 
 
@@ -41,7 +44,7 @@ class Worker:
     def present(self) -> None:
         """Comes back when there is a worker, at first and again."""
 
-    def sample(self, batch: int) -> Any:
+    def sample(self, batch: Any) -> Any:
         """A batch; what a user can mend comes back as it is, since trying again does not help."""
         try:
             return self._maker.sample(batch)
@@ -52,15 +55,23 @@ class Worker:
 def on_ray(
     options: RayOptions, threads: int, make: Callable[[], Maker], batches: list[int]
 ) -> Iterator[tuple[int, Any]]:
-    """Each batch with what it is, in the order in which they are there. Raises RequestError, EngineError.
+    """Each batch with what it is, in the order in which they are there. Raises RequestError, EngineError."""
+    with crew(options, threads, make, len(batches)) as ask:
+        yield from ask(batches)
 
-    threads: CPUs that a worker takes. make: called by each worker, on its node; what it was made with is pickled.
+
+@contextmanager
+def crew(options: RayOptions, threads: int, make: Callable[[], Maker], most: int) -> Iterator[Ask]:
+    """Workers that are asked again and again; asking raises RequestError, EngineError. Raises RequestError.
+
+    threads: CPUs that a worker takes. make: called by each worker, on its node; what it was made with is pickled, and
+    so are batches, which are hashable here. most: batches that are asked for at a time, and so workers.
     """
     with _cluster(options) as ray:
         settings = {"num_cpus": threads, "num_gpus": options.worker_gpus, "max_restarts": -1}
         kind = ray.remote(**settings)(Worker)
-        workers = [kind.remote(make) for _ in range(_count(ray, options, threads, len(batches)))]
-        yield from _in_turns(ray, workers, batches)
+        workers = [kind.remote(make) for _ in range(_count(ray, options, threads, most))]
+        yield partial(_in_turns, ray, workers)
 
 
 def in_order(found: Iterator[tuple[int, Any]]) -> Iterator[Any]:
@@ -74,11 +85,12 @@ def in_order(found: Iterator[tuple[int, Any]]) -> Iterator[Any]:
             following += 1
 
 
-def _in_turns(ray: Any, workers: list[Any], batches: list[int]) -> Iterator[tuple[int, Any]]:
+def _in_turns(ray: Any, workers: list[Any], batches: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
     waiting = list(reversed(batches))
-    asked: dict[Any, tuple[int | None, int]] = {}  # what is to come -> batch, worker; no batch: whether it is there
-    deaths: Counter[int] = Counter()  # by batch
+    asked: dict[Any, tuple[Any, int]] = {}  # what is to come -> batch, worker; no batch: whether it is there
+    deaths: Counter[Any] = Counter()  # by batch
     left = len(batches)
+    each = min(IN_FLIGHT, -(-left // len(workers)))  # few batches are spread, not queued
 
     def await_worker(number: int) -> None:
         asked[workers[number].present.options(max_task_retries=-1).remote()] = (None, number)
@@ -89,7 +101,7 @@ def _in_turns(ray: Any, workers: list[Any], batches: list[int]) -> Iterator[tupl
         busy = Counter(number for _, number in asked.values())
         away = {number for batch, number in asked.values() if batch is None}  # nothing more until it is there
         for number in range(len(workers)):
-            while waiting and number not in away and busy[number] < IN_FLIGHT:
+            while waiting and number not in away and busy[number] < each:
                 following = waiting.pop()
                 asked[workers[number].sample.remote(following)] = (following, number)
                 busy[number] += 1

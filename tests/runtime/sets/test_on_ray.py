@@ -167,7 +167,10 @@ class Crew:
             else:
                 self.die[what].discard(number)
             raise Died
-        return np.full((1, 1, 1, 1), what, np.uint8)
+        return self.sample(what, number)
+
+    def sample(self, batch: int, number: int) -> np.ndarray:
+        return np.full((1, 1, 1, 1), batch, np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +183,12 @@ def test_batches_of_the_dead_go_to_the_living(die: dict[int, set[int]], gone: se
     assert all(images.item() == batch for batch, images in made)
     if gone:
         assert [number for number, _ in ray.asked].count(1) == IN_FLIGHT  # it is asked for nothing more
+
+
+def test_few_batches_are_spread() -> None:
+    ray = Crew({})
+    assert len(list(_in_turns(ray, ray.workers(4), list(range(4))))) == 4
+    assert sorted(number for number, _ in ray.asked) == [0, 1, 2, 3]
 
 
 def test_batches_in_their_order() -> None:
