@@ -30,6 +30,7 @@ from ditedge.runtime import open_bundle  # noqa: E402
 from ditedge.runtime.loop.engine import EngineOptions  # noqa: E402
 from ditedge.runtime.loop.generate import generate  # noqa: E402
 from ditedge.runtime.loop.session import Session  # noqa: E402
+from ditedge.runtime.samplers.guidance import guidance_interval_from_text  # noqa: E402
 
 CLASSIFIER = ROOT / "models" / "fashion_classifier.onnx"
 TWO = (2 * IMAGE_SIZE, IMAGE_SIZE)  # width, height
@@ -38,9 +39,12 @@ TWO = (2 * IMAGE_SIZE, IMAGE_SIZE)  # width, height
 class Studio:
     """A bundle at work: captions to pictures, with progress."""
 
-    def __init__(self, engine: Path, batch: int, seed: int, threads: int) -> None:
-        self.bundle, self.batch, self.seed = open_bundle(engine), batch, seed
-        self.session = Session(self.bundle, EngineOptions(threads=threads))
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.bundle, self.batch, self.seed = open_bundle(arguments.engine), arguments.batch, arguments.seed
+        self.session, self.program = Session(self.bundle, EngineOptions(threads=arguments.threads)), None
+        if arguments.guidance_interval:
+            interval = guidance_interval_from_text(arguments.guidance_interval, self.bundle.schedule)
+            self.program = self.bundle.program(guidance_interval=interval)
 
     def pictures(self, what: str, prompts: list[str], size: tuple[int, int], **settings: Any) -> np.ndarray:
         """uint8 [n, height, width]."""
@@ -50,6 +54,7 @@ class Studio:
                 self.bundle,
                 seeds=range(self.seed, self.seed + len(prompts)),
                 prompts=prompts,
+                program=self.program,
                 size=size,
                 batch=self.batch,
                 session=self.session,
@@ -132,6 +137,7 @@ def arguments_given() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=500, help="pictures of the two first rows")
     parser.add_argument("--fewer", type=int, default=200, help="of each other row")
     parser.add_argument("--guidance", type=float, action="append", default=None, help="other scales to measure")
+    parser.add_argument("--guidance-interval", default=None, help="LO,HI: guide only there, as `ditedge run` does")
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0 is as many as there are cores")
@@ -141,7 +147,7 @@ def arguments_given() -> argparse.Namespace:
 
 def main() -> None:
     arguments = arguments_given()
-    studio, rows = Studio(arguments.engine, arguments.batch, arguments.seed, arguments.threads), []
+    studio, rows = Studio(arguments), []
     known, new = (drawn(language, arguments.count, arguments.seed) for language in (TRAINED, HELD_OUT))
     wanted = [("words of training", known, None), ("paraphrases held out", new, None)]
     for scale in arguments.guidance or ():

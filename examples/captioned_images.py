@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from fashion_mnist import CLASSES, load, to_model_range
-from text_captions import TRAINED, Caption, Garment, brightness_groups, caption
+from text_captions import WIDER, Caption, Garment, brightness_groups, caption
 from text_encoder import fetch
 from torch import Tensor
 
 CAPTION_DROPOUT, TOKEN_DROPOUT, ROW_NOISE = 0.1, 0.02, 0.05  # shares, and parts of the rows' own spread
 TOKENS = 32  # of a caption at most
 WIDTH = 384  # of the text encoder's rows
+DRAWN = (2.0, 1.0, 5.0, 1.0, 2.0, 1.0, 2.0, 1.0, 1.0, 1.0)  # of each class: what is learned last is drawn more often
 
 
 def encoded_captions(count: int, share: float, encoder: Path, random_: random.Random, device: str) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def encoded_captions(count: int, share: float, encoder: Path, random_: random.Ra
     found: dict[str, Caption] = {}
     tried = 0
     while len(found) < count:
-        made = caption(TRAINED, random_, 1 if tried < 2 * share * count else 2)  # of one garment there are 6,480 only
+        made = caption(WIDER, random_, 1 if tried < 2 * share * count else 2)  # of one garment there are few
         found.setdefault(made.text, made)
         tried += 1
     model, tokenizer = text_encoder(fetch(encoder))
@@ -69,6 +70,7 @@ class Data:
     rows: Tensor  # [M + 1, TOKENS, WIDTH] float16
     lengths: Tensor  # [M + 1] int64: tokens of a caption
     garments: Tensor  # [M, 2] int64: kind of each garment, the first one's twice in captions of one
+    weights: Tensor  # [M] float32: how often a caption is drawn, relative to the others
     singles: Tensor  # int64: indices of captions of one garment
     pairs: Tensor  # int64: of two
     labels: Tensor  # [G] int64
@@ -95,13 +97,16 @@ def read_data(file: Path, folder: Path | None) -> Data:
     kinds, members = list(groups), [torch.from_numpy(indices) for indices in groups.values()]
     said = [[kinds.index(Garment(*each)) for each in garments] for _, garments in saved["captions"]]
     counts, sizes = torch.tensor([len(each) for each in said]), torch.tensor([len(each) for each in members])
+    garments = torch.tensor([(each[0], each[-1]) for each in said])
+    labels_of_kinds = torch.tensor([kind.label for kind in kinds])
     return Data(
         images,
         saved["rows"],
         saved["lengths"],
-        torch.tensor([(each[0], each[-1]) for each in said]),
+        garments,
+        torch.tensor(DRAWN)[labels_of_kinds[garments]].mean(1),
         *((counts == kind).nonzero()[:, 0] for kind in (1, 2)),
-        torch.tensor([kind.label for kind in kinds]),
+        labels_of_kinds,
         torch.tensor([kind.brightness is not None for kind in kinds]),
         torch.cat(members),
         sizes.cumsum(0) - sizes,
@@ -123,7 +128,7 @@ class Batch:
 def batch(count: int, data: Data, kind: int) -> Batch:
     """kind: 1 or 2 garments."""
     device, several = data.rows.device, data.singles if kind == 1 else data.pairs
-    chosen = several[torch.randint(len(several), (count,), device=device)]
+    chosen = several[torch.multinomial(data.weights[several], count, replacement=True)]
     garments = data.garments[chosen, :kind]
     drawn = (torch.rand(garments.shape, device=device) * data.count[garments]).long()
     halves = data.images[data.members[data.first[garments] + drawn]]

@@ -7,7 +7,7 @@ it understood the text or learned the words by heart.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -77,6 +77,44 @@ TRAINED = Language(
          "{right} with {left} on its left", "{right}, to its left {left}", "{right}, and on its left {left}",
          "first {left}, then {right}", "from left to right: {left}, {right}"),
 )  # fmt: skip
+MORE_NOUNS = (
+    ("t-shirt for sports", "loose tee", "round neck t-shirt", "summer t-shirt"),
+    ("denim jeans", "pair of leggings", "trousers with pockets", "suit trousers"),
+    ("thick sweater", "woollen jumper", "jumper with long sleeves", "hooded sweatshirt", "soft pullover"),
+    ("dress without sleeves", "ball gown", "long summer dress", "dress for the summer"),
+    ("parka", "coat for the rain", "jacket with a zipper", "thick coat", "open jacket"),
+    ("flat sandal", "sandal with a heel", "light sandal", "sandal for hot days"),
+    ("linen shirt", "blouse with long sleeves", "shirt with cuffs", "shirt for work", "elegant blouse"),
+    ("shoe for the gym", "sneaker with laces", "skate shoe", "light trainer"),
+    ("bag for shopping", "messenger bag", "small purse", "bag with a zipper"),
+    ("boot with laces", "boot for the winter", "hiking boot", "ankle boot with a heel"),
+)  # fmt: skip
+MORE_OF_TWO = (
+    "{left} is on the left, {right} is on the right", "{right} on the right and {left} on the left",
+    "{right} to the right, {left} to the left", "on the right {right}, on the left {left}",
+    "right: {right}, left: {left}", "the left one is {left}, the right one is {right}",
+    "the right one is {right}, the left one is {left}", "you see {left} and, to its right, {right}",
+    "you see {right} and, to its left, {left}", "{left} on the left side, {right} on the right side",
+    "right side: {right}; left side: {left}", "there is {left}, and to the right of it {right}",
+    "there is {right}, and to the left of it {left}", "{left} is left of {right}", "{right} right of {left}",
+    "{right} is to the right of {left}", "two garments: {left} and, right of it, {right}",
+    "two garments: {right} and, left of it, {left}", "at the left there is {left}, at the right {right}",
+    "at the right of {left} there is {right}", "a photo of {left} with {right} to its right",
+    "a picture of {right} with {left} to its left", "{left} in the left half, {right} in the right half",
+    "the right half shows {right}, the left half {left}", "on the left we see {left}; on the right, {right}",
+    "on the right is {right}, and on the left is {left}", "{left} comes first, {right} second",
+    "{left} is followed by {right}", "{right} comes after {left}", "{left} before {right}", "{left} plus {right}",
+    "{left} together with {right}", "{left} with {right} to the right of it",
+    "{right} with {left} to the left of it", "{left}; beside it, on the right, {right}",
+    "{right}; beside it, on the left, {left}", "{left} has {right} on its right", "{right} has {left} on its left",
+    "to the left of {right} there is {left}", "left of {right} is {left}", "right of {left} is {right}",
+    "the first is {left}, the second is {right}", "{left} at the left end and {right} at the right end",
+)  # fmt: skip
+WIDER = replace(  # what the next training learns from: the shipped weights know TRAINED alone
+    TRAINED,
+    nouns=tuple((*old, *more) for old, more in zip(TRAINED.nouns, MORE_NOUNS, strict=True)),
+    two=(*TRAINED.two, *MORE_OF_TWO),
+)
 HELD_OUT = Language(
     nouns=(
         ("short-sleeved tee", "summer top with short sleeves", "tee shirt"),

@@ -8,7 +8,8 @@ dit.safetensors`: self-attention, MLPs and embedders are taken over, adaLN becom
 the token rows of a frozen text encoder (examples/text_encoder.py) begins with an output of zero. The same DiT then
 teaches: the objective is the mean squared error of what it predicts for each garment by itself, with more weight where
 noise is strong, since captions are decided there, of its blocks' tokens (hints, arXiv:1412.6550), and of what leads
-to another class; one caption in ten is empty, for guidance. Interrupted, the same command goes on from the last
+to another class, mostly of those that look alike; one caption in ten is empty, for guidance. `--weights` begins with
+those of an earlier training instead. Interrupted, the same command goes on from the last
 checkpoint. The result is a diffusers pipeline folder without a VAE and without the text encoder: the weights' average,
 in float16.
 """
@@ -27,9 +28,10 @@ from pathlib import Path
 
 import torch
 from captioned_images import TOKENS, WIDTH, Batch, Data, batch, read_data, write_captions
-from fashion_mnist import CLASSES, IMAGE_SIZE
+from confusion import another, confusion, mean_where
+from fashion_mnist import IMAGE_SIZE
 from pixart_of_dit import initialize, read_teacher
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from train import TIMESTEPS, Diffusion, halved, learning_rate, save, take_up, update_ema
 
@@ -48,6 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=None, help="folder with the four gzipped IDX files")
     parser.add_argument("--encoder", type=Path, default=Path("build/minilm"), help="text_encoder/ and tokenizer/")
     parser.add_argument("--start", type=Path, default=Path("models/fashion-dit.safetensors"))
+    parser.add_argument("--weights", type=Path, default=None, help="of a PixArt of this size, to go on from")
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--steps", type=int, default=1000000, help="end after so many, whatever --minutes says")
     parser.add_argument("--batch-size", type=int, default=256)
@@ -88,7 +91,10 @@ class Run:
 
 def new_run(args: argparse.Namespace) -> Run:
     model, teacher = PixArt(CONFIG), read_teacher(args.start).to(args.device)
-    initialize(model, args.start)
+    if args.weights:
+        model.load_state_dict({name: tensor.float() for name, tensor in load_file(args.weights).items()})
+    else:
+        initialize(model, args.start)
     model.to(args.device)
     ema = deepcopy(model).requires_grad_(False)
     hints = listened(model.transformer_blocks), listened(teacher.blocks)
@@ -129,11 +135,6 @@ def hint_error(run: Run, rows: int, bright: Tensor) -> Tensor:
     learned.clear()
     taught.clear()
     return total / len(run.model.transformer_blocks)
-
-
-def mean_where(values: Tensor, kept: Tensor) -> Tensor:
-    """The mean of those that are kept, 0 where none is."""
-    return (values * kept).sum() / kept.sum().clamp(min=1)
 
 
 def predicted(model: PixArt, x: Tensor, t: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -193,25 +194,10 @@ def by_halves(teacher: DiT, x: Tensor, t: Tensor, said: Tensor) -> Tensor:
     return torch.cat(found.chunk(kind), dim=3)
 
 
-def another(said: Tensor) -> Tensor:
-    """A class, or none, that is not the one said: uniformly."""
-    return (said + torch.randint_like(said, 1, len(CLASSES) + 1)) % (len(CLASSES) + 1)
-
-
 def with_brightness(own: Tensor, drawn: Batch, noise: Tensor) -> Tensor:
     """In part the noise itself where the caption says more than a class."""
     part = BRIGHTNESS * drawn.bright.repeat_interleave(IMAGE_SIZE, dim=1)[:, None, None]
     return own + part * (noise - own)
-
-
-def confusion(error: Tensor, other: Tensor, bright: Tensor) -> Tensor:
-    """How far the error [N, 1, H, W] leads to what another class would predict (other: less what is right): squared, 1
-    where all the way, the mean over halves. Classes that look alike differ by little, which guidance makes
-    large: the mean squared error says nearly nothing of it. bright [N, garments]: halves that are left out."""
-    error, other = (torch.cat(each.chunk(bright.shape[1], dim=3)).flatten(1) for each in (error, other))
-    size = other.square().sum(1)
-    part = (error * other).sum(1) / (size + 0.1 * size.mean())
-    return mean_where(part.square(), ~bright.T.flatten())
 
 
 def write_pipeline(model: PixArt, out: Path) -> None:
