@@ -2,6 +2,7 @@
 
     python bench/decode_memory.py                        # 512 px: the claim is under 2 GB, for any number of pictures
     python bench/decode_memory.py --size 256 --count 8
+    python bench/decode_memory.py --precision int8 --size 1024   # as `ditedge quantize` makes it: under 2 GB, too
     python bench/decode_memory.py --tiny                 # TAESD's layout
     python bench/decode_memory.py --keep-buffers         # ONNX Runtime's own defaults, which the sampler turns off
 
@@ -21,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from ditedge.runtime.bench.turns import peak_memory  # noqa: E402
 from ditedge.runtime.loop.engine import EngineOptions  # noqa: E402
 from ditedge.runtime.loop.engines import open_engine  # noqa: E402
 from ditedge.runtime.loop.host_loop import decode_images  # noqa: E402
@@ -29,7 +31,7 @@ SD_WIDTHS, SD_LAYERS, FACTOR = (128, 256, 512, 512), 2, 8
 
 
 def export_random_decoder(path: Path, size: int, tiny: bool, precision: str) -> None:
-    """Writes decoder.onnx for latents [B, 4, size, size]."""
+    """Writes decoder.onnx for latents [B, 4, size, size]; precision: float32, float16 or int8."""
     import torch
 
     from ditedge.export.graphs.modules import LatentDecoder
@@ -42,13 +44,20 @@ def export_random_decoder(path: Path, size: int, tiny: bool, precision: str) -> 
     else:
         vae = KlDecoder(KlConfig(4, 3, SD_WIDTHS, SD_LAYERS))
     vae = (half_precision(vae) if precision == "float16" else vae).eval().requires_grad_(False)
-    latent = torch.randn(2, 4, size, size)
-    onnx_from_module(LatentDecoder(vae), {"latent": latent}, "image", {"latent": {0: "B"}}, path)
+    if precision != "int8":
+        latent = torch.randn(2, 4, size, size)
+        onnx_from_module(LatentDecoder(vae), {"latent": latent}, "image", {"latent": {0: "B"}}, path)
+        return
+    from ditedge.calibration.formats.static_decoder import static_int8
+
+    latent = torch.randn(2, 4, 16, 16)  # statistics of noise do not depend on its size
+    exact = path.with_name("exact.onnx")
+    onnx_from_module(LatentDecoder(vae), {"latent": latent}, "image", {"latent": {0: "B", 2: "H", 3: "W"}}, exact)
+    static_int8(exact, path, latent.numpy())
 
 
 def decode(path: Path, size: int, count: int, options: EngineOptions) -> None:
     """Decodes `count` pictures and prints the peak memory [bytes] and seconds as JSON. Runs in the child process."""
-    import resource
     import time
 
     import numpy as np
@@ -58,8 +67,7 @@ def decode(path: Path, size: int, count: int, options: EngineOptions) -> None:
     start = time.perf_counter()
     decode_images(engine, latent, (size * FACTOR, size * FACTOR, 3))
     seconds = (time.perf_counter() - start) / count
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    print(json.dumps({"peak_bytes": peak, "seconds_per_picture": seconds}))
+    print(json.dumps({"peak_bytes": peak_memory(), "seconds_per_picture": seconds}))
 
 
 def main() -> None:
@@ -68,7 +76,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=3, help="pictures to decode")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--precision", choices=["float32", "float16"], default="float32")
+    parser.add_argument("--precision", choices=["float32", "float16", "int8"], default="float32")
     parser.add_argument("--keep-buffers", action="store_true")
     parser.add_argument("--decode", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..graph.parts import attention_in_rows, norms_in_parts
+from ..graph.residuals import last_convolution_in_parts, residuals_in_parts
 from ..graph.surgery import load_graph, require_opset, save_graph
 
 LARGE_DECODER = 50_000_000  # bytes: Stable Diffusion's has 198 MB and norms, which need few latents; a tiny one 5 MB
@@ -71,6 +72,8 @@ def static_int8(source: Path, path: Path, latents: np.ndarray) -> None:
         )
     model = load_graph(path)
     norms_in_parts(model)
+    residuals_in_parts(model)
+    last_convolution_in_parts(model)
     if attention_in_rows(model):
         require_opset(model, SPLIT_OPSET)
     save_graph(model, path)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .surgery import constant, insert, only_reader, take_place
+from .surgery import constant, drop_unused, insert, only_reader, take_place
 
 PARTS = (1, 2, 8, 16)  # behind none, one, two, ... upsamplings: SD's norms at 256 px then take 4 MB at a time
 ROWS = 8  # of the queries; a picture of 49 and more latent pixels can be split so
@@ -56,6 +56,7 @@ def norms_in_parts(model: Any) -> int:
         if parts > 1 and norm.groups % parts == 0:
             _split_norm(model, norm, parts)
             done += 1
+    drop_unused(model)
     return done
 
 
@@ -78,6 +79,7 @@ def attention_in_rows(model: Any, rows: int = ROWS) -> int:
         if product.inputs[0] is softmax.outputs[0] and only_reader(scores.outputs[0]) is softmax:
             _split_attention(model, scores, softmax, product, rows)
             done += 1
+    drop_unused(model)
     return done
 
 
@@ -117,20 +119,21 @@ def _match(norm: Any) -> GroupNorm | None:
 
 def _split_norm(model: Any, norm: GroupNorm, parts: int) -> None:
     last, size = norm.last, norm.channels // parts
-    restore = norm.x.producer()
-    rounded = restore is not None and restore.op_type == "DequantizeLinear" and restore.inputs[0].producer() is not None
-    whole = restore.inputs[0] if rounded else norm.x  # what is rounded is split while it is small
     outputs = []
     for part in range(parts):
         name = f"{norm.norm.name}.{part}"
-        bounds = [constant(model, f"at_{place}", np.array([place], np.int64)) for place in
-                  (part * size, (part + 1) * size, 1)]  # fmt: skip
-        x = insert(model, last, "Slice", [whole, *bounds], f"{name}.slice")
-        if rounded:
-            x = insert(model, last, "DequantizeLinear", [x, *restore.inputs[1:]], f"{name}.x")
+        x = slice_of(model, last, norm.x, (part * size, (part + 1) * size))
         outputs.append(_one_part(model, norm, x, part, parts, name))
     take_place(last.outputs[0], insert(model, last, "Concat", outputs, f"{norm.norm.name}.joined", axis=1))
-    _remove_back_to(model, last, norm.x)
+
+
+def slice_of(model: Any, before: Any, value: Any, bound: tuple[int, int]) -> Any:
+    """Some channels of a value [B, C, H, W] float32, in front of a node; what is rounded is split while it is small."""
+    restore, name = value.producer(), f"{value.name}.{bound[0]}.for.{before.outputs[0].name}"
+    rounded = restore is not None and restore.op_type == "DequantizeLinear" and restore.inputs[0].producer() is not None
+    bounds = [constant(model, f"at_{place}", np.array([place], np.int64)) for place in (*bound, 1)]
+    part = insert(model, before, "Slice", [restore.inputs[0] if rounded else value, *bounds], f"{name}.slice")
+    return insert(model, before, "DequantizeLinear", [part, *restore.inputs[1:]], name) if rounded else part
 
 
 def _one_part(model: Any, norm: GroupNorm, x: Any, part: int, parts: int, name: str) -> Any:
@@ -170,14 +173,3 @@ def _split_attention(model: Any, scores: Any, softmax: Any, product: Any, rows: 
         value = insert(model, product, "Softmax", [value], f"{name}.softmax", axis=axis)
         outputs.append(insert(model, product, "MatMul", [value, product.inputs[1]], f"{name}.attended"))
     take_place(product.outputs[0], insert(model, product, "Concat", outputs, f"{softmax.name}.joined", axis=1))
-    _remove_back_to(model, product, scores.inputs[0])
-
-
-def _remove_back_to(model: Any, node: Any, end: Any) -> None:
-    """Removes a node that nothing reads any more, and what was only for it."""
-    inputs = [value for value in node.inputs if value is not None and value is not end]
-    model.graph.remove(node, safe=True)
-    for value in dict.fromkeys(inputs):
-        producer = value.producer()
-        if producer is not None and not any(out.uses() or out.is_graph_output() for out in producer.outputs):
-            _remove_back_to(model, producer, end)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ...runtime.bundle.manifest import weights_file
 from ...runtime.errors import EngineError, first_line
@@ -35,10 +36,8 @@ def save_graph(model: Any, path: Path) -> None:
 
 
 def drop_unused(model: Any) -> None:
-    """Removes the initializers that nothing reads any more."""
-    initializers = model.graph.initializers
-    for name in [name for name, value in initializers.items() if not value.uses() and not value.is_graph_output()]:
-        del initializers[name]
+    """Removes the nodes and initializers that nothing reads any more."""
+    RemoveUnusedNodesPass()(model)
 
 
 def check_graph(path: Path) -> None:

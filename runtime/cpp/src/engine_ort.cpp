@@ -1,8 +1,12 @@
 // ONNX Runtime, found by dlopen: one library works with every ONNX Runtime from API 21 (1.21) on.
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "engine_ort.hpp"
 #include "error.hpp"
@@ -23,6 +27,15 @@ constexpr char kProbeGraph[] =
     "B\x01wZ\x13\n\x01x\x12\x0e\n\x0c\x08\x02\x12\x08\n\x02\x08\x01\n\x02\x08\x04"
     "b\x13\n\x01y\x12\x0e\n\x0c\x08\x06\x12\x08\n\x02\x08\x01\n\x02\x08\x01"
     "B\x04\n\x00\x10\n";
+
+// glibc would keep what is freed, up to blocks of 32 MB, where others lie behind: twice the memory for large pictures.
+// The same as return_large_blocks of runtime/loop/engine_ort.py; whoever set the threshold himself is left alone.
+void return_large_blocks() {
+#ifdef __GLIBC__
+    static const bool done = std::getenv("MALLOC_MMAP_THRESHOLD_") != nullptr || mallopt(M_MMAP_THRESHOLD, 4 << 20) != 0;
+    (void)done;
+#endif
+}
 
 void check(const OrtApi* api, OrtStatus* status, const std::string& what) {
     if (status == nullptr) return;
@@ -118,6 +131,7 @@ OrtGraph::OrtGraph(const GraphBytes& bytes, const GraphInfo& info, const EngineO
     // What a run has to say is in its status: a cancel writes nothing to the application's standard error.
     ok(api->RunOptionsSetRunLogSeverityLevel(run_options.get(), ORT_LOGGING_LEVEL_FATAL));
     if (!keep_buffers) {
+        return_large_blocks();
         ok(api->DisableCpuMemArena(settings.get()));
         ok(api->DisableMemPattern(settings.get()));
     }
