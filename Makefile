@@ -5,6 +5,7 @@ BUILD  := build
 BIN    := $(VENV)/bin
 DEMO   := $(BUILD)/demo
 MODEL  := models/fashion-dit
+TUNED  := $(foreach passes,8 15,--program models/fashion-programs/tuned-$(passes).json)
 TEXT   := fashion-pixart
 ONE    := fashion-meanflow
 
@@ -42,13 +43,13 @@ venv: $(VENV)/test.stamp
 
 demo: $(VENV)/demo.stamp
 	@mkdir -p $(DEMO)
-	$(BIN)/python cli.py export --ckpt $(MODEL).safetensors --heads 3 --classes $(MODEL).classes.txt --out $(DEMO)/fashion --force
+	$(BIN)/python cli.py export --ckpt $(MODEL).safetensors --heads 3 --classes $(MODEL).classes.txt $(TUNED) --out $(DEMO)/fashion --force
 	$(BIN)/python cli.py run --engine $(DEMO)/fashion --count 40 --batch 20 --seed 7 -o $(DEMO)/fashion.png
 	$(BIN)/python cli.py quantize --engine $(DEMO)/fashion --out $(DEMO)/fashion-int8 --force
 	$(BIN)/python cli.py run --engine $(DEMO)/fashion-int8 --count 40 --batch 20 --seed 7 -o $(DEMO)/fashion-int8.png
 	@echo "the picture: $(CURDIR)/$(DEMO)/fashion.png"
 	@echo "the same in int8: $(CURDIR)/$(DEMO)/fashion-int8.png"
-	@echo "in 8 forward passes instead of 40: $(BIN)/ditedge run --engine $(DEMO)/fashion --program models/fashion-programs/tuned-8.json"
+	@echo "with 40 evaluations of the network instead of 8: $(BIN)/ditedge run --engine $(DEMO)/fashion --program dpm++-20"
 	@echo "both side by side, measured: $(CURDIR)/$(DEMO)/fashion-int8/quality/report.html"
 
 demo-one-step: $(VENV)/demo.stamp

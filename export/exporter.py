@@ -22,6 +22,7 @@ from ..runtime.loop.verify import check_replayed, replay_golden
 from ..runtime.replacing import scratch_beside
 from ..runtime.report import Report, silent
 from ..runtime.samplers.process import NO_BETAS
+from ..runtime.samplers.program import Program
 from ..runtime.samplers.schedule import ScheduleInfo
 from .graphs.write import write_graphs
 from .manifests import model_info, write_manifest
@@ -36,7 +37,7 @@ from .sources.merging import Lora
 from .sources.read import read_source
 from .sources.vae_checkpoint import VaeCheckpoint, read_vae
 from .truth.golden import GOLDEN_GUIDANCE, write_golden
-from .truth.programs import golden_steps, write_programs
+from .truth.programs import given_programs, golden_steps, write_programs
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class _Ready:
     vae: VaeCheckpoint | None
     pixels: bool
     labels: tuple[str, ...]
+    programs: tuple[Program, ...]  # what the user gave
     notes: tuple[str, ...]
 
 
@@ -113,13 +115,15 @@ def _read(source: Path, options: ExportOptions, loras: Sequence[Lora]) -> _Ready
         why = "; was it trained without label dropout? then give --no-null-class" if options.null_class is None else ""
         raise RequestError(f"{len(labels)} class names for {info.num_classes} classes{why}")
     hint = note_on_pictures(info, pixels, options.pixels is not None) if vae is None else None
+    schedule = None if info.prediction in NO_BETAS else checkpoint.schedule or DDPM_SCHEDULE
     return _Ready(
         checkpoint,
         info,
-        None if info.prediction in NO_BETAS else checkpoint.schedule or DDPM_SCHEDULE,
+        schedule,
         vae,
         pixels,
         labels,
+        given_programs(options.program, info, schedule),
         (*checkpoint.notes, *(vae.notes if vae is not None else ()), *([hint] if hint else [])),
     )
 
@@ -133,7 +137,8 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
     if options.encoder:
         graphs |= image_graphs(vae, info, folder, options.opset, report)
     steps = golden_steps(info, options.golden_steps)
-    programs, default = write_programs(info, ready.schedule, ready.checkpoint.sampling, folder, steps)
+    sampling = ready.checkpoint.sampling
+    programs, default = write_programs(info, ready.schedule, sampling, folder, steps, given=ready.programs)
     golden = write_golden(model, info, ready.schedule, folder, steps, report)
     guidance = ready.checkpoint.guidance or GOLDEN_GUIDANCE
     return write_manifest(

@@ -118,6 +118,13 @@ class ExportOptions:
             help="Models that take prompts: with the pipeline's text encoder, or for recorded prompts.",
         ),
     )
+    program: tuple[Path, ...] = field(
+        default=(),
+        metadata=option(
+            "--program",
+            help="Ready program, of `tune` for one, to put into the bundle: the first is its default. Repeat it.",
+        ),
+    )
     golden_steps: int | None = field(
         default=None,
         metadata=option(

@@ -19,6 +19,7 @@ from ..runtime.files import write_text
 from ..runtime.loop.prompts import write_prompt
 from ..runtime.loop.verify import check_replayed, replay_golden
 from ..runtime.report import Report
+from ..runtime.samplers.program import Program
 from .graphs.write_text import write_encoder, write_prompt_graphs
 from .manifests import model_info, write_manifest
 from .options import ExportOptions, vae_dtype
@@ -29,11 +30,11 @@ from .sources.prompt_checkpoint import PromptCheckpoint
 from .sources.text_folder import TextFolder, sha256_of_encoders, text_folders
 from .sources.vae_checkpoint import VaeCheckpoint
 from .truth.golden_prompts import write_golden_prompts
-from .truth.programs import Flow, golden_steps, write_programs, write_sized_programs
+from .truth.programs import Flow, given_programs, golden_steps, write_programs, write_sized_programs
 
 EMPTY = "text/empty.safetensors"
 # Options that say something of such a model.
-UNDERSTOOD = ("opset", "vae", "pixels", "vae_precision", "text", "encoder", "lora", "golden_steps", "force")
+UNDERSTOOD = ("opset", "vae", "pixels", "vae_precision", "text", "encoder", "lora", "program", "golden_steps", "force")
 OF_FILES = ("heads", "image_size")  # and of one that is a lone file
 # Usual sizes, as parts of the side of training: what FLUX.1's users ask for at 1024, and quicker drafts.
 USUAL = ((1, 1), (13 / 16, 19 / 16), (7 / 8, 9 / 8), (3 / 4, 21 / 16), (3 / 4, 3 / 4), (1 / 2, 1 / 2), (5 / 4, 5 / 4))
@@ -48,6 +49,7 @@ class _Ready:
     vae: VaeCheckpoint | None
     pixels: bool  # the model makes pictures itself
     text: Sequence[TextFolder]  # the text encoders; none: prompts come recorded
+    programs: tuple[Program, ...]  # what the user gave
 
 
 def prompt_bundle(
@@ -70,7 +72,9 @@ def prompt_bundle(
     pixels = vae is None and works_on_pixels(info, options.pixels, None)
     if options.encoder and vae is None and not pixels:
         raise RequestError("--encoder turns pictures into latents by a VAE: give --vae, too")
-    ready = _Ready(checkpoint, info, vae, pixels, text_folders(checkpoint.folder, checkpoint.encoders))
+    text = text_folders(checkpoint.folder, checkpoint.encoders)
+    given = given_programs(options.program, info, checkpoint.process.schedule)
+    ready = _Ready(checkpoint, info, vae, pixels, text, given)
     hint = note_on_pictures(info, pixels, options.pixels is not None) if vae is None else None
     for said in (*checkpoint.notes, *(vae.notes if vae is not None else ()), *([hint] if hint else ())):
         note(said)
@@ -113,7 +117,7 @@ def _write(ready: _Ready, folder: Path, name: str, options: ExportOptions, repor
         graphs |= image_graphs(vae, info, folder, opset, report, any_size=True)
     flow = _flow(checkpoint, model.interface.multiple)
     steps = golden_steps(info, options.golden_steps)
-    programs, default = write_programs(info, process.schedule, process.sampling, folder, steps, flow)
+    programs, default = write_programs(info, process.schedule, process.sampling, folder, steps, flow, ready.programs)
     by_tokens = write_sized_programs(info, flow, default, folder, programs) if flow is not None else {}
     factor = 1 if ready.pixels else vae.decoder.config.factor if vae is not None else checkpoint.factor
     golden = write_golden_prompts(model, info, checkpoint, factor, folder, steps, report)

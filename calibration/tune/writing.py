@@ -23,21 +23,21 @@ def check_can_be_added(bundle: Bundle) -> None:
         raise RequestError(f"{folder} is signed, and programs would change what was signed: {instead}")
     if any(folder.glob("engines/*/build.json")):
         raise RequestError(f"{folder} has plans, which belong to its manifest as it is: {instead}")
-    golden = {one.program for one in bundle.manifest.golden} | {bundle.manifest.defaults.program}
-    taken = sorted(name for name in golden if name.startswith(PREFIX))
+    taken = sorted(one.program for one in bundle.manifest.golden if one.program.startswith(PREFIX))
     if taken:
-        raise RequestError(f"{folder}: program '{taken[0]}' is its default, or a golden trajectory's: {instead}")
+        raise RequestError(f"{folder}: program '{taken[0]}' is a golden trajectory's: {instead}")
 
 
 def add_programs(bundle: Bundle, programs: Mapping[str, Program]) -> Manifest:
-    """The bundle with these programs, and without those of an earlier search -> its new manifest.
+    """The bundle with these programs, and without those of an earlier search but its default -> its new manifest.
 
     New files come first, under names that nobody has; then the manifest, at once; then the old ones go.
     Raises RequestError, BundleError.
     """
     check_can_be_added(bundle)
     manifest, folder = bundle.manifest, bundle.folder
-    kept = {name: file for name, file in manifest.programs.items() if not name.startswith(PREFIX)}
+    default = manifest.defaults.program
+    kept = {name: file for name, file in manifest.programs.items() if not name.startswith(PREFIX) or name == default}
     written = {name: _write(folder, name, program) for name, program in programs.items()}
     gone = set(manifest.programs.values()) - set(kept.values()) - set(written.values())
     files = {name: info for name, info in manifest.files.items() if name not in gone}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.manifest import ModelInfo
+from ...runtime.errors import RequestError
 from ...runtime.samplers.flow_settings import FlowInfo
-from ...runtime.samplers.program import Program, write_program
+from ...runtime.samplers.process import ProcessInfo, check_process
+from ...runtime.samplers.program import Program, read_program, write_program
 from ...runtime.samplers.schedule import ScheduleInfo, schedule_from_info
 from ...runtime.samplers.settings import SamplerSettings, make_program
 
+FILE_NAME = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)
 DEFAULT_STEPS = 20  # of DPM-Solver++: what the table of docs/samplers.md says
 
 
@@ -29,10 +33,12 @@ def write_programs(
     folder: Path,
     golden: int,
     flow: Flow | None = None,
+    given: Sequence[Program] = (),
 ) -> tuple[dict[str, str], str]:
     """Ready programs -> name and file of each, and the default's name. sampling: the source's settings, or empty.
 
-    golden: steps of the recorded trajectories. flow: how the steps of a flow that takes prompts are spaced.
+    golden: steps of the recorded trajectories. flow: how the steps of a flow that takes prompts are spaced. given: of
+    `given_programs`; the first is the default. Raises RequestError where one has the name of another.
     """
     (folder / "programs").mkdir()
     wanted, default = _wanted(info, schedule, golden, flow)
@@ -42,7 +48,22 @@ def write_programs(
         program = _program(info, schedule, chosen, flow, None if flow is None else flow.own_tokens)
         _write(program, folder, programs)  # the source's own replaces one of the same name
         default = program.name if chosen is sampling else default
-    return programs, default
+    for program in given:
+        if program.name in programs:
+            raise RequestError(f"--program: '{program.name}' is the name of another program of this bundle")
+        _write(program, folder, programs)
+    return programs, given[0].name if given else default
+
+
+def given_programs(files: Sequence[Path], info: ModelInfo, schedule: ScheduleInfo | None) -> tuple[Program, ...]:
+    """What `--program` names. Raises ProgramError, or RequestError for one that was made for another kind of model."""
+    process = ProcessInfo(prediction=info.prediction, timestep_range=info.timestep_range, schedule=schedule)
+    programs = tuple(read_program(file) for file in files)
+    for file, program in zip(files, programs, strict=True):
+        check_process(program.name, program.process, process, "make one for this model, or leave --program out")
+        if not FILE_NAME.fullmatch(program.name):
+            raise RequestError(f"--program {file}: its name '{program.name}' cannot be that of a file")
+    return programs
 
 
 def write_sized_programs(

@@ -25,7 +25,6 @@ from ditedge.calibration.tune.work import begun
 from ditedge.calibration.tune.writing import add_programs
 from ditedge.cli import main
 from ditedge.runtime import generate, open_bundle
-from ditedge.runtime.errors import RequestError
 from ditedge.runtime.report import silent
 from tests.calibration.quality.test_compare import feature_model
 from tests.calibration.quality.test_report import Page
@@ -247,5 +246,9 @@ def test_a_program_that_is_the_default_is_not_taken_away(gray_bundle: Path) -> N
     manifest = json.loads((gray_bundle / "manifest.json").read_text())
     manifest["defaults"]["program"] = "tuned-5"
     (gray_bundle / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RequestError, match="'tuned-5' is its default"):
-        add_programs(open_bundle(gray_bundle), {})
+    add_programs(open_bundle(gray_bundle), {"tuned-7": bundle.program(steps=7)})
+    after = open_bundle(gray_bundle)
+    assert (after.program("tuned-5").steps, after.program("tuned-7").steps) == (5, 7)
+    add_programs(after, {"tuned-5": bundle.program(steps=6)})
+    last = open_bundle(gray_bundle)
+    assert last.program("tuned-5").steps == 6 and "tuned-7" not in last.programs
