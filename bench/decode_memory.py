@@ -1,6 +1,6 @@
 """Memory and time of decoding on the CPU: a VAE decoder of Stable Diffusion's size, random weights.
 
-    python bench/decode_memory.py                        # 512 px: the claim is under 2 GB, for any number of pictures
+    python bench/decode_memory.py                        # 512 px: under 2 GB, for any number of pictures
     python bench/decode_memory.py --size 256 --count 8
     python bench/decode_memory.py --precision int8 --size 1024   # as `ditedge quantize` makes it: under 2 GB, too
     python bench/decode_memory.py --tiny                 # TAESD's layout
@@ -91,7 +91,7 @@ def main() -> None:
         child = subprocess.run(
             [sys.executable, __file__, *sys.argv[1:], "--decode", path], stdout=subprocess.PIPE, check=True, text=True
         )
-        megabytes = path.stat().st_size / 1e6
+        megabytes = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) / 1e6
     result = json.loads(child.stdout)
     name = "tiny" if arguments.tiny else "SD"
     print(

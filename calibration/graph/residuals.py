@@ -32,7 +32,7 @@ def residuals_in_parts(model: Any) -> int:
 
 def _slices(value: Any) -> Parts:
     """The Slices of a value's channels."""
-    found = {}
+    found: Parts = {}
     for node in value.consumers():
         if node.op_type == "Slice" and all(bound.const_value is not None for bound in node.inputs[1:]):
             first, end, axis = (int(bound.const_value.numpy()[0]) for bound in node.inputs[1:])
