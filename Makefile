@@ -7,6 +7,8 @@ DEMO   := $(BUILD)/demo
 MODEL  := models/fashion-dit
 TUNED  := $(foreach passes,8 15,--program models/fashion-programs/tuned-$(passes).json)
 TEXT   := fashion-pixart
+# Guided only while there is more noise than this: more captions are right, and 36 evaluations are enough, not 40 (models/README.md).
+GUIDED := --guidance-interval 0.3,40
 ONE    := fashion-meanflow
 
 .PHONY: help venv demo demo-one-step demo-text demo-text-report demo-text-device test test-slow test-bundles test-gpu lint typing check schema commands clean
@@ -72,7 +74,7 @@ demo-text: $(VENV)/demo-text.stamp
 	cp -r models/$(TEXT)/. $(DEMO)/$(TEXT)-pipeline
 	$(BIN)/python cli.py export --ckpt $(DEMO)/$(TEXT)-pipeline --out $(DEMO)/$(TEXT) --force
 	@rm -rf $(DEMO)/$(TEXT)-pictures
-	$(BIN)/python cli.py run --engine $(DEMO)/$(TEXT) --prompts examples/prompts.txt --size 64x32 --seed 7 --batch 16 -o $(DEMO)/$(TEXT)-pictures/
+	$(BIN)/python cli.py run --engine $(DEMO)/$(TEXT) --prompts examples/prompts.txt --size 64x32 $(GUIDED) --seed 7 --batch 16 -o $(DEMO)/$(TEXT)-pictures/
 	$(BIN)/python examples/captioned_grid.py $(DEMO)/$(TEXT)-pictures -o $(DEMO)/$(TEXT).png
 	@echo "the picture: $(CURDIR)/$(DEMO)/$(TEXT).png"
 
@@ -80,14 +82,14 @@ $(DEMO)/$(TEXT)/manifest.json:
 	$(MAKE) demo-text
 
 demo-text-report: $(DEMO)/$(TEXT)/manifest.json $(VENV)/demo-text.stamp  # the numbers of models/README.md: half an hour
-	$(BIN)/python bench/text_quality.py --engine $(DEMO)/$(TEXT) --guidance 1 --guidance 2 --guidance 7
+	$(BIN)/python bench/text_quality.py --engine $(DEMO)/$(TEXT) $(GUIDED) --guidance 1 --guidance 2 --guidance 7
 
 # What a device needs: an environment with ONNX Runtime and tokenizers alone makes a picture of words.
 demo-text-device: $(DEMO)/$(TEXT)/manifest.json
 	$(PYTHON) -m venv --clear $(BUILD)/device
 	$(BUILD)/device/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[cpu,text]'
 	! $(BUILD)/device/bin/python -m pip list --format freeze | grep -E '^(torch|transformers|diffusers|onnx)='
-	cd $(BUILD) && device/bin/ditedge run --engine demo/$(TEXT) --prompt "a dark sneaker on the left of a handbag" --size 64x32 --seed 7 -o demo/device.png
+	cd $(BUILD) && device/bin/ditedge run --engine demo/$(TEXT) --prompt "a dark sneaker on the left of a handbag" --size 64x32 $(GUIDED) --seed 7 -o demo/device.png
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
