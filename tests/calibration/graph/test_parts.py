@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +20,22 @@ from ditedge.export.networks.vae import KlConfig, KlDecoder
 
 
 def exported(path: Path, groups: int) -> Path:
+    path.write_bytes(exported_once(groups))
+    return path
+
+
+@cache
+def exported_once(groups: int) -> bytes:
     torch.manual_seed(0)
     vae = KlDecoder(KlConfig(4, 3, (32, 48, 64), 1, norm_num_groups=groups)).eval().requires_grad_(False)
     with torch.no_grad():
         for name, parameter in vae.named_parameters():
             if "norm" in name:
                 parameter += 0.3 * torch.randn_like(parameter)
-    onnx_from_module(LatentDecoder(vae), {"latent": torch.randn(2, 4, 8, 12)}, "image", {"latent": {0: "B"}}, path)
-    return path
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "whole.onnx"
+        onnx_from_module(LatentDecoder(vae), {"latent": torch.randn(2, 4, 8, 12)}, "image", {"latent": {0: "B"}}, path)
+        return path.read_bytes()
 
 
 def values(path: Path, z: np.ndarray) -> np.ndarray:
