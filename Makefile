@@ -92,7 +92,7 @@ demo-text-device: $(DEMO)/$(TEXT)/manifest.json
 	cd $(BUILD) && device/bin/ditedge run --engine demo/$(TEXT) --prompt "a dark sneaker on the left of a handbag" --size 64x32 $(GUIDED) --seed 7 -o demo/device.png
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
