@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .surgery import constant, drop_unused, insert, only_reader, take_place
+from .surgery import constant, drop_unread, insert, only_reader, take_place
 
 PARTS = (1, 2, 8, 16)  # behind none, one, two, ... upsamplings: SD's norms at 256 px then take 4 MB at a time
 ROWS = 8  # of the queries; a picture of 49 and more latent pixels can be split so
@@ -56,7 +56,7 @@ def norms_in_parts(model: Any) -> int:
         if parts > 1 and norm.groups % parts == 0:
             _split_norm(model, norm, parts)
             done += 1
-    drop_unused(model)
+    drop_unread(model)
     return done
 
 
@@ -79,7 +79,7 @@ def attention_in_rows(model: Any, rows: int = ROWS) -> int:
         if product.inputs[0] is softmax.outputs[0] and only_reader(scores.outputs[0]) is softmax:
             _split_attention(model, scores, softmax, product, rows)
             done += 1
-    drop_unused(model)
+    drop_unread(model)
     return done
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .parts import slice_of
-from .surgery import constant, drop_unused, insert, only_reader, take_place
+from .surgery import constant, drop_unread, insert, only_reader, take_place
 
 Parts = dict[tuple[int, int], Any]  # (first channel, behind the last) -> its values [B, channels, H, W]
 
@@ -26,7 +26,7 @@ def residuals_in_parts(model: Any) -> int:
         bounds = list(_slices(node.outputs[0])) or [each for value in node.inputs for each in split.get(value, {})]
         if bounds:
             split[node.outputs[0]] = _split_sum(model, node, sorted(set(bounds)), split)
-    drop_unused(model)
+    drop_unread(model)
     return len(split)
 
 
@@ -66,7 +66,7 @@ def last_convolution_in_parts(model: Any) -> int:
         if join is not None and join.op_type == "Concat" and only_reader(join.outputs[0]) is conv:
             _split_convolution(model, conv, join)
             done += 1
-    drop_unused(model)
+    drop_unread(model)
     return done
 
 

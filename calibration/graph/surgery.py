@@ -36,7 +36,14 @@ def save_graph(model: Any, path: Path) -> None:
 
 
 def drop_unused(model: Any) -> None:
-    """Removes the nodes and initializers that nothing reads any more."""
+    """Removes the initializers that nothing reads any more. Nodes stay: an engine may be asked for what they give."""
+    initializers = model.graph.initializers
+    for name in [name for name, value in initializers.items() if not value.uses() and not value.is_graph_output()]:
+        del initializers[name]
+
+
+def drop_unread(model: Any) -> None:
+    """Removes the nodes, too, that nothing reads any more: ONNX Runtime would compute them all the same."""
     RemoveUnusedNodesPass()(model)
 
 
