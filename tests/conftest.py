@@ -25,6 +25,8 @@ CASES = ("gray1_cfg", "latent4_learned_sigma", "pixel3_no_null_class")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `make test &` in a script: tests of Ctrl-C, and their children
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 PROCESSORS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None  # before one was chosen
