@@ -18,7 +18,7 @@ import click
 from ditedge import __version__
 from ditedge.building import build_plans
 from ditedge.class_names import read_class_names
-from ditedge.extras import exporter
+from ditedge.extras import exporter, ray_if_asked
 from ditedge.failures import Commands, UserError, importing_extra
 from ditedge.options import command
 from ditedge.serving import add_commands
@@ -226,9 +226,9 @@ def quantize(request: QuantizeRequest, as_json: bool) -> None:
     with importing_extra("calibrate"):
         from ditedge.calibration.quality.gate import GateFailed
         from ditedge.calibration.quantize import quantize_bundle
-
     from ditedge.runtime import open_bundle
 
+    ray_if_asked(request.ray)
     told, out = Summary(as_json), request.out
     options = request.with_report(open_bundle(request.engine, check_hashes=False))
     try:
@@ -311,6 +311,7 @@ def compare(request: CompareCommand, as_json: bool) -> None:
     from ditedge.calibration.quality.report import check_report_folder, table, write_report
     from ditedge.runtime import open_bundle
 
+    ray_if_asked(request.request.ray)
     a, b = open_bundle(request.engine), open_bundle(request.against)
     check_gate_can_be_measured(request.gate, request.request, a, b)
     if request.out is not None:
@@ -318,10 +319,8 @@ def compare(request: CompareCommand, as_json: bool) -> None:
     with progress() as report:
         comparison, failed = compare_bundles(a, b, request.request, report).with_gate(request.gate)
     written = write_report(comparison, request.out) if request.out is not None else []
-    if as_json:
-        print_json(comparison.quality.model_dump())
-    else:
-        say("\n".join([*table(comparison.quality), *(f"wrote {path}" for path in written)]))
+    lines = [*table(comparison.quality), *(f"wrote {path}" for path in written)]
+    print_json(comparison.quality.model_dump()) if as_json else say("\n".join(lines))
     if failed:
         leave_with_failures(failed)
 

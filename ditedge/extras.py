@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .failures import importing_extra
+
+if TYPE_CHECKING:
+    from ditedge.runtime.sets.request import RayOptions
+
+
+def ray_if_asked(options: RayOptions) -> None:
+    """Before the work: Ray is imported where `--ray` asks for it, or missed in one sentence."""
+    if options.ray is not None:
+        with importing_extra("ray"):
+            import ray  # noqa: F401
 
 
 def exporter() -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .benching import add_bench
+from .extras import ray_if_asked
 from .failures import importing_extra
 from .options import command
 from .summary import Summary
@@ -62,9 +63,7 @@ def _add_sets(group: click.Group) -> None:
         """
         from ditedge.runtime.sets import sample
 
-        if request.ray.ray is not None:
-            with importing_extra("ray"):
-                import ray  # noqa: F401
+        ray_if_asked(request.ray)
         with progress() as report:
             done = sample.sample_set(request, report)
         _say_done(done, as_json, f"{done.sampled} sampled, {done.kept} were there")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .extras import ray_if_asked
 from .failures import UserError, importing_extra
 from .options import command
 from .summary import Summary
@@ -34,9 +35,7 @@ def add_tune(group: click.Group) -> None:
         request.check()
         with importing_extra("tune"):
             import optuna  # noqa: F401
-        if request.ray.ray is not None:
-            with importing_extra("ray"):
-                import ray  # noqa: F401
+        ray_if_asked(request.ray)
         with importing_extra("calibrate"):
             from ditedge.calibration.tune.output import table, write_result
             from ditedge.calibration.tune.tune import tune as found

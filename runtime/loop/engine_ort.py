@@ -39,10 +39,8 @@ PROBE_GRAPH = (
     b"Z\x13\n\x01x\x12\x0e\n\x0c\x08\x02\x12\x08\n\x02\x08\x01\n\x02\x08\x04b\x13\n\x01y\x12\x0e\n\x0c\x08\x06\x12\x08\n\x02\x08\x01\n\x02\x08\x01B\x04\n\x00\x10\n"
 )
 EXACT_SUMS = ("session.x64quantprecision", "1")
-M_MMAP_THRESHOLD, LARGE_BLOCK = (
-    -3,
-    4 << 20,
-)  # glibc's malloc.h; blocks of so many bytes are not kept when they are freed
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+LARGE_BLOCK = 4 << 20  # bytes; what is as large is not kept when it is freed
 
 
 @cache

@@ -8,10 +8,8 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import TensorProto, helper
 from PIL import Image
 
 from ditedge.calibration import CompareRequest, Gate, check_gate, compare_bundles, read_quality
@@ -22,46 +20,11 @@ from ditedge.cli import main
 from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.bench.turns import Laps, interleave
 from ditedge.runtime.errors import EngineError, RequestError
-from tests.calibration.variants import edit_weights, int8, rounded, variant
+from tests.calibration.quality.feature_models import feature_model
+from tests.calibration.variants import edit_weights, int8, variant
 
 COUNT = 11  # not a multiple of the batch
 QUICK = {"count": COUNT, "batch": 4, "steps": 4, "speed_rounds": 0}
-
-
-@pytest.fixture(scope="session")
-def gray(golden_bundle) -> Path:
-    return golden_bundle("gray1_cfg")
-
-
-@pytest.fixture(scope="session")
-def coarse(gray: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return variant(gray, tmp_path_factory.mktemp("coarse") / "coarse", rounded(15))
-
-
-def feature_model(path: Path, *, size: int = 8, classes: int = 10, inputs: int = 1, outputs: tuple[str, str]) -> Path:
-    """features: 4 rows of a fixed matrix times the pixels; logits: classes rows of another."""
-    rng = np.random.default_rng(3)
-    nodes = [helper.make_node("Flatten", ["image"], ["flat"])]
-    tensors = []
-    for name, width in zip(outputs, (classes, 4), strict=True):
-        weight = rng.standard_normal((size * size, width)).astype(np.float32)
-        tensors.append(helper.make_tensor(f"w_{name}", TensorProto.FLOAT, weight.shape, weight.tobytes(), raw=True))
-        nodes.append(helper.make_node("MatMul", ["flat", f"w_{name}"], [name]))
-    images = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, size, size])]
-    if inputs == 2:
-        images.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, ["N", 1]))
-    results = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", width])
-        for name, width in zip(outputs, (classes, 4), strict=True)
-    ]
-    graph = helper.make_graph(nodes, "features", images, results, tensors)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return feature_model(tmp_path_factory.mktemp("features") / "f.onnx", outputs=("logits", "features"))
 
 
 @pytest.fixture(scope="session")

@@ -12,22 +12,7 @@ from ditedge.calibration import CompareRequest, compare_bundles
 from ditedge.calibration.quality.forecast import cost_of_report, golden_evaluations, report_evaluations
 from ditedge.cli import main
 from ditedge.runtime import Session, open_bundle
-from ditedge.runtime.loop.engine_ort import OrtEngine
 from ditedge.runtime.loop.verify import replay
-
-
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Evaluations of the network, a number for each run of a step graph."""
-    found: list[int] = []
-    run = OrtEngine.run
-
-    def counted(self: OrtEngine, inputs: dict, outputs: dict, cancel: object = None) -> None:
-        found.append(len(inputs.get("condition", ())))
-        run(self, inputs, outputs, cancel)
-
-    monkeypatch.setattr(OrtEngine, "run", counted)
-    return found
 
 
 @pytest.mark.parametrize("case", ["gray1_cfg", "pixel3_no_null_class"])

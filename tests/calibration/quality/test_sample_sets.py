@@ -13,34 +13,17 @@ from ditedge.calibration.quality.forecast import report_evaluations
 from ditedge.calibration.quality.record import Quality
 from ditedge.runtime import open_bundle
 from ditedge.runtime.errors import RequestError
-from ditedge.runtime.loop.engine_ort import OrtEngine
 from ditedge.runtime.samplers.settings import SamplerSettings
 from ditedge.runtime.sets.finished import finished_set
 from ditedge.runtime.sets.request import RayOptions, SampleSetRequest
 from ditedge.runtime.sets.sample import sample_set
-from tests.calibration.quality.test_compare import feature_model
-from tests.calibration.variants import edit_weights, rounded, variant
+from tests.calibration.variants import edit_weights, variant
 from tests.conftest import BUNDLES, PIXART
 from tests.test_cli import ditedge
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ditedge[ray] is not installed")
 COUNT, BATCH, STEPS = 20, 4, 3  # two of each class
 QUICK: dict[str, Any] = {"count": COUNT, "batch": BATCH, "steps": STEPS, "speed_rounds": 0}
-
-
-@pytest.fixture(scope="session")
-def gray(golden_bundle) -> Path:
-    return golden_bundle("gray1_cfg")
-
-
-@pytest.fixture(scope="session")
-def coarse(gray: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return variant(gray, tmp_path_factory.mktemp("coarse") / "coarse", rounded(15))
-
-
-@pytest.fixture(scope="session")
-def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return feature_model(tmp_path_factory.mktemp("features") / "f.onnx", outputs=("logits", "features"))
 
 
 def sampled(bundle: Path, out: Path, **change: Any) -> Path:
@@ -59,30 +42,17 @@ def measured(quality: Quality) -> dict[str, Any]:
     return {"pixels": quality.pixels, "features": quality.features}
 
 
-@pytest.fixture
-def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    found: list[int] = []
-    run = OrtEngine.run
-
-    def counted(engine: OrtEngine, inputs: dict, outputs: dict, cancel: object = None) -> None:
-        found.append(len(inputs.get("condition", ())))
-        run(engine, inputs, outputs, cancel)
-
-    monkeypatch.setattr(OrtEngine, "run", counted)
-    return found
-
-
 @pytest.mark.parametrize("form", ["npz", "png"])
 def test_what_pictures_say_is_the_same_and_a_is_sampled_once(
-    gray: Path, coarse: Path, features: Path, pictures: Path, evaluations: list[int], tmp_path: Path, form: str
+    gray: Path, coarse: Path, features: Path, pictures: Path, made: list[int], tmp_path: Path, form: str
 ) -> None:
     folder = pictures if form == "npz" else sampled(gray, tmp_path / "png")
     without = compare_bundles(gray, coarse, CompareRequest(**QUICK, features=features))
-    evaluations.clear()
+    made.clear()
     request = CompareRequest(**QUICK, features=features, sample_set=folder)
     comparison = compare_bundles(gray, coarse, request)
     quality = comparison.quality
-    assert sum(evaluations) == report_evaluations(open_bundle(gray), request)
+    assert sum(made) == report_evaluations(open_bundle(gray), request)
     assert measured(quality) == measured(without.quality) and quality.settings.sample_set == folder.name
     assert (comparison.images_a == without.images_a).all()
     first = compare_bundles(gray, coarse, CompareRequest(**QUICK | {"count": BATCH})).quality
@@ -185,3 +155,13 @@ def test_the_report_of_quantize_on_rays_workers(gray: Path, tmp_path: Path) -> N
         assert result.exit_code == 0, result.output
     here, there = (read_quality(tmp_path / name / "int8" / "quality" / "quality.json") for name in ("here", "there"))
     assert (here.drift, here.pixels, here.steps) == (there.drift, there.pixels, there.steps)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")
+@pytest.mark.parametrize("command", ["compare", "quantize", "sample-set", "tune"])
+def test_ray_that_is_missing_is_said_before_the_work(gray: Path, tmp_path: Path, command: str) -> None:
+    out = [] if command == "compare" else ["--out", tmp_path / "out"]
+    more = {"compare": ["--against", gray], "tune": ["--budget", "2passes"], "sample-set": ["--count", 4]}
+    result = ditedge(command, "--engine", gray, *more.get(command, ()), *out, "--ray", "local")
+    assert result.exit_code == 2 and "ray is not installed: pip install 'ditedge[ray]'" in result.output
+    assert list(tmp_path.iterdir()) == []

@@ -26,7 +26,7 @@ from ditedge.calibration.tune.writing import add_programs
 from ditedge.cli import main
 from ditedge.runtime import generate, open_bundle
 from ditedge.runtime.report import silent
-from tests.calibration.quality.test_compare import feature_model
+from tests.calibration.quality.feature_models import feature_model
 from tests.calibration.quality.test_report import Page
 from tests.calibration.variants import rounded, variant
 from tests.conftest import ROOT

@@ -22,7 +22,7 @@ from ditedge.runtime.report import silent
 from ditedge.runtime.sets import on_ray
 from ditedge.runtime.sets.request import RayOptions, SampleSetRequest
 from ditedge.runtime.sets.sample import sample_set
-from tests.calibration.quality.test_compare import feature_model
+from tests.calibration.quality.feature_models import feature_model
 from tests.calibration.tune.test_tune import ditedge, document
 from tests.conftest import overheat
 from tests.runtime.sets.test_on_ray import Crew, Died, needs_ray
