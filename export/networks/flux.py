@@ -21,6 +21,7 @@ from .parts import (
     Mlp,
     Modulated,
     RmsNorm,
+    RotaryAxes,
     attend,
     fed,
     frequencies,
@@ -177,9 +178,7 @@ class Flux(nn.Module):
         self.norm = nn.LayerNorm(width, EPS, elementwise_affine=False)
         self.norm_out = Modulated(width, 2)
         self.proj_out = nn.Linear(width, numbers * config.out_channels)
-        for axis, size in enumerate(config.axes):
-            exponent = torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size
-            self.register_buffer(f"omega_{axis}", (1.0 / THETA**exponent).float(), persistent=False)
+        self.rotary = RotaryAxes(config.axes, THETA)
 
     @property
     def interface(self) -> Interface:
@@ -208,16 +207,7 @@ class Flux(nn.Module):
 
     def position(self, rows: Tensor, columns: Tensor) -> Tensor:
         """rows [h] and columns [w] float32, 0, 1, 2 ... of the tokens -> [h, w, d]: cosines, then sines."""
-        h, w = rows.shape[0], columns.shape[0]
-        down, across = rows[:, None] * self.omega_1[None], columns[:, None] * self.omega_2[None]
-        still = torch.zeros_like(rows)[:, None, None] * self.omega_0[None, None]
-        angles = [
-            still.expand(-1, w, -1),
-            down[:, None].expand(-1, w, -1),
-            across[None].expand(h, -1, -1),
-        ]
-        angle = torch.cat(angles, dim=2)
-        return torch.cat([angle.cos(), angle.sin()], dim=2)
+        return self.rotary.grid(rows, columns)
 
     def trunk(self, x: Tensor, modulation: Tensor, context: Tensor, prompt: Tensor, position: Tensor) -> Tensor:
         """x [N, C, H, W], modulation [N, M], context [P, T, D], prompt [N] int64 (rows of it), position [h, w, d] ->

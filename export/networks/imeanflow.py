@@ -10,11 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .dit import DiT, DiTConfig, LabelEmbedder, TimestepEmbedder
-from .parts import PatchEmbed, RmsNorm, attend, heads_of, turned
+from .parts import PatchEmbed, RmsNorm, SwiGlu, attend, heads_of, turned
 
 THETA = 10000.0  # of the rotary frequencies
 CONDITIONS = ("class", "omega", "t_min", "t_max", "time")  # in the order of the tokens
@@ -58,23 +57,12 @@ def rotary_turns(config: ImprovedConfig) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
-class SwiGlu(nn.Module):
-    def __init__(self, config: ImprovedConfig) -> None:
-        super().__init__()
-        width, hidden = config.hidden_size, config.mlp_size
-        self.w1, self.w3 = nn.Linear(width, hidden, bias=False), nn.Linear(width, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
-
-
 class ImprovedBlock(nn.Module):
     def __init__(self, config: ImprovedConfig) -> None:
         super().__init__()
         width = config.hidden_size
         self.norm1, self.norm2 = RmsNorm(width), RmsNorm(width)
-        self.attn, self.mlp = RotaryAttention(config), SwiGlu(config)
+        self.attn, self.mlp = RotaryAttention(config), SwiGlu(config.hidden_size, config.mlp_size)
         self.attn_scale, self.mlp_scale = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor, turns: Tensor) -> Tensor:

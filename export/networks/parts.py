@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,16 @@ class FeedForward(nn.Module):
         return self.net[2](self.net[0](x))
 
 
+class SwiGlu(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w1, self.w3 = nn.Linear(width, hidden, bias=False), nn.Linear(width, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
 class Modulated(nn.Module):
     """`linear`, of an adaptive norm: so many vectors of the width, which depend on time and prompt alone."""
 
@@ -83,14 +94,44 @@ class Modulated(nn.Module):
 
 
 class RmsNorm(nn.Module):
-    """Over the last dimension: of each head's queries and keys."""
+    """Over the last dimension: of each head's queries and keys, or of tokens."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, eps: float = RMS_EPS) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
+        self.weight, self.eps = nn.Parameter(torch.empty(width)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + RMS_EPS) * self.weight
+        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps) * self.weight
+
+
+class RotaryAxes(nn.Module):
+    """Cosines and sines of rotary positions along three axes: words have places on the first, pixels on the others."""
+
+    def __init__(self, sizes: Sequence[int], theta: float) -> None:
+        """sizes: numbers of a head that turn with each axis; d is their sum."""
+        super().__init__()
+        for axis, size in enumerate(sizes):
+            exponent = torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size
+            self.register_buffer(f"omega_{axis}", (1.0 / theta**exponent).float(), persistent=False)
+
+    def grid(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """rows [h] and columns [w] float32, 0, 1, 2 ... of the tokens -> [h, w, d]: cosines, then sines."""
+        h, w = rows.shape[0], columns.shape[0]
+        down, across = rows[:, None] * self.omega_1[None], columns[:, None] * self.omega_2[None]
+        still = torch.zeros_like(rows)[:, None, None] * self.omega_0[None, None]
+        angles = [
+            still.expand(-1, w, -1),
+            down[:, None].expand(-1, w, -1),
+            across[None].expand(h, -1, -1),
+        ]
+        angle = torch.cat(angles, dim=2)
+        return torch.cat([angle.cos(), angle.sin()], dim=2)
+
+    def line(self, places: Tensor) -> Tensor:
+        """places [P, T] float32 on the first axis -> [P, T, d]."""
+        along, still = places[..., None] * self.omega_0, torch.zeros_like(places)[..., None]
+        angle = torch.cat([along, still * self.omega_1, still * self.omega_2], dim=2)
+        return torch.cat([angle.cos(), angle.sin()], dim=2)
 
 
 def frequencies() -> Tensor:
@@ -118,9 +159,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def turned(x: Tensor, position: Tensor) -> Tensor:
-    """Rotary positions: x [N, heads, S, d] in pairs, position [S, d]: cosines, then sines -> the same."""
+    """Rotary positions: x [N, heads, S, d] in pairs, position [S, d] or [N, 1, S, d]: cosines, then sines -> like x."""
     half = x.shape[-1] // 2
-    cos, sin = position[:, :half], position[:, half:]
+    cos, sin = position[..., :half], position[..., half:]
     real, imaginary = x.unflatten(3, (half, 2)).unbind(-1)
     return torch.stack([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1).flatten(3)
 
@@ -145,6 +186,11 @@ def fed(norm: nn.Module, feed: nn.Module, x: Tensor, attended: Tensor, vectors: 
 def packed(x: Tensor, patch: int, h: int, w: int) -> Tensor:
     """[N, C, p h, p w] -> [N, h w, C p p] (`nchpwq -> nhwcpq`)."""
     return x.unflatten(3, (w, patch)).unflatten(2, (h, patch)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def patchified(x: Tensor, patch: int, h: int, w: int) -> Tensor:
+    """[N, C, p h, p w] -> [N, h w, p * p * C] (`nchpwq -> nhwpqc`)."""
+    return x.unflatten(3, (w, patch)).unflatten(2, (h, patch)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def unpatchified(tokens: Tensor, patch: int, h: int, w: int) -> Tensor:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ...runtime.bundle.text_info import EncoderInfo
 from ...runtime.samplers.flow_settings import FlowInfo, SizeShift
 from ..networks.flux import PACKED, Flux, FluxConfig
-from .config_values import check_none, count
+from .config_values import are_axes, check_none, count
 from .flow_scheduler import read_flow
 from .prompt_checkpoint import (
     EncoderUse,
@@ -82,12 +81,12 @@ def _config(folder: PromptFolder) -> FluxConfig:
         f"'patch_size' is {str(values.get('patch_size', 1))[:40]}: FLUX.1 has 1": values.get("patch_size", 1) != 1,
         f"'in_channels' {packed} is not a multiple of {PACKED**2}, which latents are packed by": packed % PACKED**2,
         f"'out_channels' is {outputs}: expected {packed}": outputs != packed,
-        "'axes_dims_rope' is not three even numbers that add up to 'attention_head_dim'": not _turns(axes, head),
+        "'axes_dims_rope' is not three even numbers that add up to 'attention_head_dim'": not are_axes(axes, head),
         "'guidance_embeds' is neither true nor false": not isinstance(told, bool),
     }
     check_none(problems)
     return FluxConfig(
-        sample_size=_side(folder),
+        sample_size=folder.trained_side(SIDE, PACKED),
         in_channels=packed // PACKED**2,
         out_channels=outputs // PACKED**2,
         num_heads=heads,
@@ -100,22 +99,3 @@ def _config(folder: PromptFolder) -> FluxConfig:
         told_guidance=told,
         tokens=TOKENS[told],
     )
-
-
-def _turns(axes: Any, head: int) -> bool:
-    return (
-        isinstance(axes, list | tuple)
-        and len(axes) == 3
-        and all(type(size) is int and size > 0 and size % 2 == 0 for size in axes)
-        and sum(axes) == head
-    )
-
-
-def _side(folder: PromptFolder) -> int:
-    """H = W of the latents of training: the VAE's pictures of training by its factor."""
-    vae = folder.part("vae") or {}
-    pixels, stages = vae.get("sample_size"), vae.get("block_out_channels")
-    if type(pixels) is not int or not isinstance(stages, list) or not 1 <= len(stages) <= 8:
-        return SIDE
-    side = pixels // 2 ** (len(stages) - 1)
-    return side if 0 < side <= SIDE * 8 and side % PACKED == 0 else SIDE

@@ -31,6 +31,8 @@ class EncoderUse:
     info: EncoderInfo  # but for pad and tokenizer, which its folders say
     lower: bool = False  # words are put in lower case, without outer spaces
     instruction: str | None = None  # words before a prompt's, see `InstructionInfo`; `lower` is not said then
+    whole: bool = False  # the encoder's rows of an instruction are read, too
+    around: tuple[str, str] | None = None  # what stands before and after a prompt: a chat's template
     layer: int = -1  # of the encoder's hidden states: -2 is before its last layer
 
 
@@ -104,6 +106,15 @@ class PromptFolder:
         """config.json of a part, such as a text encoder; None where the pipeline has none."""
         path = self.path / name / "config.json"
         return read_json(path) if path.is_file() else None
+
+    def trained_side(self, usual: int, multiple: int) -> int:
+        """H = W of the latents of training: the VAE's pictures of training by its factor, or `usual`."""
+        vae = self.part("vae") or {}
+        pixels, stages = vae.get("sample_size"), vae.get("block_out_channels")
+        if type(pixels) is not int or not isinstance(stages, list) or not 1 <= len(stages) <= 8:
+            return usual
+        side = pixels // 2 ** (len(stages) - 1)
+        return side if 0 < side <= usual * 8 and side % multiple == 0 else usual
 
 
 def open_folder(path: Path) -> PromptFolder:

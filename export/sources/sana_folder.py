@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from ...runtime.bundle.text_info import EncoderInfo
-from ...runtime.errors import CheckpointError
 from ..networks.sana import Sana, SanaConfig
-from .config_values import check_fixed, check_none, count
+from .config_values import above, check_fixed, check_none, count
 from .prompt_checkpoint import (
     EncoderUse,
     PromptCheckpoint,
@@ -108,20 +106,12 @@ def _config(folder: PromptFolder) -> SanaConfig:
         cross_heads=count(values, DEFAULTS, "num_cross_attention_heads"),
         cross_head_size=count(values, DEFAULTS, "cross_attention_head_dim"),
         caption_channels=count(values, DEFAULTS, "caption_channels"),
-        mlp_ratio=_above(values, "mlp_ratio", 2.5, 64),
+        mlp_ratio=above(values, "mlp_ratio", 2.5, 64),
         attention_bias=values.get("attention_bias") is True,
-        norm_eps=_above(values, "norm_eps", 1e-6, 1),
+        norm_eps=above(values, "norm_eps", 1e-6, 1),
         qk_norm=values.get("qk_norm") is not None,
-        interpolation_scale=None if positions is None else _above(values, "interpolation_scale", 1.0, 1e4),
+        interpolation_scale=None if positions is None else above(values, "interpolation_scale", 1.0, 1e4),
         guided=sprint,
-        guidance_scale=_above(values, "guidance_embeds_scale", 0.1, 1e6),
-        timestep_scale=1.0 if sprint else _above(values, "timestep_scale", 1.0, 1e6),  # Sprint's pipeline has none
+        guidance_scale=above(values, "guidance_embeds_scale", 0.1, 1e6),
+        timestep_scale=1.0 if sprint else above(values, "timestep_scale", 1.0, 1e6),  # Sprint's pipeline has none
     )
-
-
-def _above(values: dict[str, Any], key: str, default: float, most: float) -> float:
-    """A number above 0."""
-    value = values.get(key, default)
-    if type(value) not in (int, float) or not 0 < value < most:
-        raise CheckpointError(f"'{key}' is {str(value)[:40]!r}, not a number between 0 and {most:g}")
-    return float(value)
