@@ -190,9 +190,8 @@ def _instruction(own: TextFolder, tokenizer: Path) -> InstructionInfo | None:
 
     if own.use.instruction is None:
         return None
-    return InstructionInfo(
-        text=own.use.instruction, tokens=len(Tokenizer.from_file(str(tokenizer)).encode(own.use.instruction).ids)
-    )
+    count = len(Tokenizer.from_file(str(tokenizer)).encode(own.use.instruction).ids)
+    return InstructionInfo(text=own.use.instruction, tokens=count, whole=own.use.whole)
 
 
 def _no_words(encoder: torch.nn.Module, info: EncoderInfo, tokenizer: Path) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from ..networks.vae import VaeDecoder
 # No network that works puts out numbers above SANE. What does not work (NaN, infinity) is replaced by BROKEN, which a
 # weight of 0 removes, as it could not remove a NaN (0 x NaN), and which any other weight leaves above LARGEST.
 SANE, LARGEST, BROKEN = 1e15, 1e20, 1e30
+SHORTEST = 1e-12  # length of a row that another is divided by
 
 
 class Conditioner(nn.Module):
@@ -81,7 +82,21 @@ class Tables(NamedTuple):
     mix: Tensor
 
 
-def next_state(output: Tensor, x: Tensor, state: Tensor, tables: Tables, noise: Tensor) -> Tensor:
+def renormalised(prediction: Tensor, output: Tensor, combine: Tensor) -> Tensor:
+    """What guidance made, its rows as long as those of what it leads to (`cfg_normalization` of Lumina2Pipeline).
+
+    prediction [B, O, H, W], output [E, O, H, W], combine [B, E, O], above 0 for what it leads to, else at most 0.
+    """
+    weight = combine.clamp(min=0)[..., None, None]
+    towards = (weight * output).sum(dim=1) / weight.sum(dim=1).clamp(min=SHORTEST)
+    lengths = (rows.square().sum(dim=3, keepdim=True).sqrt().clamp(min=SHORTEST) for rows in (towards, prediction))
+    long, own = lengths
+    return prediction * (long / own)
+
+
+def next_state(
+    output: Tensor, x: Tensor, state: Tensor, tables: Tables, noise: Tensor, renormalise: bool = False
+) -> Tensor:
     """What every step does with its evaluations, whatever the network: guidance, x0, the solver's update.
 
     output [E, O, H, W]: what the network says; O is C, or 2C where it predicts the variance, too.
@@ -92,6 +107,8 @@ def next_state(output: Tensor, x: Tensor, state: Tensor, tables: Tables, noise: 
     # Both contractions as a product and a sum: TensorRT makes one kernel of each with what lies around it, where an
     # einsum is a float32 GEMM between transposes (which GPUs before Ampere do not have in TensorRT-RTX).
     prediction = (combine[..., None, None] * output).sum(dim=1)
+    if renormalise:
+        prediction = renormalised(prediction, output, combine)
 
     def per_sample(column: Tensor) -> Tensor:
         return column[:, None, None, None]

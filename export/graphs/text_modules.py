@@ -73,4 +73,5 @@ class PromptStep(Named):
     ) -> Tensor:  # next_state [B, K, C, H, W]
         x, rows = state[:, 0], modulation.index_select(0, condition)
         output = self.network.trunk(x.index_select(0, sample), rows, **self.named(given))
-        return next_state(output, x, state, Tables(combine, x0_from, x0_bound, log_sigma, mix), noise)
+        tables = Tables(combine, x0_from, x0_bound, log_sigma, mix)
+        return next_state(output, x, state, tables, noise, self.network.interface.renormalised)

@@ -23,6 +23,7 @@ class Interface:
     biased: bool = False  # `context_bias`: padding has a mask
     vector: int | None = None  # Q: the conditioner reads a vector of each prompt
     scalars: tuple[str, ...] = ()  # numbers that the conditioner is told: `runtime.bundle.text_info.SCALARS`
+    renormalised: bool = False  # what guidance makes is rescaled: `graphs.modules.renormalised`
     position: int | None = None  # Dp: numbers of a patch's position; None: no graph `position`
 
 

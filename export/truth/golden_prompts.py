@@ -114,13 +114,16 @@ def _guided(model: Any, process: Process, x: Tensor, t: float, prompts: _Prompts
     if guidance == 1.0 or process.kind != "true":
         return conditional
     alone = {name: values.expand(images, *values.shape[1:]) for name, values in prompts.at(slice(-1, None)).items()}
-    return guided(conditional, _network(model, x, t, alone, numbers), guidance, channels)
+    output = guided(conditional, _network(model, x, t, alone, numbers), guidance, channels)
+    if model.interface.renormalised:
+        output = output * (conditional.norm(dim=-1, keepdim=True) / output.norm(dim=-1, keepdim=True))
+    return output
 
 
 def _filled(rows: Tensor, shape: Shape) -> Tensor:
-    """Zeros where there are no words, as far as a family without a mask reads them."""
-    missing = shape[0] - rows.shape[1] if isinstance(shape[0], int) and len(shape) == 2 else 0
-    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+    """Zeros where there are no words, as far as a family reads them: rows, and a mask's numbers."""
+    missing = shape[0] - rows.shape[1] if isinstance(shape[0], int) else 0
+    return F.pad(rows, (0, 0) * (len(shape) - 1) + (0, missing)) if missing else rows
 
 
 def _network(model: Any, x: Tensor, t: float, prompts: dict[str, Tensor], numbers: dict[str, float]) -> Tensor:

@@ -167,7 +167,7 @@ def _prompt_contracts(graphs: Mapping[str, GraphInfo], text: TextInfo) -> tuple[
     shape = _made(graphs, "context", "context") or ()
     wide, rows_of = _bounded(shape, 3, "context"), shape[1] if len(shape) == 3 else None
     context = Tensor("context", f32, (None, rows_of, wide))
-    told, bias = [context], Tensor("context_bias", f32, (None, None))
+    told, bias = [context], Tensor("context_bias", f32, (None, rows_of))
     outputs = [context, bias, *_told_of_prompts(graphs)[: -len(SCALARS)]]
     contracts: dict[str, Contract] = {"context": (read, outputs)}
     if "position" in graphs:

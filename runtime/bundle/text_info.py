@@ -21,16 +21,18 @@ class InstructionInfo(Strict):
     """Words that stand before those of a prompt, of which the encoder is to make more than they say (Sana).
 
     What is guided away from has none. The words after it are in lower case, without outer spaces. Of the rows that the
-    encoder makes, the first is read, and those from the instruction's last token on.
+    encoder makes, the first is read, and those from the instruction's last token on. whole (Lumina 2): the words are
+    as they are, and all rows are read.
     """
 
     text: Annotated[str, Field(min_length=1, max_length=MAX_INSTRUCTION)]
     tokens: Annotated[int, Field(ge=2, le=MAX_TOKENS)]  # of it alone, as the tokenizer has it
+    whole: bool = False
 
     @property
     def left_out(self) -> int:
         """Rows after the first that are not read."""
-        return self.tokens - 2
+        return 0 if self.whole else self.tokens - 2
 
 
 class EncoderInfo(Strict):
@@ -100,7 +102,8 @@ def unsaid(text: TextInfo) -> dict[str, Any]:
 
 
 def _unsaid(info: EncoderInfo, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: True for name in names if _default(info, name)}
+    own: dict[str, Any] = {name: True for name in names if _default(info, name)}
+    return own | ({"instruction": {"whole"}} if info.instruction is not None and not info.instruction.whole else {})
 
 
 def _default(info: EncoderInfo, name: str) -> bool:

@@ -51,8 +51,10 @@ class _Own:
 
     def ids(self, text: str, negative: bool) -> tuple[list[int], str | None]:
         limit, before = self._info.most(negative), ""
-        if self._info.instruction is not None:
-            text, before = text.lower().strip(), "" if negative else self._info.instruction.text
+        instruction = self._info.instruction
+        if instruction is not None:
+            text = text if instruction.whole else text.lower().strip()
+            before = "" if negative else instruction.text
         found = self._encoded(before + text)
         if len(found.ids) <= limit:
             return found.ids, None

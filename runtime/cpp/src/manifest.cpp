@@ -92,8 +92,11 @@ EncoderInfo read_encoder(const Field& field, std::size_t index) {
     if (field.has("pooled")) encoder.pooled = optional_width(field.at("pooled"));
     if (field.has("pad")) encoder.pad = field.at("pad").integer(0, kHuge);
     if (field.has("masked")) encoder.masked = field.at("masked").boolean();
-    if (field.has("instruction") && !field.at("instruction").null())
-        encoder.instruction = field.at("instruction").at("tokens").integer(2, kMaxTokens);
+    if (field.has("instruction") && !field.at("instruction").null()) {
+        const Field instruction = field.at("instruction");
+        encoder.instruction = instruction.at("tokens").integer(2, kMaxTokens);
+        encoder.whole = instruction.has("whole") && instruction.at("whole").boolean();
+    }
     return encoder;
 }
 
@@ -226,10 +229,10 @@ std::vector<TensorInfo> prompt_contracts(const Graphs& graphs, std::map<std::str
     const std::vector<std::int64_t> shape = graphs.shape("context", "context");
     const std::int64_t wide = graphs.width("context", shape, 3);
     std::vector<TensorInfo>& made = contracts["context"].second;
-    made = {{"context", f32, {-1, shape[1], wide}}, {"context_bias", f32, {-1, -1}}};
+    made = {{"context", f32, {-1, shape[1], wide}}, {"context_bias", f32, {-1, shape[1]}}};
     for (const TensorInfo& told : told_of_prompts(graphs))
         if (told.name == "vector") made.push_back(told);
-    std::vector<TensorInfo> step = {made[0], {"context_bias", f32, {-1, -1}}, {"prompt", i64, {-1}}};
+    std::vector<TensorInfo> step = {made[0], made[1], {"prompt", i64, {-1}}};
     if (graphs.manifest.graphs.count("position") == 0) return step;
     step.push_back({"position", f32, {-1, -1, graphs.width("position", graphs.shape("position"), 3)}});
     contracts["position"] = {{{"row", f32, {-1}}, {"column", f32, {-1}}}, {step.back()}};

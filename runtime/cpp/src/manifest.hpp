@@ -58,9 +58,10 @@ struct EncoderInfo {
     std::int64_t pad = 0;                      // token that fills up
     bool masked = true;                        // no: it reads padding as it reads words, and a recorded prompt has its rows
     std::optional<std::int64_t> instruction;   // tokens of that which stands before a prompt's words (Sana); none: there is none
+    bool whole = false;                        // of an instruction: its rows are read, too (Lumina 2)
 
     // Rows after the first that are not read: those of the instruction but its first and its last.
-    std::int64_t left_out() const { return instruction ? *instruction - 2 : 0; }
+    std::int64_t left_out() const { return instruction && !whole ? *instruction - 2 : 0; }
     // Token ids of a prompt at most, the instruction's among them. negative: of what is guided away from, which has none.
     std::int64_t most(bool negative) const { return negative ? tokens : tokens + left_out(); }
 };
