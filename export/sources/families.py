@@ -11,12 +11,14 @@ from ...runtime.errors import CheckpointError
 from .aura_flow_folder import read_aura_flow
 from .diffusers_folder import CLASSES
 from .flux_folder import read_flux
+from .lumina2_folder import read_lumina2
 from .pixart_file import is_pixart_file, read_pixart_file
 from .pixart_folder import read_pixart
 from .places import class_of_network, diffusers_folder_of, is_lone_file, network_folder
 from .prompt_checkpoint import PromptCheckpoint
 from .sana_folder import read_sana
 from .sd3_folder import read_sd3
+from .z_image_folder import read_z_image
 
 FAMILIES: dict[str, Callable[[Path], PromptCheckpoint]] = {
     "PixArtTransformer2DModel": read_pixart,
@@ -24,6 +26,8 @@ FAMILIES: dict[str, Callable[[Path], PromptCheckpoint]] = {
     "SD3Transformer2DModel": read_sd3,
     "FluxTransformer2DModel": read_flux,
     "AuraFlowTransformer2DModel": read_aura_flow,
+    "ZImageTransformer2DModel": read_z_image,
+    "Lumina2Transformer2DModel": read_lumina2,
 }
 
 

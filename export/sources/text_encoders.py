@@ -54,6 +54,11 @@ def _gemma2(transformers: Any, config: dict[str, Any]) -> Any:
     return transformers.Gemma2Model
 
 
+def _qwen3(transformers: Any, config: dict[str, Any]) -> Any:
+    """Likewise."""
+    return transformers.Qwen3Model
+
+
 def _bert(transformers: Any, config: dict[str, Any]) -> Any:
     return transformers.BertModel  # its pooled row is not read, and so in no graph
 
@@ -64,6 +69,7 @@ ENCODERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
     "umt5": _umt5,
     "clip_text_model": _clip,
     "gemma2": _gemma2,
+    "qwen3": _qwen3,
     "bert": _bert,
 }
 

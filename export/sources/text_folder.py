@@ -15,6 +15,8 @@ from .folder_weights import sha256_of_files
 from .prompt_checkpoint import EncoderUse
 from .text_encoders import ENCODERS, TextEncoder, load_encoder, transformers
 
+PLACES = ("before", "after")  # a prompt's tokens: names of what a template puts there
+
 
 @dataclass(frozen=True)
 class TextFolder:
@@ -30,13 +32,17 @@ class TextFolder:
         return load_encoder(self.encoder, self.use)
 
     def tokenizer_json(self) -> str:
-        """What `tokenizers` reads. Some pipelines give their tokenizer words in lower case, without outer spaces.
+        """What `tokenizers` reads. Some pipelines give their tokenizer words in lower case, without outer spaces, some
+        words before and after a prompt's.
 
         Raises CheckpointError.
         """
-        said: dict[str, Any] = json.loads(self._found().backend_tokenizer.to_str())
+        library = self._found().backend_tokenizer
+        said: dict[str, Any] = json.loads(library.to_str())
+        if self.use.around is not None:
+            said["post_processor"] = _around(library, self.use.around, said.get("post_processor"))
         if self.use.lower:
-            steps: list[Any] = [{"type": "Strip", "strip_left": True, "strip_right": True}, {"type": "Lowercase"}]
+            steps = [{"type": "Strip", "strip_left": True, "strip_right": True}, {"type": "Lowercase"}]
             own = said.get("normalizer")
             steps += own["normalizers"] if own and own.get("type") == "Sequence" else [own] if own else []
             said["normalizer"] = {"type": "Sequence", "normalizers": steps}
@@ -55,6 +61,22 @@ class TextFolder:
         except Exception as error:
             raise CheckpointError(f"{self.tokenizer}: transformers cannot read it ({first_line(error)})") from None
         return found
+
+
+def _around(library: Any, texts: tuple[str, str], own: dict[str, Any] | None) -> dict[str, Any]:
+    """The tokenizer's post-processor `own`, and the tokens of both texts around a prompt's, inside what it adds."""
+    steps = own.get("processors", [own]) if own else []
+    templates = [step for step in steps if step["type"] == "TemplateProcessing"]
+    prompt, second = ({"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B"))
+    template: dict[str, Any] = {"single": [prompt], "pair": [prompt, second], "special_tokens": {}}
+    template |= templates[-1] if templates else {}
+    told = {name: library.encode(text, add_special_tokens=False) for name, text in zip(PLACES, texts, strict=True)}
+    first, last = ({"SpecialToken": {"id": name, "type_id": 0}} for name in PLACES)
+    single = [part for piece in template["single"] for part in ([first, piece, last] if piece == prompt else [piece])]
+    special = {name: {"id": name, "ids": found.ids, "tokens": found.tokens} for name, found in told.items()}
+    made = template | {"single": single, "special_tokens": template["special_tokens"] | special}
+    others = [step for step in steps if step not in templates]
+    return {"type": "Sequence", "processors": [*others, made | {"type": "TemplateProcessing"}]}
 
 
 def text_folders(pipeline: Path, uses: Sequence[EncoderUse]) -> list[TextFolder]:

@@ -22,7 +22,9 @@ WORDS = {
     "flux-dev": [([0, 5, 6, 1], [4, 5, 1]), ([0, 9, 1], [6, 7, 8, 9, 1])],
     "flux-schnell": [([0, 5, 6, 1], [4, 5, 1]), ([0, 9, 1], [6, 7, 8, 9, 1])],
     "aura-flow": [([4, 5, 1],), ([6, 7, 8, 9, 1],)],
+    "z-image": [([1, 5, 6, 2],), ([1, 6, 7, 8, 9, *range(20, 60), 2],)],
     "sana": [([41, 7, 300],), ([9, 12, 31, 55, 8],)],  # after those of its instruction
+    "lumina2": [([41, 7, 300],), ([9, 12, 31, 55, 8],)],  # likewise
 }
 WIDE = {"sana": (64, 40)}  # it was trained for 32 x 32
 
@@ -31,10 +33,18 @@ pytestmark = pytest.mark.slow  # each bundle is exported
 
 @pytest.fixture(scope="module", params=WORDS)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    from tests.export.joint_pipelines import aura_flow_pipeline, export_joint, flux_pipeline, sd3_pipeline
+    from tests.export.joint_pipelines import (
+        aura_flow_pipeline,
+        export_joint,
+        flux_pipeline,
+        sd3_pipeline,
+        z_image_pipeline,
+    )
+    from tests.export.lumina2_pipelines import lumina2_pipeline
     from tests.export.sana_pipelines import small_pipeline
 
     make = {"sd3.5": sd3_pipeline, "flux-dev": flux_pipeline, "aura-flow": aura_flow_pipeline, "sana": small_pipeline}
+    make |= {"z-image": z_image_pipeline, "lumina2": lumina2_pipeline}
     make["flux-schnell"] = lambda: flux_pipeline(told=False)
     folder = tmp_path_factory.mktemp("joint")
     return request.param, export_joint(make[request.param](), folder / "pipeline", folder / "bundle")
@@ -67,7 +77,7 @@ def test_latents_equal_pythons(opened, family: tuple[str, Path], wide: bool, tmp
     options: dict[str, Any] = {"program": program, "output": "latents", "size": size if any(size) else None}
     theirs = generate(bundle, seeds=[7, 8], prompts=[of[0], read_prompt(file, bundle)], **options)
     assert relative_error(mine, theirs) < TOLERANCE
-    if name == "sana":  # ids of what is guided away from have no instruction before them
+    if name in ("sana", "lumina2"):  # ids of what is guided away from have no instruction before them
         away = [9, 12, 31]
         mine = handle.generate(None, [7, 8], images=False, prompts=given, negatives=[handle.prompt(away)] * 2, **fields)
         options["negative"] = prompt_of_ids(away, negative=True)

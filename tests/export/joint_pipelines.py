@@ -13,6 +13,8 @@ from tests.export.pixart_pipelines import WORDS
 SIDE = 8  # of latents that the networks were trained on, had they been; pictures have 8 times that
 T5_WIDTH, HEADS, HEAD, CHANNELS = 24, 2, 16, 16
 SD3_POOLED, FLUX_POOLED = (6, 10), 12
+# Qwen's byte-level tokens: those of ASCII, of a line break and of a space, and two that are merged.
+QWEN_WORDS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *map(chr, range(33, 127)), "Ċ", "Ġ", "us", "ĊĊ"]
 
 
 def noisy(network: Any) -> Any:
@@ -122,6 +124,53 @@ def aura_flow_pipeline() -> Any:
             tokenizer=_t5_tokenizer(),
         )
     )
+
+
+def z_image_transformer(**changes: Any) -> Any:
+    from diffusers import ZImageTransformer2DModel
+
+    torch.manual_seed(0)
+    settings = {
+        "in_channels": CHANNELS, "dim": HEADS * HEAD, "n_layers": 2, "n_refiner_layers": 1, "n_heads": HEADS,
+        "n_kv_heads": HEADS, "cap_feat_dim": T5_WIDTH, "axes_dims": [4, 6, 6],
+    }  # fmt: skip
+    return noisy(ZImageTransformer2DModel(**settings | changes))
+
+
+def z_image_pipeline() -> Any:
+    """diffusers' ZImagePipeline with flow Euler of shift 3, and a Qwen3 that is given a chat."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
+    from transformers import Qwen3Config, Qwen3Model
+
+    transformer = z_image_transformer()
+    encoder = Qwen3Model(
+        Qwen3Config(
+            vocab_size=len(QWEN_WORDS), hidden_size=T5_WIDTH, intermediate_size=32, num_hidden_layers=2, head_dim=8,
+            num_attention_heads=4, num_key_value_heads=2, use_cache=False, pad_token_id=0, eos_token_id=2,
+        )
+    )  # fmt: skip
+    return _quiet(
+        ZImagePipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=_vae(0.3611, 0.1159),
+            text_encoder=noisy(encoder),
+            tokenizer=qwen_tokenizer(),
+        )
+    )
+
+
+def qwen_tokenizer() -> Any:
+    """Bytes, and what a chat is made of, as Qwen3's own template says it of what a user says."""
+    from transformers import Qwen2Tokenizer
+
+    made = Qwen2Tokenizer(vocab={token: i for i, token in enumerate(QWEN_WORDS)}, merges=[("u", "s"), ("Ċ", "Ċ")])
+    made.add_special_tokens({"additional_special_tokens": QWEN_WORDS[1:3]})
+    made.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return made
 
 
 def export_joint(pipeline: Any, folder: Path, out: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and FLUX.1 against diffusers: networks, and whole pipelines at every step."""
+"""Stable Diffusion 3, FLUX.1, AuraFlow, Z-Image and Lumina 2 against diffusers: networks, whole pipelines at every step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ from tests.export.joint_pipelines import (
     flux_transformer,
     sd3_pipeline,
     sd3_transformer,
+    z_image_pipeline,
 )
+from tests.export.lumina2_pipelines import lumina2_pipeline
 from tests.export.same_run import assert_same_run
 
 PROMPTS = ["a red fox", "A dark ankle boot on the left of a handbag in the snow "]
@@ -59,8 +61,12 @@ FAMILIES = {
         flux_pipeline(told=False), 4, True, {"num_inference_steps": 4, "max_sequence_length": 256}
     ),
     "aura-flow": lambda: Family(aura_flow_pipeline(), 50, False, {}, channels=4),
+    "z-image": lambda: Family(z_image_pipeline(), 50, False, {}),
+    "lumina2": lambda: Family(lumina2_pipeline(), 30, False, {}),
 }
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("sd3", "flux-schnell", "aura-flow")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("sd3", "flux-schnell", "aura-flow", "z-image", "lumina2")
+]
 
 
 @pytest.fixture(scope="module", params=["sd3.5", "flux-dev", *SLOW])
@@ -148,7 +154,7 @@ def test_a_pipelines_latents_at_every_step_and_its_pictures(
 
     given = torch.from_numpy(z)
     pictures = family.pipeline(
-        prompt=PROMPTS,
+        prompt=list(PROMPTS),
         height=height,
         width=width,
         latents=_flux_class()._pack_latents(given, *latent) if family.packed else given,

@@ -12,9 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ditedge.export.networks.aura_flow import AuraFlow, AuraFlowConfig
 from ditedge.export.networks.flux import Flux, FluxConfig
+from ditedge.export.networks.lumina2 import Lumina2, Lumina2Config
 from ditedge.export.networks.pixart import PixArt, PixArtConfig
 from ditedge.export.networks.sana import Sana, SanaConfig
 from ditedge.export.networks.sd3 import SD3, SD3Config
+from ditedge.export.networks.z_image import ZImage, ZImageConfig
 
 Parameters = dict[str, int]
 
@@ -93,6 +95,19 @@ def aura_flow() -> tuple[Any, Any]:
     return AuraFlowTransformer2DModel(), AuraFlow(AuraFlowConfig(64, 2, 4, 4, 12, 256, 4, 32, 2048, 32))
 
 
+def z_image() -> tuple[Any, Any]:
+    from diffusers import ZImageTransformer2DModel
+
+    return ZImageTransformer2DModel(), ZImage(ZImageConfig(128, 16, 16, 30, 128, 30, 2, 2560))
+
+
+def lumina2() -> tuple[Any, Any]:
+    from diffusers import Lumina2Transformer2DModel
+
+    network = Lumina2(Lumina2Config(128, 2, 16, 16, 24, 8, 96, 26, 2, 2304, 9216))
+    return Lumina2Transformer2DModel(cap_feat_dim=2304), network
+
+
 def pixart_sigma() -> tuple[Any, Any]:
     from diffusers import PixArtTransformer2DModel
 
@@ -132,6 +147,8 @@ MODELS = {  # millions of parameters: diffusers' transformer, and what the step 
     sd35_large: (8057, 0.67),
     flux_dev: (11901, 0.73),
     aura_flow: (6833, 0.67),
+    z_image: (6155, 0.93),
+    lumina2: (2610, 0.84),
     pixart_sigma: (611, 0.86),
     sana: (592, 0.86),
     sana_sprint: (594, 0.86),

@@ -11,7 +11,13 @@ from typing import Any
 import diffusers
 
 from ditedge.export.sources.families import family_of
-from tests.export.joint_pipelines import aura_flow_transformer, flux_transformer, sd3_transformer
+from tests.export.joint_pipelines import (
+    aura_flow_transformer,
+    flux_transformer,
+    sd3_transformer,
+    z_image_transformer,
+)
+from tests.export.lumina2_pipelines import lumina2_transformer
 from tests.fuzz.mutations import mutated_json, mutated_safetensors
 from tests.fuzz.target import Files, Target
 
@@ -19,7 +25,10 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "sd3": lambda: sd3_transformer(True, pooled_projection_dim=2048, joint_attention_dim=4096),
     "flux": lambda: flux_transformer(True),
     "aura_flow": aura_flow_transformer,
+    "z_image": z_image_transformer,
+    "lumina2": lumina2_transformer,
 }
+PIPELINES = {"z_image": "ZImagePipeline"}  # of families that look at it
 FLOW = "FlowMatchEulerDiscreteScheduler"
 CLIP = {"model_type": "clip_text_model", "max_position_embeddings": 77}
 
@@ -39,7 +48,7 @@ def _files(folder: Path, make: Callable[[], Any]) -> Callable[[Random], Files]:
         "text_encoder/config.json": CLIP | {"hidden_size": 768, "projection_dim": 768},
         "text_encoder_2/config.json": CLIP | {"hidden_size": 1280, "projection_dim": 1280},
         "vae/config.json": {"sample_size": 64, "block_out_channels": [4, 4, 8, 8]},
-        "model_index.json": {"_class_name": "StableDiffusion3Pipeline"},
+        "model_index.json": {"_class_name": PIPELINES.get(folder.name, "StableDiffusion3Pipeline")},
     }
     tensors = weights.read_bytes()
 
