@@ -48,6 +48,12 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(100_000, 20, 50)  # tracing a graph makes millions of objects, most of which stay
 
 
+@pytest.fixture(scope="session", autouse=True)
+def graphs_once_of_fixtures(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A module's fixtures export, too, and come before what is of a test."""
+    exports_once.install(tmp_path_factory)
+
+
 @pytest.fixture(autouse=True)
 def graphs_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     exports_once.install(tmp_path_factory)
