@@ -30,7 +30,8 @@ from ditedge.runtime.bench.record import Record  # noqa: E402
 from ditedge.runtime.bench.table import HEADS, cells, lead, reasons  # noqa: E402
 from ditedge.runtime.files import write_text  # noqa: E402
 
-DEMO, SMALL = Path("build/demo/fashion"), Path("build/bench/dit-s-2")
+BUILD = Path("build/bench")
+DEMO, SMALL = Path("build/demo/fashion"), BUILD / "dit-s-2"
 MARKS = "<!-- {} -->", "<!-- end {} -->"
 SHOWN = [i for i, head in enumerate(HEADS) if head not in ("loop", "first ms", "busy", "p95")]
 COLOURS = """<style>text{font:13px system-ui,sans-serif;fill:#5c6573}rect{fill:#1f5fd0}.whisker{stroke:#5c6573}
@@ -52,8 +53,8 @@ def sections(seconds: int) -> dict[str, Section]:
     """By name. seconds: of each contender's rounds."""
     for_time = ("--repeats", "30", "--seconds", str(seconds))
     ours, peers = ("-m", "ditedge"), ("-m", "bench.peers")
-    small = ("--engine", str(SMALL), "--int8", f"{SMALL}-int8", "--ckpt", f"{SMALL}.pt")
-    demo = ("--engine", str(DEMO), "--int8", f"{DEMO}-int8", "--ckpt", "models/fashion-dit.safetensors", "--heads", "3")
+    small = (*bundles_of(SMALL), "--ckpt", f"{SMALL}.pt")
+    demo = (*bundles_of(DEMO), "--ckpt", "models/fashion-dit.safetensors", "--heads", "3")
     engines = [("--engine", str(path)) for path in (DEMO, f"{DEMO}-int8", SMALL, f"{SMALL}-int8")]
     return {
         "every": Section("benchmarks.md", (*ours, "bench", "--engine", str(DEMO), "--all", *for_time, "--json"), ""),
@@ -65,6 +66,12 @@ def sections(seconds: int) -> dict[str, Section]:
     }  # fmt: skip
 
 
+def bundles_of(bundle: Path) -> tuple[str, ...]:
+    """A bundle and its forms in int8, for the peers."""
+    static = BUILD / f"{bundle.name}-int8-static"
+    return "--engine", str(bundle), "--int8", f"{bundle}-int8", "--int8-static", str(static)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=list(sections(0)), help="this section; repeat it")
@@ -74,6 +81,9 @@ def main() -> None:
     chosen = {name: section for name, section in sections(given.seconds).items() if name in (given.only or (name,))}
     if any(str(SMALL) in section.command for section in chosen.values()):
         make_small()
+    for bundle in (DEMO, SMALL):
+        if any(str(bundle) in section.command and "--int8-static" in section.command for section in chosen.values()):
+            make_static(bundle)
     failed = [name for name, section in chosen.items() if not publish(name, section, given.docs)]
     if failed:
         sys.exit(f"not measured: {', '.join(failed)}")
@@ -83,7 +93,7 @@ def make_small() -> None:
     """DiT-S/2 at 256 with random weights, float32 and int8, once."""
     from export_size import random_checkpoint
 
-    (ROOT / SMALL.parent).mkdir(parents=True, exist_ok=True)
+    (ROOT / BUILD).mkdir(parents=True, exist_ok=True)
     checkpoint = ROOT / f"{SMALL}.pt"
     if not checkpoint.exists():
         random_checkpoint("S", 256, 2, checkpoint)
@@ -91,6 +101,14 @@ def make_small() -> None:
         _python("cli.py", "export", "--ckpt", checkpoint, "--out", SMALL)
     if not (ROOT / f"{SMALL}-int8").exists():
         _python("cli.py", "quantize", "--engine", SMALL, "--out", f"{SMALL}-int8", "--count", "0")
+
+
+def make_static(bundle: Path) -> None:
+    """int8 with scales from calibration, which OpenVINO runs."""
+    out = ROOT / BUILD / f"{bundle.name}-int8-static"
+    if not out.exists():
+        settings = ("--form", "tensorrt", "--samples", "4", "--count", "0")
+        _python("cli.py", "quantize", "--engine", bundle, "--out", out, *settings)
 
 
 def _python(*command: object) -> None:

@@ -43,7 +43,8 @@ def arguments_given() -> argparse.Namespace:
     parser.add_argument("--ckpt", type=Path, help="the checkpoint of --engine")
     parser.add_argument("--heads", type=int, default=0, help="of --ckpt, when it has no standard size")
     parser.add_argument("--int8", type=Path, help="an int8 bundle of the same model [default: none is timed]")
-    parser.add_argument("--provider", action="append", help="of the bundles; repeat it [default: cpu and openvino]")
+    parser.add_argument("--int8-static", type=Path, help="one of `quantize --form tensorrt`, as OpenVINO takes it")
+    parser.add_argument("--provider", action="append", help="of the bundles; repeat it [default: those that run each]")
     parser.add_argument("--peer", action="append", choices=list(PEERS), help="only these; repeat it")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="0: the cores that may be used")
@@ -88,13 +89,15 @@ def compare(given: argparse.Namespace, folder: Path, report: Callable[..., None]
         guidance=4.0, drift_steps=4, at_once=given.at_once,
     )  # fmt: skip
     first = open_bundle(bundle)
-    ours = [("ditedge float32", bundle, first)]
+    ours = [("ditedge float32", bundle, first, ("cpu", "openvino"))]
     if given.int8 is not None:
-        ours.append(("ditedge int8", given.int8, opened_or_why(given.int8)))
+        ours.append(("ditedge int8", given.int8, opened_or_why(given.int8), ("cpu",)))
+    if given.int8_static is not None:
+        ours.append(("ditedge int8, static", given.int8_static, opened_or_why(given.int8_static), ("openvino",)))
     contenders = [
         contender_of(f"{name} on {provider}", path, made, provider, settings, first, folder / f"{name}-{provider}.npy")
-        for name, path, made in ours
-        for provider in given.provider or ("cpu", "openvino")
+        for name, path, made, providers in ours
+        for provider in given.provider or providers
     ]
     contenders += peers(given, checkpoint, folder)
     return measure(contenders, settings, what, first, report)

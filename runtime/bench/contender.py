@@ -17,7 +17,6 @@ import numpy as np
 from ..bundle.open import Bundle, open_bundle
 from ..bundle.sizes import latent_of
 from ..errors import BundleError, DitedgeError
-from ..loop import engine_ort_cuda
 from ..loop.engine import Engine, EngineOptions, Tensors, WatchedEngine, options_for
 from ..loop.host_loop import HostLoop
 from ..loop.loop import first_state
@@ -68,15 +67,29 @@ def bundle_parts(path: Path, options: EngineOptions, wanted: Wanted, sha256: str
 
     sha256: of the manifest that it has to be. Whoever knows it has seen to the signature.
     """
+    begun = time.perf_counter()
     bundle = open_bundle(path, trusted_keys=None if sha256 is None else ())
     if sha256 not in (None, bundle.sha256):
         raise BundleError(f"{path} was replaced while its speed was measured: compare again")
-    options, job = options_for(path, options), job_of(bundle, wanted.batch, wanted.guidance)
-    on_device = options.plans is not None or options.provider == engine_ort_cuda.PROVIDER
-    parts, latents = (_device_parts if on_device else _host_parts)(bundle, options, job, wanted)
+    options = options_for(path, options)
+    session = _loaded(bundle, options, wanted)
+    load_seconds, job, loop = time.perf_counter() - begun, job_of(bundle, wanted.batch, wanted.guidance), session.loop
+    if isinstance(loop, HostLoop):
+        parts, latents = _host_parts(loop, options, job, wanted)
+    else:
+        parts, latents = _device_parts(session, job, wanted)
     if wanted.drift_steps:
         np.save(wanted.drift_file, latents(_short(bundle, wanted.drift_steps)))
-    return Made(parts, {"evaluations": job.evaluations})
+    return Made(parts, {"evaluations": job.evaluations}, load_seconds)
+
+
+def _loaded(bundle: Bundle, options: EngineOptions, wanted: Wanted) -> Session:
+    """With the graphs that an image is made by, but for text encoders, which are not timed."""
+    session = Session(bundle, options)
+    for graph in ("context", "position", "conditioner", "step", *(("decoder",) if "decoder" in wanted.parts else ())):
+        if graph in bundle.manifest.graphs:
+            session.load(graph)
+    return session
 
 
 @dataclass(frozen=True)
@@ -127,9 +140,9 @@ def _short(bundle: Bundle, steps: int) -> Program:
 Latents = Callable[[Program], np.ndarray]
 
 
-def _host_parts(bundle: Bundle, options: EngineOptions, job: Job, wanted: Wanted) -> tuple[dict[str, Part], Latents]:
+def _host_parts(loop: HostLoop, options: EngineOptions, job: Job, wanted: Wanted) -> tuple[dict[str, Part], Latents]:
     """Every graph's own time."""
-    loop, tables, middle = HostLoop(bundle, options), job.tables(job.program), job.program.steps // 2
+    bundle, tables, middle = job.bundle, job.tables(job.program), job.program.steps // 2
     state = first_state(job.program, job.noise)
     calls, engine = _calls_of_step(loop, tables, middle, state, job.noise.step(middle)), loop.engine("step")
     told = loop.text.inputs(tables.prompts, state.shape[3:]) if tables.prompts else {}
@@ -145,8 +158,7 @@ def _host_parts(bundle: Bundle, options: EngineOptions, job: Job, wanted: Wanted
     }
     if tables.prompts:
         parts["context"] = lambda: TextGraphs(bundle, loop.engine).inputs(tables.prompts, state.shape[3:])
-    if "decoder" in bundle.manifest.graphs and "decoder" in wanted.parts:
-        loop.load("decoder")
+    if "decoder" in loop.engines:
         parts["decoder"] = lambda: loop.images("decoder", state[:, 0])
     latents = lambda program: loop.latents(program, job.tables(program), job.noise)  # noqa: E731
     return {name: parts[name] for name in PARTS if name in parts and name in wanted.parts}, latents
@@ -196,9 +208,9 @@ def _outside(bundle: Bundle, options: EngineOptions, job: Job, loop: HostLoop) -
     return (whole - sum(engine.seconds for engine in clocked.values())) / program.steps
 
 
-def _device_parts(bundle: Bundle, options: EngineOptions, job: Job, wanted: Wanted) -> tuple[dict[str, Part], Latents]:
+def _device_parts(session: Session, job: Job, wanted: Wanted) -> tuple[dict[str, Part], Latents]:
     """A step as its share of a whole run, all of it enqueued at once: that of the conditioner is in it."""
-    session = Session(bundle, options)
+    bundle = job.bundle
 
     def latents(program: Program) -> np.ndarray:
         return session.latents(program, job.subjects, job.guidance, job.noise, None, None, job.others, job.size)
