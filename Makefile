@@ -70,7 +70,7 @@ $(VENV)/demo-text.stamp: $(VENV)/demo.stamp
 
 demo-text: $(VENV)/demo-text.stamp
 	@mkdir -p $(DEMO)/$(TEXT)-pipeline
-	$(BIN)/python examples/text_encoder.py --out $(DEMO)/$(TEXT)-pipeline
+	$(BIN)/python examples/text_encoder.py --lora models/fashion-minilm-lora.safetensors --out $(DEMO)/$(TEXT)-pipeline
 	cp -r models/$(TEXT)/. $(DEMO)/$(TEXT)-pipeline
 	$(BIN)/python cli.py export --ckpt $(DEMO)/$(TEXT)-pipeline --out $(DEMO)/$(TEXT) --force
 	@rm -rf $(DEMO)/$(TEXT)-pictures

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from canonical_rows import WIDTH
 from fashion_mnist import CLASSES, load, to_model_range
 from text_captions import WIDER, Caption, Garment, brightness_groups, caption
 from text_encoder import fetch
 from torch import Tensor
 
-CAPTION_DROPOUT, TOKEN_DROPOUT, ROW_NOISE = 0.1, 0.02, 0.05  # shares, and parts of the rows' own spread
 TOKENS = 32  # of a caption at most
-WIDTH = 384  # of the text encoder's rows
+CAPTION_DROPOUT, TOKEN_DROPOUT, ROW_NOISE = 0.1, 0.02, 0.05  # shares, and parts of the rows' own spread
 DRAWN = (2.0, 1.0, 5.0, 1.0, 2.0, 1.0, 2.0, 1.0, 1.0, 1.0)  # of each class: what is learned last is drawn more often
 
 

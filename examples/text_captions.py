@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from string import Formatter
 
 import numpy as np
 
@@ -24,10 +25,11 @@ class Garment:
 
 @dataclass(frozen=True)
 class Caption:
-    """text: what it says of garments, from left to right."""
+    """text: what it says of garments, from left to right. spans: from which character to which of each of them."""
 
     text: str
     garments: tuple[Garment, ...]
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class Language:
     one: tuple[str, ...]
     two: tuple[str, ...]
     told_brightness: float = 0.4  # share of garments whose brightness is said
+    articles: tuple[str, ...] = ("a",)
+    more: tuple[str, ...] = ()  # what else may be said of a garment, {} is its noun
+    told_more: float = 0.4  # share of garments of which it is
 
 
 PLURAL = ("trousers", "pants", "jeans", "slacks", "leggings", "chinos")  # these have no article
@@ -115,6 +120,13 @@ WIDER = replace(  # what the next training learns from: the shipped weights know
     nouns=tuple((*old, *more) for old, more in zip(TRAINED.nouns, MORE_NOUNS, strict=True)),
     two=(*TRAINED.two, *MORE_OF_TWO),
 )
+CANONICAL = Language(  # what the shipped DiT draws well: one wording of everything (canonical_rows.py)
+    nouns=(("t-shirt",), ("chinos",), ("knitted jumper",), ("dress",), ("coat with a zipper",), ("leather sandal",),
+           ("collared shirt",), ("sports shoe",), ("purse",), ("boot",)),
+    words={"dark": ("black",), "bright": ("white",)},
+    one=("{}",),
+    two=("{left} to the left, {right} to the right",),
+)  # fmt: skip
 HELD_OUT = Language(
     nouns=(
         ("short-sleeved tee", "summer top with short sleeves", "tee shirt"),
@@ -146,18 +158,36 @@ def caption(language: Language, random_: random.Random, garments: int) -> Captio
 
 def caption_of(language: Language, random_: random.Random, garments: tuple[Garment, ...]) -> Caption:
     """A random wording for these garments, one or two."""
-    said = [_said(language, random_, garment) for garment in garments]
-    if len(said) == 1:
-        return Caption(random_.choice(language.one).format(said[0]), garments)
-    return Caption(random_.choice(language.two).format(left=said[0], right=said[1]), garments)
+    said = [said_of(language, garment, random_) for garment in garments]
+    text, spans = filled_in(random_.choice(language.one if len(said) == 1 else language.two), said)
+    return Caption(text, garments, spans)
 
 
-def _said(language: Language, random_: random.Random, garment: Garment) -> str:
+def filled_in(sentence: str, said: list[str]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """A sentence with {} or with {left} and {right}, and what is said of the garments -> text, characters of each."""
+    text, spans = "", [(0, 0)] * len(said)
+    for between, place, _, _ in Formatter().parse(sentence):
+        text += between
+        if place is not None:
+            which = int(place == "right")
+            spans[which] = (len(text), len(text) + len(said[which]))
+            text += said[which]
+    return text, tuple(spans)
+
+
+def said_of(language: Language, garment: Garment, random_: random.Random) -> str:
+    """The garment with its article, and its brightness if that is said: "a dark sneaker"."""
     noun = random_.choice(language.nouns[garment.label])
+    no_article = noun.split(" for ")[0].split(" with ")[0].endswith(PLURAL) and not noun.startswith("pair")
+    if language.more and random_.random() < language.told_more:
+        noun = random_.choice(language.more).format(noun)
     words = noun if garment.brightness is None else f"{random_.choice(language.words[garment.brightness])} {noun}"
-    if noun.split(" for ")[0].split(" with ")[0].endswith(PLURAL) and not noun.startswith("pair"):
+    if no_article:
         return words
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    article = random_.choice(language.articles) if len(language.articles) > 1 else language.articles[0]
+    if article == "a" and words[0] in "aeiou":
+        article = "an"
+    return f"{article} {words}".lstrip()
 
 
 def brightness_of(images: np.ndarray) -> np.ndarray:

