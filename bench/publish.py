@@ -66,10 +66,13 @@ def sections(seconds: int) -> dict[str, Section]:
     }  # fmt: skip
 
 
+def static_of(bundle: Path) -> Path:
+    return BUILD / f"{bundle.name}-int8-static"
+
+
 def bundles_of(bundle: Path) -> tuple[str, ...]:
     """A bundle and its forms in int8, for the peers."""
-    static = BUILD / f"{bundle.name}-int8-static"
-    return "--engine", str(bundle), "--int8", f"{bundle}-int8", "--int8-static", str(static)
+    return "--engine", str(bundle), "--int8", f"{bundle}-int8", "--int8-static", str(static_of(bundle))
 
 
 def main() -> None:
@@ -82,7 +85,7 @@ def main() -> None:
     if any(str(SMALL) in section.command for section in chosen.values()):
         make_small()
     for bundle in (DEMO, SMALL):
-        if any(str(bundle) in section.command and "--int8-static" in section.command for section in chosen.values()):
+        if any(str(static_of(bundle)) in section.command for section in chosen.values()):
             make_static(bundle)
     failed = [name for name, section in chosen.items() if not publish(name, section, given.docs)]
     if failed:
@@ -105,7 +108,7 @@ def make_small() -> None:
 
 def make_static(bundle: Path) -> None:
     """int8 with scales from calibration, which OpenVINO runs."""
-    out = ROOT / BUILD / f"{bundle.name}-int8-static"
+    out = ROOT / static_of(bundle)
     if not out.exists():
         settings = ("--form", "tensorrt", "--samples", "4", "--count", "0")
         _python("cli.py", "quantize", "--engine", bundle, "--out", out, *settings)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from fashion_mnist import CLASSES
 from text_captions import CANONICAL, Caption, Garment, caption_of
+from text_encoder import WIDTH
 from torch import Tensor
 
-WIDTH = 384  # of the text encoder's rows
 KINDS = tuple(Garment(label, word) for label in range(len(CLASSES)) for word in (None, "dark", "bright"))
 PLACES = ("left", "right", "alone")
 CONTENTS = (*((left, right) for left in KINDS for right in KINDS), *((kind,) for kind in KINDS), ())

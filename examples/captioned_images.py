@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from canonical_rows import WIDTH
 from fashion_mnist import CLASSES, load, to_model_range
 from text_captions import WIDER, Caption, Garment, brightness_groups, caption
-from text_encoder import fetch
+from text_encoder import WIDTH, fetch
 from torch import Tensor
 
 TOKENS = 32  # of a caption at most

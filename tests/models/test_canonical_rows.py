@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from canonical_rows import CONTENTS, KINDS, OTHERS, PLACES, WIDTH, Canon, canon, tokens_of, wanted
+from canonical_rows import CONTENTS, KINDS, OTHERS, PLACES, Canon, canon, tokens_of, wanted
 from safetensors.torch import load_file, save_file
 from text_captions import CANONICAL, WIDER, Caption, Garment, filled_in
-from text_encoder import merge
+from text_encoder import WIDTH, merge
 from torch import Tensor, nn
 from train_text_encoder import adapt, errors, spoken, write_lora
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from captioned_images import TOKENS, WIDTH, Batch, Data, batch
+from captioned_images import TOKENS, Batch, Data, batch
 from confusion import another, confusion, mean_where, other_classes
 from fashion_mnist import CLASSES
 from pixart_of_dit import initialize, read_teacher
@@ -27,6 +27,7 @@ from text_captions import (
     caption,
     caption_of,
 )
+from text_encoder import WIDTH
 from train_text import BRIGHTNESS, CONFIG, Run, by_halves, hint_error, new_run, predicted, with_brightness
 
 from ditedge.export.networks.pixart import PixArt
