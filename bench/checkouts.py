@@ -3,9 +3,11 @@
     git worktree add ../before COMMIT
     python bench/checkouts.py ../before:build/demo/fashion .:build/demo/fashion --threads 2
     python bench/checkouts.py ../before:../before/build/demo/fashion-int8 .:build/demo/fashion-int8 --repeats 20
+    python bench/checkouts.py ../before:../before/build/demo/fashion-int8 .:build/bench/fashion-int8-static@openvino
 
-A contender is CHECKOUT:BUNDLE. A step is its share of a run of some steps of the bundle's default sampler, conditioner
-and loop included. The checkouts share this environment's libraries; they have to have `Session` (since November 2026).
+A contender is CHECKOUT:BUNDLE, or CHECKOUT:BUNDLE@PROVIDER. A step is its share of a run of some steps of the bundle's
+default sampler, conditioner and loop included. The checkouts share this environment's libraries; they have to have
+`Session` (since November 2026).
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ GUIDANCE = 4.0
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
-        child(Path(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:7]))
+        child(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], *map(int, sys.argv[5:8]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("contenders", nargs="+", metavar="CHECKOUT:BUNDLE", help="the first is held against")
+    parser.add_argument("contenders", nargs="+", metavar="CHECKOUT:BUNDLE[@PROVIDER]", help="the first is held against")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="0: the cores that may be used")
     parser.add_argument("--steps", type=int, default=4, help="of a run")
@@ -45,10 +47,11 @@ def compare(pairs: list[tuple[str, ...]], given: argparse.Namespace) -> None:
     from ditedge.terminal import progress
 
     numbers = [str(number) for number in (given.batch, given.threads, given.steps)]
-    commands = [
-        [sys.executable, __file__, "--child", str(Path(checkout).resolve()), str(Path(bundle).resolve()), *numbers]
-        for checkout, bundle in pairs
-    ]
+    commands = []
+    for checkout, bundle in pairs:
+        path, _, provider = bundle.partition("@")
+        paths = str(Path(checkout).resolve()), str(Path(path).resolve())
+        commands.append([sys.executable, __file__, "--child", *paths, provider or "cpu", *numbers])
     with progress() as report:
         found = take_turns(commands, given.repeats, report)
     first = found[0]
@@ -62,7 +65,7 @@ def compare(pairs: list[tuple[str, ...]], given: argparse.Namespace) -> None:
         print(line + (f", {ratio.median:.3f}x ({ratio.least:.3f} to {ratio.most:.3f})" if ratio is not None else ""))
 
 
-def child(checkout: Path, path: Path, batch: int, threads: int, steps: int) -> None:
+def child(checkout: Path, path: Path, provider: str, batch: int, threads: int, steps: int) -> None:
     """With the checkout's ditedge, and this one's stopwatch."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
     sys.path.insert(0, str(checkout))
@@ -75,7 +78,8 @@ def child(checkout: Path, path: Path, batch: int, threads: int, steps: int) -> N
 
     def ready() -> object:
         bundle = open_bundle(path)
-        program, session = bundle.program(steps=steps), Session(bundle, EngineOptions(threads=threads))
+        options = EngineOptions(provider=provider, threads=threads)
+        program, session = bundle.program(steps=steps), Session(bundle, options)
         model = bundle.manifest.model
         labels, noise = [i % model.num_classes for i in range(batch)], SeededNoise([*range(batch)], model.latent_shape)
         guidance = GUIDANCE if model.null_class is not None else 1.0

@@ -2,10 +2,12 @@
 
     python -m bench.roofline --engine build/demo/fashion --engine build/demo/fashion-int8
     python -m bench.roofline --engine xl --engine xl-int8 --batch 1 --batch 8 --threads 0 --json roofline.json
+    python -m bench.roofline --engine xl-int8-static --provider openvino --batch 1 --threads 0
 
 The limit of a graph: its multiply-adds, each at the measured peak of its arithmetic, or its weights, inputs and outputs
 at the measured speed of memory, whichever takes longer. Peaks are measured before every bundle and after the last one;
-the best counts, so a disturbed moment makes a fraction too small, never too large.
+the best counts, so a disturbed moment makes a fraction too small, never too large. A graph's work is that of its nodes
+on ONNX Runtime, and a product's peak ONNX Runtime's, whatever engine is timed.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--engine", type=Path, action="append", required=True, help="a bundle; repeat it")
     parser.add_argument("--batch", type=int, action="append", help="repeat it [default: 1, 2, 4, 8]")
     parser.add_argument("--threads", type=int, action="append", help="repeat it; 0: every core [default: 1, 2, 0]")
+    parser.add_argument("--provider", choices=("cpu", "openvino"), default="cpu", help="what is timed [default: cpu]")
     parser.add_argument("--json", type=Path, help="write everything here")
     given = parser.parse_args()
     threads = sorted({thread_count(number) for number in given.threads or (1, 2, 0)})
@@ -46,7 +49,7 @@ def main() -> None:
         if given.json is not None:
             check_writable(given.json)
         with progress() as report:
-            found = measure(given.engine, given.batch or [1, 2, 4, 8], threads, report)
+            found = measure(given.engine, given.batch or [1, 2, 4, 8], threads, report, given.provider)
     except DitedgeError as error:
         sys.exit(f"Error: {error}")
     if given.json is not None:
@@ -54,7 +57,9 @@ def main() -> None:
     say(markdown(found))
 
 
-def measure(engines: Sequence[Path], batches: Sequence[int], threads: Sequence[int], report: Any) -> dict[str, Any]:
+def measure(
+    engines: Sequence[Path], batches: Sequence[int], threads: Sequence[int], report: Any, provider: str = "cpu"
+) -> dict[str, Any]:
     """Everything, as JSON: the machine, the peaks by number of threads, a row of each graph."""
     peaks: dict[int, dict[str, float]] = {number: {} for number in threads}
     profiles = []
@@ -65,14 +70,14 @@ def measure(engines: Sequence[Path], batches: Sequence[int], threads: Sequence[i
             for batch, graphs in given.items():
                 report(f"{path.name}: batch {batch}, {number} thread(s)")
                 for graph, (file, inputs) in graphs.items():
-                    profiles.append((path.name, graph, batch, number, profiled(file, inputs, number)))
+                    profiles.append((path.name, graph, batch, number, profiled(file, inputs, number, provider)))
     for number in threads:
         _better(peaks[number], number, report)
     rows = []
     for bundle, graph, batch, number, profile in profiles:
         whole, kinds = limits_of(graph, profile, peaks[number])
-        row = {"bundle": bundle, "batch": batch, "threads": number, **whole.json()}
-        rows.append(row | {"kinds": [kind.json() for kind in kinds]})
+        row = {"bundle": bundle, "provider": provider, "batch": batch, "threads": number, **whole.json()}
+        rows.append(row | {"kinds": [kind.json() for kind in kinds if provider == "cpu"]})  # ONNX Runtime's times
     return {"machine": this_machine().model_dump(), "peaks": peaks, "rows": rows}
 
 
@@ -89,7 +94,8 @@ def markdown(found: dict[str, Any]) -> str:
              f"{machine['load']}.", "", *_peaks(found["peaks"]), "", GRAPH_HEAD, _rule(GRAPH_HEAD)]  # fmt: skip
     for row in found["rows"]:
         limit, macs = max(row["compute_ms"], row["memory_ms"]), _macs(row)
-        told = (row["bundle"], row["name"], row["batch"], row["threads"], figures(row["milliseconds"]),
+        name = row["bundle"] if row.get("provider", "cpu") == "cpu" else f"{row['bundle']} on {row['provider']}"
+        told = (name, row["name"], row["batch"], row["threads"], figures(row["milliseconds"]),
                 figures(row["milliseconds"] / row["batch"]), macs, figures(limit), row["binds"],
                 f"{row['fraction']:.0%}")  # fmt: skip
         lines.append(_row(told))

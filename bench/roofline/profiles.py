@@ -1,4 +1,4 @@
-"""A graph run by ONNX Runtime as ditedge opens it: its time, and what every node of it took."""
+"""A graph run by an engine as ditedge opens it: its time, and what every node of it took on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ditedge.runtime.bench.contender import job_of
 from ditedge.runtime.loop.conditions import of_steps, with_vectors
 from ditedge.runtime.loop.engine import EngineOptions
 from ditedge.runtime.loop.engine_ort import PROVIDERS, session_settings
+from ditedge.runtime.loop.engines import open_engine
 from ditedge.runtime.loop.host_loop import HostLoop
 from ditedge.runtime.loop.loop import first_state
 
@@ -32,7 +33,7 @@ class Profile:
     """One graph. seconds: of a run without profiling, median; bytes: of the tensors that go in and out of it."""
 
     seconds: float
-    nodes: tuple[Node, ...]  # of one run: the one whose sum is the median
+    nodes: tuple[Node, ...]  # of one run on ONNX Runtime: the one whose sum is the median
     bytes: int
 
 
@@ -54,18 +55,22 @@ def graphs_of(path: Path, batch: int, guidance: float = 4.0) -> dict[str, tuple[
     return {name: (bundle.graph_file(name), given) for name, given in inputs.items() if name in bundle.manifest.graphs}
 
 
-def profiled(graph: Path, inputs: Mapping[str, np.ndarray], threads: int) -> Profile:
-    """Times the graph, then runs it with a profile. threads: 0 is every core."""
-    session = _session(graph, threads, None)
-    given = {tensor.name: inputs[tensor.name] for tensor in session.get_inputs()}
-    seconds = _median(lambda: session.run(None, given))
-    moved = sum(array.nbytes for array in given.values()) + sum(array.nbytes for array in session.run(None, given))
-    del session
+def profiled(graph: Path, inputs: Mapping[str, np.ndarray], threads: int, provider: str = "cpu") -> Profile:
+    """Times the graph on a provider, after a profile of ONNX Runtime, which has its nodes. threads: 0 is every core."""
     with tempfile.TemporaryDirectory() as folder:
         session = _session(graph, threads, Path(folder) / "profile")
+        given = {tensor.name: inputs[tensor.name] for tensor in session.get_inputs()}
         for _ in range(LEAST_RUNS):
-            session.run(None, given)
+            made = session.run(None, given)
+        outputs = {tensor.name: array for tensor, array in zip(session.get_outputs(), made, strict=True)}
         events = json.loads(Path(session.end_profiling()).read_text())
+    del session
+    engine = open_engine(graph, EngineOptions(provider=provider, threads=threads))
+    try:
+        seconds = _median(lambda: engine.run(given, outputs))
+    finally:
+        engine.close()
+    moved = sum(array.nbytes for array in (*given.values(), *outputs.values()))
     return Profile(seconds, median_run(events, LEAST_RUNS), moved)
 
 
@@ -88,12 +93,11 @@ def _tensors(listed: list[dict[str, list[int]]]) -> tuple[Tensor, ...]:
     return tuple(Tensor(dtype, tuple(shape)) for each in listed for dtype, shape in each.items())
 
 
-def _session(graph: Path, threads: int, profile: Path | None) -> Any:
+def _session(graph: Path, threads: int, profile: Path) -> Any:
     import onnxruntime
 
     settings = session_settings(EngineOptions(threads=threads))
-    if profile is not None:
-        settings.enable_profiling, settings.profile_file_prefix = True, str(profile)
+    settings.enable_profiling, settings.profile_file_prefix = True, str(profile)
     return onnxruntime.InferenceSession(str(graph), settings, providers=[PROVIDERS["cpu"]])
 
 

@@ -73,6 +73,16 @@ def test_a_step_graph_has_the_multiply_adds_of_its_network(name: str, batch: int
     assert whole.milliseconds > 0 and graphs.keys() >= {"conditioner", "step"}
 
 
+def test_the_work_is_the_same_on_another_engine() -> None:
+    """Counted on ONNX Runtime; the time is the other engine's, so kinds of layers have none in its table."""
+    pytest.importorskip("openvino")
+    graphs = graphs_of(BUNDLES / "gray1_cfg", 1)
+    ours, theirs = (profiled(*graphs["step"], threads=1, provider=provider) for provider in ("cpu", "openvino"))
+    works = [limits_of("step", profile, {FLOAT: 1e9, INTEGER: 4e9, "memory": 1e9})[0] for profile in (ours, theirs)]
+    assert works[0].gigamacs == works[1].gigamacs and works[0].megabytes == works[1].megabytes
+    assert ours.seconds != theirs.seconds > 0
+
+
 def test_which_limit_binds() -> None:
     peaks = {FLOAT: 2e9, INTEGER: 8e9, "memory": 1e9}
     bound = limit_of("x", 0.010, Work({FLOAT: 2_000_000, INTEGER: 8_000_000}, 1_000_000), peaks)
