@@ -4,10 +4,11 @@
     python bench/checkouts.py ../before:build/demo/fashion .:build/demo/fashion --threads 2
     python bench/checkouts.py ../before:../before/build/demo/fashion-int8 .:build/demo/fashion-int8 --repeats 20
     python bench/checkouts.py ../before:../before/build/demo/fashion-int8 .:build/bench/fashion-int8-static@openvino
+    python bench/checkouts.py ../before:build/bench/dit-s-2 .:build/bench/dit-s-2 --steps 4  # fewer than its 20
 
-A contender is CHECKOUT:BUNDLE, or CHECKOUT:BUNDLE@PROVIDER. A step is its share of a run of some steps of the bundle's
-default sampler, conditioner and loop included. The checkouts share this environment's libraries; they have to have
-`Session` (since November 2026).
+A contender is CHECKOUT:BUNDLE, or CHECKOUT:BUNDLE@PROVIDER. A step is its share of runs of the bundle's default
+program, conditioner and loop included. The checkouts share this environment's libraries; they have to have `Session`
+(since November 2026).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDANCE = 4.0
+LEAST_SECONDS = 0.25  # of a turn: caches are warm for most of it
 
 
 def main() -> None:
@@ -31,7 +33,7 @@ def main() -> None:
     parser.add_argument("contenders", nargs="+", metavar="CHECKOUT:BUNDLE[@PROVIDER]", help="the first is held against")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="0: the cores that may be used")
-    parser.add_argument("--steps", type=int, default=4, help="of a run")
+    parser.add_argument("--steps", type=int, default=0, help="of a run [default: the bundle's program as it is]")
     parser.add_argument("--repeats", type=int, default=9)
     given = parser.parse_args()
     pairs = [tuple(text.rpartition(":")[::2]) for text in given.contenders]
@@ -79,15 +81,17 @@ def child(checkout: Path, path: Path, provider: str, batch: int, threads: int, s
     def ready() -> object:
         bundle = open_bundle(path)
         options = EngineOptions(provider=provider, threads=threads)
-        program, session = bundle.program(steps=steps), Session(bundle, options)
+        program, session = bundle.program(steps=steps or None), Session(bundle, options)
         model = bundle.manifest.model
         labels, noise = [i % model.num_classes for i in range(batch)], SeededNoise([*range(batch)], model.latent_shape)
         guidance = GUIDANCE if model.null_class is not None else 1.0
 
         def step() -> float:
-            start = time.perf_counter()
-            session.latents(program, labels, guidance, noise)
-            return (time.perf_counter() - start) / program.steps
+            start, runs, seconds = time.perf_counter(), 0, 0.0
+            while seconds < LEAST_SECONDS:
+                session.latents(program, labels, guidance, noise)
+                runs, seconds = runs + 1, time.perf_counter() - start
+            return seconds / (runs * program.steps)
 
         return turns.Made({"step": step})
 

@@ -66,7 +66,7 @@ class QuantizeOptions:
     )
     form: str = field(
         default="onnxruntime",
-        metadata=option("--form", help="Whose kernels the graph is written for.", choices=FORMS),
+        metadata=option("--form", help="Whose kernels the graph is written for; OpenVINO's are tensorrt.", choices=FORMS),
     )
     arch: str | None = field(
         default=None,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import posixpath
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import BundleError, RequestError
+from ..errors import BundleError, ProgramError, RequestError
 from ..json_files import read_bounded
 from ..samplers.process import ProcessInfo
 from ..samplers.program import Program, program_from_json, read_program
@@ -108,7 +109,8 @@ class Bundle:
 
         settings: the fields of `SamplerSettings`: sampler, steps, respacing, spacing, sigmas, order, shift, eta,
         variance, clip_x0, guidance_interval. Any of them makes a new program; sampler and steps that are not given are
-        those of the default program (eta alone means ddim, variance ddpm). Raises ProgramError or RequestError.
+        those of the default program, or, where that is tuned, of the first that is not (eta alone means ddim, variance
+        ddpm). Raises ProgramError or RequestError.
         tokens: of the picture (`TextInfo.patches`), where steps depend on them; None is the model's own size.
         """
         settings = {key: value for key, value in settings.items() if value is not None and value is not False}
@@ -122,10 +124,10 @@ class Bundle:
         moves = name is None and flow is not None and flow.by_size is not None and tokens not in (None, own)
         if not settings and not moves:
             return program
-        default = settings_from_made(program.made)
+        base, default = self._made_from_settings(program)
         settings.setdefault("sampler", implied_sampler(settings, str(default.sampler)))
         if "steps" not in settings and "respacing" not in settings:
-            settings["steps"] = program.steps
+            settings["steps"] = base.steps
         return make_program(
             self.schedule,
             SamplerSettings(**settings),
@@ -135,6 +137,13 @@ class Bundle:
             flow=flow,
             tokens=own if tokens is None else tokens,
         )
+
+    def _made_from_settings(self, default: Program) -> tuple[Program, SamplerSettings]:
+        """The default program, or the first ready one, that has sampler settings: a tuned one has none."""
+        for program in (default, *map(self._ready, self.manifest.programs)):
+            with suppress(ProgramError):
+                return program, settings_from_made(program.made)
+        return default, settings_from_made(default.made)  # says why there are none
 
     def _own_tokens(self) -> int | None:
         text, side = self.manifest.text, self.manifest.model.input_size

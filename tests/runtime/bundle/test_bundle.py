@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,24 @@ def test_programs_by_name_and_by_settings(gray_bundle: Path) -> None:
         bundle.program(steps=1001)
     with pytest.raises(ProgramError, match="give one of them"):
         bundle.program(steps=5, respacing="5")
+
+
+def test_settings_beside_a_default_that_was_tuned(gray_bundle: Path) -> None:
+    """It has no settings of its own: a sampler and steps that are not given are those of the first that has some."""
+    bundle = open_bundle(gray_bundle)
+    tuned = replace(bundle.program(steps=3), name="tuned-5", made={"tune": {"shape": {"sampler": "dpm++2"}}})
+    named = bundle.manifest.programs
+    tables = bundle.programs | {"dpm++-20": tuned}
+    assert next(iter(named)) == "dpm++-20" and bundle.program("ddim-25").steps == 25
+    changed = replace(bundle, programs=tables)
+    assert changed.program() is tuned
+    assert changed.program(sampler="dpm++", steps=7).name == "dpm++-7"
+    base = next(name for name in named if name != "dpm++-20")
+    assert changed.program(steps=9).name == f"{bundle.program(base).made['sampler']}-9"
+    assert changed.program(sampler="ddim").steps == bundle.program(base).steps
+    without = replace(bundle, programs={name: tuned for name in named})
+    with pytest.raises(ProgramError, match="was not made from sampler settings"):
+        without.program(steps=7)
 
 
 def test_published_schema_is_current() -> None:
