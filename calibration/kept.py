@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..runtime.bundle.open import Bundle
@@ -17,8 +18,10 @@ from .pool import Pool
 from .quality.limits import check_something_is_asked
 from .statistics.sensitivity import Rounding, Sensitivity, drift, fewest_kept, latents_of, layer_sensitivities
 
-# Of the step graph; the embedders are not linears there, adaLN is elsewhere. proj_out: the final one in diffusers.
-PROTECTED = ("final_layer.linear", "proj_out")
+# Of the step graph: where latents leave, in facebookresearch/DiT and its relatives, then in diffusers; and where they
+# come in, if no convolution takes them.
+PROTECTED = ("final_layer.linear", "proj_out", "norm_out.linear_2", "all_final_layer.*.linear",
+             "x_embedder", "pos_embed.proj", "all_x_embedder.*")  # fmt: skip
 
 
 def select_linears(linears: list[Linear], options: QuantizeOptions) -> tuple[list[str], list[str]]:
@@ -31,7 +34,12 @@ def select_linears(linears: list[Linear], options: QuantizeOptions) -> tuple[lis
         if not any(_matches(name, wanted) for name in names):
             raise RequestError(f"--keep-layer {wanted}: no such layer; there are {', '.join(names)}")
     protected = PROTECTED if options.protect and not options.naive else ()
-    kept = [name for name in names if name in protected or any(_matches(name, wanted) for wanted in options.keep)]
+    kept = [
+        name
+        for name in names
+        if any(fnmatchcase(name, pattern) for pattern in protected)
+        or any(_matches(name, wanted) for wanted in options.keep)
+    ]
     return [name for name in names if name not in kept], kept
 
 

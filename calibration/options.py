@@ -66,7 +66,9 @@ class QuantizeOptions:
     )
     form: str = field(
         default="onnxruntime",
-        metadata=option("--form", help="Whose kernels the graph is written for; OpenVINO's are tensorrt.", choices=FORMS),
+        metadata=option(
+            "--form", help="Whose kernels the graph is written for; OpenVINO's are tensorrt.", choices=FORMS
+        ),
     )
     arch: str | None = field(
         default=None,
@@ -80,7 +82,10 @@ class QuantizeOptions:
     )
     protect: bool = field(
         default=True,
-        metadata=option("--protect/--no-protect", help="Leave the final layer in float32. [default: yes]"),
+        metadata=option(
+            "--protect/--no-protect",
+            help="Leave the first and the last linear layer, of latents, in float32. [default: yes]",
+        ),
     )
     decoder: bool = field(
         default=True,

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 @dataclass(frozen=True)
 class Linear:
-    """One linear layer. name: "blocks.0.attn.qkv", or the node's name where the exporter left no bias to name it by."""
+    """One linear layer. name: "blocks.0.attn.qkv", or what its node is called where there is none in the module."""
 
     name: str
     node: Any  # ir.Node: MatMul, or Gemm
@@ -64,7 +64,8 @@ def find_linears(model: Any) -> list[Linear]:
 
 
 def _name(node: Any) -> str:
-    """From the bias, whose name the exporter keeps: network.blocks.0.attn.qkv.bias -> blocks.0.attn.qkv."""
+    """From the bias, whose name the exporter keeps: network.blocks.0.attn.qkv.bias -> blocks.0.attn.qkv. Without one
+    the node has the layer's name (export/graphs/to_onnx.py)."""
     biases = list(node.inputs[2:])
     for consumer in node.outputs[0].consumers():
         if consumer.op_type == "Add":
@@ -72,4 +73,4 @@ def _name(node: Any) -> str:
     names = [bias.name for bias in biases if bias is not None and bias.is_initializer()]
     if len(names) == 1 and names[0].endswith(".bias"):
         return str(names[0]).removeprefix("network.").removesuffix(".bias")
-    return str(node.name)
+    return str(node.name).removeprefix("network.")

@@ -7,6 +7,7 @@ import inspect
 import io
 import logging
 import warnings
+from ast import literal_eval
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from ...calibration.graph.surgery import save_graph
 from ..options import DEFAULT_OPSET
+
+TRACES = ("name_scopes", "class_hierarchy")  # of the exporter, which say where in the module a node comes from
 
 
 def onnx_from_module(
@@ -49,6 +52,7 @@ def onnx_from_module(
         )
     assert program is not None
     model = program.model
+    _name_linears(model)
     _strip_traces(model)
     save_graph(model, path)
 
@@ -75,6 +79,21 @@ def _size(name: str, sizes: dict[str, Any]) -> Any:
     """The export dimension of "K", of "K+2", or of "2*h"."""
     (times, _, _), (_, _, offset) = name.rpartition("*"), name.partition("+")
     return int(times or 1) * sizes[_base(name)] + int(offset or 0)
+
+
+def _name_linears(model: ir.Model) -> None:
+    """Gives the product of a linear layer without a bias the layer's name, which its folded weight has lost."""
+    layers: dict[str, list[ir.Node]] = {}
+    for node in model.graph:
+        if node.op_type in ("MatMul", "Gemm") and len(node.inputs) == 2:
+            scopes, classes = (literal_eval(node.metadata_props.get(f"pkg.torch.onnx.{key}", "[]")) for key in TRACES)
+            if classes[-2:] == [f"{nn.Linear.__module__}.Linear", "aten.linear.default"] and node.name.startswith(
+                "node_linear"
+            ):
+                layers.setdefault(scopes[-2], []).append(node)
+    for name, nodes in layers.items():
+        if len(nodes) == 1:  # a layer that is used twice stays two nodes
+            nodes[0].name = name
 
 
 def _strip_traces(model: ir.Model) -> None:

@@ -144,6 +144,11 @@ def test_layers_are_ranked_over_prompts(prompts: Path, tmp_path: Path) -> None:
     assert manifest.quantization is not None and manifest.quantization.kept == ["proj_out", *ranking[:2]]
 
 
+def bytes_of_weights(graph: Path) -> int:
+    """Of so small an encoder names are a third of the file."""
+    return sum(len(tensor.raw_data) for tensor in onnx.load(graph).graph.initializer)
+
+
 @pytest.mark.parametrize(("weights", "most"), [("int8", 0.02), ("int4", 0.3)])
 def test_the_encoders_weights_alone(weights: str, most: float, tmp_path: Path) -> None:
     """Everything else is as it was, and the report is of each side's own encoder."""
@@ -156,7 +161,7 @@ def test_the_encoders_weights_alone(weights: str, most: float, tmp_path: Path) -
     changed = {name for name, info in bundle.manifest.files.items() if whole.manifest.files.get(name) != info}
     assert changed == {"text.onnx", "quality/quality.json", "quality/report.html"}
     assert bundle.manifest.quantization is None and bundle.manifest.graphs["text"].precision == weights
-    assert bundle.manifest.files["text.onnx"].bytes < 0.8 * whole.manifest.files["text.onnx"].bytes
+    assert bytes_of_weights(tmp_path / "q" / "text.onnx") < 0.6 * bytes_of_weights(BUNDLE / "text.onnx")
     quality = read_quality(tmp_path / "q" / "quality" / "quality.json")
     assert 0 < quality.drift.relative < most and quality.settings.prompts[0] == "a red fox in the snow"
     ditedge("convert", "--engine", tmp_path / "q", "--precision", "fp16", "--out", tmp_path / "low")

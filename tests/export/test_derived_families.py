@@ -19,13 +19,17 @@ from ditedge.runtime import open_bundle
 from ditedge.runtime.plans.attention_trial import lint_graph
 from ditedge.runtime.plans.build import build_bundle
 from ditedge.runtime.plans.options import BuildOptions
-from tests.export import joint_pipelines, sana_pipelines
+from tests.export import joint_pipelines, lumina2_pipelines, sana_pipelines
 from tests.runtime.plans.here import needs_rtx
 
-FAMILIES: dict[str, tuple[Callable[[], Any], int]] = {  # -> attentions with a softmax in the step
-    "sd3.5": (lambda: joint_pipelines.sd3_pipeline(dual=True), 3),
-    "flux-dev": (lambda: joint_pipelines.flux_pipeline(told=True), 3),
-    "sana": (sana_pipelines.small_pipeline, 2),
+FAMILIES: dict[str, tuple[Callable[[], Any], int, list[str]]] = {
+    # -> attentions with a softmax in the step; linears that take latents in or let them out
+    "sd3.5": (lambda: joint_pipelines.sd3_pipeline(dual=True), 3, ["proj_out"]),
+    "flux-dev": (lambda: joint_pipelines.flux_pipeline(told=True), 3, ["x_embedder", "proj_out"]),
+    "sana": (sana_pipelines.small_pipeline, 2, ["proj_out"]),
+    "aura-flow": (joint_pipelines.aura_flow_pipeline, 2, ["pos_embed.proj", "proj_out"]),
+    "z-image": (joint_pipelines.z_image_pipeline, 3, ["all_x_embedder.2-1", "all_final_layer.2-1.linear"]),
+    "lumina2": (lumina2_pipelines.lumina2_pipeline, 3, ["x_embedder", "norm_out.linear_2"]),
 }
 
 
@@ -52,14 +56,15 @@ def test_16_bit_replays_and_its_attention_is_one_kernel(family: tuple[str, Path]
 
 @pytest.mark.slow
 def test_int8_of_the_step_and_of_every_text_encoder(family: tuple[str, Path], tmp_path: Path) -> None:
-    _, bundle = family
+    name, bundle = family
     options = QuantizeOptions(
         form="tensorrt", samples=2, steps=4, statistics=tmp_path / "s", text_encoder="int8",
         quality=CompareRequest(count=2, steps=4, speed_rounds=0),
     )  # fmt: skip
     manifest = quantize_bundle(bundle, tmp_path / "int8", options)
-    assert manifest.quantization is not None and manifest.quantization.kept == ["proj_out"]
+    assert manifest.quantization is not None and manifest.quantization.kept == FAMILIES[name][2]
     left = [linear.name for linear in find_linears(load_graph(tmp_path / "int8" / "step.onnx"))]
-    assert left == ["proj_out"]
+    assert left == FAMILIES[name][2]
+    assert not any(linear.name.startswith("node_") for linear in find_linears(load_graph(bundle / "step.onnx")))
     encoders = {graph: info.precision for graph, info in manifest.graphs.items() if graph.startswith("text")}
     assert set(encoders.values()) == {"int8"} and encoders
