@@ -150,6 +150,11 @@ def flow_sigmas(flow: FlowInfo, steps: int, tokens: int) -> list[float]:
         size = flow.by_size
         slope = (size.most_mu - size.base_mu) / (size.most_tokens - size.base_tokens)
         mu = slope * tokens + size.base_mu - slope * size.base_tokens
+        if size.few is not None and tokens <= size.most_tokens:
+            few = size.few
+            slope = (few.most_mu - few.base_mu) / (size.most_tokens - size.base_tokens)
+            low = slope * tokens + few.base_mu - slope * size.base_tokens
+            mu = low + (mu - low) * (steps - few.steps) / (few.most_steps - few.steps)
         grown = math.exp(mu) if size.kind == "exponential" else mu
         return grown / (grown + 1 / sigma - 1)
 

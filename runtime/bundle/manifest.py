@@ -96,7 +96,7 @@ class VaeInfo(Strict):
     """The VAE inside the decoder graph, and what the graph does to the network's latents before it.
 
     z / scaling_factor + shift_factor; with latents_mean and latents_std, one number a channel, it is
-    z * std / scaling_factor + mean.
+    z * std / scaling_factor + mean. FLUX.2's z is then unpacked into squares of a quarter of the channels.
     """
 
     kind: str  # "kl", "tiny", "dc"
@@ -243,6 +243,8 @@ class Manifest(Strict):
     def json_text(self) -> str:
         """The file. What a model of classes has nothing to say about is left out."""
         exclude: dict[str, Any] = {name: True for name in ("text", "flow") if getattr(self, name) is None}
+        if self.flow is not None and self.flow.by_size is not None and self.flow.by_size.few is None:
+            exclude["flow"] = {"by_size": {"few"}}
         if self.text is not None:
             exclude["text"] = unsaid(self.text)
         if not self.defaults.by_tokens:

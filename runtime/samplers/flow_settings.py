@@ -16,10 +16,26 @@ from .grid import Grid
 Positive = Annotated[float, Field(gt=0, le=MAX_NUMBER)]
 
 
+class FewSteps(Strict):
+    """Another line of mu, for `steps` steps, where that of `SizeShift` is for `most_steps` (FLUX.2)."""
+
+    steps: Count
+    most_steps: Count
+    base_mu: Finite  # at the same numbers of image tokens
+    most_mu: Finite
+
+    @model_validator(mode="after")
+    def _check(self) -> FewSteps:
+        if self.most_steps <= self.steps:
+            raise ValueError(f"most_steps {self.most_steps} is not above steps {self.steps}")
+        return self
+
+
 class SizeShift(Strict):
     """A shift that grows with the picture: mu is linear in the number of image tokens (Esser et al. 2024, 5.3.2).
 
-    kind: "exponential", the shift is e^mu (FLUX.1); "linear", it is mu.
+    kind: "exponential", the shift is e^mu (FLUX.1); "linear", it is mu. few: mu of up to most_tokens is linear in the
+    number of steps, too.
     """
 
     base_tokens: Count
@@ -27,6 +43,7 @@ class SizeShift(Strict):
     most_tokens: Count
     most_mu: Finite
     kind: Literal["exponential", "linear"] = "exponential"
+    few: FewSteps | None = None
 
     @model_validator(mode="after")
     def _check(self) -> SizeShift:
@@ -34,14 +51,20 @@ class SizeShift(Strict):
             raise ValueError(f"most_tokens {self.most_tokens} is not above base_tokens {self.base_tokens}")
         return self
 
-    def of(self, tokens: int) -> float:
-        """The shift of a picture of so many tokens; linear beyond both ends, too. Raises ProgramError."""
-        slope = (self.most_mu - self.base_mu) / (self.most_tokens - self.base_tokens)
-        mu = tokens * slope + (self.base_mu - slope * self.base_tokens)
+    def of(self, tokens: int, steps: int) -> float:
+        """The shift of a picture of so many tokens in so many steps; linear beyond the ends. Raises ProgramError."""
+        mu, few = self._on_line(tokens, self.base_mu, self.most_mu), self.few
+        if few is not None and tokens <= self.most_tokens:
+            slope = (mu - self._on_line(tokens, few.base_mu, few.most_mu)) / (few.most_steps - few.steps)
+            mu += slope * (steps - few.most_steps)
         shift = math.exp(min(mu, 80.0)) if self.kind == "exponential" else mu
         if shift <= 0:
             raise ProgramError(f"the shift of {tokens} image tokens is {shift:g}, not above 0")
         return shift
+
+    def _on_line(self, tokens: int, base_mu: float, most_mu: float) -> float:
+        slope = (most_mu - base_mu) / (self.most_tokens - self.base_tokens)
+        return tokens * slope + (base_mu - slope * self.base_tokens)
 
 
 class FlowInfo(Strict):
@@ -56,13 +79,13 @@ class FlowInfo(Strict):
     spacing: Literal["even", "trained"] = "even"
     trained: Count = 1000
 
-    def shift_of(self, tokens: int | None) -> float:
+    def shift_of(self, tokens: int | None, steps: int) -> float:
         """tokens: of the picture, where the shift depends on them. Raises ProgramError."""
         if self.by_size is None:
             return self.shift
         if tokens is None:
             raise ProgramError("the steps of this model depend on the picture's size: say its number of image tokens")
-        return self.by_size.of(tokens)
+        return self.by_size.of(tokens, steps)
 
     def grid(self, steps: int, shift: float, timestep_scale: float, data_at_one: bool) -> Grid:
         """So many steps, shifted. Raises ProgramError."""

@@ -115,7 +115,7 @@ def make_program(
     options = _options_of(name, settings, learned_variance)
     shifts = settings.shift is None and settings.spacing is None and name not in OWN_FLOW_TIMES
     if schedule is None and flow is not None and shifts:
-        settings = replace(settings, shift=flow.shift_of(tokens))
+        settings = replace(settings, shift=flow.shift_of(tokens, settings.steps or 0))
     grid = _points(schedule, settings, prediction, timestep_range, flow or FlowInfo())
     process = (
         process_without_betas(prediction, timestep_range)

@@ -95,6 +95,7 @@ def properties() -> list[tuple[str, ...]]:
     places |= {"FileInfo": ("files", "step.onnx"), "TensorInfo": ("graphs", "step", "inputs", "0")}
     places |= {"QuantizationInfo": ("quantization",), "TextInfo": ("text",)}
     places |= {"EncoderInfo": ("text", "further", "0"), "FlowInfo": ("flow",), "SizeShift": ("flow", "by_size")}
+    places |= {"FewSteps": ("flow", "by_size", "few")}
     places |= {"InstructionInfo": ("text", "instruction")}
     assert set(places) >= set(schema["$defs"]), (
         "a new object in the manifest: teach it to runtime/cpp/src/manifest.cpp, or to UNUSED"
@@ -128,7 +129,7 @@ def test_every_property_of_the_schema_is_checked_or_not_used(
             "instruction": {"text": "x", "tokens": 3},
         }
         manifest["requires"] = ["text", "instruction"]
-    manifest["flow"] = {"by_size": {}}
+    manifest["flow"] = {"by_size": {"few": {}}}
     library = load(built / "libditedge.so")
     edit(gray_bundle, **manifest)
     assert open_status(library, gray_bundle) == (0, "")

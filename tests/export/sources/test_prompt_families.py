@@ -122,7 +122,7 @@ def test_steps_are_spaced_as_diffusers_scheduler_does(tmp_path: Path, settings: 
         told = {"mu": calculate_shift(tokens, *sizes)} if flow.by_size is not None else {}
         sigmas = np.linspace(1.0, 1 / steps, steps)
         scheduler.set_timesteps(**({"sigmas": sigmas} if spacing == "even" else {"num_inference_steps": steps}), **told)
-        grid = flow.grid(steps, flow.shift_of(tokens), 1000.0, False)
+        grid = flow.grid(steps, flow.shift_of(tokens, steps), 1000.0, False)
         np.testing.assert_allclose(grid.timestep, scheduler.timesteps.numpy(), rtol=2e-6)
 
 

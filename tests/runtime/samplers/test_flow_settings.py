@@ -25,8 +25,10 @@ def program(flow: FlowInfo | None, steps: int = 4, tokens: int | None = None, **
 
 def test_a_shift_grows_with_the_picture() -> None:
     """mu .5 at 256 and 1.15 at 4,096 image tokens, and on their line beyond (black-forest-labs/flux, sampling.py)."""
-    assert FLUX.shift_of(256) == pytest.approx(math.exp(0.5)) and FLUX.shift_of(4096) == pytest.approx(math.exp(1.15))
-    assert FLUX.shift_of(9216) == pytest.approx(math.exp(0.5 + 0.65 * (9216 - 256) / 3840))
+    assert FLUX.shift_of(256, 4) == pytest.approx(math.exp(0.5)) and FLUX.shift_of(4096, 4) == pytest.approx(
+        math.exp(1.15)
+    )
+    assert FLUX.shift_of(9216, 4) == pytest.approx(math.exp(0.5 + 0.65 * (9216 - 256) / 3840))
     sigma, shift = np.array([1.0, 0.75, 0.5, 0.25]), math.exp(1.15)
     np.testing.assert_allclose(
         program(FLUX, tokens=4096).timestep, 1000 * shift * sigma / (1 + (shift - 1) * sigma), rtol=1e-12
@@ -46,7 +48,7 @@ def test_a_program_says_its_shift_and_is_made_again_from_it() -> None:
     for flow, tokens in ((FLUX, 1500), (SD3, None)):
         made = program(flow, tokens=tokens)
         again = settings_from_made(made.made)
-        assert again.shift == flow.shift_of(tokens)
+        assert again.shift == flow.shift_of(tokens, 4)
         np.testing.assert_array_equal(program(flow, shift=again.shift).mix, made.mix)  # whatever the size
     assert program(None).made.get("shift") is None  # as every flow of classes
     assert program(SD3, shift=1.0).made["shift"] == 1.0
@@ -58,6 +60,7 @@ def test_a_program_says_its_shift_and_is_made_again_from_it() -> None:
         {"most_tokens": 256},
         {"kind": "quadratic"},
         {"base_mu": float("nan")},
+        {"few": {"steps": 200, "most_steps": 200, "base_mu": 1.9, "most_mu": 2.3}},
     ],
 )
 def test_shifts_that_make_no_sense(fields: dict[str, Any]) -> None:
