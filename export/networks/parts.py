@@ -49,9 +49,10 @@ class PatchEmbed(nn.Module):
 class Mlp(nn.Module):
     """linear_1, an activation, linear_2."""
 
-    def __init__(self, inputs: int, width: int, act: nn.Module) -> None:
+    def __init__(self, inputs: int, width: int, act: nn.Module, bias: bool = True) -> None:
         super().__init__()
-        self.linear_1, self.linear_2, self.act = nn.Linear(inputs, width), nn.Linear(width, width), act
+        self.linear_1, self.linear_2 = nn.Linear(inputs, width, bias), nn.Linear(width, width, bias)
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_2(self.act(self.linear_1(x)))
@@ -88,9 +89,9 @@ class SwiGlu(nn.Module):
 class Modulated(nn.Module):
     """`linear`, of an adaptive norm: so many vectors of the width, which depend on time and prompt alone."""
 
-    def __init__(self, width: int, vectors: int) -> None:
+    def __init__(self, width: int, vectors: int, bias: bool = True) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, vectors * width)
+        self.linear = nn.Linear(width, vectors * width, bias)
 
 
 class RmsNorm(nn.Module):
@@ -105,11 +106,13 @@ class RmsNorm(nn.Module):
 
 
 class RotaryAxes(nn.Module):
-    """Cosines and sines of rotary positions along three axes: words have places on the first, pixels on the others."""
+    """Cosines and sines of rotary positions along three axes or more: rows of pixels have places on the second, columns
+    on the third, words on the first, or where there is one on the fourth."""
 
     def __init__(self, sizes: Sequence[int], theta: float) -> None:
         """sizes: numbers of a head that turn with each axis; d is their sum."""
         super().__init__()
+        self.further = range(3, len(sizes))
         for axis, size in enumerate(sizes):
             exponent = torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size
             self.register_buffer(f"omega_{axis}", (1.0 / theta**exponent).float(), persistent=False)
@@ -123,6 +126,7 @@ class RotaryAxes(nn.Module):
             still.expand(-1, w, -1),
             down[:, None].expand(-1, w, -1),
             across[None].expand(h, -1, -1),
+            *((rows[:, None, None] * 0 * self.get_buffer(f"omega_{axis}")).expand(-1, w, -1) for axis in self.further),
         ]
         angle = torch.cat(angles, dim=2)
         return torch.cat([angle.cos(), angle.sin()], dim=2)

@@ -38,11 +38,18 @@ class KlConfig:
     shift_factor: float = 0.0
     latents_mean: tuple[float, ...] | None = None  # or: the network's are (the VAE's - mean) / std * scaling_factor,
     latents_std: tuple[float, ...] | None = None  # channel by channel
+    packed: int = 1  # side of the squares of the VAE's latents that are one pixel of latent_channels (FLUX.2: 2)
+    variance_eps: float = 0.0  # of latents_std, where weights say a variance
+
+    @property
+    def own_channels(self) -> int:
+        """Of the VAE's latents."""
+        return self.latent_channels // self.packed**2
 
     @property
     def factor(self) -> int:
         """Picture pixels per latent pixel, along one side."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return self.packed * 2 ** (len(self.block_out_channels) - 1)
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,7 @@ class Decoder(nn.Module):
     def __init__(self, config: KlConfig) -> None:
         super().__init__()
         channels, groups = config.block_out_channels[::-1], config.norm_num_groups
-        self.conv_in = conv3x3(config.latent_channels, channels[0])
+        self.conv_in = conv3x3(config.own_channels, channels[0])
         self.mid_block = MidBlock(channels[0], groups, config.mid_block_add_attention)
         self.up_blocks = nn.ModuleList(
             UpBlock(
@@ -186,7 +193,7 @@ class KlDecoder(nn.Module):
         super().__init__()
         self.config = config
         self._std, self._mean = _per_channel(config.latents_std), _per_channel(config.latents_mean)
-        channels = config.latent_channels
+        channels = config.own_channels
         self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else nn.Identity()
         self.decoder = Decoder(config)
 
@@ -196,6 +203,7 @@ class KlDecoder(nn.Module):
             z = latent / self.config.scaling_factor + self.config.shift_factor
         else:  # as diffusers' StableDiffusionXLPipeline has it
             z = latent * self._std / self.config.scaling_factor + self._mean
+        z = z if self.config.packed == 1 else F.pixel_shuffle(z, self.config.packed)
         return self.decoder(self.post_quant_conv(z.to(self.decoder.conv_in.weight.dtype))).float()
 
 

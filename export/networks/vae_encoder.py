@@ -51,7 +51,7 @@ class Encoder(nn.Module):
         )
         self.mid_block = MidBlock(channels[-1], groups, config.mid_block_add_attention)
         self.conv_norm_out = GroupNorm(groups, channels[-1], 1e-6)
-        self.conv_out = conv3x3(channels[-1], 2 * config.latent_channels)
+        self.conv_out = conv3x3(channels[-1], 2 * config.own_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -67,13 +67,14 @@ class KlEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config, picture_channels)
-        channels = 2 * config.latent_channels
+        channels = 2 * config.own_channels
         self.quant_conv = nn.Conv2d(channels, channels, 1) if quant_conv else nn.Identity()
 
     def forward(self, picture: Tensor) -> Tensor:
         """picture [B, channels, H * factor, W * factor] float32 -> latent [B, C, H, W] float32."""
         config = self.config
-        mean = self.quant_conv(self.encoder(picture))[:, : config.latent_channels]
+        mean = self.quant_conv(self.encoder(picture))[:, : config.own_channels]
+        mean = mean if config.packed == 1 else F.pixel_unshuffle(mean, config.packed)
         if config.latents_mean is None or config.latents_std is None:
             return (mean - config.shift_factor) * config.scaling_factor
         middle, width = (torch.tensor(v)[None, :, None, None] for v in (config.latents_mean, config.latents_std))

@@ -38,11 +38,11 @@ def check_none(problems: Mapping[str, object]) -> None:
             raise CheckpointError(problem)
 
 
-def are_axes(value: Any, head: int) -> bool:
-    """Whether they are numbers of a head of so many that turn with each of three axes, all of them together."""
+def are_axes(value: Any, head: int, axes: int = 3) -> bool:
+    """Whether they are numbers of a head of so many that turn with each of the axes, all of them together."""
     return (
         isinstance(value, list | tuple)
-        and len(value) == 3
+        and len(value) == axes
         and all(type(size) is int and size > 0 and size % 2 == 0 for size in value)
         and sum(value) == head
     )

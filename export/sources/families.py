@@ -10,6 +10,7 @@ from pathlib import Path
 from ...runtime.errors import CheckpointError
 from .aura_flow_folder import read_aura_flow
 from .diffusers_folder import CLASSES
+from .flux2_folder import read_flux2
 from .flux_folder import read_flux
 from .lumina2_folder import read_lumina2
 from .pixart_file import is_pixart_file, read_pixart_file
@@ -25,6 +26,7 @@ FAMILIES: dict[str, Callable[[Path], PromptCheckpoint]] = {
     "SanaTransformer2DModel": read_sana,
     "SD3Transformer2DModel": read_sd3,
     "FluxTransformer2DModel": read_flux,
+    "Flux2Transformer2DModel": read_flux2,
     "AuraFlowTransformer2DModel": read_aura_flow,
     "ZImageTransformer2DModel": read_z_image,
     "Lumina2Transformer2DModel": read_lumina2,

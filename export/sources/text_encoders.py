@@ -15,19 +15,28 @@ from .prompt_checkpoint import EncoderUse
 
 
 class TextEncoder(nn.Module):
-    """ids [P, T] int64, and mask [P, T] int64 where the use has one -> hidden [P, T, Dh], pooled [P, Dp], or one."""
+    """ids [P, T] int64, and mask [P, T] int64 where the use has one -> hidden [P, T, Dh], pooled [P, Dp], or one.
 
-    def __init__(self, model: nn.Module, use: EncoderUse) -> None:
+    pad: the token that fills up, where it is masked by what it is: behind the last other token.
+    """
+
+    def __init__(self, model: nn.Module, use: EncoderUse, pad: int | None = None) -> None:
         super().__init__()
-        self.model, self.layer = model, use.layer
+        self.model, self.layer, self.pad = model, use.layer, pad
         self.reads, self.pools = use.info.width is not None, use.info.pooled is not None
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Any:
         given: dict[str, Any] = (
             {"input_ids": ids, "output_hidden_states": True} if self.layer != -1 else {"input_ids": ids}
         )
+        if self.pad is not None:
+            number = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+            mask = (number <= (number * (ids != self.pad)).amax(dim=1, keepdim=True)).long()
         found = self.model(**given) if mask is None else self.model(**given, attention_mask=mask)
-        hidden = found.last_hidden_state if self.layer == -1 else found.hidden_states[self.layer]
+        if isinstance(self.layer, tuple):
+            hidden = torch.cat([found.hidden_states[layer] for layer in self.layer], dim=-1)
+        else:
+            hidden = found.last_hidden_state if self.layer == -1 else found.hidden_states[self.layer]
         if not self.pools:
             return hidden
         pooled = found.text_embeds if hasattr(found, "text_embeds") else found.pooler_output
@@ -74,8 +83,8 @@ ENCODERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
 }
 
 
-def load_encoder(folder: Path, use: EncoderUse) -> TextEncoder:
-    """float32, in eval mode. Raises CheckpointError."""
+def load_encoder(folder: Path, use: EncoderUse, pad: int | None = None) -> TextEncoder:
+    """float32, in eval mode. pad: see `TextEncoder`. Raises CheckpointError."""
     library, config = transformers(), read_json(folder / "config.json")
     try:
         model = ENCODERS[str(config.get("model_type"))](library, config).from_pretrained(
@@ -83,7 +92,10 @@ def load_encoder(folder: Path, use: EncoderUse) -> TextEncoder:
         )
     except Exception as error:  # transformers raises whatever it likes
         raise CheckpointError(f"{folder}: transformers cannot read it ({first_line(error)})") from None
-    return TextEncoder(model.eval().requires_grad_(False), use).eval()
+    most = max(use.layer) if isinstance(use.layer, tuple) else 0
+    if most and (layers := model.config.num_hidden_layers) < most:
+        raise CheckpointError(f"{folder}: the text encoder has {layers} layers, rows of layer {most} are read")
+    return TextEncoder(model.eval().requires_grad_(False), use, pad).eval()
 
 
 def transformers() -> Any:

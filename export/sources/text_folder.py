@@ -29,7 +29,9 @@ class TextFolder:
 
     def load(self) -> TextEncoder:
         """float32, in eval mode. Raises CheckpointError."""
-        return load_encoder(self.encoder, self.use)
+        if self.use.padded and (side := self._found().padding_side) != "right":
+            raise CheckpointError(f"{self.tokenizer}: 'padding_side' is {side!r}: this family's is read at the right")
+        return load_encoder(self.encoder, self.use, self.pad() if self.use.padded else None)
 
     def tokenizer_json(self) -> str:
         """What `tokenizers` reads. Some pipelines give their tokenizer words in lower case, without outer spaces, some

@@ -24,6 +24,7 @@ from ..networks.vae import KlConfig, KlDecoder, TinyConfig, TinyDecoder, VaeDeco
 from ..networks.vae_encoder import VaeEncoder
 from .checkpoint import fitted_tensors, load_weights
 from .dc_ae_config import dc_from_json
+from .flux2_vae import flux2_from_json, with_statistics
 from .folder_weights import read_folder_weights, sha256_of_files
 from .latent_stats import STATS_NAME, read_stats
 from .vae_names import diffusers_names, numbered
@@ -113,7 +114,7 @@ class _TinyJson(BaseModel):
 
 
 def read_vae(path: Path) -> VaeCheckpoint:
-    """The decoder of a diffusers AutoencoderKL, -DC or -Tiny folder, of a pipeline folder's `vae`, or of one file.
+    """The decoder of a diffusers AutoencoderKL, -KLFlux2, -DC, -Tiny or pipeline folder, or of one file.
 
     A file without a config.json beside it is described by its shapes; the scaling of its latents is then that of
     Stable Diffusion (0.18215) for 4 channels, and 1 for a tiny decoder.
@@ -129,6 +130,8 @@ def read_vae(path: Path) -> VaeCheckpoint:
         loaded = load_weights(weights)
         state, notes = loaded.tensors, [f"VAE's weights: {loaded.sentence}"]
     try:
+        if isinstance(described, KlConfig) and described.packed > 1:
+            described = with_statistics(described, state)
         state = diffusers_names(state)
         tiny = "layers.0.weight" in state
         if described is not None and tiny != isinstance(described, TinyConfig):
@@ -175,7 +178,7 @@ def _read_config(path: Path, optional: bool = False) -> VaeConfig | None:
     data = read_json(path, MAX_CONFIG_BYTES, CheckpointError)
     name = data.get("_class_name") if isinstance(data, dict) else None
     readers: dict[Any, Any] = {"AutoencoderKL": _kl_from_json, "AutoencoderTiny": _tiny_from_json}
-    readers["AutoencoderDC"] = dc_from_json
+    readers |= {"AutoencoderDC": dc_from_json, "AutoencoderKLFlux2": flux2_from_json}
     if not isinstance(name, str) or name not in readers:
         if optional and not str(name).startswith("Autoencoder"):
             return None

@@ -21,18 +21,20 @@ WORDS = {
     "sd3.5": [([0, 5, 6, 1], [0, 5, 6, 7, 1], [4, 5, 1]), ([0, 9, 1], [0, 9, 1], [6, 7, 8, 9, 1])],
     "flux-dev": [([0, 5, 6, 1], [4, 5, 1]), ([0, 9, 1], [6, 7, 8, 9, 1])],
     "flux-schnell": [([0, 5, 6, 1], [4, 5, 1]), ([0, 9, 1], [6, 7, 8, 9, 1])],
+    "flux2-klein": [([1, 5, 6, 2],), ([1, 6, 7, 8, 9, *range(20, 60), 2],)],
     "aura-flow": [([4, 5, 1],), ([6, 7, 8, 9, 1],)],
     "z-image": [([1, 5, 6, 2],), ([1, 6, 7, 8, 9, *range(20, 60), 2],)],
     "sana": [([41, 7, 300],), ([9, 12, 31, 55, 8],)],  # after those of its instruction
     "lumina2": [([41, 7, 300],), ([9, 12, 31, 55, 8],)],  # likewise
 }
-WIDE = {"sana": (64, 40)}  # it was trained for 32 x 32
+WIDE = {"sana": (64, 40), "flux2-klein": (192, 64)}  # Sana was trained for 32 x 32; FLUX.2's tokens are of 16 x 16
 
 pytestmark = pytest.mark.slow  # each bundle is exported
 
 
 @pytest.fixture(scope="module", params=WORDS)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    from tests.export.flux2_pipelines import klein_pipeline, shallow
     from tests.export.joint_pipelines import (
         aura_flow_pipeline,
         export_joint,
@@ -46,8 +48,10 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     make = {"sd3.5": sd3_pipeline, "flux-dev": flux_pipeline, "aura-flow": aura_flow_pipeline, "sana": small_pipeline}
     make |= {"z-image": z_image_pipeline, "lumina2": lumina2_pipeline}
     make["flux-schnell"] = lambda: flux_pipeline(told=False)
+    make["flux2-klein"] = lambda: klein_pipeline(distilled=False, layers=4)
     folder = tmp_path_factory.mktemp("joint")
-    return request.param, export_joint(make[request.param](), folder / "pipeline", folder / "bundle")
+    with shallow():
+        return request.param, export_joint(make[request.param](), folder / "pipeline", folder / "bundle")
 
 
 def ids_of(name: str, bundle: Bundle) -> list[tuple[list[int], ...]]:

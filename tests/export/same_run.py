@@ -10,6 +10,7 @@ import numpy as np
 from ditedge.runtime.bundle.open import Bundle
 from ditedge.runtime.loop.generate import generate
 from ditedge.runtime.loop.noise import GivenNoise
+from ditedge.runtime.loop.prompts import Prompt
 from ditedge.runtime.loop.verify import relative_error
 
 
@@ -18,7 +19,7 @@ def assert_same_run(
     noise: GivenNoise,
     expected: Sequence[np.ndarray],
     pictures: np.ndarray,
-    prompts: list[str],
+    prompts: Sequence[str | Prompt],
     size: tuple[int, int],
     channels: int = 3,
     **told: Any,

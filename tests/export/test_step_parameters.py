@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ditedge.export.networks.aura_flow import AuraFlow, AuraFlowConfig
 from ditedge.export.networks.flux import Flux, FluxConfig
+from ditedge.export.networks.flux2 import Flux2, Flux2Config
 from ditedge.export.networks.lumina2 import Lumina2, Lumina2Config
 from ditedge.export.networks.pixart import PixArt, PixArtConfig
 from ditedge.export.networks.sana import Sana, SanaConfig
@@ -89,6 +90,29 @@ def flux_dev() -> tuple[Any, Any]:
     return FluxTransformer2DModel(guidance_embeds=True), network
 
 
+def flux2_klein_4b() -> tuple[Any, Any]:
+    return _flux2(5, 20, 24, 7680)
+
+
+def flux2_klein_9b() -> tuple[Any, Any]:
+    return _flux2(8, 24, 32, 12288)
+
+
+def flux2_dev() -> tuple[Any, Any]:
+    return _flux2(8, 48, 48, 15360, told=True)
+
+
+def _flux2(joint: int, single: int, heads: int, rows: int, told: bool = False) -> tuple[Any, Any]:
+    from diffusers import Flux2Transformer2DModel
+
+    reference = Flux2Transformer2DModel(
+        num_layers=joint, num_single_layers=single, num_attention_heads=heads, joint_attention_dim=rows,
+        guidance_embeds=told,
+    )  # fmt: skip
+    width = 128 * heads
+    return reference, Flux2(Flux2Config(64, 128, 128, heads, 128, joint, single, rows, 3 * width, told_guidance=told))
+
+
 def aura_flow() -> tuple[Any, Any]:
     from diffusers import AuraFlowTransformer2DModel
 
@@ -146,6 +170,9 @@ MODELS = {  # millions of parameters: diffusers' transformer, and what the step 
     sd35_medium: (2243, 0.66),
     sd35_large: (8057, 0.67),
     flux_dev: (11901, 0.73),
+    flux2_klein_4b: (3876, 0.953),
+    flux2_klein_9b: (9079, 0.962),
+    flux2_dev: (32223, 0.975),
     aura_flow: (6833, 0.67),
     z_image: (6155, 0.93),
     lumina2: (2610, 0.84),

@@ -78,7 +78,7 @@ def test_a_pixart_and_its_convolution(tmp_path: Path) -> None:
 
 def network_of(family: str) -> Any:
     pytest.importorskip("diffusers")
-    from tests.export import joint_pipelines, lumina2_pipelines, pixart_pipelines, sana_pipelines
+    from tests.export import flux2_pipelines, joint_pipelines, lumina2_pipelines, pixart_pipelines, sana_pipelines
 
     return {
         "PixArt": pixart_pipelines.small_transformer,
@@ -86,12 +86,15 @@ def network_of(family: str) -> Any:
         "Sana": sana_pipelines.small_sana,
         "SD3": lambda: joint_pipelines.sd3_transformer(True, pooled_projection_dim=2048, joint_attention_dim=4096),
         "FLUX": lambda: joint_pipelines.flux_transformer(told=True),
+        "FLUX.2": flux2_pipelines.flux2_transformer,
         "Z-Image": joint_pipelines.z_image_transformer,
         "Lumina 2": lumina2_pipelines.lumina2_transformer,
     }[family]()
 
 
-@pytest.mark.parametrize("family", ["PixArt", "PixArt's lone file", "Sana", "SD3", "FLUX", "Z-Image", "Lumina 2"])
+@pytest.mark.parametrize(
+    "family", ["PixArt", "PixArt's lone file", "Sana", "SD3", "FLUX", "FLUX.2", "Z-Image", "Lumina 2"]
+)
 @torch.no_grad()
 def test_every_family_has_it_by_its_reader(tmp_path: Path, family: str) -> None:
     """Of every linear layer: as a folder whose weights have it already."""
