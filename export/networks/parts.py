@@ -68,9 +68,12 @@ class Projection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, width: int) -> None:
+    """hidden: numbers inside, four times the width where it is None."""
+
+    def __init__(self, width: int, hidden: int | None = None) -> None:
         super().__init__()
-        self.net = nn.ModuleList([Projection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+        inner = 4 * width if hidden is None else hidden
+        self.net = nn.ModuleList([Projection(width, inner), nn.Identity(), nn.Linear(inner, width)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](self.net[0](x))

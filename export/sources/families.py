@@ -12,6 +12,7 @@ from .aura_flow_folder import read_aura_flow
 from .diffusers_folder import CLASSES
 from .flux2_folder import read_flux2
 from .flux_folder import read_flux
+from .hunyuan_dit_folder import read_hunyuan_dit
 from .lumina2_folder import read_lumina2
 from .pixart_file import is_pixart_file, read_pixart_file
 from .pixart_folder import read_pixart
@@ -27,6 +28,7 @@ FAMILIES: dict[str, Callable[[Path], PromptCheckpoint]] = {
     "SD3Transformer2DModel": read_sd3,
     "FluxTransformer2DModel": read_flux,
     "Flux2Transformer2DModel": read_flux2,
+    "HunyuanDiT2DModel": read_hunyuan_dit,
     "AuraFlowTransformer2DModel": read_aura_flow,
     "ZImageTransformer2DModel": read_z_image,
     "Lumina2Transformer2DModel": read_lumina2,

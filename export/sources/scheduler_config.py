@@ -116,17 +116,17 @@ def _schedule(path: Path, values: dict[str, Any], zero_snr: bool) -> ScheduleInf
 def _sampling(values: dict[str, Any], trained: int) -> dict[str, Any]:
     """DiTPipeline's 50 steps with this scheduler as a program, where it is DDIM or DDPM with leading spacing.
 
-    Leading spacing is the respacing "ddim50" when 50 divides the steps of training.
+    Leading spacing is the respacing "ddim50" when 50 divides the steps of training, "ddim50+1" with an offset of 1.
     """
-    clip = values.get("clip_sample", True)
+    clip, offset = values.get("clip_sample", True), values.get("steps_offset", 0)
     same = (
         trained % PIPELINE_STEPS == 0
         and values.get("timestep_spacing", "leading") == "leading"
-        and values.get("steps_offset", 0) == 0
+        and offset in (0, 1)
         and not values.get("thresholding")
         and not (clip and values.get("clip_sample_range", 1.0) != 1.0)
     )
-    settings = {"respacing": f"ddim{PIPELINE_STEPS}", "clip_x0": bool(clip)}
+    settings = {"respacing": f"ddim{PIPELINE_STEPS}{'+1' if offset == 1 else ''}", "clip_x0": bool(clip)}
     # With clip_sample, diffusers' DDIM clamps x0 but goes on with the unclamped epsilon: no table is the same.
     if same and not clip and values.get("_class_name") == "DDIMScheduler" and values.get("set_alpha_to_one", True):
         return settings | {"sampler": "ddim"}

@@ -17,7 +17,8 @@ from .prompt_checkpoint import EncoderUse
 class TextEncoder(nn.Module):
     """ids [P, T] int64, and mask [P, T] int64 where the use has one -> hidden [P, T, Dh], pooled [P, Dp], or one.
 
-    pad: the token that fills up, where it is masked by what it is: behind the last other token.
+    pad: the token that fills up, where it is masked by what it is: behind the last other token; pooled is then how
+    many tokens are before it, [P, 1].
     """
 
     def __init__(self, model: nn.Module, use: EncoderUse, pad: int | None = None) -> None:
@@ -39,6 +40,8 @@ class TextEncoder(nn.Module):
             hidden = found.last_hidden_state if self.layer == -1 else found.hidden_states[self.layer]
         if not self.pools:
             return hidden
+        if self.pad is not None and mask is not None:
+            return hidden, mask.sum(dim=1, keepdim=True).float()
         pooled = found.text_embeds if hasattr(found, "text_embeds") else found.pooler_output
         return (hidden, pooled) if self.reads else pooled
 
@@ -50,6 +53,10 @@ def _t5(transformers: Any, config: dict[str, Any]) -> Any:
 def _umt5(transformers: Any, config: dict[str, Any]) -> Any:
     """Which has relative positions of its own in every layer."""
     return transformers.UMT5EncoderModel
+
+
+def _mt5(transformers: Any, config: dict[str, Any]) -> Any:
+    return transformers.MT5EncoderModel
 
 
 def _clip(transformers: Any, config: dict[str, Any]) -> Any:
@@ -76,6 +83,7 @@ def _bert(transformers: Any, config: dict[str, Any]) -> Any:
 ENCODERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
     "t5": _t5,
     "umt5": _umt5,
+    "mt5": _mt5,
     "clip_text_model": _clip,
     "gemma2": _gemma2,
     "qwen3": _qwen3,

@@ -243,8 +243,7 @@ class Manifest(Strict):
     def json_text(self) -> str:
         """The file. What a model of classes has nothing to say about is left out."""
         exclude: dict[str, Any] = {name: True for name in ("text", "flow") if getattr(self, name) is None}
-        if self.flow is not None and self.flow.by_size is not None and self.flow.by_size.few is None:
-            exclude["flow"] = {"by_size": {"few"}}
+        exclude |= {"flow": {"by_size": {"few"}}} if self.flow is not None and self.flow.few is None else {}
         if self.text is not None:
             exclude["text"] = unsaid(self.text)
         if not self.defaults.by_tokens:

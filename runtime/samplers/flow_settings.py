@@ -79,6 +79,10 @@ class FlowInfo(Strict):
     spacing: Literal["even", "trained"] = "even"
     trained: Count = 1000
 
+    @property
+    def few(self) -> FewSteps | None:
+        return self.by_size.few if self.by_size is not None else None
+
     def shift_of(self, tokens: int | None, steps: int) -> float:
         """tokens: of the picture, where the shift depends on them. Raises ProgramError."""
         if self.by_size is None:

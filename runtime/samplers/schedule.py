@@ -118,12 +118,18 @@ def respaced_timesteps(respacing: str, steps: int = TRAINING_STEPS) -> np.ndarra
     """The timesteps a respacing keeps, in sampling order (falling), int64.
 
     respacing: "N" (N steps, ends included), "a,b,c" (equal sections of the schedule with a, b and c steps; the first
-    section is the least noisy), or "ddimN" (the DDIM paper's stride; N must be reachable by an integer stride).
+    section is the least noisy), or "ddimN" (the DDIM paper's stride; N must be reachable by an integer stride), or
+    "ddimN+K", which is K timesteps later.
     Follows `space_timesteps` in facebookresearch/DiT `diffusion/respace.py`, rounding half to even included.
     Raises ProgramError naming the value.
     """
     if respacing.startswith("ddim"):
-        return _ddim_timesteps(_positive(respacing[4:], respacing), steps)[::-1].copy()
+        strided, plus, offset = respacing[4:].partition("+")
+        later = _positive(offset, respacing) if plus else 0
+        timesteps = _ddim_timesteps(_positive(strided, respacing), steps)[::-1] + later
+        if timesteps[0] >= steps:
+            raise ProgramError(f"respacing '{respacing}' begins at {timesteps[0]}, beyond {steps - 1}")
+        return timesteps
     counts = [_positive(part, respacing) for part in respacing.split(",")]
     size, extra = divmod(steps, len(counts))
     kept: list[int] = []
@@ -150,5 +156,7 @@ def _ddim_timesteps(count: int, steps: int) -> np.ndarray:
 
 def _positive(text: str, respacing: str) -> int:
     if not (text.isascii() and text.strip().isdigit() and len(text) < 10 and int(text) > 0):
-        raise ProgramError(f"respacing '{respacing}' is not 'N', 'a,b,c' or 'ddimN' with numbers of at least 1")
+        raise ProgramError(
+            f"respacing '{respacing}' is not 'N', 'a,b,c', 'ddimN' or 'ddimN+K' with numbers of at least 1"
+        )
     return int(text)

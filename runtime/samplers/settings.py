@@ -53,7 +53,7 @@ class SamplerSettings:
     )
     respacing: str | None = field(
         default=None,
-        metadata=option("--respacing", help="Steps as N, a,b,c or ddimN (the sampler, too, unless one is given)."),
+        metadata=option("--respacing", help="Steps as N, a,b,c or ddimN[+K] (the sampler, too, unless one is given)."),
     )
     spacing: str | None = field(
         default=None, metadata=option("--spacing", help="Where the steps lie.", choices=(*SPACINGS, OPTIMISED))

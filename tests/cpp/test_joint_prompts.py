@@ -22,6 +22,7 @@ WORDS = {
     "flux-dev": [([0, 5, 6, 1], [4, 5, 1]), ([0, 9, 1], [6, 7, 8, 9, 1])],
     "flux-schnell": [([0, 5, 6, 1], [4, 5, 1]), ([0, 9, 1], [6, 7, 8, 9, 1])],
     "flux2-klein": [([1, 5, 6, 2],), ([1, 6, 7, 8, 9, *range(20, 60), 2],)],
+    "hunyuan-dit": [([2, 5, 6, 3], [4, 5, 1]), ([2, 9, 3], [6, 7, 8, 9, 1])],
     "aura-flow": [([4, 5, 1],), ([6, 7, 8, 9, 1],)],
     "z-image": [([1, 5, 6, 2],), ([1, 6, 7, 8, 9, *range(20, 60), 2],)],
     "sana": [([41, 7, 300],), ([9, 12, 31, 55, 8],)],  # after those of its instruction
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.slow  # each bundle is exported
 @pytest.fixture(scope="module", params=WORDS)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     from tests.export.flux2_pipelines import klein_pipeline, shallow
+    from tests.export.hunyuan_dit_pipelines import hunyuan_dit_pipeline
     from tests.export.joint_pipelines import (
         aura_flow_pipeline,
         export_joint,
@@ -50,6 +52,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     make["flux-schnell"] = lambda: flux_pipeline(told=False)
     make["flux2-klein"] = lambda: klein_pipeline(distilled=False, layers=4)
     folder = tmp_path_factory.mktemp("joint")
+    make["hunyuan-dit"] = lambda: hunyuan_dit_pipeline(folder / "bert")
     with shallow():
         return request.param, export_joint(make[request.param](), folder / "pipeline", folder / "bundle")
 
@@ -75,7 +78,7 @@ def test_latents_equal_pythons(opened, family: tuple[str, Path], wide: bool, tmp
     with Session(bundle) as session:
         write_prompt(file, None, session.encode(of[1]), bundle.manifest.text.encoder_sha256)  # type: ignore[union-attr]
     given = [handle.prompt(*ids[0]), handle.prompt(file)]
-    program = bundle.program("flow-euler-10")
+    program = bundle.program("ddim-10" if name == "hunyuan-dit" else "flow-euler-10")
     fields: dict[str, Any] = {"program": program.name.encode(), "pixels": size}
     mine = handle.generate(None, [7, 8], images=False, prompts=given, **fields)
     options: dict[str, Any] = {"program": program, "output": "latents", "size": size if any(size) else None}

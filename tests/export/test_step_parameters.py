@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ditedge.export.networks.aura_flow import AuraFlow, AuraFlowConfig
 from ditedge.export.networks.flux import Flux, FluxConfig
 from ditedge.export.networks.flux2 import Flux2, Flux2Config
+from ditedge.export.networks.hunyuan_dit import HunyuanDiT, HunyuanDiTConfig
 from ditedge.export.networks.lumina2 import Lumina2, Lumina2Config
 from ditedge.export.networks.pixart import PixArt, PixArtConfig
 from ditedge.export.networks.sana import Sana, SanaConfig
@@ -113,6 +114,25 @@ def _flux2(joint: int, single: int, heads: int, rows: int, told: bool = False) -
     return reference, Flux2(Flux2Config(64, 128, 128, heads, 128, joint, single, rows, 3 * width, told_guidance=told))
 
 
+def hunyuan_dit_11() -> tuple[Any, Any]:
+    return _hunyuan_dit(True)
+
+
+def hunyuan_dit_12() -> tuple[Any, Any]:
+    return _hunyuan_dit(False)
+
+
+def _hunyuan_dit(told: bool) -> tuple[Any, Any]:
+    from diffusers import HunyuanDiT2DModel
+
+    reference = HunyuanDiT2DModel(
+        in_channels=4, patch_size=2, sample_size=128, hidden_size=1408, num_layers=40, mlp_ratio=4.3637,
+        use_style_cond_and_image_meta_size=told,
+    )  # fmt: skip
+    mlp = int(1408 * 4.3637)
+    return reference, HunyuanDiT(HunyuanDiTConfig(128, 2, 4, 8, 16, 88, 40, mlp, 1024, 2048, 1024, told_size=told))
+
+
 def aura_flow() -> tuple[Any, Any]:
     from diffusers import AuraFlowTransformer2DModel
 
@@ -173,6 +193,8 @@ MODELS = {  # millions of parameters: diffusers' transformer, and what the step 
     flux2_klein_4b: (3876, 0.953),
     flux2_klein_9b: (9079, 0.962),
     flux2_dev: (32223, 0.975),
+    hunyuan_dit_11: (1517, 0.821),
+    hunyuan_dit_12: (1500, 0.83),
     aura_flow: (6833, 0.67),
     z_image: (6155, 0.93),
     lumina2: (2610, 0.84),

@@ -12,6 +12,7 @@ import diffusers
 
 from ditedge.export.sources.families import family_of
 from tests.export.flux2_pipelines import flux2_transformer
+from tests.export.hunyuan_dit_pipelines import hunyuan_dit_transformer
 from tests.export.joint_pipelines import (
     aura_flow_transformer,
     flux_transformer,
@@ -26,11 +27,16 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "sd3": lambda: sd3_transformer(True, pooled_projection_dim=2048, joint_attention_dim=4096),
     "flux": lambda: flux_transformer(True),
     "flux2": flux2_transformer,
+    "hunyuan_dit": hunyuan_dit_transformer,
     "aura_flow": aura_flow_transformer,
     "z_image": z_image_transformer,
     "lumina2": lumina2_transformer,
 }
-PIPELINES = {"z_image": "ZImagePipeline", "flux2": "Flux2KleinPipeline"}  # of families that look at it
+PIPELINES = {
+    "z_image": "ZImagePipeline",
+    "flux2": "Flux2KleinPipeline",
+    "hunyuan_dit": "HunyuanDiTPipeline",
+}  # of families that look at it
 FLOW = "FlowMatchEulerDiscreteScheduler"
 CLIP = {"model_type": "clip_text_model", "max_position_embeddings": 77}
 

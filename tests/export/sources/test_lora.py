@@ -78,7 +78,14 @@ def test_a_pixart_and_its_convolution(tmp_path: Path) -> None:
 
 def network_of(family: str) -> Any:
     pytest.importorskip("diffusers")
-    from tests.export import flux2_pipelines, joint_pipelines, lumina2_pipelines, pixart_pipelines, sana_pipelines
+    from tests.export import (
+        flux2_pipelines,
+        hunyuan_dit_pipelines,
+        joint_pipelines,
+        lumina2_pipelines,
+        pixart_pipelines,
+        sana_pipelines,
+    )
 
     return {
         "PixArt": pixart_pipelines.small_transformer,
@@ -87,13 +94,14 @@ def network_of(family: str) -> Any:
         "SD3": lambda: joint_pipelines.sd3_transformer(True, pooled_projection_dim=2048, joint_attention_dim=4096),
         "FLUX": lambda: joint_pipelines.flux_transformer(told=True),
         "FLUX.2": flux2_pipelines.flux2_transformer,
+        "HunyuanDiT": hunyuan_dit_pipelines.hunyuan_dit_transformer,
         "Z-Image": joint_pipelines.z_image_transformer,
         "Lumina 2": lumina2_pipelines.lumina2_transformer,
     }[family]()
 
 
 @pytest.mark.parametrize(
-    "family", ["PixArt", "PixArt's lone file", "Sana", "SD3", "FLUX", "FLUX.2", "Z-Image", "Lumina 2"]
+    "family", ["PixArt", "PixArt's lone file", "Sana", "SD3", "FLUX", "FLUX.2", "HunyuanDiT", "Z-Image", "Lumina 2"]
 )
 @torch.no_grad()
 def test_every_family_has_it_by_its_reader(tmp_path: Path, family: str) -> None:

@@ -37,8 +37,8 @@ def saved(folder: Path, make: Callable[[bool], Any] = sd3_transformer, kind: boo
 
 
 def test_a_family_that_nobody_reads_is_named_with_those_that_are(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"_class_name": "HunyuanDiT2DModel"}')
-    with pytest.raises(CheckpointError, match="'HunyuanDiT2DModel', not a DiT") as raised:
+    (tmp_path / "config.json").write_text('{"_class_name": "PRXTransformer2DModel"}')
+    with pytest.raises(CheckpointError, match="'PRXTransformer2DModel', not a DiT") as raised:
         family_of(tmp_path)
     assert all(name in str(raised.value) for name in FAMILIES)
 

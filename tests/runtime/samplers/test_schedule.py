@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ def test_timesteps_are_identical(respacing: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "respacing", ["0", "1001", "ddim0", "ddim7x", "", "10,", "-5", "a,b", "600,600", "ddim999", "１"]
+    "respacing",
+    ["0", "1001", "ddim0", "ddim7x", "", "10,", "-5", "a,b", "600,600", "ddim999", "ddim50+20", "ddim50+", "１"],
 )
 def test_bad_respacing_names_the_value(respacing: str) -> None:
-    with pytest.raises(ProgramError, match=respacing or "respacing ''"):
+    with pytest.raises(ProgramError, match=re.escape(respacing) or "respacing ''"):
         respaced_timesteps(respacing)
 
 
