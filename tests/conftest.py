@@ -10,10 +10,17 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
+PROCESSORS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if WORKER and PROCESSORS:
+    # Each process of several keeps to a processor of its own. Before NumPy is imported, which starts a thread for each that
+    # it may use: two threads of OpenBLAS on one processor wait for each other 17 times as long as they compute.
+    os.sched_setaffinity(0, {sorted(PROCESSORS)[int(WORKER.removeprefix("gw")) % len(PROCESSORS)]})
 
-from tests import exports_once, opened_once
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from tests import exports_once, opened_once  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -27,17 +34,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `make test &` in a scri
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-PROCESSORS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None  # before one was chosen
-
-
-def pytest_configure() -> None:
-    """Each process of several keeps to a processor of its own: the threads of two would wait for each other."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    if worker and PROCESSORS:
-        usable = sorted(PROCESSORS)
-        os.sched_setaffinity(0, {usable[int(worker.removeprefix("gw")) % len(usable)]})
 
 
 def pytest_collection_finish() -> None:
