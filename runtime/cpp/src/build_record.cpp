@@ -8,7 +8,7 @@
 namespace ditedge {
 namespace {
 
-constexpr std::size_t kMaxRank = 8, kMaxNames = 1000;
+constexpr std::size_t kMaxNames = 1000;
 
 std::vector<std::int64_t> read_sizes(const Field& field) {
     std::vector<std::int64_t> sizes;

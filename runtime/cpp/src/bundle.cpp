@@ -18,7 +18,6 @@ namespace fs = std::filesystem;
 
 // The bounds of docs/format.md, "Limits": the same as runtime/bundle/open.py's.
 constexpr std::size_t kMaxProgramsBytes = 64 << 20;
-constexpr std::int64_t kHuge = INT64_MAX;
 constexpr int kThreadBytes = 23;       // a further thread hashes where there are 8 MB more: less is not worth its start
 constexpr std::int64_t kMaxThreads = 16;
 
@@ -70,7 +69,7 @@ void read_all(std::vector<Reading>& readings, const Folder& folder, bool check_h
     std::iota(order.begin(), order.end(), std::size_t{0});
     std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return readings[a].info.bytes > readings[b].info.bytes; });
     std::int64_t bytes = 0;
-    for (const Reading& reading : readings) bytes += std::min(reading.info.bytes, kHuge / 1024);
+    for (const Reading& reading : readings) bytes += std::min(reading.info.bytes, INT64_MAX / 1024);
     std::vector<std::exception_ptr> failures(readings.size());
     std::atomic<std::size_t> next{0};
     const auto work = [&] {

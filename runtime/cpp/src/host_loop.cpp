@@ -14,7 +14,7 @@
 namespace ditedge {
 namespace {
 
-constexpr std::int64_t kModulationBytes = 64 << 20;    // adaLN rows held at a time; a row of DiT-XL is 0.8 MB
+constexpr std::int64_t kHeldBytes = 64 << 20;  // adaLN rows held at a time; a row of DiT-XL is 0.8 MB
 
 class HostLoop final : public Loop {
 public:
@@ -34,7 +34,7 @@ public:
         const OfPrompts told = text_.of(tables.prompts, run.latent);
 
         const std::int64_t width = bundle_->manifest.modulation_width, rows = tables.conditions.rows;
-        const std::int64_t block = std::clamp<std::int64_t>(kModulationBytes / (4 * width * rows), 1, tables.steps);
+        const std::int64_t block = std::clamp<std::int64_t>(kHeldBytes / (4 * width * rows), 1, tables.steps);
         std::vector<float> modulation(static_cast<std::size_t>(block * rows * width));
         for (std::int64_t step = 0; step < tables.steps; ++step) {
             check_cancelled(run, step);

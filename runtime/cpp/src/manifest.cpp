@@ -13,7 +13,7 @@ namespace {
 constexpr std::int64_t kHuge = INT64_MAX, kMaxSide = 1 << 16, kMaxClasses = 1'000'000, kMaxWidth = 1 << 24;
 constexpr std::int64_t kMaxLatent = 1 << 26, kMaxPixels = 1 << 28;  // numbers of one image: above is no image
 constexpr std::int64_t kVersion = 2;
-constexpr std::size_t kMaxPrograms = 1000, kMaxTensors = 16, kMaxRank = 8, kMaxRequired = 100;
+constexpr std::size_t kMaxPrograms = 1000, kMaxRequired = 100;
 constexpr std::int64_t kMaxTokens = 1 << 12, kMaxTextWidth = 1 << 16, kMaxFactor = 1024;
 constexpr std::size_t kMaxEncoders = 4;
 

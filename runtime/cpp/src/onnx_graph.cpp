@@ -9,8 +9,7 @@
 namespace ditedge {
 namespace {
 
-constexpr int kMaxDepth = 32;  // of messages: a graph in an attribute of a node of a graph is three
-constexpr std::size_t kMaxTensors = 16, kMaxRank = 8;
+constexpr int kMaxNesting = 32;  // of messages: a graph in an attribute of a node of a graph is three
 
 // One message's fields, one after another.
 class Message {
@@ -83,7 +82,7 @@ public:
 
     // depth 0: the model, 1: its graph, 2: the graph's initializers.
     void walk(std::string_view bytes, Kind kind, int depth) {
-        if (depth > kMaxDepth) fail("nested more than " + std::to_string(kMaxDepth) + " deep");
+        if (depth > kMaxNesting) fail("nested more than " + std::to_string(kMaxNesting) + " deep");
         Message message(bytes, place_);
         while (message.next()) {
             if (!message.is_bytes) continue;

@@ -8,7 +8,6 @@
 namespace ditedge {
 namespace {
 
-constexpr std::size_t kMaxSteps = 100'000;
 // Relative, of a beta: float32's roundings of one in cumulative products are below it, another schedule is above
 // (LOG_SNR_TOLERANCE in runtime/samplers/process.py; the noise level of the first timestep is its beta).
 constexpr double kTolerance = 1e-3;

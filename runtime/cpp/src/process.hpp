@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -11,6 +12,8 @@
 namespace ditedge {
 
 class Field;  // json.hpp, whose parser would be half of what the other files compile
+
+constexpr std::size_t kMaxSteps = 100'000;  // of a program and of a schedule (docs/format.md, "Limits")
 
 // The manifest's `schedule`.
 struct ScheduleInfo {

@@ -9,7 +9,7 @@ namespace ditedge {
 namespace {
 
 constexpr double kNoBound = 3.0e38;
-constexpr std::size_t kMaxSteps = 100'000, kMaxSlots = 64;
+constexpr std::size_t kMaxSlots = 64;
 
 std::vector<double> numbers(const Field& list, std::size_t count) {
     std::vector<double> values;

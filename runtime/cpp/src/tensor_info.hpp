@@ -2,11 +2,15 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 namespace ditedge {
+
+// The bounds of docs/format.md, "Limits": of a graph's inputs or outputs, and of their dimensions.
+constexpr std::size_t kMaxTensors = 16, kMaxRank = 8;
 
 enum class Dtype { float32, int64, uint8 };
 

@@ -13,6 +13,7 @@ import pytest
 from capi_ctypes import Ditedge
 
 from tests.conftest import ROOT
+from tests.cpp.conftest import QUICK, Build
 from tests.cpp.plan_text import with_cpp_plans
 from tests.cpp.plans.support import Double
 
@@ -65,8 +66,9 @@ def opened(built: Path, double: Double):
 
 
 @pytest.fixture
-def mutant(built: Path, tmp_path: Path) -> Callable[..., Path]:
+def mutant(build: Build, with_plans: list[str], tmp_path: Path) -> Callable[..., Path]:
     """mutant((before, after), ...) -> libditedge.so with those texts of one of the loop's files replaced."""
+    built = build("cpp-mutants", *with_plans, *QUICK)  # an object of each file
 
     def make(*changes: tuple[str, str]) -> Path:
         folder = ROOT / "runtime" / "cpp" / "src"
