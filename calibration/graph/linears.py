@@ -64,13 +64,13 @@ def find_linears(model: Any) -> list[Linear]:
 
 
 def _name(node: Any) -> str:
-    """From the bias, whose name the exporter keeps: network.blocks.0.attn.qkv.bias -> blocks.0.attn.qkv. Without one
-    the node has the layer's name (export/graphs/to_onnx.py)."""
+    """The node's own name where export/graphs/to_onnx.py gave it the layer's, which has a dot; else from the bias,
+    whose name the exporter keeps: network.blocks.0.attn.qkv.bias -> blocks.0.attn.qkv."""
     biases = list(node.inputs[2:])
     for consumer in node.outputs[0].consumers():
         if consumer.op_type == "Add":
             biases += consumer.inputs
     names = [bias.name for bias in biases if bias is not None and bias.is_initializer()]
-    if len(names) == 1 and names[0].endswith(".bias"):
+    if "." not in (node.name or "") and len(names) == 1 and names[0].endswith(".bias"):
         return str(names[0]).removeprefix("network.").removesuffix(".bias")
     return str(node.name).removeprefix("network.")

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from ...calibration.graph.linears import Linear, find_linears
 from ...calibration.graph.surgery import save_graph
 from ..options import DEFAULT_OPSET
 
@@ -82,18 +83,18 @@ def _size(name: str, sizes: dict[str, Any]) -> Any:
 
 
 def _name_linears(model: ir.Model) -> None:
-    """Gives the product of a linear layer without a bias the layer's name, which its folded weight has lost."""
-    layers: dict[str, list[ir.Node]] = {}
-    for node in model.graph:
-        if node.op_type in ("MatMul", "Gemm") and len(node.inputs) == 2:
-            scopes, classes = (literal_eval(node.metadata_props.get(f"pkg.torch.onnx.{key}", "[]")) for key in TRACES)
-            if classes[-2:] == [f"{nn.Linear.__module__}.Linear", "aten.linear.default"] and node.name.startswith(
-                "node_linear"
-            ):
-                layers.setdefault(scopes[-2], []).append(node)
-    for name, nodes in layers.items():
-        if len(nodes) == 1:  # a layer that is used twice stays two nodes
-            nodes[0].name = name
+    """Gives the product of a linear layer the layer's name where its bias does not: where it has none, or one that
+    equals another layer's, of which the exporter keeps one. Its folded weight has lost its own."""
+    layers: dict[str, list[Linear]] = {}
+    for linear in find_linears(model):
+        scopes, classes = (
+            literal_eval(linear.node.metadata_props.get(f"pkg.torch.onnx.{key}", "[]")) for key in TRACES
+        )
+        if classes[-2:] == [f"{nn.Linear.__module__}.Linear", "aten.linear.default"]:
+            layers.setdefault(scopes[-2], []).append(linear)
+    for name, linears in layers.items():
+        if len(linears) == 1 and linears[0].name != name.removeprefix("network."):  # one that is used twice stays two
+            linears[0].node.name = name
 
 
 def _strip_traces(model: ir.Model) -> None:

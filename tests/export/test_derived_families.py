@@ -20,24 +20,29 @@ from ditedge.runtime.plans.attention_trial import lint_graph
 from ditedge.runtime.plans.build import build_bundle
 from ditedge.runtime.plans.options import BuildOptions
 from tests.export import joint_pipelines, lumina2_pipelines, sana_pipelines
+from tests.export.flux2_pipelines import klein_pipeline, shallow
+from tests.export.hunyuan_dit_pipelines import hunyuan_dit_pipeline
 from tests.runtime.plans.here import needs_rtx
 
-FAMILIES: dict[str, tuple[Callable[[], Any], int, list[str]]] = {
+FAMILIES: dict[str, tuple[Callable[[Path], Any], int, list[str]]] = {
     # -> attentions with a softmax in the step; linears that take latents in or let them out
-    "sd3.5": (lambda: joint_pipelines.sd3_pipeline(dual=True), 3, ["proj_out"]),
-    "flux-dev": (lambda: joint_pipelines.flux_pipeline(told=True), 3, ["x_embedder", "proj_out"]),
-    "sana": (sana_pipelines.small_pipeline, 2, ["proj_out"]),
-    "aura-flow": (joint_pipelines.aura_flow_pipeline, 2, ["pos_embed.proj", "proj_out"]),
-    "z-image": (joint_pipelines.z_image_pipeline, 3, ["all_x_embedder.2-1", "all_final_layer.2-1.linear"]),
-    "lumina2": (lumina2_pipelines.lumina2_pipeline, 3, ["x_embedder", "norm_out.linear_2"]),
+    "sd3.5": (lambda _: joint_pipelines.sd3_pipeline(dual=True), 3, ["proj_out"]),
+    "flux-dev": (lambda _: joint_pipelines.flux_pipeline(told=True), 3, ["x_embedder", "proj_out"]),
+    "sana": (lambda _: sana_pipelines.small_pipeline(), 2, ["proj_out"]),
+    "aura-flow": (lambda _: joint_pipelines.aura_flow_pipeline(), 2, ["pos_embed.proj", "proj_out"]),
+    "z-image": (lambda _: joint_pipelines.z_image_pipeline(), 3, ["all_x_embedder.2-1", "all_final_layer.2-1.linear"]),
+    "lumina2": (lambda _: lumina2_pipelines.lumina2_pipeline(), 3, ["x_embedder", "norm_out.linear_2"]),
+    "flux2": (lambda _: klein_pipeline(layers=4), 3, ["x_embedder", "proj_out"]),
+    "hunyuan-dit": (hunyuan_dit_pipeline, 8, ["proj_out"]),
 }
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     make, folder = FAMILIES[request.param][0], tmp_path_factory.mktemp(request.param)
-    make().save_pretrained(folder / "pipeline")
-    bundle_from_checkpoint(folder / "pipeline", folder / "bundle", ExportOptions())
+    make(folder / "tokenizer").save_pretrained(folder / "pipeline")
+    with shallow():
+        bundle_from_checkpoint(folder / "pipeline", folder / "bundle", ExportOptions())
     return request.param, folder / "bundle"
 
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from ditedge.calibration.graph.linears import find_linears
+from ditedge.calibration.graph.surgery import load_graph
 from ditedge.export.graphs.to_onnx import onnx_from_module
 from tests.exports_once import key_of
 
@@ -62,3 +64,35 @@ def test_sizes_and_settings_are_in_the_key() -> None:
     plain = key_of(made(), INPUTS, 20)
     assert plain != key_of(made(), {"x": torch.zeros(3, 3)}, 20)
     assert plain != key_of(made(), INPUTS, 21)
+
+
+class Layers(nn.Module):
+    """A layer without a bias, two whose biases are equal, one that is used twice, a product that is no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(8, 8, bias=False)
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+        self.out, self.twice = nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+        for layer in (self.mlp[2], self.out):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.twice(self.out(x + self.mlp(self.query(x))))
+        return self.twice(x) + x @ torch.eye(8)
+
+
+class Holder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Layers()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)
+
+
+def test_every_linear_layer_has_a_name_of_its_own(tmp_path: Path) -> None:
+    onnx_from_module(Holder(), {"x": torch.randn(2, 3, 8)}, "y", {"x": {0: "B"}}, tmp_path / "g.onnx")
+    names = [linear.name for linear in find_linears(load_graph(tmp_path / "g.onnx"))]
+    assert names[:4] == ["query", "mlp.0", "mlp.2", "out"] and len(set(names)) == len(names)
+    assert all(name.startswith("node_") for name in names[4:])
