@@ -43,7 +43,7 @@ def hunyuan_dit_pipeline(folder: Path, told: bool = True) -> Any:
     )  # fmt: skip
     return _quiet(
         HunyuanDiTPipeline(
-            vae=_vae(0.13025, None, channels=4),
+            vae=_vae(channels=4, scaling_factor=0.13025, shift_factor=None),
             text_encoder=small_bert(),
             tokenizer=BertTokenizer.from_pretrained(folder),
             transformer=transformer,

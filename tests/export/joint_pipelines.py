@@ -61,7 +61,7 @@ def sd3_pipeline(dual: bool = True, t5: bool = True) -> Any:
         StableDiffusion3Pipeline(
             transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=_vae(1.5305, 0.0609),
+            vae=_vae(),
             text_encoder=clips[0],
             tokenizer=_clip_tokenizer(),
             text_encoder_2=clips[1],
@@ -82,7 +82,7 @@ def flux_pipeline(told: bool = True) -> Any:
         FluxPipeline(
             transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(**settings),
-            vae=_vae(0.3611, 0.1159),
+            vae=_vae(),
             text_encoder=_clip(FLUX_POOLED, FLUX_POOLED, False),
             tokenizer=_clip_tokenizer(),
             text_encoder_2=_t5(),
@@ -119,7 +119,7 @@ def aura_flow_pipeline() -> Any:
         AuraFlowPipeline(
             transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
-            vae=_vae(0.13025, None, channels=4),
+            vae=_vae(channels=4, scaling_factor=0.13025, shift_factor=None),
             text_encoder=noisy(encoder),
             tokenizer=_t5_tokenizer(),
         )
@@ -153,7 +153,7 @@ def z_image_pipeline() -> Any:
         ZImagePipeline(
             transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=_vae(0.3611, 0.1159),
+            vae=_vae(),
             text_encoder=noisy(encoder),
             tokenizer=qwen_tokenizer(),
         )
@@ -187,14 +187,18 @@ def _quiet(pipeline: Any) -> Any:
     return pipeline
 
 
-def _vae(scaling: float, shift: float | None, channels: int = CHANNELS) -> Any:
+def _vae(channels: int = CHANNELS, **changes: Any) -> Any:
+    """The same beside every network: it is exported once. Its scale and shift are Stable Diffusion 3's."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        block_out_channels=(4, 4, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=channels, norm_num_groups=4, sample_size=8 * SIDE,
-        scaling_factor=scaling, shift_factor=shift, use_quant_conv=False, use_post_quant_conv=False,
-    ).eval()  # fmt: skip
+    torch.manual_seed(1)
+    settings = {
+        "block_out_channels": (4, 4, 8, 8), "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4, "latent_channels": channels, "norm_num_groups": 4,
+        "sample_size": 8 * SIDE, "scaling_factor": 1.5305, "shift_factor": 0.0609, "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    }  # fmt: skip
+    return AutoencoderKL(**settings | changes).eval()
 
 
 def _clip_tokenizer(**special: str) -> Any:

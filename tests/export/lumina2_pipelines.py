@@ -41,7 +41,7 @@ def lumina2_pipeline() -> Any:
         Lumina2Pipeline(
             transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
-            vae=_vae(0.3611, 0.1159),
+            vae=_vae(),
             text_encoder=noisy(encoder),
             tokenizer=small_tokenizer(),
         )

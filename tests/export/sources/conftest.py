@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ditedge.export import ExportOptions, bundle_from_checkpoint
-from tests.export.sources.diffusers_models import diffusers_model
+from tests.export.sources.diffusers_models import diffusers_model, small_vae
 
 
 @pytest.fixture(scope="session")
@@ -23,9 +23,8 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DiTPipeline with random weights, as the hub's: DDIM without clipping, a VAE, class names."""
     diffusers = pytest.importorskip("diffusers")
     folder = tmp_path_factory.mktemp("diffusers") / "pipeline"
-    vae = diffusers.AutoencoderKL(block_out_channels=(32,), latent_channels=4)
     scheduler = diffusers.DDIMScheduler(clip_sample=False)
-    diffusers.DiTPipeline(diffusers_model(), vae, scheduler).save_pretrained(folder)
+    diffusers.DiTPipeline(diffusers_model(), small_vae(), scheduler).save_pretrained(folder)
     index = json.loads(
         (folder / "model_index.json").read_text()
     )  # save_pretrained drops id2label; the hub's file has it

@@ -13,6 +13,13 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 BLOCK1 = "transformer_blocks.1."
 
 
+def small_vae():
+    """Random weights, the same ones at every call: its decoder is exported once."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(1)
+    return diffusers.AutoencoderKL(block_out_channels=(32,), latent_channels=4)
+
+
 def diffusers_model(**options):
     """A small DiTTransformer2DModel with random weights; every block has the same embedders, as trained ones do."""
     diffusers = pytest.importorskip("diffusers")

@@ -21,6 +21,7 @@ from ditedge.runtime.loop.noise import GivenNoise
 from ditedge.runtime.loop.verify import relative_error
 from ditedge.runtime.samplers.flow import flow_grid, flow_sde
 from tests.conftest import GOLDEN
+from tests.export.sources.diffusers_models import small_vae
 from tests.export.sources.layouts import EMA
 
 RECORDED = load_file(GOLDEN / "repa" / "recorded.safetensors")
@@ -54,8 +55,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def bundle_folder(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(kind)
-    diffusers = pytest.importorskip("diffusers")
-    diffusers.AutoencoderKL(block_out_channels=(32,), latent_channels=4).save_pretrained(folder / "vae")
+    small_vae().save_pretrained(folder / "vae")
     options = ExportOptions(heads=2, vae=folder / "vae" if kind == "plain" else None)
     bundle_from_checkpoint(saved(folder / "0400000.pt", kind), folder / "bundle", options)
     return folder / "bundle"
