@@ -125,7 +125,7 @@ def test_the_linears_quantise(bundle_folder: Path, tmp_path: Path) -> None:
 
 def test_export_says_what_it_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    path = saved(tmp_path / "c.pt", "qk_norm")
+    path = saved(tmp_path / "c.pt")
     made = CliRunner().invoke(main, ["export", "--ckpt", str(path), "--heads", "2", "--out", "b"])
     assert made.exit_code == 0, made.output
     assert "note: alignment: REPA's projectors are left out, 390 parameters that only training uses" in made.output
