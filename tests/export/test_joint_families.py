@@ -64,12 +64,10 @@ FAMILIES = {
     "z-image": lambda: Family(z_image_pipeline(), 50, False, {}),
     "lumina2": lambda: Family(lumina2_pipeline(), 30, False, {}),
 }
-SLOW = [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("sd3", "flux-schnell", "aura-flow", "z-image", "lumina2")
-]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "sd3.5"]
 
 
-@pytest.fixture(scope="module", params=["sd3.5", "flux-dev", *SLOW])
+@pytest.fixture(scope="module", params=["sd3.5", *SLOW])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path]:
     folder, family = tmp_path_factory.mktemp(request.param), FAMILIES[request.param]()
     return family, export_joint(family.pipeline, folder / "pipeline", folder / "bundle")

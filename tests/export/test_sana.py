@@ -25,7 +25,7 @@ SEEN = [0.5 * (math.cos(angle) + math.sin(angle)) for angle in (1.3, 0.0)]
 SIZES = [(32, 32), (64, 32)]
 
 
-@pytest.fixture(scope="module", params=STEPS)
+@pytest.fixture(scope="module", params=["sana", pytest.param("sprint", marks=pytest.mark.slow)])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
     folder = tmp_path_factory.mktemp("sana")
     pipeline = small_pipeline(sprint=request.param == "sprint")

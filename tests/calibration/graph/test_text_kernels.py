@@ -61,7 +61,9 @@ def built(bundle: Path, arch: str = "sm86", sizes: tuple[str, ...] = ()) -> Path
 
 
 @needs_rtx
-@pytest.mark.parametrize(("precision", "arch"), [("fp16", "sm86"), ("bf16", "sm120")])
+@pytest.mark.parametrize(
+    ("precision", "arch"), [("fp16", "sm86"), pytest.param("bf16", "sm120", marks=pytest.mark.slow)]
+)
 def test_a_16_bit_step_of_prompts_is_sixteen_kernels_a_block(
     wide: Path, tmp_path: Path, precision: str, arch: str
 ) -> None:
@@ -102,6 +104,7 @@ def test_a_plan_has_a_profile_for_each_size(wide: Path, tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "Traceback" not in refused.output
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_an_int8_step_of_prompts_in_fp16(wide: Path, tmp_path: Path) -> None:
     """q, k and v of self-attention are one integer product: they share their rounding."""
