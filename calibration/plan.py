@@ -38,10 +38,12 @@ def plan_of(bundle: Bundle, options: QuantizeOptions) -> Plan:
         raise RequestError(f"--smoothing {options.smoothing} is not between 0 and 1")
     if options.smoothing and scheme.activations == "float32":
         raise RequestError(f"--smoothing is for activations, which {options.precision} does not round: leave it out")
-    if options.keep_count is not None and options.drift_budget is not None:
+    if options.drift_budget is not None and options.keep_count is not None:  # a wrong budget is refused now, too
         raise RequestError("--keep and --budget both say how many layers stay in float32: give one of them")
     _check_gpu(options, chosen)
     if options.program is not None:
+        if options.sampler is not None or options.steps is not None:
+            raise RequestError(f"program '{options.program}' is ready-made: leave --sampler and --steps out")
         program = bundle.program(options.program)
     else:
         program = bundle.program(sampler=options.sampler, steps=options.steps)

@@ -40,7 +40,13 @@ from .quality.gate import Gate, GateFailed, check_gate_can_be_measured
 from .quality.limits import check_rewritten, check_something_is_asked, gate_or_default
 from .quality.pairs import samples_of_a
 from .quality.report import write_report
-from .statistics.collect import CalibrationSet, Statistics, collect_statistics, statistics_fingerprint
+from .statistics.collect import (
+    CalibrationSet,
+    Statistics,
+    check_statistics_file,
+    collect_statistics,
+    statistics_fingerprint,
+)
 from .statistics.sensitivity import Rounding
 
 GOLDEN_MARGIN = 1.5  # allowed over the measured error: another processor rounds some activations the other way
@@ -61,6 +67,8 @@ def quantize_bundle(source: Path, out: Path, options: QuantizeOptions, report: R
     ]
     inputs = [path for path in read if path is not None]
     check_target(out, options.force, [source, *inputs])
+    if options.statistics is not None:
+        check_statistics_file(options.statistics)
     report(f"reading {source}")
     bundle = open_bundle(source)
     check_prompts(bundle, options.prompts)

@@ -21,7 +21,7 @@ import numpy as np
 
 from ...runtime.bundle.open import Bundle
 from ...runtime.errors import RequestError
-from ...runtime.files import written_atomically
+from ...runtime.files import check_writable, written_atomically
 from ...runtime.loop.engine import Engine, EngineOptions, Tensors, WatchedEngine
 from ...runtime.loop.engines import open_engine
 from ...runtime.loop.noise import SeededNoise
@@ -228,6 +228,22 @@ def _write_cache(path: Path, fingerprint: str, batches: int, layers: dict[str, L
     tensors = {f"{name}/{key}": array for name, layer in layers.items() for key, array in vars(layer).items()}
     with written_atomically(path, is_result=False) as temporary:
         save_file(tensors, temporary, metadata={"fingerprint": fingerprint, "batches": str(batches)})
+
+
+def check_statistics_file(path: Path) -> None:
+    """Raises RequestError for a file of somebody's that is no statistics, which collecting them would replace."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        check_writable(path)
+        return
+    try:
+        with safe_open(path, framework="numpy") as file:
+            ours = "fingerprint" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        ours = False
+    if not ours:
+        raise RequestError(f"--statistics {path} exists and holds no statistics: give another file")
 
 
 def _read_cache(path: Path, fingerprint: str) -> tuple[int, dict[str, LayerStatistics]]:

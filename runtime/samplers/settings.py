@@ -126,7 +126,7 @@ def make_program(
     if name == "tcd" and schedule is not None:
         told = {"stops": tcd_stops(schedule, grid.timestep, options.setdefault("eta", TCD_GAMMA))}
     program = SAMPLERS[name](grid, prediction=prediction, **(told or options))
-    made = {key: value for key, value in asdict(settings).items() if value is not None} | options
+    made = {key: value for key, value in (asdict(settings) | options).items() if value is not None}
     program = replace(program, name=_name(settings), made=made | {"prediction": prediction}, process=process)
     if settings.strength is not None:
         program = replace(program, init=(float(grid.alpha[0]), float(grid.sigma[0])))

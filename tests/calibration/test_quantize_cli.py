@@ -55,20 +55,25 @@ def test_the_report_is_in_the_bundle_and_the_gate_keeps_a_worse_one_out(golden_b
         (("--precision", "fp8", "--form", "tensorrt", "--arch", "sm86"), "sm86 has no FP8 arithmetic"),
         (("--precision", "fp8", "--arch", "orin"), "is not a GPU architecture"),
         (("--budget", "0.02"), "write drift=X"),
+        (("--statistics", ROOT / "README.md", "--form", "tensorrt"), "README.md exists and holds no statistics"),
         (("--budget", "drift=0.02", "--keep", "2"), "give one of them"),
         (("--keep-layer", "blocks.9"), "no such layer"),
         (("--smoothing", "2"), "not between 0 and 1"),
         (("--naive", "--precision", "fp8"), "plain static int8"),
+        (("--budget", "drift=x"), "write drift=X"),
         (("--program", "none-such"), "no program 'none-such'"),
+        (("--program", "ddim-10", "--steps", "4"), "is ready-made: leave --sampler and --steps out"),
         (("--max-accuracy-loss", "1"), "--features"),
         (("--count", "0", "--max-drift", "0.1"), "--count 0 measures no quality"),
     ],
 )
 def test_refusals_are_one_line(golden_bundle, tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
+    readme = (ROOT / "README.md").read_bytes()
     result = ditedge("quantize", "--engine", golden_bundle("gray1_cfg"), "--out", tmp_path / "out", *arguments)
     assert result.exit_code == 2 and sentence in result.output, result.output
     assert len(result.output.strip().splitlines()[-1]) > 20 and "Traceback" not in result.output
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [] and (ROOT / "README.md").read_bytes() == readme
+    assert "measuring layers" not in result.output
 
 
 def test_interrupted_leaves_the_statistics_alone(golden_bundle, tmp_path: Path) -> None:

@@ -167,6 +167,7 @@ def test_bad_settings_name_the_value(options: dict, complaint: str) -> None:
         {"sampler": "dpm++", "order": 3, "sigmas": "karras"},
         {"sampler": "unipc", "guidance_interval": (0.3, 5.0)},
         {"sampler": "heun"},
+        {"sampler": "tcd"},
     ],
 )
 def test_a_program_is_made_again_from_what_it_says_of_itself(options: dict) -> None:
@@ -176,6 +177,7 @@ def test_a_program_is_made_again_from_what_it_says_of_itself(options: dict) -> N
     for name in ARRAYS:
         assert np.array_equal(getattr(again, name), getattr(program, name)), name
     assert (again.name, again.made, again.x0_bound) == (program.name, program.made, program.x0_bound)
+    assert list(again.made) == list(program.made)  # a picture has it as text, and `run --like` writes the same file
 
 
 @pytest.mark.parametrize(
