@@ -95,7 +95,7 @@ test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -q -m "slow and not gpu"
+	$(BIN)/python -m pytest -q -m "slow and not gpu" -n 2 --dist loadfile
 
 # Plans for the GPU at hand, of each library that is installed (docs/gpu-results.md): a test without its plans is skipped.
 test-gpu: demo $(VENV)/test.stamp
