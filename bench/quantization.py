@@ -31,7 +31,9 @@ from quality import image_features, measure, real_images  # noqa: E402
 
 from ditedge.calibration import psnr  # noqa: E402
 from ditedge.calibration.formats.int8 import static_int8  # noqa: E402
-from ditedge.calibration.kept import PROTECTED  # noqa: E402
+from ditedge.calibration.graph.linears import find_linears  # noqa: E402
+from ditedge.calibration.graph.surgery import load_graph  # noqa: E402
+from ditedge.calibration.kept import select_linears  # noqa: E402
 from ditedge.calibration.options import QuantizeOptions  # noqa: E402
 from ditedge.calibration.plan import plan_of  # noqa: E402
 from ditedge.calibration.pool import pool_of  # noqa: E402
@@ -95,13 +97,14 @@ def step_graphs_of_groups(source: Path, options: QuantizeOptions, folder: Path) 
     plan = plan_of(bundle, options)
     exact, found = smoothed(bundle, collected(bundle, pool_of(bundle), plan, options, silent), plan, folder)
     layers, paths = found.layers, []
+    _, kept = select_linears(find_linears(load_graph(exact.graph_file("step"))), options)
     for group in range(len(next(iter(layers.values())).rows)):
         ranges = {
             name: float(np.maximum(np.abs(layer.channel_max[group]), np.abs(layer.channel_min[group])).max())
             for name, layer in layers.items()
         }
         (folder / f"group-{group}").mkdir(exist_ok=True)
-        write_step(exact, folder / f"group-{group}", partial(static_int8, amax=ranges), list(PROTECTED))
+        write_step(exact, folder / f"group-{group}", partial(static_int8, amax=ranges), kept)
         paths.append(folder / f"group-{group}" / exact.manifest.graphs["step"].file)
     return paths
 

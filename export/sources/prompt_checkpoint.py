@@ -33,9 +33,7 @@ class EncoderUse:
     instruction: str | None = None  # words before a prompt's, see `InstructionInfo`; `lower` is not said then
     whole: bool = False  # the encoder's rows of an instruction are read, too
     around: tuple[str, str] | None = None  # what stands before and after a prompt: a chat's template
-    layer: (
-        int | tuple[int, ...]
-    ) = -1  # of the encoder's hidden states: -2 is before its last layer; several: side by side
+    layer: int | tuple[int, ...] = -1  # of its hidden states: -2 is before the last layer; several: side by side
     padded: bool = False  # rows of padding are read, and the encoder is told where it begins
 
 
